@@ -1,0 +1,45 @@
+"""Text in: documents with a domain, tokenized into windows, padded into batches.
+
+Public names: ``open_corpus(CorpusSpec(path=...))`` streams ``Document``s; ``tokenize_document``
+cuts one into windows; ``iter_pools`` and ``make_batches`` pack windows for the model. The room
+knows nothing of models, traces or metrics, and never imports torch.
+"""
+
+from moescope.corpus.batching import Batch, iter_pools, make_batches
+from moescope.corpus.documents import (
+    RESERVED_DOMAIN,
+    Corpus,
+    CorpusSpec,
+    Document,
+    Fingerprint,
+    Skipped,
+    open_corpus,
+)
+from moescope.corpus.readers import SUFFIXES
+from moescope.corpus.split import Split, in_split
+from moescope.corpus.tokenize import (
+    Sequence,
+    TokenizedDocument,
+    tokenize_corpus,
+    tokenize_document,
+)
+
+__all__ = [
+    "RESERVED_DOMAIN",
+    "SUFFIXES",
+    "Batch",
+    "Corpus",
+    "CorpusSpec",
+    "Document",
+    "Fingerprint",
+    "Sequence",
+    "Skipped",
+    "Split",
+    "TokenizedDocument",
+    "in_split",
+    "iter_pools",
+    "make_batches",
+    "open_corpus",
+    "tokenize_corpus",
+    "tokenize_document",
+]

@@ -1,0 +1,354 @@
+"""A corpus: documents with an id and a domain, streamed in one fixed order.
+
+Here records become documents: the rules for ids, domains and empty text, what happens to a record
+that cannot be used, and the fingerprint that says whether two corpora are the same. Knows nothing
+of tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from moescope.corpus.hub import HUB_PREFIX, is_saved_dataset, read_dataset
+from moescope.corpus.readers import find_files, is_plain_text, read_file, stem_of
+from moescope.corpus.records import Fields, Problem, Record, SourceFile, listing, near_names
+from moescope.corpus.seen import SeenIds
+from moescope.corpus.split import Split, in_split
+from moescope.corpus.text_files import TextUnit
+from moescope.errors import CorpusError
+
+__all__ = [
+    "RESERVED_DOMAIN",
+    "Corpus",
+    "CorpusSpec",
+    "Document",
+    "Fingerprint",
+    "Skipped",
+    "open_corpus",
+]
+
+RESERVED_DOMAIN = "all"
+"""The name of the total over every domain in all tables."""
+
+_FIRST_SOURCES = 5
+_SKIP = "mend it, or use --on-error skip to leave it out"
+
+
+class Document(NamedTuple):
+    """One text.
+
+    Attributes:
+        doc_id: unique in the corpus.
+        domain: the label it is counted under.
+        text: never empty, never only blanks.
+        source: the file and line (or row) it came from, for messages.
+    """
+
+    doc_id: str
+    domain: str
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Records left out for one reason, and where the first few of them are."""
+
+    reason: str
+    count: int
+    sources: tuple[str, ...]
+
+
+class CorpusSpec(BaseModel):
+    """What to read and how. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    path: Annotated[str, BeforeValidator(lambda p: os.fspath(p) if isinstance(p, Path) else p)]
+    """A file, a folder (one file or one sub-folder per domain), ``hf:owner/name``, or the folder
+    of a dataset saved with ``save_to_disk``."""
+    text_field: str = "text"
+    """The field or column that holds the text."""
+    domain_field: str = "domain"
+    """The field or column that holds the domain."""
+    id_field: str = "id"
+    """The field or column that holds the id; without it, file and line name the document."""
+    domain: str | None = None
+    """The domain of every record that names none itself."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """Stop at the first record that cannot be used, or leave it out and count it."""
+    split: Split | None = None
+    """Read only the documents that a hash of their id puts into "train" or "test"."""
+    test_share: float = Field(default=0.2, gt=0.0, lt=1.0)
+    """The share of documents in "test"."""
+    seed: int = 0
+    """Another seed gives another split."""
+    text_unit: TextUnit = "paragraph"
+    """What one document of a .txt or .md file is."""
+    dataset_split: str = "train"
+    """The split of a Hugging Face dataset."""
+    dataset_config: str | None = None
+    """The configuration of a Hugging Face dataset that has several."""
+
+
+class Fingerprint:
+    """The sha256 of documents in their order: ids, domains and texts, each with its length.
+
+    The lengths make it impossible for text to move from one field or document to the next
+    without changing the result. Where the files lie does not enter it.
+
+    Example:
+        >>> one, other = Fingerprint(), Fingerprint()
+        >>> one.update(Document("ab", "c", "d", "x:1"))
+        >>> other.update(Document("a", "bc", "d", "x:1"))
+        >>> one.hexdigest() == other.hexdigest()
+        False
+    """
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def update(self, document: Document) -> None:
+        """Add the next document."""
+        for value in (document.doc_id, document.domain, document.text):
+            data = value.encode("utf-8")
+            self._hash.update(len(data).to_bytes(8, "big"))
+            self._hash.update(data)
+
+    def hexdigest(self) -> str:
+        """Give the fingerprint of the documents so far, 64 hexadecimal digits."""
+        return self._hash.hexdigest()
+
+
+class Corpus:
+    """Documents that can be read again and again, always in the same order.
+
+    ``open_corpus`` makes one. Iterating streams from the files and holds one record at a time.
+
+    Attributes:
+        spec: what it was opened with.
+        skipped: the records that the last full iteration left out, by reason; empty before one.
+    """
+
+    def __init__(self, spec: CorpusSpec, files: list[SourceFile] | None) -> None:
+        self.spec = spec
+        self.skipped: list[Skipped] = []
+        self._files = files
+        self._fields = Fields(spec.text_field, spec.domain_field, spec.id_field)
+        self._fingerprint: str | None = None
+
+    def __iter__(self) -> Iterator[Document]:
+        """Stream the documents.
+
+        Raises:
+            CorpusError: a record or file cannot be used, or no document is left in the end.
+        """
+        spec = self.spec
+        fingerprint, seen, skipped = Fingerprint(), SeenIds(), _Tally()
+        total = kept = 0
+        for read in self._read():
+            item = read
+            if isinstance(item, Document) and not seen.add(item.doc_id):
+                item = self._repeated(item)
+            if isinstance(item, Problem):
+                if spec.on_error == "fail":
+                    raise CorpusError(item.message())
+                skipped.add(item)
+                continue
+            total += 1
+            if in_split(item.doc_id, spec.split, spec.test_share, spec.seed):
+                kept += 1
+                fingerprint.update(item)
+                yield item
+        self.skipped = skipped.rows()
+        self._require_some(total, kept)
+        self._fingerprint = fingerprint.hexdigest()
+
+    def fingerprint(self) -> str:
+        """Give the sha256 of the documents that an iteration yields, in order.
+
+        Taken from the last full iteration, or else from one made now.
+
+        Returns:
+            64 hexadecimal digits; see ``Fingerprint``.
+        """
+        if self._fingerprint is None:
+            for _ in self:
+                pass
+        assert self._fingerprint is not None
+        return self._fingerprint
+
+    def _read(self) -> Iterator[Document | Problem]:
+        """Read everything, before ids are compared and the split is made."""
+        spec = self.spec
+        if self._files is None:
+            for item in read_dataset(
+                spec.path, self._fields, spec.dataset_split, spec.dataset_config
+            ):
+                yield self._document(item, None) if isinstance(item, Record) else item
+            return
+        for file in self._files:
+            fallback = file.domain
+            if fallback is None and is_plain_text(file):
+                fallback = stem_of(file)
+            empty = True
+            for item in read_file(file, self._fields, spec.text_unit):
+                empty = False
+                yield self._document(item, fallback) if isinstance(item, Record) else item
+            if empty:
+                yield Problem(
+                    "empty file", file.label, "no text in it", "put text there or " + _SKIP
+                )
+
+    def _document(self, record: Record, fallback: str | None) -> Document | Problem:
+        """Apply the rules for text, domain and id to one record."""
+        text = self._text(record)
+        if isinstance(text, Problem):
+            return text
+        domain = self._domain(record, fallback)
+        if isinstance(domain, Problem):
+            return domain
+        given = record.values.get(self._fields.id)
+        if given is None or given == "":
+            given = record.place
+        if not isinstance(given, str | int | float):
+            return Problem("id is not a string", record.source, f"got {_kind(given)}", _SKIP)
+        document = Document(str(given), domain, text, record.source)
+        return _unencodable(document) or document
+
+    def _text(self, record: Record) -> str | Problem:
+        field = self._fields.text
+        if field not in record.values:
+            return Problem(
+                f"no field {field!r}",
+                record.source,
+                f"its fields: {listing(record.fields)}",
+                f"{near_names(field, record.fields)}; name it with --text-field, or use "
+                "--on-error skip to leave the record out",
+            )
+        text = record.values[field]
+        if not isinstance(text, str):
+            return Problem("text is not a string", record.source, f"got {_kind(text)}", _SKIP)
+        if not text.strip():
+            return Problem("empty text", record.source, f"field {field!r}", _SKIP)
+        return text
+
+    def _domain(self, record: Record, fallback: str | None) -> str | Problem:
+        value = record.values.get(self._fields.domain)
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if value is not None and not isinstance(value, str):
+            return Problem("domain is not a string", record.source, f"got {_kind(value)}", _SKIP)
+        domain = (value or "").strip() or (self.spec.domain or "").strip() or fallback
+        if domain:
+            _refuse_reserved(domain, record.source)
+            return domain
+        return Problem(
+            f"no domain in field {self._fields.domain!r}",
+            record.source,
+            f"its fields: {listing(record.fields)}",
+            "use --domain LABEL to give all records one, or --domain-field NAME to say which "
+            "field holds it",
+        )
+
+    def _repeated(self, document: Document) -> Document | Problem:
+        """Describe an id met twice; the place of the first is looked up by reading again."""
+        where = ""
+        if self.spec.on_error == "fail":
+            first = next(
+                d for d in self._read() if isinstance(d, Document) and d.doc_id == document.doc_id
+            )
+            if first.source == document.source:  # two ids of one hash: not a repetition
+                return document
+            where = f", first at {first.source}"
+        return Problem(
+            "duplicate id",
+            document.source,
+            f"{document.doc_id!r}{where}",
+            "make ids unique, name another field with --id-field, or use --on-error skip",
+        )
+
+    def _require_some(self, total: int, kept: int) -> None:
+        if kept:
+            return
+        if total:
+            raise CorpusError(
+                f"{self.spec.path}: none of its {total} documents falls into the split "
+                f"{self.spec.split!r}; change test_share ({self.spec.test_share}) or the seed"
+            )
+        reasons = [f"{s.count} × {s.reason}, first at {s.sources[0]}" for s in self.skipped]
+        raise CorpusError(
+            f"{self.spec.path}: no document with text in it"
+            f"{f' (skipped: {listing(reasons)})' if reasons else ''}; check the text field "
+            f"({self._fields.text!r})"
+        )
+
+
+def open_corpus(spec: CorpusSpec) -> Corpus:
+    """Open a corpus; its files are listed now and read when it is iterated.
+
+    A record's domain is its domain field; else ``spec.domain``; else, in a folder, the top
+    sub-folder or the name of the file, and for a single text file its name. A document's id is
+    the id field; else the file and the line (from 1), row or index (from 0).
+
+    Args:
+        spec: what to read and how.
+
+    Returns:
+        The documents, to be iterated as often as needed.
+
+    Raises:
+        CorpusError: the path does not exist, holds nothing that can be read, or a domain is
+            called "all", which is the name of the total.
+    """
+    if spec.domain is not None:
+        _refuse_reserved(spec.domain.strip(), "--domain")
+    if spec.path.startswith(HUB_PREFIX) or is_saved_dataset(Path(spec.path)):
+        return Corpus(spec, None)
+    return Corpus(spec, find_files(spec.path))
+
+
+class _Tally:
+    """Counts problems by reason."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, tuple[str, ...]]] = {}
+
+    def add(self, problem: Problem) -> None:
+        count, sources = self._found.get(problem.reason, (0, ()))
+        if count < _FIRST_SOURCES:
+            sources = (*sources, problem.source)
+        self._found[problem.reason] = (count + 1, sources)
+
+    def rows(self) -> list[Skipped]:
+        return [Skipped(reason, *found) for reason, found in self._found.items()]
+
+
+def _refuse_reserved(domain: str, source: str) -> None:
+    if domain == RESERVED_DOMAIN:
+        raise CorpusError(
+            f"{source}: the domain {RESERVED_DOMAIN!r} is reserved: it is the name of the total "
+            "over all domains; call it otherwise"
+        )
+
+
+def _unencodable(document: Document) -> Problem | None:
+    """Find half of a surrogate pair, which JSON can spell but no encoding can hold."""
+    for name, value in zip(("id", "domain", "text"), document[:3], strict=True):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            found = f"{name}: lone surrogate {value[error.start]!r} at character {error.start}"
+            return Problem("not valid Unicode", document.source, found, _SKIP)
+    return None
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else f"{type(value).__name__}"

@@ -1,0 +1,114 @@
+"""What every reader yields, and the words of its messages.
+
+A reader turns a file into records and problems and decides nothing: whether a problem ends the
+reading or is skipped and counted is for ``documents`` to say. Faults of a whole file (it is not
+what its name says, it is cut short) are raised as ``CorpusError`` at once: leaving out a file that
+was asked for is never a choice to make silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = [
+    "Fields",
+    "Problem",
+    "Record",
+    "SourceFile",
+    "listing",
+    "near_names",
+    "one_line",
+]
+
+
+class Fields(NamedTuple):
+    """The names under which a record holds its text, domain and id."""
+
+    text: str
+    domain: str
+    id: str
+
+
+class SourceFile(NamedTuple):
+    """One file of a corpus.
+
+    Attributes:
+        path: where it is.
+        name: its name relative to the corpus, with forward slashes; ids start with it.
+        label: how messages call it.
+        domain: the domain that its place in a folder gives it; None for a single file.
+    """
+
+    path: Path
+    name: str
+    label: str
+    domain: str | None
+
+
+class Record(NamedTuple):
+    """One entry of a file, not yet checked.
+
+    Attributes:
+        place: the id that its position gives it, such as ``web.jsonl:12``.
+        source: how messages call it.
+        values: what it holds under its field names.
+        fields: every name that it has; longer than ``values`` where a reader left columns out.
+    """
+
+    place: str
+    source: str
+    values: Mapping[str, Any]
+    fields: Collection[str]
+
+
+class Problem(NamedTuple):
+    """One entry that cannot be read.
+
+    Attributes:
+        reason: a few words, the same for all of a kind: skipped records are counted by it.
+        source: where.
+        detail: what exactly was found.
+        advice: what to do about it.
+    """
+
+    reason: str
+    source: str
+    detail: str
+    advice: str = ""
+
+    def message(self) -> str:
+        """Say it in one line: where, what, what to do."""
+        parts = [f"{self.source}: {self.reason}"]
+        parts += [f" ({self.detail})"] if self.detail else []
+        parts += [f"; {self.advice}"] if self.advice else []
+        return one_line("".join(parts))
+
+
+def one_line(text: str, limit: int = 600) -> str:
+    """Make a text fit one line of a terminal: nothing unprintable, not endless."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])
+    return line if len(text) <= limit else f"{line[:limit]}…"
+
+
+def listing(names: Iterable[Any], limit: int = 12) -> str:
+    """Join names for a message, the first few of many."""
+    shown = [str(name) for name in names]
+    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
+    return ", ".join(shown[:limit]) + more if shown else "none"
+
+
+def near_names(name: str, candidates: Iterable[Any]) -> str:
+    """Suggest what was probably meant, or list what there is.
+
+    Example:
+        >>> near_names("txet", ["text", "id"])
+        'did you mean text?'
+        >>> near_names("body", ["text", "id"])
+        'there is: text, id'
+    """
+    known = [str(candidate) for candidate in candidates]
+    close = get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"there is: {listing(known)}"

@@ -1,0 +1,285 @@
+"""Documents in, windows of token ids out, with a mask of the tokens that count.
+
+A token counts when it stands for the document's own text. Tokens that the tokenizer adds (BOS,
+EOS) and tokens that a chat template writes go through the model but are left out of every figure.
+Text that merely looks like a special token (``<|endoftext|>`` inside a web page) is encoded as the
+plain characters it is: a document must not be able to forge the model's control tokens.
+
+The tokenizer is whatever transformers' ``AutoTokenizer`` returns; this module imports neither
+transformers nor torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moescope.corpus.chat import render_chat
+from moescope.corpus.documents import Document
+from moescope.errors import CorpusError
+
+__all__ = ["Sequence", "TokenizedDocument", "tokenize_corpus", "tokenize_document"]
+
+
+class Sequence(NamedTuple):
+    """One window of a document, ready for the model.
+
+    Attributes:
+        doc_index: ordinal of the document in the corpus.
+        window: ordinal of the window in the document.
+        start: ``start + i`` is the position, in the document's token list, of the counted token
+            ``token_ids[i]``. In a window after the first, the repeated BOS stands where the
+            token before the window stood; it is never counted.
+        token_ids: int32, shape (S,).
+        counted: bool, shape (S,); False for special tokens and for the chat template's.
+    """
+
+    doc_index: int
+    window: int
+    start: int
+    token_ids: npt.NDArray[np.int32]
+    counted: npt.NDArray[np.bool_]
+
+
+class TokenizedDocument(NamedTuple):
+    """A document as windows of token ids.
+
+    Attributes:
+        doc_index: ordinal of the document in the corpus.
+        doc_id: its id.
+        domain: its domain.
+        num_tokens: counted tokens in the sequences.
+        num_uncounted: the other tokens in the sequences (repeated BOS included).
+        sequences: the windows; empty when no token of the document counts.
+        num_truncated: tokens that would have counted, left out by ``truncate``.
+    """
+
+    doc_index: int
+    doc_id: str
+    domain: str
+    num_tokens: int
+    num_uncounted: int
+    sequences: list[Sequence]
+    num_truncated: int = 0
+
+
+class _Encoded(NamedTuple):
+    """The document's token list, and the special tokens that open each later window."""
+
+    ids: npt.NDArray[np.int32]
+    counted: npt.NDArray[np.bool_]
+    lead: npt.NDArray[np.int32]
+
+
+def tokenize_document(
+    tokenizer: Any,
+    document: Document,
+    doc_index: int,
+    *,
+    context_length: int,
+    chat_template: bool = False,
+    count_template: bool = False,
+    truncate: bool = False,
+) -> TokenizedDocument:
+    """Encode one document and cut it into windows of at most ``context_length`` tokens.
+
+    Windows follow each other without overlap, and every one after the first starts with the same
+    leading special tokens (BOS) as the first. A window in which no token counts (a lone EOS, the
+    tail of a chat template) is not made, so joining the counted tokens of all windows gives the
+    document's tokens back, each once.
+
+    Args:
+        tokenizer: a transformers tokenizer; ``chat_template`` needs a fast one.
+        document: the document.
+        doc_index: its ordinal in the corpus.
+        context_length: the most tokens of one window, special tokens included.
+        chat_template: render the text as a user's message, followed by the generation prompt.
+        count_template: count the tokens that the template writes too, except the opening BOS.
+        truncate: keep the first window only; ``num_truncated`` says what it cost.
+
+    Returns:
+        The windows and their counts.
+
+    Raises:
+        CorpusError: ``context_length`` leaves no room for text, or the chat template is missing
+            or changes the text.
+    """
+    if chat_template:
+        encoded = _encode_chat(tokenizer, document, count_template)
+    else:
+        encoded = _encode_plain(tokenizer, document.text)
+    if context_length <= len(encoded.lead):
+        raise CorpusError(
+            f"a context of {context_length} tokens leaves no room for text: this tokenizer opens "
+            f"every window with {len(encoded.lead)} special tokens; give a longer context"
+        )
+    sequences = list(_windows(encoded, doc_index, context_length))
+    kept = sequences[:1] if truncate else sequences
+    num_tokens = sum(int(s.counted.sum()) for s in kept)
+    return TokenizedDocument(
+        doc_index=doc_index,
+        doc_id=document.doc_id,
+        domain=document.domain,
+        num_tokens=num_tokens,
+        num_uncounted=sum(len(s.token_ids) for s in kept) - num_tokens,
+        sequences=kept,
+        num_truncated=sum(int(s.counted.sum()) for s in sequences[len(kept) :]),
+    )
+
+
+def tokenize_corpus(
+    tokenizer: Any,
+    documents: Iterable[Document],
+    *,
+    context_length: int,
+    chat_template: bool = False,
+    count_template: bool = False,
+    truncate: bool = False,
+) -> Iterator[TokenizedDocument]:
+    """Encode documents one after the other, numbered from 0; see ``tokenize_document``."""
+    for doc_index, document in enumerate(documents):
+        yield tokenize_document(
+            tokenizer,
+            document,
+            doc_index,
+            context_length=context_length,
+            chat_template=chat_template,
+            count_template=count_template,
+            truncate=truncate,
+        )
+
+
+def _windows(encoded: _Encoded, doc_index: int, context_length: int) -> Iterator[Sequence]:
+    """Cut the token list; later windows open with the leading special tokens."""
+    ids, counted, lead = encoded
+    no_lead = np.zeros(len(lead), dtype=np.bool_)
+    window = 0
+    begin = 0
+    while begin < len(ids):
+        repeated = len(lead) if begin else 0
+        end = begin + context_length - repeated
+        if counted[begin:end].any():
+            yield Sequence(
+                doc_index=doc_index,
+                window=window,
+                start=begin - repeated,
+                token_ids=np.concatenate([lead[:repeated], ids[begin:end]]),
+                counted=np.concatenate([no_lead[:repeated], counted[begin:end]]),
+            )
+            window += 1
+        begin = end
+
+
+def _encode_plain(tokenizer: Any, text: str) -> _Encoded:
+    """Encode text as the tokenizer does by default, control tokens in the text as characters."""
+    encoding = _call(tokenizer, text, add_special_tokens=True, return_special_tokens_mask=True)
+    ids = np.asarray(encoding["input_ids"], dtype=np.int32)
+    added = np.asarray(encoding["special_tokens_mask"], dtype=np.bool_)
+    forged = np.isin(ids, _reserved_ids(tokenizer)) & ~added
+    counted = ~added
+    # Unigram and WordLevel vocabularies hold "</s>" as an ordinary piece and find it in text even
+    # when special tokens are not looked for.
+    if forged.any() and getattr(tokenizer, "is_fast", False):
+        offsets = _call(tokenizer, text, add_special_tokens=True, return_offsets_mapping=True)
+        spans = np.asarray(offsets["offset_mapping"], dtype=np.int64)
+        ids, counted, _ = _spell_out(tokenizer, text, ids, counted, spans, forged)
+    else:
+        counted &= ~forged
+    lead_length = 0 if added.all() else int(np.argmin(added))
+    return _Encoded(ids, counted, ids[:lead_length])
+
+
+def _encode_chat(tokenizer: Any, document: Document, count_template: bool) -> _Encoded:
+    """Render and encode; only tokens whose characters lie inside the text count."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise CorpusError(
+            "a chat template needs a fast tokenizer, which knows the characters of every token; "
+            f"got {type(tokenizer).__name__}; trace the plain text instead"
+        )
+    rendered, begin, end = render_chat(tokenizer, document)
+    encoding = _call(
+        # The template writes its own special tokens, so none may be added a second time.
+        tokenizer,
+        rendered,
+        add_special_tokens=False,
+        split_special_tokens=False,
+        return_offsets_mapping=True,
+    )
+    ids = np.asarray(encoding["input_ids"], dtype=np.int32)
+    spans = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+    inside = _inside(spans, begin, end)
+    forged = inside & np.isin(ids, _reserved_ids(tokenizer))
+    ids, counted, inside = _spell_out(tokenizer, rendered, ids, inside, spans, forged)
+    opens_with_bos = len(ids) > 0 and int(ids[0]) == tokenizer.bos_token_id
+    if count_template:
+        counted = counted | ~inside
+        counted[0] &= not opens_with_bos
+    return _Encoded(ids, counted, ids[: int(opens_with_bos)])
+
+
+def _inside(spans: npt.NDArray[np.int64], begin: int, end: int) -> npt.NDArray[np.bool_]:
+    """Tell which character spans lie inside [begin, end).
+
+    Byte-level tokenizers trim spaces off the spans: a token of spaces only has an empty span at
+    its end, so an empty span belongs to the character before it.
+    """
+    first, last = spans[:, 0], spans[:, 1]
+    return (last <= end) & np.where(first == last, first > begin, first >= begin)
+
+
+def _spell_out(
+    tokenizer: Any,
+    text: str,
+    ids: npt.NDArray[np.int32],
+    counted: npt.NDArray[np.bool_],
+    spans: npt.NDArray[np.int64],
+    forged: npt.NDArray[np.bool_],
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Replace each forged control token by the tokens of its characters.
+
+    Returns:
+        The ids, which of them count, and which stand for text of the document. A tokenizer that
+        has no other token for those characters keeps the control token, which then does not count.
+    """
+    if not forged.any():
+        return ids, counted, counted.copy()
+    reserved = frozenset(int(i) for i in _reserved_ids(tokenizer))
+    parts: list[tuple[list[int], bool, bool]] = []
+    for i in range(len(ids)):
+        spelt = None
+        if forged[i]:
+            spelt = _plain_ids(tokenizer, text[spans[i, 0] : spans[i, 1]], reserved)
+        mine = bool(counted[i])
+        counts = mine and not (forged[i] and spelt is None)
+        parts.append(([int(ids[i])] if spelt is None else spelt, counts, mine))
+    return (
+        np.asarray([t for tokens, _, _ in parts for t in tokens], dtype=np.int32),
+        np.asarray([c for tokens, c, _ in parts for _ in tokens], dtype=np.bool_),
+        np.asarray([m for tokens, _, m in parts for _ in tokens], dtype=np.bool_),
+    )
+
+
+def _plain_ids(tokenizer: Any, piece: str, reserved: frozenset[int]) -> list[int] | None:
+    """Encode a few characters without control tokens; None when the tokenizer cannot."""
+    ids = [int(i) for i in _call(tokenizer, piece, add_special_tokens=False)["input_ids"]]
+    if ids and not reserved.intersection(ids):
+        return ids
+    by_character = [tokenizer.convert_tokens_to_ids(character) for character in piece]
+    if not by_character or any(i is None or i in reserved for i in by_character):
+        return None
+    return by_character
+
+
+def _reserved_ids(tokenizer: Any) -> list[int]:
+    """List the ids that text must never produce; an unknown character may be ``unk``."""
+    unk = getattr(tokenizer, "unk_token_id", None)
+    return [i for i in tokenizer.all_special_ids if i != unk]
+
+
+def _call(tokenizer: Any, text: str, **options: Any) -> Any:
+    """Call the tokenizer, neither truncating nor padding whatever its saved file asks for."""
+    options.setdefault("split_special_tokens", True)
+    return tokenizer(text, truncation=False, padding=False, verbose=False, **options)

@@ -1,0 +1,77 @@
+"""Every error that moescope raises on purpose.
+
+The tree::
+
+    MoescopeError                 one line for a person: what, where, got against expected, what to do
+    ├── BadInputError             the caller can mend it; the command line exits with 2
+    │   ├── ModelError            the model cannot be loaded, has no experts, or cannot be supported
+    │   ├── CorpusError           the text cannot be read, is empty, or lacks a field
+    │   └── RunError              the run folder is missing, of another model, or damaged
+    ├── CoverageError             a router that should have been seen was not: results would be silent zeros
+    ├── MissingExtraError         an optional dependency is absent; names the line that installs it
+    └── WriteError                the disk is full or refuses; what was finished stays
+
+The library raises; only ``moescope.cli`` turns an error into an exit code.
+It knows nothing of models, text or runs.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadInputError",
+    "CorpusError",
+    "CoverageError",
+    "MissingExtraError",
+    "ModelError",
+    "MoescopeError",
+    "RunError",
+    "WriteError",
+]
+
+
+class MoescopeError(Exception):
+    """Root of the tree. ``str(error)`` is one line that a person can act on."""
+
+    exit_code = 1
+
+
+class BadInputError(MoescopeError):
+    """What was given cannot be used as it is."""
+
+    exit_code = 2
+
+
+class ModelError(BadInputError):
+    """The model is unknown, dense, or of an architecture that cannot be read honestly."""
+
+
+class CorpusError(BadInputError):
+    """The corpus is missing, empty, of another format than its name says, or lacks a field."""
+
+
+class RunError(BadInputError):
+    """A run folder is missing, incomplete, altered, or belongs to another model or corpus."""
+
+
+class CoverageError(MoescopeError):
+    """A router that the anatomy names saw no token, so every figure on it would be a false zero."""
+
+
+class WriteError(MoescopeError):
+    """Writing failed (full disk, no permission). Everything committed before stays usable."""
+
+
+class MissingExtraError(BadInputError):
+    """An optional dependency is not installed.
+
+    Args:
+        package: the module that could not be imported.
+        extra: the extra of moescope that brings it.
+        purpose: what it is needed for, as a noun phrase.
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed; "
+            f"run: pip install 'moescope[{extra}]'"
+        )

@@ -1,0 +1,240 @@
+"""From a hub id or a folder to a model that is ready to be read, or to its anatomy alone.
+
+`load_model` brings weights into memory; `load_meta` builds the same modules without weights, for
+`moescope inspect`. Every way in which loading fails ends in one line that says what to do. Pickle
+files are refused: only safetensors are read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moescope.errors import ModelError
+from moescope.models.anatomy import Anatomy
+from moescope.models.probe import find_anatomy
+
+__all__ = ["DTYPES", "LoadedModel", "ModelSpec", "load_meta", "load_model"]
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model, and how to hold it.
+
+    Attributes:
+        model: hub id (``allenai/OLMoE-1B-7B-0924``) or a folder with config and safetensors.
+        revision: branch, tag or commit on the hub.
+        dtype: ``auto`` (as stored), ``bfloat16``, ``float16`` or ``float32``.
+        device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        trust_remote_code: run Python code that comes with the model. Off unless you trust it.
+    """
+
+    model: str
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory with its tokenizer and anatomy."""
+
+    spec: ModelSpec
+    model: nn.Module
+    tokenizer: Any
+    anatomy: Anatomy
+    config_hash: str
+    tokenizer_hash: str
+    weights_hash: str
+    dtype: str
+    device: str
+    revision: str | None
+
+
+def load_meta(spec: ModelSpec) -> Anatomy:
+    """The anatomy of a model from its config alone; reads no weights and needs no memory for them.
+
+    Raises:
+        ModelError: unknown model, dense model, or an architecture that cannot be read.
+    """
+    config = _load_config(spec)
+    return find_anatomy(_build_meta(spec, config), config)
+
+
+def load_model(spec: ModelSpec) -> LoadedModel:
+    """Load weights and tokenizer and find the anatomy.
+
+    Raises:
+        ModelError: unknown model or device, no safetensors, missing or mismatched weights, dense
+            model, an architecture that cannot be read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    device = _device(spec.device)
+    config = _load_config(spec)
+    find_anatomy(_build_meta(spec, config), config)  # refuse before reading gigabytes
+    model, info = _guard(
+        spec,
+        AutoModelForCausalLM.from_pretrained,
+        spec.model,
+        revision=spec.revision,
+        dtype="auto" if spec.dtype == "auto" else DTYPES[_dtype(spec.dtype)],
+        trust_remote_code=spec.trust_remote_code,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    _refuse_partial(spec, info)
+    model = model.to(device).eval()
+    tokenizer = _load_tokenizer(spec)
+    return LoadedModel(
+        spec=spec,
+        model=model,
+        tokenizer=tokenizer,
+        anatomy=find_anatomy(model, config),
+        config_hash=_hash(config.to_json_string(use_diff=False)),
+        tokenizer_hash=_hash(tokenizer.backend_tokenizer.to_str()),
+        weights_hash=weights_fingerprint(model),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        device=str(device),
+        revision=getattr(config, "_commit_hash", None) or spec.revision,
+    )
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A sha256 over a thin, fixed selection of every parameter: tells checkpoints apart quickly."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().reshape(-1)
+        step = max(1, flat.numel() // 64)
+        digest.update(name.encode())
+        digest.update(flat[::step][:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _build_meta(spec: ModelSpec, config: Any) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: nn.Module = _guard(
+            spec,
+            AutoModelForCausalLM.from_config,
+            config,
+            trust_remote_code=spec.trust_remote_code,
+        )
+    return model
+
+
+def _load_config(spec: ModelSpec) -> Any:
+    from transformers import AutoConfig
+
+    path = Path(spec.model)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(
+            f"{spec.model}: this folder holds no config.json; expected a model saved with "
+            "save_pretrained"
+        )
+    if path.is_file():
+        raise ModelError(
+            f"{spec.model} is a file; give the folder that holds config.json and safetensors"
+        )
+    return _guard(
+        spec,
+        AutoConfig.from_pretrained,
+        spec.model,
+        revision=spec.revision,
+        trust_remote_code=spec.trust_remote_code,
+    )
+
+
+def _load_tokenizer(spec: ModelSpec) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = _guard(
+        spec,
+        AutoTokenizer.from_pretrained,
+        spec.model,
+        revision=spec.revision,
+        trust_remote_code=spec.trust_remote_code,
+    )
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"{spec.model}: only a slow tokenizer ({type(tokenizer).__name__}) was found; moescope "
+            "needs a tokenizer.json to align tokens with text"
+        )
+    return tokenizer
+
+
+def _refuse_partial(spec: ModelSpec, info: dict[str, Any]) -> None:
+    for what, say in (("missing_keys", "has no weights for"), ("mismatched_keys", "does not fit")):
+        keys = sorted(str(k) for k in info.get(what, ()))
+        if keys:
+            raise ModelError(
+                f"{spec.model}: the checkpoint {say} {len(keys)} parameters, first {keys[0]}; they "
+                "would be random, so nothing measured on them would mean anything"
+            )
+
+
+def _guard(spec: ModelSpec, call: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call into transformers; turn its many-line errors into one line."""
+    try:
+        return call(*args, **kwargs)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, TypeError) as error:
+        raise ModelError(_explain(spec, error)) from error
+
+
+def _explain(spec: ModelSpec, error: Exception) -> str:
+    first = " ".join(str(error).split())
+    if "trust_remote_code" in first:
+        return (
+            f"{spec.model} brings its own Python code; if you trust it, add --trust-remote-code"
+        )
+    looks_local = Path(spec.model).exists() or spec.model.startswith((".", "/", "~"))
+    if not looks_local and isinstance(error, OSError) and "safetensors" not in first:
+        return f"{spec.model!r} is neither a folder here{_near(spec.model)} nor a model that the hub gives: {first[:160]}"
+    if not Path(spec.model).exists() and looks_local:
+        return f"{spec.model}: no such folder{_near(spec.model)}"
+    return f"{spec.model} cannot be loaded: {first[:240]}"
+
+
+def _near(name: str) -> str:
+    parent = Path(name).expanduser().parent
+    if not parent.is_dir():
+        return ""
+    close = difflib.get_close_matches(Path(name).name, [p.name for p in parent.iterdir()], n=1)
+    return f" (did you mean {parent / close[0]}?)" if close else ""
+
+
+def _dtype(name: str) -> str:
+    if name not in DTYPES:
+        raise ModelError(f"dtype {name!r} is unknown; choose auto, {', '.join(DTYPES)}")
+    return name
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(f"device {name!r} cannot be used here ({first}); try --device cpu") from error
+    return device
+
+
+def _hash(text: str) -> str:
+    try:
+        text = json.dumps(json.loads(text), sort_keys=True)
+    except json.JSONDecodeError:
+        pass
+    return hashlib.sha256(text.encode()).hexdigest()

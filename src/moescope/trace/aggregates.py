@@ -1,0 +1,259 @@
+"""Sums that a trace keeps as it goes: enough for most tables, flat in the number of tokens.
+
+One `PhaseAggregates` each for prefill and decode. Everything is additive: adding two blocks one
+after the other, or merging two aggregates, gives the same counts as adding them at once. The
+document is the unit of every confidence interval and null, so counts are kept by *cluster*: one
+document each, until a domain has `max_clusters` of them, then documents share clusters in turn.
+It knows nothing of files or models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moescope.trace.facts import LayerFacts, TokenBlock
+from moescope.trace.sparse import SparseCounter
+
+__all__ = [
+    "DECISIVENESS",
+    "HISTOGRAMS",
+    "LOGIT_EDGES",
+    "PROB_EDGES",
+    "WEIGHT_EDGES",
+    "AggregateShape",
+    "PhaseAggregates",
+    "pack",
+    "unpack",
+]
+
+DECISIVENESS = ("router_entropy", "topk_entropy", "topk_mass", "margin_first", "margin_kth")
+"""Names of the per-token scalars that are summed by cluster, in storage order."""
+
+HISTOGRAMS = ("logit", "probability", "topk_weight")
+"""Quantities that get a histogram, in storage order; 64 bins each, the outer ones open."""
+
+_BINS = 64
+LOGIT_EDGES = np.linspace(-16.0, 16.0, _BINS - 1)
+PROB_EDGES = np.logspace(-6.2, 0.0, _BINS - 1)
+WEIGHT_EDGES = np.linspace(0.0, 1.0, _BINS - 1)
+_EXPERT_BITS = 12
+_TOKEN_BITS = 24
+
+
+def pack(domain: NDArray[np.int64], token: NDArray[np.int64], expert: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One int64 key from (domain, token id, expert), broadcast together."""
+    key: NDArray[np.int64] = (
+        (domain << (_TOKEN_BITS + _EXPERT_BITS)) | (token << _EXPERT_BITS) | expert
+    )
+    return key
+
+
+def unpack(key: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(domain, token id, expert) of packed keys, each of the shape of ``key``."""
+    expert = key & ((1 << _EXPERT_BITS) - 1)
+    token = (key >> _EXPERT_BITS) & ((1 << _TOKEN_BITS) - 1)
+    return key >> (_TOKEN_BITS + _EXPERT_BITS), token, expert
+
+
+@dataclass(frozen=True)
+class AggregateShape:
+    """The fixed axes of an aggregate.
+
+    Attributes:
+        layers: the model's own numbers of the traced MoE layers, ascending.
+        num_experts: routed experts of each of those layers.
+        top_k: experts per token of each of those layers.
+        token_budget: tokens of each domain that enter the token-id tables.
+    """
+
+    layers: tuple[int, ...]
+    num_experts: tuple[int, ...]
+    top_k: tuple[int, ...]
+    token_budget: int = 250_000
+
+    @property
+    def max_experts(self) -> int:
+        """The widest layer, which sets the size of the expert axis."""
+        return max(self.num_experts)
+
+    @property
+    def max_clusters(self) -> int:
+        """Clusters a domain may have: 1,000, fewer where layers × experts would fill memory."""
+        cells = len(self.layers) * self.max_experts
+        return int(min(1000, max(64, 4_000_000 // cells)))
+
+
+@dataclass
+class PhaseAggregates:
+    """Everything summed for one phase (prefill or decode).
+
+    Shapes, with N clusters, C domains, L layers and E the widest layer's experts:
+    ``cluster_tokens`` (N,), ``cluster_counts`` (N, L, E), ``cluster_decisive`` (N, L, 5),
+    ``gate_mass``, ``prob_sum``, ``last_prob_sum`` (C, L, E), ``last_tokens`` (C,),
+    ``histograms`` (3, C, L, 64), ``coactivation`` (L, E, E), ``flow`` (L−1, E, E),
+    ``repetition`` (C, L, 2): neighbouring tokens with the same first choice, and sharing any;
+    ``pairs`` (C,): neighbouring tokens; ``nll`` (C, 2): sum in nats and tokens with a target;
+    ``token_tokens`` (C,): tokens that entered the token-id tables.
+    """
+
+    shape: AggregateShape
+    arrays: dict[str, NDArray[np.int64] | NDArray[np.float64]] = field(default_factory=dict)
+    sparse: dict[str, SparseCounter] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n_layers, n_experts = len(self.shape.layers), self.shape.max_experts
+        per_expert, ints, floats = (n_layers, n_experts), np.int64, np.float64
+        fresh = {
+            "cluster_tokens": np.zeros(0, ints),
+            "cluster_counts": np.zeros((0, *per_expert), ints),
+            "cluster_decisive": np.zeros((0, n_layers, len(DECISIVENESS)), floats),
+            "gate_mass": np.zeros((0, *per_expert), floats),
+            "prob_sum": np.zeros((0, *per_expert), floats),
+            "last_prob_sum": np.zeros((0, *per_expert), floats),
+            "last_tokens": np.zeros(0, ints),
+            "histograms": np.zeros((0, len(HISTOGRAMS), n_layers, _BINS), ints),
+            "coactivation": np.zeros((n_layers, n_experts, n_experts), ints),
+            "flow": np.zeros((max(0, n_layers - 1), n_experts, n_experts), ints),
+            "repetition": np.zeros((0, n_layers, 2), ints),
+            "pairs": np.zeros(0, ints),
+            "nll": np.zeros((0, 2), floats),
+            "token_tokens": np.zeros(0, ints),
+        }
+        self.arrays = {**fresh, **self.arrays}
+        names = ["paths", *(f"{kind}_{n}" for kind in ("input", "next", "pred") for n in self.shape.layers)]
+        self.sparse = {name: self.sparse.get(name, SparseCounter()) for name in names}
+
+    def grow(self, num_clusters: int, num_domains: int) -> None:
+        """Make room for clusters and domains seen for the first time; their sums start at zero."""
+        for name, array in self.arrays.items():
+            if name in ("coactivation", "flow"):
+                continue
+            rows = num_clusters if name.startswith("cluster_") else num_domains
+            if rows > array.shape[0]:
+                more = np.zeros((rows - array.shape[0], *array.shape[1:]), array.dtype)
+                self.arrays[name] = np.concatenate([array, more])
+
+    def add(self, block: TokenBlock, layers: list[LayerFacts]) -> None:
+        """Add the tokens of one batch; ``layers`` are in the order of ``shape.layers``."""
+        a = self.arrays
+        a["cluster_tokens"] += np.bincount(block.cluster, minlength=a["cluster_tokens"].size)
+        num_domains = a["pairs"].size
+        a["pairs"] += np.bincount(block.domain[block.follows], minlength=num_domains)
+        a["last_tokens"] += np.bincount(block.domain[block.last], minlength=num_domains)
+        scored = np.isfinite(block.nll)
+        a["nll"][:, 0] += np.bincount(block.domain[scored], block.nll[scored], num_domains)
+        a["nll"][:, 1] += np.bincount(block.domain[scored], minlength=num_domains)
+        in_budget = self._within_budget(block.domain)
+        previous: NDArray[np.float32] | None = None
+        for i, facts in enumerate(layers):
+            one_hot = _one_hot(facts.topk_ids, self.shape.max_experts)
+            self._add_layer(i, block, facts, one_hot)
+            self._add_tokens(self.shape.layers[i], block, facts, in_budget)
+            if previous is not None:
+                a["flow"][i - 1] += (previous.T @ one_hot).astype(np.int64)
+            previous = one_hot
+        self._add_paths(block, layers, in_budget)
+
+    def merge(self, other: PhaseAggregates) -> None:
+        """Add another aggregate whose clusters and domains have the same numbers."""
+        self.grow(other.arrays["cluster_tokens"].shape[0], other.arrays["pairs"].shape[0])
+        for name, array in other.arrays.items():
+            mine = self.arrays[name]
+            mine[: array.shape[0]] += array
+        for name, counter in other.sparse.items():
+            self.sparse[name].merge(counter)
+
+    def _add_layer(
+        self, i: int, block: TokenBlock, facts: LayerFacts, one_hot: NDArray[np.float32]
+    ) -> None:
+        a, n_experts = self.arrays, self.shape.max_experts
+        top_k = facts.topk_ids.shape[1]
+        _add_grouped(a["cluster_counts"][:, i], block.cluster, facts.topk_ids, None)
+        _add_grouped(a["gate_mass"][:, i], block.domain, facts.topk_ids, facts.topk_weights)
+        for domain in np.unique(block.domain):
+            rows = block.domain == domain
+            width = facts.probs.shape[1]
+            a["prob_sum"][domain, i, :width] += facts.probs[rows].sum(0, dtype=np.float64)
+            last = rows & block.last
+            a["last_prob_sum"][domain, i, :width] += facts.probs[last].sum(0, dtype=np.float64)
+        for j, name in enumerate(DECISIVENESS):
+            scalar = getattr(facts, name)
+            sums = np.bincount(block.cluster, scalar, a["cluster_decisive"].shape[0])
+            a["cluster_decisive"][:, i, j] += sums
+        a["coactivation"][i] += (one_hot.T @ one_hot).astype(np.int64)
+        total = facts.topk_weights.sum(1, keepdims=True)
+        shares = facts.topk_weights / np.maximum(total, 1e-30)
+        quantities = ((facts.logits, LOGIT_EDGES), (facts.probs, PROB_EDGES), (shares, WEIGHT_EDGES))
+        for j, (values, edges) in enumerate(quantities):
+            _add_histogram(a["histograms"][:, j, i], block.domain, values, edges)
+        now, before = block.follows[1:], block.domain[1:]
+        same_first = now & (facts.topk_ids[1:, 0] == facts.topk_ids[:-1, 0])
+        shared = (one_hot[1:] * one_hot[:-1]).sum(1) > 0 if top_k < n_experts else np.ones_like(now)
+        for j, hit in enumerate((same_first, now & shared)):
+            a["repetition"][:, i, j] += np.bincount(before[hit], minlength=a["pairs"].size)
+
+    def _add_tokens(
+        self, layer: int, block: TokenBlock, facts: LayerFacts, in_budget: NDArray[np.bool_]
+    ) -> None:
+        ids = facts.topk_ids[in_budget]
+        domain = block.domain[in_budget, None]
+        self.sparse[f"input_{layer}"].add(pack(domain, block.token_id[in_budget, None], ids))
+        for kind, token in (("next", block.next_id), ("pred", block.pred_id)):
+            known = in_budget & (token >= 0)
+            zeros = np.zeros((int(known.sum()), 1), np.int64)
+            self.sparse[f"{kind}_{layer}"].add(
+                pack(zeros, token[known, None], facts.topk_ids[known])
+            )
+
+    def _add_paths(
+        self, block: TokenBlock, layers: list[LayerFacts], in_budget: NDArray[np.bool_]
+    ) -> None:
+        digest = np.zeros(block.num_tokens, np.uint64)
+        for facts in layers:
+            step = (facts.topk_ids[:, 0].astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+            digest = (digest ^ step) * np.uint64(0xBF58476D1CE4E5B9)
+            digest ^= digest >> np.uint64(29)
+        path = (digest >> np.uint64(20)).astype(np.int64)
+        self.sparse["paths"].add((block.domain[in_budget] << 44) | path[in_budget])
+
+    def _within_budget(self, domain: NDArray[np.int64]) -> NDArray[np.bool_]:
+        seen = self.arrays["token_tokens"]
+        keep = np.zeros(domain.size, np.bool_)
+        for d in np.unique(domain):
+            rows = np.flatnonzero(domain == d)[: max(0, self.shape.token_budget - int(seen[d]))]
+            keep[rows] = True
+            seen[d] += rows.size
+        return keep
+
+
+def _one_hot(ids_TK: NDArray[np.int64], num_experts: int) -> NDArray[np.float32]:
+    out = np.zeros((ids_TK.shape[0], num_experts), np.float32)
+    np.put_along_axis(out, ids_TK, 1.0, axis=1)
+    return out
+
+
+def _add_grouped(
+    target: NDArray[np.int64] | NDArray[np.float64],
+    group: NDArray[np.int64],
+    ids_TK: NDArray[np.int64],
+    weights_TK: NDArray[np.float32] | None,
+) -> None:
+    rows, width = target.shape
+    keys = (group[:, None] * width + ids_TK).reshape(-1)
+    weights = None if weights_TK is None else weights_TK.reshape(-1)
+    sums = np.bincount(keys, weights, rows * width).reshape(rows, width)
+    target += sums.astype(target.dtype)
+
+
+def _add_histogram(
+    target: NDArray[np.int64],
+    domain: NDArray[np.int64],
+    values: NDArray[np.float32],
+    edges: NDArray[np.float64],
+) -> None:
+    bins = np.searchsorted(edges, values.reshape(-1), side="right")
+    keys = np.repeat(domain, values.shape[1]) * _BINS + bins
+    target += np.bincount(keys, minlength=target.shape[0] * _BINS).reshape(-1, _BINS)

@@ -1,0 +1,169 @@
+"""Run batches through a model and hand out what each MoE layer did with them.
+
+An `Engine` takes the batches of a pool and yields a `BatchResult` for each. `ResidentEngine`
+holds the whole model in memory. Another engine may take the batches layer by layer: all that the
+rest of the program asks for is in the protocol. It knows nothing of runs or metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moescope.corpus import Batch
+from moescope.errors import ModelError
+from moescope.models.anatomy import MoELayer
+from moescope.models.capture import Routing, RoutingCapture
+from moescope.models.loading import LoadedModel
+
+__all__ = ["BatchResult", "Engine", "GenerationResult", "ResidentEngine"]
+
+_LOGIT_CELLS = 1 << 28
+_DEFAULT_BATCH_TOKENS = 8192
+
+
+class BatchResult(NamedTuple):
+    """One batch after the model saw it.
+
+    ``routing``: by layer number, rows = batch × sequence, padding included. ``pred_id`` and ``nll``
+    (rows,): most probable next token, and negative log-likelihood in nats of the next token of the
+    row (NaN at the end of a row); None when the LM head was not run.
+    """
+
+    batch: Batch
+    routing: dict[int, Routing]
+    pred_id: NDArray[np.int64] | None
+    nll: NDArray[np.float32] | None
+
+
+class GenerationResult(NamedTuple):
+    """Greedy continuations: ``tokens`` (B, N); ``steps``: routing of each decoding step, B rows."""
+
+    tokens: NDArray[np.int64]
+    steps: list[dict[int, Routing]]
+
+
+class Engine(Protocol):
+    """What a trace asks of whatever runs the model."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """Token budget of a batch that suits this engine."""
+        ...
+
+    def run(self, batches: Iterable[Batch]) -> Iterator[BatchResult]:
+        """Run the batches of a pool; results in any order, one for each batch."""
+        ...
+
+    def generate(self, prompts: NDArray[np.int64], num_tokens: int) -> GenerationResult:
+        """Continue prompts of equal length (B, S) greedily by up to ``num_tokens``."""
+        ...
+
+
+class ResidentEngine:
+    """The whole model in memory, one forward pass per batch.
+
+    Args:
+        loaded: the model.
+        layers: the MoE layers to read.
+        predictions: run the LM head as well.
+        batch_tokens: token budget of a batch; by default 8,192, less when the logits over the
+            vocabulary would take more than about a gigabyte.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        layers: Sequence[MoELayer],
+        *,
+        predictions: bool,
+        batch_tokens: int | None = None,
+    ) -> None:
+        self._loaded = loaded
+        self._sites = [layer.site for layer in layers]
+        self._predictions = predictions
+        vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        affordable = _LOGIT_CELLS // vocabulary if predictions else _DEFAULT_BATCH_TOKENS
+        self._batch_tokens = batch_tokens or max(256, min(_DEFAULT_BATCH_TOKENS, affordable))
+        self._device = next(loaded.model.parameters()).device
+
+    @property
+    def batch_tokens(self) -> int:
+        """Token budget of a batch."""
+        return self._batch_tokens
+
+    def run(self, batches: Iterable[Batch]) -> Iterator[BatchResult]:
+        """One forward pass per batch, in order."""
+        model: Any = self._loaded.model
+        forward = model if self._predictions else model.base_model
+        with RoutingCapture(self._loaded.model, self._sites) as capture, torch.inference_mode():
+            for batch in batches:
+                ids = torch.as_tensor(batch.token_ids, device=self._device)
+                mask = torch.as_tensor(batch.attention_mask, device=self._device).long()
+                output = _call(forward, ids, mask)
+                routing = capture.take(expected_rows=ids.numel())
+                pred_id = nll = None
+                if self._predictions:
+                    pred_id, nll = _predictions(output.logits, ids, mask)
+                yield BatchResult(batch, routing, pred_id, nll)
+
+    def generate(self, prompts: NDArray[np.int64], num_tokens: int) -> GenerationResult:
+        """Greedy decoding with the model's own cache; prompts must not need padding."""
+        model: Any = self._loaded.model
+        ids = torch.as_tensor(prompts, device=self._device)
+        tokenizer = self._loaded.tokenizer
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        with RoutingCapture(self._loaded.model, self._sites) as capture, torch.inference_mode():
+            try:
+                output = model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=num_tokens,
+                    do_sample=False,
+                    num_beams=1,
+                    use_cache=True,
+                    pad_token_id=pad,
+                    temperature=None,
+                    top_p=None,
+                    top_k=None,
+                )
+            except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+                raise ModelError(
+                    f"this model cannot generate here ({' '.join(str(error).split())[:160]}); run "
+                    "without --generate"
+                ) from error
+            steps = capture.take_steps()[1:]
+        return GenerationResult(output[:, ids.shape[1] :].cpu().numpy(), steps)
+
+
+def _call(forward: Any, ids: torch.Tensor, mask: torch.Tensor) -> Any:
+    try:
+        return forward(input_ids=ids, attention_mask=mask, use_cache=False)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"out of memory on a batch of {ids.shape[0]} × {ids.shape[1]} tokens; use a smaller "
+            "--batch-tokens or --context"
+        ) from error
+
+
+def _predictions(
+    logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    rows = logits.reshape(-1, logits.shape[-1])
+    target = torch.roll(ids, -1, dims=1)
+    known = torch.roll(mask, -1, dims=1).bool()
+    known[:, -1] = False
+    pred = torch.empty(rows.shape[0], dtype=torch.long, device=rows.device)
+    nll = torch.empty(rows.shape[0], dtype=torch.float32, device=rows.device)
+    for start in range(0, rows.shape[0], 1024):
+        part = rows[start : start + 1024].float()
+        stop = start + part.shape[0]
+        pred[start:stop] = part.argmax(-1)
+        log_probs = part.gather(-1, target.reshape(-1, 1)[start:stop])[:, 0] - part.logsumexp(-1)
+        nll[start:stop] = -log_probs
+    nll[~known.reshape(-1)] = torch.nan
+    return pred.cpu().numpy(), nll.cpu().numpy()

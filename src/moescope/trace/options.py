@@ -1,0 +1,62 @@
+"""What a trace can be told. Every field has a string that says what it does."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["TraceOptions"]
+
+
+class TraceOptions(BaseModel):
+    """How a corpus is run through a model and what is kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: tuple[int, ...] | None = Field(
+        None, description="the model's own numbers of the MoE layers to trace; all by default"
+    )
+    keep: Literal["aggregates", "sample", "all"] = Field(
+        "sample",
+        description="aggregates: sums only; sample: also a bounded sample of tokens with their "
+        "routing; all: also every token, in shards/",
+    )
+    limit: int | None = Field(
+        None, ge=1, description="stop each domain after this many tokens (whole windows)"
+    )
+    context: int | None = Field(
+        None,
+        ge=2,
+        description="longest window in tokens; by default the model's context, at most 2048",
+    )
+    batch_tokens: int | None = Field(
+        None, ge=1, description="token budget of one batch, padding included; automatic by default"
+    )
+    pool_tokens: int = Field(
+        65_536, ge=1, description="tokens that are sorted by length together, and one shard's size"
+    )
+    predictions: bool = Field(
+        True, description="run the LM head too: loss by domain and the predicted next token"
+    )
+    generate: int = Field(
+        0, ge=0, description="continue each document by this many tokens (greedy) and record them"
+    )
+    chat_template: bool = Field(
+        False, description="wrap each document as a user's message in the model's chat template"
+    )
+    count_template: bool = Field(False, description="count the tokens of the chat template too")
+    seed: int = Field(0, description="decides which tokens are sampled, and all resampling")
+    sample_tokens: int = Field(
+        8192, ge=1, description="tokens of each domain (and phase) that the sample keeps"
+    )
+    token_budget: int = Field(
+        250_000, ge=1, description="tokens of each domain that enter the token-id tables"
+    )
+    checkpoint_seconds: float = Field(
+        20.0, ge=0, description="commit what is done at least this often"
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """The options that change results; a run can be resumed only with the same ones."""
+        return self.model_dump(mode="json", exclude={"checkpoint_seconds"})

@@ -1,0 +1,164 @@
+"""A finished run, read back: sums by name, sampled tokens as arrays, documents.
+
+`Run` needs no model. Files are read when first asked for, each checked against its checksum.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from moescope.errors import RunError
+from moescope.trace.aggregates import AggregateShape, PhaseAggregates
+from moescope.trace.state import RunState
+from moescope.trace.store import Manifest, read_manifest, read_parquet, read_tensors
+
+__all__ = ["Run", "TokenRows"]
+
+
+class TokenRows(NamedTuple):
+    """Single tokens with their routing.
+
+    Shapes: everything (T,), except ``ids[layer]`` and ``weights[layer]``, which are (T, K).
+    ``doc`` and ``domain`` are indices into ``doc_names`` and the run's domains.
+    """
+
+    doc: NDArray[np.int64]
+    domain: NDArray[np.int64]
+    window: NDArray[np.int64]
+    pos: NDArray[np.int64]
+    token_id: NDArray[np.int64]
+    next_id: NDArray[np.int64]
+    pred_id: NDArray[np.int64]
+    nll: NDArray[np.float32]
+    ids: dict[int, NDArray[np.int64]]
+    weights: dict[int, NDArray[np.float32]]
+    entropy: dict[int, NDArray[np.float32]]
+    doc_names: list[str]
+
+
+class Run:
+    """A run folder.
+
+    Args:
+        path: the folder.
+        require_complete: refuse a run that was interrupted.
+
+    Raises:
+        RunError: no run there, damaged, or not finished.
+    """
+
+    def __init__(self, path: str | Path, *, require_complete: bool = True) -> None:
+        self.path = Path(path)
+        self.manifest: Manifest = read_manifest(self.path)
+        if require_complete and self.manifest.status != "complete":
+            tokens = self.manifest.progress.get("tokens", 0)
+            raise RunError(
+                f"{path} is not finished ({tokens:,} tokens so far); finish it with the command "
+                "that began it and --resume"
+            )
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the domains, in order of first appearance."""
+        return self.manifest.domains
+
+    @cached_property
+    def shape(self) -> AggregateShape:
+        """Layers, experts per layer, experts per token."""
+        model, options = self.manifest.model, self.manifest.options
+        return AggregateShape(
+            layers=tuple(model["layers"]),
+            num_experts=tuple(model["num_experts"]),
+            top_k=tuple(model["top_k"]),
+            token_budget=int(options["token_budget"]),
+        )
+
+    @cached_property
+    def state(self) -> RunState:
+        """All sums and samples."""
+        if self.manifest.state is None:
+            raise RunError(f"{self.path} has no committed results yet; go on with --resume")
+        options = self.manifest.options
+        return RunState.from_arrays(
+            read_tensors(self.path, self.manifest.state),
+            self.shape,
+            int(options["sample_tokens"]),
+            int(options["seed"]),
+        )
+
+    @property
+    def phases(self) -> list[str]:
+        """``prefill``, and ``decode`` where text was generated."""
+        return list(self.state.phases)
+
+    def aggregates(self, phase: str = "prefill") -> PhaseAggregates:
+        """The sums of one phase."""
+        return self.state.phases[phase]
+
+    @cached_property
+    def cluster_domain(self) -> NDArray[np.int64]:
+        """Domain index of each document cluster, (N,)."""
+        return np.asarray(self.state.cluster_domain, np.int64)
+
+    @cached_property
+    def documents(self) -> pa.Table:
+        """One row per document: doc, domain, tokens, left_out, loss, path."""
+        return pa.concat_tables([read_parquet(self.path, p) for p in self.manifest.documents])
+
+    @cached_property
+    def sample_table(self) -> pa.Table | None:
+        """The sampled tokens, or None when the run kept aggregates only."""
+        stored = self.manifest.sample
+        return None if stored is None else read_parquet(self.path, stored)
+
+    def tokens(self, phase: str = "prefill") -> TokenRows | None:
+        """The sampled tokens of a phase as arrays, or None when the run kept aggregates only."""
+        table = self.sample_table
+        if table is None:
+            return None
+        keep = np.asarray(table["phase"].combine_chunks().dictionary_decode()) == phase
+        return token_rows(table.filter(pa.array(keep)), self.shape, self.domains)
+
+
+def token_rows(table: pa.Table, shape: AggregateShape, domains: list[str]) -> TokenRows:
+    """Token rows of a sample or shard as arrays; ``domain`` is indexed by ``domains``."""
+    docs, doc_index = _codes(table["doc"])
+    names, domain_code = _codes(table["domain"])
+    order = np.asarray([domains.index(n) for n in names], np.int64)
+
+    def column(name: str) -> NDArray[Any]:
+        return np.asarray(table[name])
+
+    def matrix(name: str, top_k: int) -> NDArray[Any]:
+        chunk = table[name].combine_chunks()
+        return np.asarray(chunk.flatten()).reshape(-1, top_k)
+
+    pairs = list(zip(shape.layers, shape.top_k, strict=True))
+    return TokenRows(
+        doc=doc_index,
+        domain=order[domain_code] if names else np.zeros(0, np.int64),
+        window=column("window").astype(np.int64),
+        pos=column("pos").astype(np.int64),
+        token_id=column("token_id").astype(np.int64),
+        next_id=column("next_id").astype(np.int64),
+        pred_id=column("pred_id").astype(np.int64),
+        nll=column("nll").astype(np.float32),
+        ids={n: matrix(f"e_{n}", k).astype(np.int64) for n, k in pairs},
+        weights={n: matrix(f"w_{n}", k).astype(np.float32) for n, k in pairs},
+        entropy={n: column(f"h_{n}").astype(np.float32) for n, _ in pairs},
+        doc_names=docs,
+    )
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:
+    texts = np.asarray(column.to_pylist(), dtype=object)
+    if texts.size == 0:
+        return [], np.zeros(0, np.int64)
+    names, codes = np.unique(texts.astype(str), return_inverse=True)
+    return names.tolist(), codes.astype(np.int64)

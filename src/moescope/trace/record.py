@@ -1,0 +1,427 @@
+"""`trace`: run a corpus through a model and write a run folder that everything else reads.
+
+The corpus is a stream of pools of whole documents. After each pool the sums are up to date in
+memory; every few seconds they are committed: state file, document rows and shards first, then the
+manifest that names them. A process that dies loses at most what came after the last commit, and a
+resumed run takes up at the pool after it with exactly the sums it had, so the result is the same
+to the last bit as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from moescope.corpus import (
+    Corpus,
+    CorpusSpec,
+    Document,
+    Fingerprint,
+    TokenizedDocument,
+    iter_pools,
+    open_corpus,
+    tokenize_document,
+)
+from moescope.errors import CorpusError, CoverageError, RunError
+from moescope.models.anatomy import MoELayer
+from moescope.models.loading import LoadedModel
+from moescope.trace.aggregates import AggregateShape
+from moescope.trace.engine import Engine, ResidentEngine
+from moescope.trace.options import TraceOptions
+from moescope.trace.pool import PoolRecorder, PoolResult
+from moescope.trace.shards import document_table, sample_table, shard_table
+from moescope.trace.state import RunState
+from moescope.trace.store import (
+    MANIFEST,
+    Manifest,
+    Stored,
+    read_manifest,
+    read_parquet,
+    read_tensors,
+    write_manifest,
+    write_parquet,
+    write_tensors,
+)
+
+__all__ = ["Progress", "trace"]
+
+_DEFAULT_CONTEXT = 2048
+
+
+class Progress(NamedTuple):
+    """How far a trace has come: characters and documents read, tokens counted.
+
+    ``total_chars`` is None when the corpus is too large to be counted first.
+    """
+
+    chars: int
+    total_chars: int | None
+    documents: int
+    tokens: int
+
+
+def trace(
+    loaded: LoadedModel,
+    corpus_spec: CorpusSpec,
+    run: Path,
+    options: TraceOptions | None = None,
+    *,
+    resume: bool = False,
+    engine: Engine | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Record how every MoE layer routes every token of a corpus.
+
+    Args:
+        loaded: the model, from `load_model`.
+        corpus_spec: the text.
+        run: folder to write; must not hold another run.
+        options: what to keep and how much; see `TraceOptions`.
+        resume: go on with a run that was interrupted. A finished one is left as it is.
+        engine: what runs the model; the resident engine by default.
+        on_progress: called after every batch.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        RunError: the folder holds a run and ``resume`` is off, or a run of another model, corpus
+            or options.
+        CorpusError: the text cannot be read; what was traced before stays.
+        CoverageError: a router was not seen.
+        WriteError: the disk is full.
+    """
+    return _Tracer(loaded, corpus_spec, run, options or TraceOptions(), engine, on_progress).go(
+        resume
+    )
+
+
+class _Tracer:
+    """One call of `trace`."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        corpus_spec: CorpusSpec,
+        run: Path,
+        options: TraceOptions,
+        engine: Engine | None,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.loaded, self.options, self.run = loaded, options, run
+        self.corpus_spec = corpus_spec
+        self.corpus: Corpus = open_corpus(corpus_spec)
+        self.layers = loaded.anatomy.select(options.layers)
+        self.engine = engine or ResidentEngine(
+            loaded,
+            self.layers,
+            predictions=options.predictions,
+            batch_tokens=options.batch_tokens,
+        )
+        self.on_progress = on_progress
+        self.shape = AggregateShape(
+            layers=tuple(m.layer_idx for m in self.layers),
+            num_experts=tuple(m.num_experts for m in self.layers),
+            top_k=tuple(m.top_k for m in self.layers),
+            token_budget=options.token_budget,
+        )
+        self.state = RunState(self.shape, options.sample_tokens, options.seed)
+        self.manifest = Manifest(
+            model=_describe_model(loaded, self.layers),
+            corpus=corpus_spec.model_dump(mode="json"),
+            options=options.identity(),
+        )
+        self.context = _context_length(loaded, options)
+        self.done_documents = 0
+        self.prefix = ""
+        self.fingerprint = Fingerprint()
+        self.chars = self.tokens = self.documents = 0
+        self.total_chars: int | None = None
+        self.left_out: Counter[str] = Counter()
+        self.domain_tokens: Counter[str] = Counter()
+        self.pending: list[PoolResult] = []
+
+    def go(self, resume: bool) -> Path:
+        if (self.run / MANIFEST).exists():
+            if not resume:
+                raise RunError(
+                    f"{self.run} already holds a run; go on with it by --resume, or give another "
+                    "folder with -o"
+                )
+            self._restore()
+            if self.manifest.status == "complete":
+                return self.run
+        elif self.run.is_file():
+            raise RunError(f"{self.run} is a file; give a folder with -o")
+        if not self.manifest.created:
+            self._start()
+        self._count_ahead()
+        self._trace()
+        self._finish()
+        return self.run
+
+    def _start(self) -> None:
+        self.manifest.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        names = ("moescope", "torch", "transformers", "numpy", "pyarrow")
+        self.manifest.versions = {n: version(n) for n in names}
+        self.manifest.versions["python"] = platform.python_version()
+        write_manifest(self.run, self.manifest)
+
+    def _restore(self) -> None:
+        old = read_manifest(self.run)
+        for what in ("model", "corpus", "options"):
+            mine, theirs = getattr(self.manifest, what), getattr(old, what)
+            differing = [
+                f"{key}: run has {theirs.get(key)!r}, now {mine.get(key)!r}"
+                for key in sorted({*mine, *theirs})
+                if mine.get(key) != theirs.get(key) and key not in ("device", "name", "path")
+            ]
+            if differing:
+                raise RunError(
+                    f"{self.run} is a run of another {what} ({differing[0]}); resume it with what "
+                    "it was started with, or give another folder with -o"
+                )
+        self.manifest = old
+        if old.state is None:
+            return
+        arrays = read_tensors(self.run, old.state)
+        self.state = RunState.from_arrays(
+            arrays, self.shape, self.options.sample_tokens, self.options.seed
+        )
+        self.done_documents = int(old.progress["documents_read"])
+        self.prefix = str(old.progress["fingerprint"])
+        self.tokens = int(old.progress["tokens"])
+        self.left_out.update(old.progress["left_out"])
+        self.domain_tokens.update(old.progress["domain_tokens"])
+
+    def _count_ahead(self) -> None:
+        """Read the corpus once if that is quick: errors come early and progress has an end."""
+        started, total = time.monotonic(), 0
+        for document in self.corpus:
+            total += len(document.text)
+            if time.monotonic() - started > 5.0:
+                return
+        self.total_chars = total
+
+    def _read(self) -> Iterator[Document]:
+        """The documents not yet traced, in order, checking that the earlier ones are the same."""
+        for document in self.corpus:
+            self.fingerprint.update(document)
+            self.documents += 1
+            self.chars += len(document.text)
+            if self.documents > self.done_documents:
+                yield document
+            elif self.documents == self.done_documents and (
+                self.fingerprint.hexdigest() != self.prefix
+            ):
+                raise RunError(
+                    f"{self.corpus_spec.path} is not the corpus that {self.run} was started with: "
+                    f"its first {self.documents} documents differ; give another folder with -o"
+                )
+        if self.documents < self.done_documents:
+            raise RunError(
+                f"{self.corpus_spec.path} has {self.documents} documents, but {self.run} has "
+                f"already traced {self.done_documents}; give another folder with -o"
+            )
+
+    def _tokenized(self) -> Iterator[TokenizedDocument]:
+        limit = self.options.limit
+        for document in self._read():
+            seen = self.domain_tokens[document.domain]
+            if limit is not None and seen >= limit:
+                self.left_out["documents past --limit"] += 1
+                yield TokenizedDocument(self.documents, document.doc_id, document.domain, 0, 0, [])
+                continue
+            made = tokenize_document(
+                self.loaded.tokenizer,
+                document,
+                self.documents,
+                context_length=self.context,
+                chat_template=self.options.chat_template,
+                count_template=self.options.count_template,
+            )
+            if limit is not None:
+                made = _cut(made, limit - seen)
+            self.domain_tokens[document.domain] += made.num_tokens
+            self.left_out["special and template tokens"] += made.num_uncounted
+            yield made
+
+    def _trace(self) -> None:
+        tokenizer = self.loaded.tokenizer
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        recorder = PoolRecorder(self.engine, self.layers, self.options, pad_id, self._advance)
+        recorder.stop_at(_stop_ids(self.loaded))
+        last_commit = time.monotonic()
+        for pool in iter_pools(self._tokenized(), self.options.pool_tokens):
+            traced = [doc for doc in pool if doc.sequences]
+            result = recorder.record(traced, self.state)
+            self.pending.append(result)
+            read = self.documents
+            if time.monotonic() - last_commit >= self.options.checkpoint_seconds:
+                self._commit(read)
+                last_commit = time.monotonic()
+        self._commit(self.documents)
+
+    def _advance(self, tokens: int) -> None:
+        self.tokens += tokens
+        if self.on_progress is not None:
+            self.on_progress(Progress(self.chars, self.total_chars, self.documents, self.tokens))
+
+    def _commit(self, documents_read: int) -> None:
+        """Write what is pending, then the manifest that names it, then drop what it replaced."""
+        manifest, number = self.manifest, len(self.manifest.documents)
+        rows = [row for result in self.pending for row in result.documents]
+        tokens = sum(result.tokens for result in self.pending)
+        if rows:
+            file = f"documents/{number:05d}.parquet"
+            sha = write_parquet(self.run / file, document_table(rows))
+            manifest.documents.append(
+                Stored(file=file, sha256=sha, tokens=tokens, documents=len(rows))
+            )
+        for result in self.pending:
+            if result.rows:
+                file = f"shards/{len(manifest.shards):05d}.parquet"
+                table = shard_table(result.rows, self.shape, self.state.domains)
+                sha = write_parquet(self.run / file, table)
+                manifest.shards.append(Stored(file=file, sha256=sha, tokens=table.num_rows))
+        self.pending = []
+        old = manifest.state
+        file = f"aggregates/state-{documents_read:09d}.safetensors"
+        sha = write_tensors(self.run / file, self.state.to_arrays())
+        manifest.state = Stored(file=file, sha256=sha, tokens=self.tokens)
+        manifest.domains = self.state.domains
+        manifest.progress = {
+            "documents_read": documents_read,
+            "tokens": self.tokens,
+            "fingerprint": self.fingerprint.hexdigest(),
+            "left_out": dict(self.left_out),
+            "domain_tokens": dict(self.domain_tokens),
+        }
+        write_manifest(self.run, manifest)
+        if old is not None and old.file != file:
+            (self.run / old.file).unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        manifest = self.manifest
+        if not self.tokens:
+            raise CorpusError(
+                f"{self.corpus_spec.path}: no token was counted; the text is empty once special "
+                "tokens are left out"
+            )
+        manifest.coverage = _coverage(self.state, self.shape, self.tokens)
+        manifest.coverage["skipped_records"] = {s.reason: s.count for s in self.corpus.skipped}
+        parts = [read_parquet(self.run, part) for part in manifest.documents]
+        documents = pa.concat_tables(parts)
+        sha = write_parquet(self.run / "documents.parquet", documents)
+        old, manifest.documents = manifest.documents, [
+            Stored(
+                file="documents.parquet",
+                sha256=sha,
+                tokens=self.tokens,
+                documents=documents.num_rows,
+            )
+        ]
+        if self.options.keep != "aggregates":
+            table = sample_table(self.state.samples, self.shape, self.state.domains)
+            sha = write_parquet(self.run / "sample.parquet", table)
+            manifest.sample = Stored(file="sample.parquet", sha256=sha, tokens=table.num_rows)
+        manifest.status = "complete"
+        write_manifest(self.run, manifest)
+        for part in old:
+            (self.run / part.file).unlink(missing_ok=True)
+        folder = self.run / "documents"
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _cut(document: TokenizedDocument, limit: int) -> TokenizedDocument:
+    """Keep whole windows until ``limit`` counted tokens are reached."""
+    kept, tokens, rest = [], 0, 0
+    for sequence in document.sequences:
+        if tokens >= limit:
+            break
+        kept.append(sequence)
+        counted = int(sequence.counted.sum())
+        tokens += counted
+        rest += len(sequence.token_ids) - counted
+    return document._replace(sequences=kept, num_tokens=tokens, num_uncounted=rest)
+
+
+def _context_length(loaded: LoadedModel, options: TraceOptions) -> int:
+    config: Any = loaded.model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    longest = getattr(text, "max_position_embeddings", None) or _DEFAULT_CONTEXT
+    if options.context is None:
+        return min(int(longest), _DEFAULT_CONTEXT)
+    if options.context > int(longest):
+        raise RunError(
+            f"--context {options.context} is longer than this model's context of {longest} tokens"
+        )
+    return options.context
+
+
+def _stop_ids(loaded: LoadedModel) -> frozenset[int]:
+    given = getattr(loaded.model.generation_config, "eos_token_id", None)
+    ids = given if isinstance(given, list) else [given]
+    return frozenset(int(i) for i in ids if i is not None)
+
+
+def _describe_model(loaded: LoadedModel, layers: tuple[MoELayer, ...]) -> dict[str, Any]:
+    return {
+        "name": loaded.spec.model,
+        "revision": loaded.revision,
+        "model_type": loaded.anatomy.model_type,
+        "config_sha256": loaded.config_hash,
+        "tokenizer_sha256": loaded.tokenizer_hash,
+        "weights_sha256": loaded.weights_hash,
+        "dtype": loaded.dtype,
+        "device": loaded.device,
+        "decoder_layers": loaded.anatomy.num_decoder_layers,
+        "moe_layers": list(loaded.anatomy.layer_numbers),
+        "layers": [m.layer_idx for m in layers],
+        "num_experts": [m.num_experts for m in layers],
+        "top_k": [m.top_k for m in layers],
+        "scoring": sorted({m.scoring for m in layers}),
+        "normalized": sorted({m.normalized for m in layers}),
+        "selection_bias": sorted({m.selection_bias for m in layers}),
+        "total_params": loaded.anatomy.total_params,
+        "active_params": loaded.anatomy.active_params,
+    }
+
+
+def _coverage(state: RunState, shape: AggregateShape, tokens: int) -> dict[str, Any]:
+    """Check that every router saw every token, and say which experts were never chosen.
+
+    Raises:
+        CoverageError: the counts of a layer do not add up to tokens × K.
+    """
+    counts = state.phases["prefill"].arrays["cluster_counts"].sum(0)
+    never: dict[str, list[int]] = {}
+    for i, layer in enumerate(shape.layers):
+        seen = int(counts[i].sum())
+        if seen != tokens * shape.top_k[i]:
+            raise CoverageError(
+                f"layer {layer}: {seen} assignments were counted, expected {tokens} tokens × "
+                f"{shape.top_k[i]} experts; the run cannot be trusted"
+            )
+        unused = np.flatnonzero(counts[i, : shape.num_experts[i]] == 0)
+        if unused.size:
+            never[str(layer)] = unused.tolist()
+    return {
+        "routers_expected": len(shape.layers),
+        "routers_seen": int((counts.sum(-1) > 0).sum()),
+        "tokens_per_router": tokens,
+        "tokens_by_phase": {
+            name: int(a.arrays["cluster_tokens"].sum()) for name, a in state.phases.items()
+        },
+        "experts_never_chosen": never,
+    }

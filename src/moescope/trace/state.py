@@ -1,0 +1,144 @@
+"""Everything a run knows so far, as one thing that can be stored and restored exactly.
+
+`RunState` holds domains, clusters, the aggregates and the sample of each phase. Restoring what was
+stored and going on gives the same bits as never having stopped. It knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moescope.trace.aggregates import AggregateShape, PhaseAggregates
+from moescope.trace.sample import Sample, SampledSpan
+from moescope.trace.sparse import SparseCounter
+
+__all__ = ["PHASES", "RunState"]
+
+PHASES = ("prefill", "decode")
+"""``prefill``: the document's own tokens; ``decode``: tokens the model wrote, one step at a time."""
+
+
+@dataclass
+class RunState:
+    """Domains, clusters, aggregates and samples of a run.
+
+    Attributes:
+        shape: layers, experts and limits.
+        domains: names in order of first appearance.
+        cluster_domain: the domain of each cluster, (N,).
+        domain_docs: documents seen of each domain.
+        phases: aggregates by phase; a phase appears when it has tokens.
+        samples: samples by phase.
+    """
+
+    shape: AggregateShape
+    sample_tokens: int
+    seed: int
+    domains: list[str] = field(default_factory=list)
+    cluster_domain: list[int] = field(default_factory=list)
+    domain_docs: list[int] = field(default_factory=list)
+    phases: dict[str, PhaseAggregates] = field(default_factory=dict)
+    samples: dict[str, Sample] = field(default_factory=dict)
+    _clusters: dict[int, list[int]] = field(default_factory=dict)
+
+    def phase(self, name: str) -> tuple[PhaseAggregates, Sample]:
+        """Aggregates and sample of a phase, made when first asked for, grown to all clusters."""
+        if name not in self.phases:
+            self.phases[name] = PhaseAggregates(self.shape)
+            self.samples[name] = Sample(self.sample_tokens, seed=self.seed)
+        self.phases[name].grow(len(self.cluster_domain), len(self.domains))
+        return self.phases[name], self.samples[name]
+
+    def place(self, domain: str) -> tuple[int, int]:
+        """Register the next document of a domain; returns (domain index, cluster)."""
+        if domain not in self.domains:
+            self.domains.append(domain)
+            self.domain_docs.append(0)
+        index = self.domains.index(domain)
+        clusters = self._clusters.setdefault(index, [])
+        ordinal = self.domain_docs[index]
+        self.domain_docs[index] += 1
+        if ordinal < self.shape.max_clusters:
+            clusters.append(len(self.cluster_domain))
+            self.cluster_domain.append(index)
+        return index, clusters[ordinal % self.shape.max_clusters]
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything numeric, by name; strings are packed as UTF-8 bytes."""
+        arrays: dict[str, NDArray[Any]] = {
+            "cluster_domain": np.asarray(self.cluster_domain, np.int64),
+            "domain_docs": np.asarray(self.domain_docs, np.int64),
+            "domains": _pack_strings(self.domains),
+        }
+        for name, aggregates in self.phases.items():
+            aggregates.grow(len(self.cluster_domain), len(self.domains))
+            for key, array in aggregates.arrays.items():
+                arrays[f"{name}/{key}"] = array
+            for key, counter in aggregates.sparse.items():
+                arrays[f"{name}/sparse/{key}/keys"] = counter.keys
+                arrays[f"{name}/sparse/{key}/counts"] = counter.counts
+            arrays.update(_pack_sample(f"{name}/sample", self.samples[name]))
+        return arrays
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: dict[str, NDArray[Any]], shape: AggregateShape, sample_tokens: int, seed: int
+    ) -> RunState:
+        """Rebuild a state from what `to_arrays` gave."""
+        state = cls(shape, sample_tokens, seed)
+        state.domains = _unpack_strings(arrays["domains"])
+        state.cluster_domain = arrays["cluster_domain"].tolist()
+        state.domain_docs = arrays["domain_docs"].tolist()
+        for cluster, domain in enumerate(state.cluster_domain):
+            state._clusters.setdefault(domain, []).append(cluster)
+        for name in PHASES:
+            if f"{name}/pairs" not in arrays:
+                continue
+            prefix = f"{name}/"
+            mine = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+            aggregates = PhaseAggregates(shape, {k: v for k, v in mine.items() if "/" not in k})
+            for key in aggregates.sparse:
+                counts = mine[f"sparse/{key}/counts"]
+                aggregates.sparse[key] = SparseCounter(mine[f"sparse/{key}/keys"], counts)
+            state.phases[name] = aggregates
+            state.samples[name] = _unpack_sample(mine, sample_tokens, seed)
+        return state
+
+
+def _pack_strings(texts: list[str]) -> NDArray[np.uint8]:
+    return np.frombuffer("\n".join(t.replace("\n", " ") for t in texts).encode(), np.uint8)
+
+
+def _unpack_strings(packed: NDArray[np.uint8]) -> list[str]:
+    text = packed.tobytes().decode()
+    return text.split("\n") if text else []
+
+
+def _pack_sample(prefix: str, sample: Sample) -> dict[str, NDArray[Any]]:
+    spans = sample.ordered()
+    arrays: dict[str, NDArray[Any]] = {
+        f"{prefix}/keys": _pack_strings([span.key for span in spans]),
+        f"{prefix}/spans": np.asarray(
+            [(s.priority, s.domain, s.num_tokens) for s in spans], np.int64
+        ).reshape(-1, 3),
+    }
+    if spans:
+        for column in spans[0].columns:
+            arrays[f"{prefix}/columns/{column}"] = np.concatenate([s.columns[column] for s in spans])
+    return arrays
+
+
+def _unpack_sample(arrays: dict[str, NDArray[Any]], sample_tokens: int, seed: int) -> Sample:
+    keys = _unpack_strings(arrays["sample/keys"])
+    prefix = "sample/columns/"
+    columns = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    spans, start = [], 0
+    for key, (priority, domain, size) in zip(keys, arrays["sample/spans"].tolist(), strict=True):
+        rows = {name: values[start : start + size] for name, values in columns.items()}
+        spans.append(SampledSpan(priority, key, domain, size, rows))
+        start += size
+    return Sample.restore(spans, sample_tokens, Sample.span_tokens, seed)

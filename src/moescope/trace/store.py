@@ -1,0 +1,190 @@
+"""The run folder: atomic writes, the manifest, and reading it back.
+
+Everything is written to a temporary name, flushed to disk and renamed; only then does the manifest
+name it, with its checksum. So whatever the manifest names is whole, whenever the process died.
+This module knows files; what the numbers mean is for others.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from moescope.errors import RunError, WriteError
+
+__all__ = [
+    "MANIFEST",
+    "SCHEMA_VERSION",
+    "Manifest",
+    "Stored",
+    "read_manifest",
+    "read_parquet",
+    "read_tensors",
+    "write_bytes",
+    "write_manifest",
+    "write_parquet",
+    "write_tensors",
+]
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class Stored(BaseModel):
+    """A file that the manifest vouches for."""
+
+    model_config = ConfigDict(extra="forbid")
+    file: str
+    sha256: str
+    tokens: int = 0
+    documents: int = 0
+
+
+class Manifest(BaseModel):
+    """``manifest.json``: what was run, how far it came, and which files are whole.
+
+    ``model``, ``corpus`` and ``options`` identify the run: ``--resume`` refuses others.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    schema_version: int = SCHEMA_VERSION
+    status: Literal["running", "complete"] = "running"
+    created: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+    model: dict[str, Any]
+    corpus: dict[str, Any]
+    options: dict[str, Any]
+    domains: list[str] = Field(default_factory=list)
+    progress: dict[str, Any] = Field(default_factory=dict)
+    coverage: dict[str, Any] = Field(default_factory=dict)
+    state: Stored | None = None
+    documents: list[Stored] = Field(default_factory=list)
+    shards: list[Stored] = Field(default_factory=list)
+    sample: Stored | None = None
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; on success flush it to disk and rename it into place."""
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+        raise WriteError(
+            f"cannot write {path}: {reason}; what was finished before is whole: make room and run "
+            "the same command with --resume"
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_bytes(path: Path, content: bytes) -> str:
+    """Write a file atomically; returns its sha256.
+
+    Raises:
+        WriteError: disk full or no permission.
+    """
+    with _writing(path) as temporary:
+        temporary.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_tensors(path: Path, arrays: dict[str, NDArray[Any]]) -> str:
+    """Write arrays as safetensors, atomically; returns the sha256."""
+    return write_bytes(path, save_tensors({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+
+
+def write_parquet(path: Path, table: pa.Table) -> str:
+    """Write a table as zstd Parquet, atomically; returns the sha256."""
+    with _writing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+    return _sha256(path)
+
+
+def write_manifest(run: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json`` atomically: the commit of everything that it names."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    write_bytes(run / MANIFEST, text.encode())
+
+
+def read_manifest(run: Path) -> Manifest:
+    """Read and validate ``manifest.json``.
+
+    Raises:
+        RunError: no run there, an unreadable manifest, or one of another schema version.
+    """
+    path = run / MANIFEST
+    if not path.is_file():
+        raise RunError(
+            f"{run} is no run: it has no {MANIFEST}; make one with: moescope analyze MODEL CORPUS "
+            f"-o {run}"
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise RunError(
+                f"{path}: schema version {version!r}, expected {SCHEMA_VERSION}; read it with the "
+                "moescope that wrote it, or trace again"
+            )
+        return Manifest.model_validate(data)
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+        first = str(error).splitlines()[0]
+        raise RunError(f"{path} is damaged ({first}); trace again into a new folder") from error
+
+
+def _checked(run: Path, stored: Stored) -> Path:
+    path = run / stored.file
+    if not path.is_file():
+        raise RunError(f"{path} is missing, though the manifest names it; trace again or restore it")
+    found = _sha256(path)
+    if found != stored.sha256:
+        raise RunError(
+            f"{path} was truncated or altered: sha256 {found[:12]}…, expected {stored.sha256[:12]}…; "
+            "restore it or trace again"
+        )
+    return path
+
+
+def read_tensors(run: Path, stored: Stored) -> dict[str, NDArray[Any]]:
+    """Read arrays after checking their checksum.
+
+    Raises:
+        RunError: the file is missing, truncated or altered.
+    """
+    return dict(load_tensors(_checked(run, stored).read_bytes()))
+
+
+def read_parquet(run: Path, stored: Stored) -> pa.Table:
+    """Read a table after checking its checksum.
+
+    Raises:
+        RunError: the file is missing, truncated or altered.
+    """
+    return pq.read_table(_checked(run, stored))

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerFast
-
 from tests.corpus.helpers import byte_level, unigram
+from transformers import PreTrainedTokenizerFast
 
 
 @pytest.fixture(scope="session")
@@ -48,5 +47,3 @@ def jsonl(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
-
-

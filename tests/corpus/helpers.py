@@ -54,6 +54,23 @@ def unigram(single: str | None) -> PreTrainedTokenizerFast:
     return _wrap(backend, single, None, [], unk_token="<unk>")
 
 
+def sentence_piece_bpe(single: str | None, chat: str | None) -> PreTrainedTokenizerFast:
+    """Train a BPE over blanks written as "▁", with bytes for unknown characters."""
+    backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<unk>", *SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))],
+        initial_alphabet=list("</s>|im_end"),
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXTS * 4, trainer)
+    return _wrap(backend, single, chat, SPECIAL[2:], unk_token="<unk>")
+
+
 def _wrap(
     backend: Tokenizer, single: str | None, chat: str | None, extra: list[str], **names: str
 ) -> PreTrainedTokenizerFast:

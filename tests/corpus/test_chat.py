@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.corpus.helpers import CHAT, SPECIAL, byte_level, document, sentence_piece_bpe
 
 from moescope.corpus import tokenize_document
 from moescope.corpus.chat import render_chat
 from moescope.errors import CorpusError
-from tests.corpus.helpers import CHAT, SPECIAL, byte_level, document
 
 TOKENIZER = byte_level("<s> $A")
 STRIPPING = byte_level(None, CHAT.replace("m['content']", "m['content'] | trim"))
@@ -28,9 +28,7 @@ def counted_text(tokenizer: Any, text: str, **options: Any) -> str:
 
 def test_only_the_text_counts() -> None:
     text = "the fox and the dog"
-    done = tokenize_document(
-        TOKENIZER, document(text), 0, context_length=999, chat_template=True
-    )
+    done = tokenize_document(TOKENIZER, document(text), 0, context_length=999, chat_template=True)
     [sequence] = done.sequences
     assert counted_text(TOKENIZER, text) == text
     assert TOKENIZER.decode(sequence.token_ids, clean_up_tokenization_spaces=False) == (
@@ -40,9 +38,7 @@ def test_only_the_text_counts() -> None:
 
 
 def test_bos_is_written_once() -> None:
-    done = tokenize_document(
-        TOKENIZER, document("fox"), 0, context_length=99, chat_template=True
-    )
+    done = tokenize_document(TOKENIZER, document("fox"), 0, context_length=99, chat_template=True)
     ids = done.sequences[0].token_ids.tolist()
     assert ids.count(TOKENIZER.bos_token_id) == 1
     assert ids[0] == TOKENIZER.bos_token_id
@@ -120,3 +116,15 @@ def test_a_template_that_hides_the_text_is_refused(template: str, complaint: str
 def test_a_template_that_looks_at_the_text_is_followed_where_the_text_is_unique() -> None:
     template = "{% if 'fox' in messages[0]['content'] %}animal:{% endif %}" + CHAT
     assert counted_text(byte_level(None, template), "a fox") == "a fox"
+
+
+@pytest.mark.parametrize("special", SPECIAL)
+def test_a_sentence_piece_tokenizer_spells_control_tokens_without_a_blank(special: str) -> None:
+    tokenizer = sentence_piece_bpe("<s> $A", CHAT)
+    done = tokenize_document(
+        tokenizer, document(f"the{special}fox"), 0, context_length=99, chat_template=True
+    )
+    [sequence] = done.sequences
+    pieces = tokenizer.convert_ids_to_tokens(sequence.token_ids[sequence.counted].tolist())
+    assert "".join(pieces).lstrip("▁").replace("▁fox", "fox") == f"the{special}fox"
+    assert special not in pieces

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tests.corpus.helpers import read, texts
 
 from moescope.corpus import CorpusSpec, Document, Fingerprint, Skipped, open_corpus
 from moescope.errors import CorpusError
-from tests.corpus.helpers import read, texts
 
 Write = Callable[..., Path]
 GOOD = {"id": "a", "domain": "web", "text": "one"}
@@ -34,7 +34,9 @@ def test_a_record_keeps_its_id_domain_and_text(jsonl: Write) -> None:
 
 
 def test_without_an_id_file_and_line_name_the_document(jsonl: Write) -> None:
-    path = jsonl([{"domain": "web", "text": "one"}, "", {"domain": "web", "text": "two", "id": None}])
+    path = jsonl(
+        [{"domain": "web", "text": "one"}, "", {"domain": "web", "text": "two", "id": None}]
+    )
     assert [d.doc_id for d in read(path)] == ["web.jsonl:1", "web.jsonl:3"]
 
 
@@ -54,6 +56,10 @@ def test_the_given_domain_serves_records_without_one(jsonl: Write) -> None:
     assert [d.domain for d in read(path, domain="web")] == ["web", "news", "web"]
 
 
+def test_a_domain_is_one_line(jsonl: Write) -> None:
+    assert read(jsonl([{**GOOD, "domain": " law \n school "}]))[0].domain == "law school"
+
+
 def test_a_single_file_of_records_without_domain_says_how_to_name_one(jsonl: Write) -> None:
     path = jsonl([{"text": "one", "topic": "law"}])
     assert complaint(path) == (
@@ -65,7 +71,7 @@ def test_a_single_file_of_records_without_domain_says_how_to_name_one(jsonl: Wri
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        ({"txet": "one"}, "no field 'text' (its fields: txet); did you mean txet?"),
+        ({"txet": "one"}, "no field 'text' (did you mean txet?); name it with --text-field"),
         ({"text": 5}, "text is not a string (got int)"),
         ({"text": None}, "text is not a string (got null)"),
         ({"text": " \n"}, "empty text (field 'text')"),
@@ -77,7 +83,7 @@ def test_a_single_file_of_records_without_domain_says_how_to_name_one(jsonl: Wri
         ("{broken", "not valid JSON (Expecting property name"),
         ("[1]", "not an object (got a list)"),
         ("3", "not an object (got a number)"),
-        (b'{"text": "\xff"}', "not valid UTF-8 (byte 0xff at byte 53 of the file)"),
+        (b'{"text": "\xff"}', "not valid UTF-8 (byte 0xff at byte 54 of the file)"),
         ("[" * 100_000, "not valid JSON (nested too deeply)"),
         ('{"text": ' + "9" * 5000 + "}", "not valid JSON (Exceeds the limit"),
     ],

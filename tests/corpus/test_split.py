@@ -40,5 +40,3 @@ def test_another_seed_splits_otherwise() -> None:
 
 def test_the_split_is_the_same_on_every_machine_and_in_every_version() -> None:
     assert [i for i in range(20) if in_split(f"doc-{i}", "test")] == [12, 18]
-
-

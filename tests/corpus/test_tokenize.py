@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.corpus.helpers import SPECIAL, byte_level, document
 
 from moescope.corpus import TokenizedDocument, tokenize_corpus, tokenize_document
 from moescope.errors import CorpusError
-from tests.corpus.helpers import SPECIAL, byte_level, document
 
 TOKENIZERS = {name: byte_level(name or None) for name in ("", "<s> $A", "<s> $A </s>", "$A </s>")}
 TEXT = "the quick brown fox jumps over the lazy dog"
@@ -136,7 +136,10 @@ def test_documents_are_numbered_in_their_order(with_bos: Any) -> None:
     done = list(
         tokenize_corpus(with_bos, [document("a"), document("b", "two", "news")], context_length=9)
     )
-    assert [(d.doc_index, d.doc_id, d.domain) for d in done] == [(0, "doc", "web"), (1, "two", "news")]
+    assert [(d.doc_index, d.doc_id, d.domain) for d in done] == [
+        (0, "doc", "web"),
+        (1, "two", "news"),
+    ]
 
 
 def test_a_tokenizer_without_offsets_still_counts_no_forged_token() -> None:

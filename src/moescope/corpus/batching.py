@@ -73,15 +73,14 @@ def make_batches(
 ) -> list[Batch]:
     """Sort the windows of a pool by length and fill batches of a token budget.
 
-    The longest come first, so memory is at its highest in the first batch; windows of one length
-    keep the order of the corpus. Rows x longest row never exceeds ``max_batch_tokens``, except
-    for a single window that is longer by itself.
+    The longest come first, so memory peaks in the first batch; equal lengths keep their order.
+    Rows × longest row exceeds ``max_batch_tokens`` only for a single window that does by itself.
 
     Args:
         pool: documents, as ``iter_pools`` yields them.
         max_batch_tokens: the budget, padding included.
         max_batch_sequences: the most rows of a batch; None for no limit.
-        pad_id: the id to pad with. Padding is masked, so any id of the vocabulary serves.
+        pad_id: any id of the vocabulary; padding is masked.
 
     Returns:
         The batches; every window of the pool is a row of exactly one.
@@ -96,8 +95,7 @@ def make_batches(
         ([[5, 6]], [[False, True]])
     """
     _require_positive("max_batch_tokens", max_batch_tokens)
-    if max_batch_sequences is not None:
-        _require_positive("max_batch_sequences", max_batch_sequences)
+    _require_positive("max_batch_sequences", max_batch_sequences)
     sequences = [s for document in pool for s in document.sequences if len(s.token_ids)]
     sequences.sort(key=lambda s: -len(s.token_ids))
     batches: list[Batch] = []
@@ -124,6 +122,6 @@ def _pad(sequences: list[Sequence], pad_id: int) -> Batch:
     return Batch(token_ids, attention_mask, counted, sequences)
 
 
-def _require_positive(name: str, value: int) -> None:
-    if value < 1:
+def _require_positive(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
         raise BadInputError(f"{name} must be 1 or more, got {value}")

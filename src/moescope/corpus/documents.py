@@ -18,7 +18,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from moescope.corpus.hub import HUB_PREFIX, is_saved_dataset, read_dataset
 from moescope.corpus.readers import find_files, is_plain_text, read_file, stem_of
-from moescope.corpus.records import Fields, Problem, Record, SourceFile, listing, near_names
+from moescope.corpus.records import (
+    Fields,
+    Problem,
+    Record,
+    SourceFile,
+    corpus_error,
+    listing,
+    near_names,
+)
 from moescope.corpus.seen import SeenIds
 from moescope.corpus.split import Split, in_split
 from moescope.corpus.text_files import TextUnit
@@ -229,9 +237,8 @@ class Corpus:
             return Problem(
                 f"no field {field!r}",
                 record.source,
-                f"its fields: {listing(record.fields)}",
-                f"{near_names(field, record.fields)}; name it with --text-field, or use "
-                "--on-error skip to leave the record out",
+                near_names(field, record.fields),
+                "name it with --text-field, or use --on-error skip to leave the record out",
             )
         text = record.values[field]
         if not isinstance(text, str):
@@ -246,7 +253,7 @@ class Corpus:
             value = str(value)
         if value is not None and not isinstance(value, str):
             return Problem("domain is not a string", record.source, f"got {_kind(value)}", _SKIP)
-        domain = (value or "").strip() or (self.spec.domain or "").strip() or fallback
+        domain = _label(value) or _label(self.spec.domain) or fallback
         if domain:
             _refuse_reserved(domain, record.source)
             return domain
@@ -262,9 +269,8 @@ class Corpus:
         """Describe an id met twice; the place of the first is looked up by reading again."""
         where = ""
         if self.spec.on_error == "fail":
-            first = next(
-                d for d in self._read() if isinstance(d, Document) and d.doc_id == document.doc_id
-            )
+            same = (d for d in self._read() if isinstance(d, Document) and d[0] == document[0])
+            first = next(same, document)
             if first.source == document.source:  # two ids of one hash: not a repetition
                 return document
             where = f", first at {first.source}"
@@ -279,15 +285,15 @@ class Corpus:
         if kept:
             return
         if total:
-            raise CorpusError(
+            raise corpus_error(
                 f"{self.spec.path}: none of its {total} documents falls into the split "
                 f"{self.spec.split!r}; change test_share ({self.spec.test_share}) or the seed"
             )
-        reasons = [f"{s.count} × {s.reason}, first at {s.sources[0]}" for s in self.skipped]
-        raise CorpusError(
-            f"{self.spec.path}: no document with text in it"
-            f"{f' (skipped: {listing(reasons)})' if reasons else ''}; check the text field "
-            f"({self._fields.text!r})"
+        reasons = [f"{s.count} × {s.reason}, first at {s.sources[0]}" for s in self.skipped[:5]]
+        skipped = f" (skipped: {'; '.join(reasons)})" if reasons else ""
+        raise corpus_error(
+            f"{self.spec.path}: no document with text in it{skipped}; "
+            f"check the text field ({self._fields.text!r})"
         )
 
 
@@ -309,7 +315,9 @@ def open_corpus(spec: CorpusSpec) -> Corpus:
             called "all", which is the name of the total.
     """
     if spec.domain is not None:
-        _refuse_reserved(spec.domain.strip(), "--domain")
+        _refuse_reserved(_label(spec.domain), "--domain")
+    if not spec.path.strip():
+        raise CorpusError("the path of the corpus is empty; give a file, a folder or hf:owner/name")
     if spec.path.startswith(HUB_PREFIX) or is_saved_dataset(Path(spec.path)):
         return Corpus(spec, None)
     return Corpus(spec, find_files(spec.path))
@@ -331,9 +339,14 @@ class _Tally:
         return [Skipped(reason, *found) for reason, found in self._found.items()]
 
 
+def _label(value: str | None) -> str:
+    """Make a domain of a cell: one line, single blanks."""
+    return " ".join((value or "").split())
+
+
 def _refuse_reserved(domain: str, source: str) -> None:
     if domain == RESERVED_DOMAIN:
-        raise CorpusError(
+        raise corpus_error(
             f"{source}: the domain {RESERVED_DOMAIN!r} is reserved: it is the name of the total "
             "over all domains; call it otherwise"
         )

@@ -9,9 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moescope.corpus.records import Fields, Problem, Record, listing, near_names, one_line
+from moescope.corpus.records import (
+    Fields,
+    Problem,
+    Record,
+    corpus_error,
+    near_names,
+    one_line,
+)
 from moescope.corpus.tables import require_column
-from moescope.errors import CorpusError, MissingExtraError
+from moescope.errors import MissingExtraError
 
 __all__ = ["HUB_PREFIX", "is_saved_dataset", "read_dataset"]
 
@@ -49,13 +56,12 @@ def read_dataset(
         require_column(path, columns, fields)
         dataset = dataset.select_columns([c for c in dict.fromkeys(fields) if c in columns])
     classes = getattr((dataset.features or {}).get(fields.domain), "names", None)
-    rows = iter(dataset)
-    row = 0
+    rows, row = iter(dataset), 0
     while True:
         try:
             values = next(rows, None)
         except Exception as error:  # decoding, network and format errors of many libraries
-            raise CorpusError(
+            raise corpus_error(
                 f"{path}: reading stopped at row {row} ({_reason(error)}); try again, or save "
                 "the dataset as .parquet and give that file"
             ) from error
@@ -79,16 +85,15 @@ def _load(path: str, split: str, config: str | None) -> Any:
             return datasets.load_dataset(name, config, split=split, streaming=True)
         loaded = datasets.load_from_disk(path)
     except Exception as error:  # every dataset and every network has its own
-        raise CorpusError(
+        raise corpus_error(
             f"{path}: the dataset cannot be loaded ({_reason(error)}); check its name, its "
             f"split ({split!r}) and its configuration ({config or 'none given'})"
         ) from error
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded
     if split not in loaded:
-        raise CorpusError(
-            f"{path}: the dataset has no split {split!r}; {near_names(split, loaded)} "
-            f"(splits: {listing(loaded)})"
+        raise corpus_error(
+            f"{path}: the dataset has no split {split!r}; {near_names(split, loaded)}"
         )
     return loaded[split]
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moescope.corpus.lines import Line, decode_fault, open_bytes, whole_lines
-from moescope.corpus.records import Problem, Record, SourceFile, one_line
-from moescope.errors import CorpusError
+from moescope.corpus.records import Problem, Record, SourceFile, corpus_error, one_line
 
 __all__ = ["MAX_JSON_BYTES", "read_json", "read_jsonl"]
 
@@ -50,7 +49,7 @@ def read_json(file: SourceFile) -> Iterator[Record | Problem]:
     with open_bytes(file) as stream:
         data = stream.read(MAX_JSON_BYTES + 1)
     if len(data) > MAX_JSON_BYTES:
-        raise CorpusError(
+        raise corpus_error(
             f"{file.label}: a JSON list of more than {MAX_JSON_BYTES >> 20} MB cannot be "
             "streamed; write one object per line and name it .jsonl"
         )
@@ -65,16 +64,16 @@ def _parse_list(file: SourceFile, data: bytes) -> list[Any]:
     try:
         items = json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise CorpusError(
+        raise corpus_error(
             f"{file.label}: not valid UTF-8 ({decode_fault(error, 0)}); convert it to UTF-8"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise CorpusError(
+        raise corpus_error(
             f"{file.label}: not a JSON document ({_reason(error)}); if it holds one object per "
             "line, name it .jsonl"
         ) from error
     if not isinstance(items, list):
-        raise CorpusError(
+        raise corpus_error(
             f"{file.label}: holds {_kind(items)}, expected a list of objects; "
             "write [{...}, {...}] or one object per line in a .jsonl file"
         )
@@ -106,12 +105,12 @@ def _as_record(place: str, source: str, item: Any) -> Record | Problem:
 
 def _refuse_other_layout(file: SourceFile, content: bytes) -> None:
     if content.startswith(b"["):
-        raise CorpusError(
+        raise corpus_error(
             f"{file.label}: starts with '[', so it is a JSON list and not one object per line; "
             "name it .json"
         )
     if content.startswith(b"<"):
-        raise CorpusError(
+        raise corpus_error(
             f"{file.label}: starts with '<', so it is a web page or XML and not JSON lines; "
             "download the data file itself"
         )

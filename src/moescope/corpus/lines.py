@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple, cast
 
-from moescope.corpus.records import SourceFile, one_line
-from moescope.errors import CorpusError
+from moescope.corpus.records import SourceFile, corpus_error, one_line
 
 __all__ = [
     "MAX_RECORD_BYTES",
@@ -78,7 +77,7 @@ def open_bytes(file: SourceFile) -> Iterator[BinaryIO]:
         with file.path.open("rb") as raw:
             if packed:
                 if raw.read(2) not in (b"\x1f\x8b", b""):
-                    raise CorpusError(
+                    raise corpus_error(
                         f"{file.label}: the name ends in .gz but the file is not gzip; "
                         "rename it without .gz"
                     )
@@ -88,16 +87,16 @@ def open_bytes(file: SourceFile) -> Iterator[BinaryIO]:
             else:
                 yield raw
     except EOFError as error:
-        raise CorpusError(
+        raise corpus_error(
             f"{file.label}: the gzip file ends too early (it was cut short); copy it again"
         ) from error
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise CorpusError(
+        raise corpus_error(
             f"{file.label}: the gzip file is damaged ({one_line(str(error))}); copy it again"
         ) from error
     except OSError as error:
         reason = error.strerror or one_line(str(error)) or type(error).__name__
-        raise CorpusError(
+        raise corpus_error(
             f"{file.label}: cannot be read ({reason}); check the file and its permissions"
         ) from error
 
@@ -122,7 +121,7 @@ def binary_lines(file: SourceFile, limit: int) -> Iterator[Line]:
                 if data.startswith(_BOM):
                     data = data[len(_BOM) :]
             if b"\0" in data:
-                raise CorpusError(
+                raise corpus_error(
                     f"{file.label}:{number}: NUL byte at byte {offset + data.index(0)}: this is "
                     "not a text file; convert it to UTF-8 text or leave it out"
                 )
@@ -142,7 +141,7 @@ def whole_lines(file: SourceFile) -> Iterator[Line]:
     """
     for line in binary_lines(file, MAX_RECORD_BYTES):
         if not line.ends and len(line.data) >= MAX_RECORD_BYTES:
-            raise CorpusError(
+            raise corpus_error(
                 f"{file.label}:{line.number}: a line of more than {MAX_RECORD_BYTES >> 20} MB, "
                 "which is no record; check that the file holds one record per line"
             )
@@ -159,4 +158,4 @@ def _refuse_foreign(file: SourceFile, head: bytes) -> None:
     """Recognise what is plainly not text by its first bytes."""
     for magic, nature in _FOREIGN.items():
         if head.startswith(magic):
-            raise CorpusError(f"{file.label}: not what its name says: it is {nature}")
+            raise corpus_error(f"{file.label}: not what its name says: it is {nature}")

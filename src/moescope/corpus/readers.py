@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from moescope.corpus.json_files import read_json, read_jsonl
-from moescope.corpus.records import Fields, Problem, Record, SourceFile, near_names
+from moescope.corpus.records import Fields, Problem, Record, SourceFile, corpus_error, near_names
 from moescope.corpus.tables import read_csv, read_parquet
 from moescope.corpus.text_files import TextUnit, read_text
-from moescope.errors import CorpusError
 
 __all__ = ["SUFFIXES", "find_files", "is_plain_text", "read_file", "stem_of"]
 
@@ -48,12 +47,12 @@ def find_files(path: str) -> list[SourceFile]:
         elif root.is_file():
             files = [SourceFile(root, root.name, path, None)]
         else:
-            raise CorpusError(_missing(root, path))
+            raise corpus_error(_missing(root, path))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise CorpusError(f"{path!r}: cannot be read ({reason}); check the path") from error
+        raise corpus_error(f"{path!r}: cannot be read ({reason}); check the path") from error
     if not files:
-        raise CorpusError(
+        raise corpus_error(
             f"{path}: no file in this folder can be read; put text there "
             f"({', '.join(SUFFIXES)}), one file or one sub-folder per domain"
         )
@@ -112,7 +111,7 @@ def _walk(root: Path, label: str) -> Iterator[SourceFile]:
         name = relative.as_posix()
         file = SourceFile(entry, name, f"{label}/{name}", None)
         if not entry.is_file():
-            raise CorpusError(f"{file.label}: not a regular file, or a link to nothing; remove it")
+            raise corpus_error(f"{file.label}: not a regular file, or a link to nothing; remove it")
         yield file._replace(domain=relative.parts[0] if relative.parts[1:] else stem_of(file))
 
 
@@ -130,7 +129,7 @@ def _suffix(file: SourceFile) -> str:
             return suffix
     elif suffix in SUFFIXES:
         return suffix
-    raise CorpusError(
+    raise corpus_error(
         f"{file.label}: files ending in {''.join(name.suffixes[-2:]) or 'nothing'!r} cannot be "
         f"read; supported: {', '.join(SUFFIXES)}, and .gz behind all but "
         f"{' and '.join(_NEVER_PACKED)}; convert or remove it"
@@ -140,8 +139,6 @@ def _suffix(file: SourceFile) -> str:
 def _missing(root: Path, path: str) -> str:
     if os.path.lexists(root):
         return f"{path}: neither a file nor a folder; give a file or a folder of text"
-    if not path:
-        return "the path of the corpus is empty; give a file, a folder or hf:owner/name"
     if not root.parent.is_dir():
         return f"{path}: no such file: the folder {root.parent} does not exist; check the path"
     neighbours = [entry.name for entry in sorted(root.parent.iterdir())]

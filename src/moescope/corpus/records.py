@@ -13,11 +13,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moescope.errors import CorpusError
+
 __all__ = [
     "Fields",
     "Problem",
     "Record",
     "SourceFile",
+    "corpus_error",
     "listing",
     "near_names",
     "one_line",
@@ -87,7 +90,12 @@ class Problem(NamedTuple):
         return one_line("".join(parts))
 
 
-def one_line(text: str, limit: int = 600) -> str:
+def corpus_error(message: str) -> CorpusError:
+    """Make the error of a message that quotes what files hold: names with line breaks and all."""
+    return CorpusError(one_line(message))
+
+
+def one_line(text: str, limit: int = 2000) -> str:
     """Make a text fit one line of a terminal: nothing unprintable, not endless."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])
     return line if len(text) <= limit else f"{line[:limit]}…"
@@ -95,7 +103,7 @@ def one_line(text: str, limit: int = 600) -> str:
 
 def listing(names: Iterable[Any], limit: int = 12) -> str:
     """Join names for a message, the first few of many."""
-    shown = [str(name) for name in names]
+    shown = [one_line(str(name), 60) for name in names]
     more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
     return ", ".join(shown[:limit]) + more if shown else "none"
 
@@ -109,6 +117,6 @@ def near_names(name: str, candidates: Iterable[Any]) -> str:
         >>> near_names("body", ["text", "id"])
         'there is: text, id'
     """
-    known = [str(candidate) for candidate in candidates]
+    known = [one_line(str(candidate), 60) for candidate in candidates]
     close = get_close_matches(name, known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(close)}?" if close else f"there is: {listing(known)}"

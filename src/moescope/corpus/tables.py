@@ -10,21 +10,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moescope.corpus.lines import MAX_RECORD_BYTES, decode_fault, whole_lines
+from moescope.corpus.lines import decode_fault, whole_lines
 from moescope.corpus.records import (
     Fields,
     Problem,
     Record,
     SourceFile,
-    listing,
+    corpus_error,
     near_names,
     one_line,
 )
-from moescope.errors import CorpusError
 
 __all__ = ["read_csv", "read_parquet", "require_column"]
 
 _BATCH_ROWS = 256
+# The csv module holds four bytes per character of the cell at hand: an unclosed quote near the
+# start of a large file must end before it fills the memory.
+_MAX_CELL = 64 << 20
 _SKIP = "mend it, or use --on-error skip to leave it out"
 
 
@@ -39,7 +41,7 @@ def read_csv(file: SourceFile, fields: Fields, delimiter: str) -> Iterator[Recor
     Raises:
         CorpusError: the file cannot be read, or its header lacks the text column.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL))
     lines = _Decoded(file)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
@@ -50,7 +52,7 @@ def read_csv(file: SourceFile, fields: Fields, delimiter: str) -> Iterator[Recor
         except csv.Error as error:
             reason = one_line(str(error))
             if header is None or "field limit" in reason:
-                raise CorpusError(
+                raise corpus_error(
                     f"{file.label}:{start}: not a readable table ({reason}); check its quotes"
                 ) from error
             yield Problem("a badly quoted row", f"{file.label}:{start}", reason, _SKIP)
@@ -107,12 +109,12 @@ def _header(
     file: SourceFile, row: list[str], fields: Fields, delimiter: str, fault: str
 ) -> list[str]:
     if fault:
-        raise CorpusError(f"{file.label}: not valid UTF-8 ({fault}); convert it to UTF-8")
+        raise corpus_error(f"{file.label}: not valid UTF-8 ({fault}); convert it to UTF-8")
     header = [name.strip() for name in row]
     if fields.text not in header and len(header) == 1:
         for other in (",", "\t", ";", "|"):
             if other != delimiter and other in header[0]:
-                raise CorpusError(
+                raise corpus_error(
                     f"{file.label}: the columns are separated by {other!r}, expected "
                     f"{delimiter!r}; name a table with tabs .tsv and one with commas .csv"
                 )
@@ -127,13 +129,13 @@ def require_column(label: str, columns: list[str], fields: Fields) -> None:
         CorpusError: names the columns there are.
     """
     if fields.text not in columns:
-        raise CorpusError(
-            f"{label}: no column {fields.text!r}; {near_names(fields.text, columns)} "
-            f"(columns: {listing(columns)}); name the text column with --text-field"
+        raise corpus_error(
+            f"{label}: no column {fields.text!r}; {near_names(fields.text, columns)}; "
+            "name the text column with --text-field"
         )
     for name, count in Counter(columns).items():
         if count > 1 and name in fields:
-            raise CorpusError(
+            raise corpus_error(
                 f"{label}: {count} columns are called {name!r}, expected one; rename the others"
             )
 
@@ -166,7 +168,7 @@ def read_parquet(file: SourceFile, fields: Fields) -> Iterator[Record | Problem]
                     else:
                         yield Record(place, source, values, columns)
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
-        raise CorpusError(
+        raise corpus_error(
             f"{file.label}: the Parquet file is damaged ({one_line(str(error), 160)}); "
             "copy or write it again"
         ) from error
@@ -194,18 +196,18 @@ def _require_parquet(file: SourceFile) -> None:
             stream.seek(-min(4, stream.seek(0, 2)), 2)
             tail = stream.read(4)
     except OSError as error:
-        raise CorpusError(
+        raise corpus_error(
             f"{file.label}: cannot be read ({error.strerror}); check the file and its permissions"
         ) from error
     if not head:
-        raise CorpusError(f"{file.label}: empty file; expected a Parquet table")
+        raise corpus_error(f"{file.label}: empty file; expected a Parquet table")
     if head != b"PAR1":
-        raise CorpusError(
+        raise corpus_error(
             f"{file.label}: not a Parquet file (it starts with {head!r}, expected b'PAR1'); "
             "give it the suffix of what it is"
         )
     if tail != b"PAR1":
-        raise CorpusError(
+        raise corpus_error(
             f"{file.label}: the Parquet file is cut short (it ends with {tail!r}, expected "
             "b'PAR1'); copy it again"
         )

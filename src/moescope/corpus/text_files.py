@@ -44,7 +44,8 @@ def read_text(file: SourceFile, fields: Fields, unit: TextUnit) -> Iterator[Reco
     line = None
     for line in binary_lines(file, _PIECE):
         pending = len(decoder.getstate()[0])
-        blank = line.starts and line.ends and not line.data.strip()
+        whole = line.starts and (line.ends or len(line.data) < _PIECE)
+        blank = whole and not line.data.strip()
         if blank and unit != "file":
             yield from builder.flush()
             continue

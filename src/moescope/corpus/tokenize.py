@@ -86,10 +86,9 @@ def tokenize_document(
 ) -> TokenizedDocument:
     """Encode one document and cut it into windows of at most ``context_length`` tokens.
 
-    Windows follow each other without overlap, and every one after the first starts with the same
-    leading special tokens (BOS) as the first. A window in which no token counts (a lone EOS, the
-    tail of a chat template) is not made, so joining the counted tokens of all windows gives the
-    document's tokens back, each once.
+    Windows do not overlap; each opens with the same leading special tokens (BOS). One in which no
+    token counts (a lone EOS, the tail of a chat template) is not made. The counted tokens of all
+    windows, joined, are the document's tokens, each once.
 
     Args:
         tokenizer: a transformers tokenizer; ``chat_template`` needs a fast one.
@@ -111,23 +110,7 @@ def tokenize_document(
         encoded = _encode_chat(tokenizer, document, count_template)
     else:
         encoded = _encode_plain(tokenizer, document.text)
-    if context_length <= len(encoded.lead):
-        raise CorpusError(
-            f"a context of {context_length} tokens leaves no room for text: this tokenizer opens "
-            f"every window with {len(encoded.lead)} special tokens; give a longer context"
-        )
-    sequences = list(_windows(encoded, doc_index, context_length))
-    kept = sequences[:1] if truncate else sequences
-    num_tokens = sum(int(s.counted.sum()) for s in kept)
-    return TokenizedDocument(
-        doc_index=doc_index,
-        doc_id=document.doc_id,
-        domain=document.domain,
-        num_tokens=num_tokens,
-        num_uncounted=sum(len(s.token_ids) for s in kept) - num_tokens,
-        sequences=kept,
-        num_truncated=sum(int(s.counted.sum()) for s in sequences[len(kept) :]),
-    )
+    return _cut(encoded, document, doc_index, context_length, truncate)
 
 
 def tokenize_corpus(
@@ -150,6 +133,29 @@ def tokenize_corpus(
             count_template=count_template,
             truncate=truncate,
         )
+
+
+def _cut(
+    encoded: _Encoded, document: Document, doc_index: int, context_length: int, truncate: bool
+) -> TokenizedDocument:
+    """Cut the token list into windows and count."""
+    if context_length <= len(encoded.lead):
+        raise CorpusError(
+            f"a context of {context_length} tokens leaves no room for text: this tokenizer opens "
+            f"every window with {len(encoded.lead)} special tokens; give a longer context"
+        )
+    sequences = list(_windows(encoded, doc_index, context_length))
+    kept = sequences[:1] if truncate else sequences
+    num_tokens = sum(int(s.counted.sum()) for s in kept)
+    return TokenizedDocument(
+        doc_index=doc_index,
+        doc_id=document.doc_id,
+        domain=document.domain,
+        num_tokens=num_tokens,
+        num_uncounted=sum(len(s.token_ids) for s in kept) - num_tokens,
+        sequences=kept,
+        num_truncated=sum(int(s.counted.sum()) for s in sequences[len(kept) :]),
+    )
 
 
 def _windows(encoded: _Encoded, doc_index: int, context_length: int) -> Iterator[Sequence]:
@@ -216,7 +222,7 @@ def _encode_chat(tokenizer: Any, document: Document, count_template: bool) -> _E
     opens_with_bos = len(ids) > 0 and int(ids[0]) == tokenizer.bos_token_id
     if count_template:
         counted = counted | ~inside
-        counted[0] &= not opens_with_bos
+        counted[: int(opens_with_bos)] = False
     return _Encoded(ids, counted, ids[: int(opens_with_bos)])
 
 
@@ -264,7 +270,15 @@ def _spell_out(
 
 def _plain_ids(tokenizer: Any, piece: str, reserved: frozenset[int]) -> list[int] | None:
     """Encode a few characters without control tokens; None when the tokenizer cannot."""
-    ids = [int(i) for i in _call(tokenizer, piece, add_special_tokens=False)["input_ids"]]
+    # Encoded behind a line break, because SentencePiece puts a blank before the start of a text.
+    break_ids, ids = (
+        [int(i) for i in _call(tokenizer, text, add_special_tokens=False)["input_ids"]]
+        for text in ("\n", "\n" + piece)
+    )
+    if ids[: len(break_ids)] == break_ids:
+        ids = ids[len(break_ids) :]
+    else:
+        ids = [int(i) for i in _call(tokenizer, piece, add_special_tokens=False)["input_ids"]]
     if ids and not reserved.intersection(ids):
         return ids
     by_character = [tokenizer.convert_tokens_to_ids(character) for character in piece]

@@ -94,8 +94,9 @@ class PhaseAggregates:
     ``cluster_tokens`` (N,), ``cluster_counts`` (N, L, E), ``cluster_decisive`` (N, L, 5),
     ``gate_mass``, ``prob_sum``, ``last_prob_sum`` (C, L, E), ``last_tokens`` (C,),
     ``histograms`` (3, C, L, 64), ``coactivation`` (L, E, E), ``flow`` (L−1, E, E),
-    ``repetition`` (C, L, 2): neighbouring tokens with the same first choice, and sharing any;
-    ``pairs`` (C,): neighbouring tokens; ``nll`` (C, 2): sum in nats and tokens with a target;
+    ``first_counts`` (C, L, E): tokens whose first choice an expert was;
+    ``cluster_repetition`` (N, L, 2): neighbouring tokens with the same first choice, and sharing
+    any; ``cluster_pairs`` (N,): neighbouring tokens; ``nll`` (C, 2): sum in nats and tokens with a target;
     ``token_tokens`` (C,): tokens that entered the token-id tables.
     """
 
@@ -117,8 +118,9 @@ class PhaseAggregates:
             "histograms": np.zeros((0, len(HISTOGRAMS), n_layers, _BINS), ints),
             "coactivation": np.zeros((n_layers, n_experts, n_experts), ints),
             "flow": np.zeros((max(0, n_layers - 1), n_experts, n_experts), ints),
-            "repetition": np.zeros((0, n_layers, 2), ints),
-            "pairs": np.zeros(0, ints),
+            "cluster_repetition": np.zeros((0, n_layers, 2), ints),
+            "cluster_pairs": np.zeros(0, ints),
+            "first_counts": np.zeros((0, *per_expert), ints),
             "nll": np.zeros((0, 2), floats),
             "token_tokens": np.zeros(0, ints),
         }
@@ -140,8 +142,9 @@ class PhaseAggregates:
         """Add the tokens of one batch; ``layers`` are in the order of ``shape.layers``."""
         a = self.arrays
         a["cluster_tokens"] += np.bincount(block.cluster, minlength=a["cluster_tokens"].size)
-        num_domains = a["pairs"].size
-        a["pairs"] += np.bincount(block.domain[block.follows], minlength=num_domains)
+        num_domains = a["last_tokens"].size
+        follows = block.cluster[block.follows]
+        a["cluster_pairs"] += np.bincount(follows, minlength=a["cluster_pairs"].size)
         a["last_tokens"] += np.bincount(block.domain[block.last], minlength=num_domains)
         scored = np.isfinite(block.nll)
         a["nll"][:, 0] += np.bincount(block.domain[scored], block.nll[scored], num_domains)
@@ -159,7 +162,7 @@ class PhaseAggregates:
 
     def merge(self, other: PhaseAggregates) -> None:
         """Add another aggregate whose clusters and domains have the same numbers."""
-        self.grow(other.arrays["cluster_tokens"].shape[0], other.arrays["pairs"].shape[0])
+        self.grow(other.arrays["cluster_tokens"].shape[0], other.arrays["last_tokens"].shape[0])
         for name, array in other.arrays.items():
             mine = self.arrays[name]
             mine[: array.shape[0]] += array
@@ -189,11 +192,15 @@ class PhaseAggregates:
         quantities = ((facts.logits, LOGIT_EDGES), (facts.probs, PROB_EDGES), (shares, WEIGHT_EDGES))
         for j, (values, edges) in enumerate(quantities):
             _add_histogram(a["histograms"][:, j, i], block.domain, values, edges)
-        now, before = block.follows[1:], block.domain[1:]
+        firsts = facts.topk_ids[:, :1]
+        _add_grouped(a["first_counts"][:, i], block.domain, firsts, None)
+        now, cluster = block.follows[1:], block.cluster[1:]
         same_first = now & (facts.topk_ids[1:, 0] == facts.topk_ids[:-1, 0])
         shared = (one_hot[1:] * one_hot[:-1]).sum(1) > 0 if top_k < n_experts else np.ones_like(now)
         for j, hit in enumerate((same_first, now & shared)):
-            a["repetition"][:, i, j] += np.bincount(before[hit], minlength=a["pairs"].size)
+            a["cluster_repetition"][:, i, j] += np.bincount(
+                cluster[hit], minlength=a["cluster_pairs"].size
+            )
 
     def _add_tokens(
         self, layer: int, block: TokenBlock, facts: LayerFacts, in_budget: NDArray[np.bool_]

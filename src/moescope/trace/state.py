@@ -96,7 +96,7 @@ class RunState:
         for cluster, domain in enumerate(state.cluster_domain):
             state._clusters.setdefault(domain, []).append(cluster)
         for name in PHASES:
-            if f"{name}/pairs" not in arrays:
+            if f"{name}/last_tokens" not in arrays:
                 continue
             prefix = f"{name}/"
             mine = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

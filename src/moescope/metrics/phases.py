@@ -1,0 +1,89 @@
+"""Early, middle and late layers side by side: how specialization changes with depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from moescope.metrics.view import ALL, Rows
+
+__all__ = ["BANDS", "bands", "phases"]
+
+BANDS = ("early", "middle", "late")
+
+
+def bands(layers: list[int]) -> dict[str, list[int]]:
+    """Split layer numbers into three runs as equal as possible, the earlier ones larger.
+
+    Example:
+        >>> bands([0, 1, 2, 3, 4, 5, 6])
+        {'early': [0, 1, 2], 'middle': [3, 4], 'late': [5, 6]}
+    """
+    parts = np.array_split(np.asarray(sorted(layers)), len(BANDS))
+    return {name: part.tolist() for name, part in zip(BANDS, parts, strict=True) if part.size}
+
+
+def phases(get: Callable[[str], pa.Table]) -> Rows:
+    """Early, middle and late thirds of the MoE layers, each figure the mean over their layers.
+
+    specialized_share: share of layer × expert × domain cells with q < 0.05; mean_abs_gap: mean
+    |rate in the domain − rate elsewhere| over K/E, which is above 0 even by chance;
+    i_expert_…_bits: see information; cv, router_entropy, topk_mass over all domains; first: same
+    first choice of neighbouring tokens; committee: members by all tokens.
+    """
+    rows = Rows()
+    spec = get("domain_specialization")
+    for phase in _unique(spec["phase"]):
+        numbers = [int(n) for n in _unique(_where(spec, phase=phase)["layer"])]
+        for name, layers in bands(numbers).items():
+            rows.add(phase=phase, band=name, layers=_span(layers), **_band(get, phase, layers))
+    return rows
+
+
+def _band(get: Callable[[str], pa.Table], phase: str, layers: list[int]) -> dict[str, object]:
+    spec = _where(get("domain_specialization"), phase=phase, layer=layers)
+    q, value, others = (_floats(spec, name) for name in ("q", "value", "others"))
+    tested = np.isfinite(q)
+    gap = np.abs(value - others) / _floats(spec, "chance")
+    out: dict[str, object] = {
+        "specialized_share": float((q[tested] < 0.05).mean()) if tested.any() else float("nan"),
+        "mean_abs_gap": float(np.nanmean(gap)) if np.isfinite(gap).any() else float("nan"),
+    }
+    info = _where(get("information"), phase=phase, layer=layers)
+    for part in ("expert_domain", "expert_token", "expert_domain_given_token"):
+        column = f"i_{part}_bits"
+        out[column] = float(_floats(info, column).mean()) if info.num_rows else float("nan")
+    means = {"balance": ["cv"], "decisiveness": ["router_entropy", "topk_mass"], "repetition": ["first"]}
+    for table, columns in means.items():
+        rows = _where(get(table), phase=phase, layer=layers, domain=ALL)
+        for column in columns:
+            out[column] = float(_floats(rows, column).mean()) if rows.num_rows else float("nan")
+    members = _where(get("committee"), phase=phase, layer=layers, tokens_used="all")
+    out["committee"] = float(_floats(members, "member").sum() / len(layers))
+    return out
+
+
+def _where(table: pa.Table, **wanted: object) -> pa.Table:
+    keep = np.ones(table.num_rows, np.bool_)
+    for name, value in wanted.items():
+        if name not in table.column_names:
+            return table.slice(0, 0)
+        column = np.asarray(table[name].to_pylist(), dtype=object)
+        allowed = value if isinstance(value, list) else [value]
+        keep &= np.isin(column, np.asarray(allowed, dtype=object))
+    return table.filter(pa.array(keep))
+
+
+def _unique(column: pa.ChunkedArray) -> list[object]:
+    return list(dict.fromkeys(column.to_pylist()))
+
+
+def _floats(table: pa.Table, name: str) -> NDArray[np.float64]:
+    return np.asarray(table[name].to_pylist(), dtype=np.float64)
+
+
+def _span(layers: list[int]) -> str:
+    return str(layers[0]) if len(layers) == 1 else f"{layers[0]}–{layers[-1]}"

@@ -1,0 +1,189 @@
+"""A run with its tables: `open_run(path).table("load")`.
+
+A table is computed when first asked for and kept in ``RUN/tables/NAME.parquet``, marked with the
+state that it was computed from, so that it is never shown for another one. No model is needed.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moescope.errors import RunError
+from moescope.metrics.agreement import agreement
+from moescope.metrics.phases import phases
+from moescope.metrics.statistics import bootstrap_means
+from moescope.metrics.tables import TABLES
+from moescope.metrics.view import PhaseView, Rows
+from moescope.trace import Run, TokenRows
+from moescope.trace.reader import token_rows
+from moescope.trace.store import read_parquet, write_parquet
+
+__all__ = ["AnalyzedRun", "compare_runs", "open_run", "table_names"]
+
+
+def table_names() -> list[str]:
+    """The names of all tables."""
+    return [*TABLES, "phases"]
+
+
+class AnalyzedRun(Run):
+    """A run and its tables; see `open_run`."""
+
+    def table(self, name: str) -> pa.Table:
+        """One table of this run.
+
+        Args:
+            name: one of `table_names()`.
+
+        Returns:
+            An Arrow table; ``.to_pandas()`` gives a data frame. The column ``phase`` says prefill
+            or decode. What the other columns mean: ``moescope table RUN NAME --about``.
+
+        Raises:
+            RunError: no such table, or a damaged run.
+        """
+        if name not in table_names():
+            raise RunError(f"no table {name!r}; the tables are {', '.join(table_names())}")
+        path = self.path / "tables" / f"{name}.parquet"
+        mark = self._mark()
+        if path.is_file():
+            try:
+                known = pq.read_schema(path).metadata or {}
+                if known.get(b"moescope") == mark:
+                    return pq.read_table(path)
+            except (pa.ArrowInvalid, OSError):
+                pass  # a damaged table is computed again
+        table = self._compute(name).replace_schema_metadata({b"moescope": mark})
+        write_parquet(path, table)
+        return table
+
+    def compute_all(self) -> list[str]:
+        """Compute and keep every table; returns their names."""
+        for name in table_names():
+            self.table(name)
+        return table_names()
+
+    def _mark(self) -> bytes:
+        state = self.manifest.state
+        return f"{version('moescope')} {state.sha256 if state else ''}".encode()
+
+    def _compute(self, name: str) -> pa.Table:
+        if name == "phases":
+            return _arrow(phases(self.table))
+        parts = []
+        for phase in self.phases:
+            rows = TABLES[name].make(PhaseView(self, phase))
+            size = len(next(iter(rows.columns.values()), ()))
+            if size:
+                parts.append(_arrow(rows).add_column(0, "phase", pa.array([phase] * size)))
+        return pa.concat_tables(parts) if parts else pa.table({"phase": pa.array([], pa.string())})
+
+
+def open_run(path: str | Path) -> AnalyzedRun:
+    """Open a finished run.
+
+    Example::
+
+        run = open_run("demo-run")
+        run.table("load").to_pandas().query("domain == 'ndis_policy' and layer == 3")
+
+    Raises:
+        RunError: no run there, damaged, or not finished.
+    """
+    return AnalyzedRun(path)
+
+
+def compare_runs(run_a: Run, run_b: Run) -> Rows:
+    """Saturation and agreement of two runs over the same text, token by token.
+
+    layer, domain, tokens, saturation = |A∩B|/K (chance K/E) with a 95 % interval over documents,
+    jaccard, first (same first choice, chance 1/E). Tokens are matched by document, window,
+    position and id; all kept tokens are used when both runs kept all, else the sampled ones.
+
+    Raises:
+        RunError: other experts or layers, no token in common, or a run without tokens.
+    """
+    for what in ("layers", "num_experts", "top_k"):
+        a, b = (getattr(r.shape, what) for r in (run_a, run_b))
+        if a != b:
+            raise RunError(
+                f"{run_a.path} and {run_b.path} differ in {what} ({a} against {b}); agreement is "
+                "defined between runs of one architecture, such as two checkpoints"
+            )
+    a, b = (_kept_tokens(r) for r in (run_a, run_b))
+    left, right = _matched(a, b)
+    if not left.size:
+        raise RunError(
+            f"{run_a.path} and {run_b.path} share no token: they must see the same documents with "
+            "the same tokenizer and --seed"
+        )
+    rows = Rows()
+    doc = a.doc[left]
+    rng_seed = int(run_a.manifest.options["seed"])
+    for layer, experts, top_k in zip(
+        run_a.shape.layers, run_a.shape.num_experts, run_a.shape.top_k, strict=True
+    ):
+        made = agreement(a.ids[layer][left], b.ids[layer][right])
+        stacked = np.stack(made, axis=1)
+        groups = {"all": np.ones(left.size, np.bool_)}
+        groups |= {n: a.domain[left] == d for d, n in enumerate(run_a.domains)}
+        for name, mask in groups.items():
+            if not mask.any():
+                continue
+            docs = np.unique(doc[mask], return_inverse=True)[1].reshape(-1)
+            sums = np.stack([np.bincount(docs, stacked[mask, j]) for j in range(3)], axis=1)
+            ends = bootstrap_means(sums, np.bincount(docs), np.random.default_rng([rng_seed, layer]))
+            mean = stacked[mask].mean(0)
+            rows.add(
+                layer=layer,
+                domain=name,
+                tokens=int(mask.sum()),
+                saturation=float(mean[0]),
+                ci_low=float(ends.low[0]),
+                ci_high=float(ends.high[0]),
+                chance=top_k / experts,
+                jaccard=float(mean[1]),
+                first=float(mean[2]),
+                first_chance=1 / experts,
+            )
+    return rows
+
+
+def _kept_tokens(run: Run) -> TokenRows:
+    if run.manifest.options["keep"] == "all":
+        table = pa.concat_tables(
+            [read_parquet(run.path, s).unify_dictionaries() for s in run.manifest.shards]
+        ).unify_dictionaries()
+        rows = token_rows(table, run.shape, run.domains)
+    else:
+        sampled = run.tokens()
+        if sampled is None:
+            raise RunError(f"{run.path} kept aggregates only; trace it with --keep sample or all")
+        rows = sampled
+    return rows
+
+
+def _matched(a: TokenRows, b: TokenRows) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the same tokens in both, by document, window, position and id."""
+    keys = [
+        {
+            (t.doc_names[d], w, p, x): i
+            for i, (d, w, p, x) in enumerate(
+                zip(t.doc.tolist(), t.window.tolist(), t.pos.tolist(), t.token_id.tolist(), strict=True)
+            )
+        }
+        for t in (a, b)
+    ]
+    common = sorted(keys[0].keys() & keys[1].keys())
+    left = np.asarray([keys[0][k] for k in common], np.int64)
+    right = np.asarray([keys[1][k] for k in common], np.int64)
+    return left, right
+
+
+def _arrow(rows: Rows) -> pa.Table:
+    return pa.table({name: pa.array(values) for name, values in rows.columns.items()})

@@ -1,0 +1,53 @@
+"""The registry of tables: each has a name, a function that makes it, and a description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from moescope.metrics import expert_tables, token_tables
+from moescope.metrics.view import PhaseView, Rows
+
+__all__ = ["TABLES", "TableSpec"]
+
+
+class TableSpec(NamedTuple):
+    """A table: its name, the function that makes it, and the function's docstring."""
+
+    name: str
+    make: Callable[[PhaseView], Rows]
+
+    @property
+    def description(self) -> str:
+        """What the table says and what its columns mean."""
+        return " ".join((self.make.__doc__ or "").split())
+
+    @property
+    def title(self) -> str:
+        """The first line of the description."""
+        return (self.make.__doc__ or "").strip().splitlines()[0]
+
+
+TABLES: dict[str, TableSpec] = {
+    spec.name: spec
+    for spec in (
+        TableSpec("load", expert_tables.load),
+        TableSpec("balance", expert_tables.balance_table),
+        TableSpec("decisiveness", expert_tables.decisiveness),
+        TableSpec("histograms", expert_tables.histograms),
+        TableSpec("coactivation", expert_tables.coactivation),
+        TableSpec("flow", expert_tables.flow),
+        TableSpec("domain_specialization", expert_tables.domain_specialization),
+        TableSpec("domain_distance", expert_tables.domain_distance),
+        TableSpec("domain_loss", token_tables.domain_loss),
+        TableSpec("vocabulary_specialization", token_tables.vocabulary_specialization),
+        TableSpec("expert_tokens", token_tables.expert_tokens),
+        TableSpec("token_overlap", token_tables.token_overlap),
+        TableSpec("information", token_tables.information),
+        TableSpec("repetition", token_tables.repetition),
+        TableSpec("committee", expert_tables.committee_table),
+        TableSpec("paths", token_tables.paths),
+        TableSpec("path_entropy", token_tables.path_entropy),
+    )
+}
+"""Every table that is made from a run by itself; ``phases`` is made from these."""

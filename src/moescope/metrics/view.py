@@ -1,0 +1,115 @@
+"""One phase of a run, in the shapes that the tables ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moescope.trace import Run, TokenRows
+from moescope.trace.aggregates import unpack
+
+__all__ = ["ALL", "Layer", "PhaseView", "Rows"]
+
+ALL = "all"
+"""The name of the total over every domain."""
+
+
+class Layer(NamedTuple):
+    """A traced layer: its place in the arrays, its own number, E and K."""
+
+    index: int
+    layer_idx: int
+    num_experts: int
+    top_k: int
+
+
+class Rows:
+    """Columns that grow: ``rows.add(layer=3, expert=[…])`` repeats scalars to the longest list."""
+
+    def __init__(self) -> None:
+        self.columns: dict[str, list[object]] = {}
+
+    def add(self, **values: object) -> None:
+        """Append one block of rows."""
+        sizes = [len(v) for v in values.values() if isinstance(v, list | np.ndarray)]
+        size = sizes[0] if sizes else 1
+        for name, value in values.items():
+            column = self.columns.setdefault(name, [])
+            if isinstance(value, np.ndarray):
+                column.extend(value.tolist())
+            elif isinstance(value, list):
+                column.extend(value)
+            else:
+                column.extend([value] * size)
+
+
+class PhaseView:
+    """Counts of one phase with their axes named.
+
+    Args:
+        run: a finished run.
+        phase: ``prefill`` or ``decode``.
+    """
+
+    def __init__(self, run: Run, phase: str) -> None:
+        self.run = run
+        self.phase = phase
+        self.arrays = run.aggregates(phase).arrays
+        self.seed = int(run.manifest.options["seed"])
+        self.domains = run.domains
+        shape = run.shape
+        numbers = zip(shape.layers, shape.num_experts, shape.top_k, strict=True)
+        self.layers = [Layer(i, *numbers_) for i, numbers_ in enumerate(numbers)]
+        self.cluster_tokens: NDArray[np.int64] = self.arrays["cluster_tokens"].astype(np.int64)
+        self.cluster_domain = run.cluster_domain[: self.cluster_tokens.size]
+        sums = np.bincount(self.cluster_domain, self.cluster_tokens, len(self.domains))
+        self.domain_tokens = sums.astype(np.int64)
+
+    def groups(self) -> Iterator[tuple[str, NDArray[np.bool_], int]]:
+        """(name, mask over clusters, tokens) of the total and of every domain that has tokens."""
+        yield ALL, np.ones(self.cluster_domain.size, np.bool_), int(self.domain_tokens.sum())
+        if len(self.domains) > 1 or (self.domains and self.domains[0] != ALL):
+            for d, name in enumerate(self.domains):
+                if self.domain_tokens[d]:
+                    yield name, self.cluster_domain == d, int(self.domain_tokens[d])
+
+    def counts(self, layer: Layer) -> NDArray[np.int64]:
+        """Assignments by document cluster and expert, (N, E)."""
+        cut = self.arrays["cluster_counts"][:, layer.index, : layer.num_experts]
+        return cut.astype(np.int64)
+
+    def by_domain(self, name: str, layer: Layer, group: str) -> NDArray[np.float64]:
+        """A (C, L, E) sum, cut to one layer and one domain or the total: (E,)."""
+        cut = self.arrays[name][:, layer.index, : layer.num_experts].astype(np.float64)
+        return cut.sum(0) if group == ALL else cut[self.domains.index(group)]
+
+    def rng(self, *stream: int) -> np.random.Generator:
+        """Random numbers that depend on the run's seed and on ``stream`` only."""
+        return np.random.default_rng([self.seed, *stream])
+
+    @cached_property
+    def tokens(self) -> TokenRows | None:
+        """The sampled tokens of this phase."""
+        return self.run.tokens(self.phase)
+
+    def token_counts(self, kind: str, layer: Layer) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(token ids (X,), counts (X, E)) over all domains, for kind input, next or pred."""
+        counter = self.run.aggregates(self.phase).sparse[f"{kind}_{layer.layer_idx}"]
+        _, token, expert = unpack(counter.keys)
+        ids, row = np.unique(token, return_inverse=True)
+        table = np.zeros((ids.size, layer.num_experts), np.int64)
+        np.add.at(table, (row.reshape(-1), expert), counter.counts)
+        return ids, table
+
+    def token_counts_by_domain(self, layer: Layer) -> NDArray[np.int64]:
+        """Input-token counts by domain, token id seen anywhere, and expert: (C, X, E)."""
+        counter = self.run.aggregates(self.phase).sparse[f"input_{layer.layer_idx}"]
+        domain, token, expert = unpack(counter.keys)
+        ids, row = np.unique(token, return_inverse=True)
+        table = np.zeros((len(self.domains), ids.size, layer.num_experts), np.int64)
+        np.add.at(table, (domain, row.reshape(-1), expert), counter.counts)
+        return table

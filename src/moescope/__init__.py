@@ -1,0 +1,50 @@
+"""moescope: the workbench for the experts inside Mixture-of-Experts language models.
+
+The main job::
+
+    from moescope import CorpusSpec, ModelSpec, analyze, open_run
+
+    done = analyze(ModelSpec("allenai/OLMoE-1B-7B-0924"), CorpusSpec(path="texts/"), "my-run")
+    done.report                                      # my-run/report.html
+    open_run("my-run").table("load").to_pandas()     # every figure behind it
+
+Names are resolved when first used, so that importing moescope is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+__version__ = version("moescope")
+
+_WHERE = {
+    "Analysis": "moescope.analysis",
+    "AnalyzedRun": "moescope.metrics.runs",
+    "CorpusSpec": "moescope.corpus",
+    "ExpertRef": "moescope.axes",
+    "LoadedModel": "moescope.models",
+    "ModelSpec": "moescope.models",
+    "MoescopeError": "moescope.errors",
+    "TraceOptions": "moescope.trace",
+    "analyze": "moescope.analysis",
+    "compare_routes": "moescope.trace.routes",
+    "compare_runs": "moescope.metrics.runs",
+    "load_meta": "moescope.models",
+    "load_model": "moescope.models",
+    "open_corpus": "moescope.corpus",
+    "open_run": "moescope.metrics.runs",
+}
+
+__all__ = ["__version__", *sorted(_WHERE)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'moescope' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -182,7 +182,16 @@ DEPARTURES: dict[str, dict[str, Any]] = {
     "glm4_moe": {"use_qk_norm": True},
     "glm4_moe_lite": LATENT,
     "glm_moe_dsa": LATENT | {"indexer_types": ["full", "shared", "full", "shared"]},
-    "gpt_oss": SLIDING | {"num_experts_per_tok": 3},
+    "gpt_oss": SLIDING
+    | {
+        "num_experts_per_tok": 3,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
     "granitemoe": {"embedding_multiplier": 2.0, "residual_multiplier": 0.5},
     "granitemoe_swa": SLIDING | {"layer_rope_theta": [10000.0, 10000.0, 10000.0, 10000.0]},
     "granitemoehybrid": LINEAR
@@ -219,7 +228,6 @@ DEPARTURES: dict[str, dict[str, Any]] = {
         "attn_layer_offset": 1,
         "expert_layer_period": 2,
         "expert_layer_offset": 1,
-        "use_mamba_kernels": False,
         "mamba_d_state": 8,
         "mamba_dt_rank": 4,
     },
@@ -253,7 +261,6 @@ DEPARTURES: dict[str, dict[str, Any]] = {
     "nemotron_h": {
         "num_hidden_layers": None,
         "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "moe"],
-        "use_mamba_kernels": False,
         "mamba_num_heads": 4,
         "mamba_head_dim": 16,
         "ssm_state_size": 8,
@@ -351,7 +358,7 @@ def tiny_model(
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config).eval()
         randomize_routing(model)
-    return _cast(model, dtype)
+    return model if dtype == torch.float32 else _cast(model, dtype)
 
 
 @torch.no_grad()
@@ -388,15 +395,19 @@ def _randomize_router(router: nn.Module) -> None:
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """All in `dtype`, but, as loading does it, for what the architecture keeps in float32."""
+    """The same numbers rounded to `dtype`, but for what loading in `dtype` keeps in float32."""
     kept = set(model._keep_in_fp32_modules_strict or ())
     if dtype == torch.float16:
         kept |= set(model._keep_in_fp32_modules or ())
     names = "|".join(re.escape(name) for name in sorted(kept))
     is_kept = re.compile(rf"(?:^|\.)(?:{names})(?:\.|$)" if names else r"(?!)")
-    for path, tensor in _parameters_and_buffers(model):
-        if tensor.is_floating_point() and not is_kept.search(path):
-            tensor.data = tensor.data.to(dtype)
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(model.config, dtype=dtype).state_dict()
+    for path, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(
+                torch.float32 if is_kept.search(path) else built[path].dtype
+            )
     model.config.dtype = dtype
     return model
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moescope.errors import RunError
 from moescope.trace.aggregates import AggregateShape, PhaseAggregates
 from moescope.trace.state import RunState
-from moescope.trace.store import Manifest, read_manifest, read_parquet, read_tensors
+from moescope.trace.store import Manifest, read_json, read_manifest, read_parquet, read_tensors
 
 __all__ = ["Run", "TokenRows"]
 
@@ -116,6 +116,16 @@ class Run:
         """The sampled tokens, or None when the run kept aggregates only."""
         stored = self.manifest.sample
         return None if stored is None else read_parquet(self.path, stored)
+
+    @cached_property
+    def vocabulary(self) -> dict[int, str]:
+        """Text of every token id that occurred; pieces of characters are shown as stored."""
+        stored = self.manifest.vocabulary
+        return {} if stored is None else {int(k): v for k, v in read_json(self.path, stored).items()}
+
+    def token_text(self, token_id: int) -> str:
+        """Text of a token id, with its leading space; ``#id`` for one that never occurred."""
+        return self.vocabulary.get(int(token_id), f"#{token_id}")
 
     def tokens(self, phase: str = "prefill") -> TokenRows | None:
         """The sampled tokens of a phase as arrays, or None when the run kept aggregates only."""

@@ -10,6 +10,7 @@ to the last bit as if it had never stopped.
 from __future__ import annotations
 
 import datetime
+import json
 import platform
 import time
 from collections import Counter
@@ -47,6 +48,7 @@ from moescope.trace.store import (
     read_manifest,
     read_parquet,
     read_tensors,
+    write_bytes,
     write_manifest,
     write_parquet,
     write_tensors,
@@ -334,13 +336,40 @@ class _Tracer:
             table = sample_table(self.state.samples, self.shape, self.state.domains)
             sha = write_parquet(self.run / "sample.parquet", table)
             manifest.sample = Stored(file="sample.parquet", sha256=sha, tokens=table.num_rows)
+        texts = _token_texts(self.loaded.tokenizer, self.state.token_ids())
+        sha = write_bytes(self.run / "vocabulary.json", json.dumps(texts).encode())
+        manifest.vocabulary = Stored(file="vocabulary.json", sha256=sha)
         manifest.status = "complete"
         write_manifest(self.run, manifest)
         for part in old:
             (self.run / part.file).unlink(missing_ok=True)
-        folder = self.run / "documents"
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what a killed process may have left: files that the manifest does not name."""
+        manifest = self.manifest
+        stored = [manifest.state, *manifest.documents, *manifest.shards]
+        named = {self.run / s.file for s in stored if s is not None}
+        for folder in ("documents", "shards", "aggregates"):
+            for path in (self.run / folder).glob("*"):
+                if path not in named:
+                    path.unlink()
+        documents = self.run / "documents"
+        if documents.is_dir() and not any(documents.iterdir()):
+            documents.rmdir()
+
+
+def _token_texts(tokenizer: Any, ids: list[int]) -> dict[str, str]:
+    """Readable text of token ids; a piece of a character keeps the tokenizer's own spelling."""
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    texts = {}
+    for token_id, piece in zip(ids, pieces, strict=True):
+        text = tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+        if piece is None or (text and "\ufffd" not in text and "▁" not in piece):
+            texts[str(token_id)] = text
+        else:
+            texts[str(token_id)] = piece.replace("▁", " ")
+    return texts
 
 
 def _cut(document: TokenizedDocument, limit: int) -> TokenizedDocument:

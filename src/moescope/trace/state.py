@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.trace.aggregates import AggregateShape, PhaseAggregates
+from moescope.trace.aggregates import AggregateShape, PhaseAggregates, unpack
 from moescope.trace.sample import Sample, SampledSpan
 from moescope.trace.sparse import SparseCounter
 
@@ -66,6 +66,18 @@ class RunState:
             clusters.append(len(self.cluster_domain))
             self.cluster_domain.append(index)
         return index, clusters[ordinal % self.shape.max_clusters]
+
+    def token_ids(self) -> list[int]:
+        """Every token id that entered a token-id table or the sample, ascending."""
+        found: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+        first = self.shape.layers[0]
+        for name, aggregates in self.phases.items():
+            for kind in ("input", "next", "pred"):
+                found.append(unpack(aggregates.sparse[f"{kind}_{first}"].keys)[1])
+            for span in self.samples[name].ordered():
+                found += [span.columns[c].astype(np.int64) for c in ("token_id", "next_id", "pred_id")]
+        ids = np.unique(np.concatenate(found))
+        return ids[ids >= 0].tolist()
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Everything numeric, by name; strings are packed as UTF-8 bytes."""

@@ -31,6 +31,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Manifest",
     "Stored",
+    "read_json",
     "read_manifest",
     "read_parquet",
     "read_tensors",
@@ -75,6 +76,7 @@ class Manifest(BaseModel):
     documents: list[Stored] = Field(default_factory=list)
     shards: list[Stored] = Field(default_factory=list)
     sample: Stored | None = None
+    vocabulary: Stored | None = None
 
 
 @contextmanager
@@ -179,6 +181,15 @@ def read_tensors(run: Path, stored: Stored) -> dict[str, NDArray[Any]]:
         RunError: the file is missing, truncated or altered.
     """
     return dict(load_tensors(_checked(run, stored).read_bytes()))
+
+
+def read_json(run: Path, stored: Stored) -> Any:
+    """Read JSON after checking its checksum.
+
+    Raises:
+        RunError: the file is missing, truncated or altered.
+    """
+    return json.loads(_checked(run, stored).read_text(encoding="utf-8"))
 
 
 def read_parquet(run: Path, stored: Stored) -> pa.Table:

@@ -1,0 +1,5 @@
+"""``python -m moescope``."""
+
+from moescope.cli.main import run
+
+run()

@@ -1,0 +1,117 @@
+"""What every verb shares: consoles, progress, output formats, and errors as one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import pyarrow as pa
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from moescope.trace import Progress as TraceProgress
+
+__all__ = ["Format", "errors", "output", "print_table", "tracing_progress", "write_config"]
+
+errors = Console(stderr=True, highlight=False)
+"""Progress and warnings."""
+
+output = Console(highlight=False)
+"""Data."""
+
+Format = Literal["table", "csv", "json"]
+
+
+class TraceBar:
+    """A progress bar on stderr: share of the corpus, tokens, tokens per second, time left."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("starting", total=None, tokens="", rate="")
+        self._first: tuple[float, int] | None = None
+
+    def stage(self, words: str) -> None:
+        """Say what is being done."""
+        self._progress.update(self._task, description=words)
+
+    def update(self, at: TraceProgress) -> None:
+        """Show how far the trace is."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, at.tokens)
+        seconds, tokens = now - self._first[0], at.tokens - self._first[1]
+        rate = f"{tokens / seconds:,.0f} tok/s" if seconds > 0.5 else ""
+        self._progress.update(
+            self._task,
+            completed=at.chars,
+            total=at.total_chars,
+            tokens=f"{at.tokens:,} tokens",
+            rate=rate,
+        )
+
+
+@contextmanager
+def tracing_progress() -> Iterator[TraceBar]:
+    """Show a `TraceBar` while the block runs."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[tokens]}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True) as progress:
+        yield TraceBar(progress)
+
+
+def print_table(table: pa.Table, form: Format, title: str | None = None) -> None:
+    """Print a table on stdout."""
+    if form == "json":
+        for row in table.to_pylist():
+            sys.stdout.write(json.dumps({k: _finite(v) for k, v in row.items()}) + "\n")
+        return
+    if form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(table.column_names)
+        writer.writerows(row.values() for row in table.to_pylist())
+        return
+    shown = Table(title=title, title_justify="left", header_style="bold")
+    for name in table.column_names:
+        numeric = pa.types.is_integer(table[name].type) or pa.types.is_floating(table[name].type)
+        shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in table.to_pylist():
+        shown.add_row(*(Text(_cell(v)) for v in row.values()))
+    output.print(shown)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    return str(value)
+
+
+def write_config(folder: Any, settings: dict[str, Any]) -> None:
+    """Write the resolved settings beside the output, as YAML that ``--config`` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")

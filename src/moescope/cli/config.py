@@ -1,0 +1,190 @@
+"""The settings of `trace` and `analyze`: one definition for flags, YAML files and the resolved copy.
+
+Every field's description is the help of its flag. A YAML file given by ``--config`` uses the
+field names; flags win over the file; unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from moescope.corpus import CorpusSpec
+from moescope.errors import BadInputError
+from moescope.models import ModelSpec
+from moescope.trace.options import TraceOptions
+
+__all__ = ["RunConfig", "parse_layers", "resolve", "with_run_options"]
+
+
+class RunConfig(BaseModel):
+    """Everything that `trace` and `analyze` can be told."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str = Field(description="hub id or folder of the model")
+    corpus: str = Field(description="file, folder, or hf:owner/name")
+    out: str = Field(description="folder of the run")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="precision; auto: as stored"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    trust_remote_code: bool = Field(False, description="run Python code that the model brings")
+    text_field: str = Field("text", description="field of a record that holds its text")
+    domain_field: str = Field("domain", description="field that holds its domain")
+    id_field: str = Field("id", description="field that holds its id")
+    domain: str | None = Field(None, description="domain of every record that names none")
+    on_error: Literal["fail", "skip"] = Field(
+        "fail", description="stop at a broken record, or leave it out and count it"
+    )
+    split: Literal["train", "test"] | None = Field(
+        None, description="only this part, decided by a hash of the document id"
+    )
+    text_unit: Literal["paragraph", "line", "file"] = Field(
+        "paragraph", description="what one document of a .txt or .md file is"
+    )
+    layers: str | None = Field(None, description="MoE layers to trace, such as 0,3,8-11")
+    keep: Literal["aggregates", "sample", "all"] = Field(
+        "sample", description="sums only; also a bounded token sample; also every token"
+    )
+    limit: int | None = Field(None, ge=1, description="stop each domain after so many tokens")
+    context: int | None = Field(None, ge=2, description="longest window in tokens")
+    batch_tokens: int | None = Field(None, ge=1, description="tokens of one batch")
+    predictions: bool = Field(
+        True, description="run the LM head too: loss by domain, predicted next tokens"
+    )
+    generate: int = Field(0, ge=0, description="continue each document by so many tokens")
+    chat_template: bool = Field(False, description="wrap documents in the model's chat template")
+    count_template: bool = Field(False, description="count the template's own tokens too")
+    seed: int = Field(0, description="of sampling and resampling")
+    sample_tokens: int = Field(8192, ge=1, description="sampled tokens of each domain")
+    checkpoint_seconds: float = Field(20.0, ge=0, description="commit at least this often")
+
+    def model_spec(self) -> ModelSpec:
+        """The part that says which model."""
+        return ModelSpec(
+            self.model, self.revision, self.dtype, self.device, self.trust_remote_code
+        )
+
+    def corpus_spec(self) -> CorpusSpec:
+        """The part that says which text."""
+        shared = CorpusSpec.model_fields.keys() & RunConfig.model_fields.keys()
+        return CorpusSpec(path=self.corpus, **self.model_dump(include=set(shared)))
+
+    def trace_options(self) -> TraceOptions:
+        """The part that says how."""
+        shared = set(TraceOptions.model_fields) & set(RunConfig.model_fields) - {"layers"}
+        layers = None if self.layers is None else parse_layers(self.layers)
+        return TraceOptions(layers=layers, **self.model_dump(include=shared))
+
+
+_ARGUMENTS = ("model", "corpus")
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """``0,3,8-11`` → (0, 3, 8, 9, 10, 11).
+
+    Raises:
+        BadInputError: another form.
+    """
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise BadInputError(f"--layers {text!r} is not of the form 0,3,8-11")
+        numbers.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(numbers))
+
+
+def with_run_options(body: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of `RunConfig`; ``body(config, resume)`` does the work."""
+
+    def command(**given: Any) -> None:
+        config_file, resume = given.pop("config"), given.pop("resume")
+        body(resolve({k: v for k, v in given.items() if v is not None}, config_file), resume)
+
+    parameters = []
+    for name, field in RunConfig.model_fields.items():
+        if name in _ARGUMENTS:
+            kind: Any = typer.Argument(help=field.description, metavar=name.upper())
+        else:
+            kind = typer.Option(*_flags(name, field.annotation), help=_help(name))
+        annotation = Annotated[_optional(field.annotation), kind]
+        parameters.append(_parameter(name, annotation, None))
+    config = typer.Option("--config", help="YAML file with any of these settings")
+    resume = typer.Option("--resume", help="go on with an interrupted run")
+    parameters.append(_parameter("config", Annotated[Path | None, config], None))
+    parameters.append(_parameter("resume", Annotated[bool, resume], False))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__, command.__name__ = body.__doc__, body.__name__
+    return command
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _optional(annotation: Any) -> Any:
+    return annotation if type(None) in getattr(annotation, "__args__", ()) else annotation | None
+
+
+def _flags(name: str, annotation: Any) -> list[str]:
+    if name == "out":
+        return ["--out", "-o"]
+    flag = "--" + name.replace("_", "-")
+    return [f"{flag}/--no-{flag[2:]}"] if annotation is bool else [flag]
+
+
+def _help(name: str) -> str:
+    field = RunConfig.model_fields[name]
+    default = field.default
+    if field.is_required() or default is None or isinstance(default, bool):
+        return str(field.description)
+    return f"{field.description} [{default}]"
+
+
+def resolve(given: dict[str, Any], config_file: Path | None) -> RunConfig:
+    """Flags over file over defaults, validated.
+
+    Raises:
+        BadInputError: an unreadable file, an unknown key, a missing or impossible value.
+    """
+    settings = {**_read_yaml(config_file), **given} if config_file else given
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        raise BadInputError(_first_problem(error, config_file)) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInputError(f"--config {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise BadInputError(f"--config {path}: expected settings such as 'keep: all', got {data!r}")
+    return {str(k): v for k, v in data.items()}
+
+
+def _first_problem(error: ValidationError, config_file: Path | None) -> str:
+    problem = error.errors()[0]
+    name = ".".join(str(p) for p in problem["loc"])
+    where = f"{config_file}: " if config_file else ""
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name, RunConfig.model_fields, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"{where}unknown setting {name!r}{hint} Settings: {', '.join(RunConfig.model_fields)}"
+    if problem["type"] == "missing":
+        flag = "-o FOLDER" if name == "out" else name.upper()
+        return f"{where}{name} is missing; give {flag} or set it in --config"
+    return f"{where}{name}: {problem['msg']}, got {problem['input']!r}"

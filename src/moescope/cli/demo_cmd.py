@@ -1,0 +1,46 @@
+"""`moescope demo`: the main job on what is shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from moescope.cli.analyze_cmd import summarize
+from moescope.cli.common import errors, output, tracing_progress
+
+_HELP = """Analyze the shipped small MoE on the shipped text; needs no network.
+
+queries: questions on NDIS policy, its legal context and support coordination, and everyday ones.
+samples: 13 domains from code to German. The model is small and measures methods; it gives no
+advice.
+
+Example: moescope demo -o demo-run
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("demo", help=_HELP)(demo)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the run")] = Path("demo-run"),
+    corpus: Annotated[
+        Literal["queries", "samples"], typer.Option(help="which shipped text")
+    ] = "queries",
+    limit: Annotated[int | None, typer.Option(help="stop each domain after so many tokens")] = None,
+) -> None:
+    """Run the demo and print the path of the report."""
+    from moescope.demo import run_demo
+
+    errors.print(
+        "The shipped text measures a model; nothing in it or in the report is advice.", style="dim"
+    )
+    with tracing_progress() as bar:
+        done = run_demo(
+            out, corpus=corpus, limit=limit, on_progress=bar.update, on_stage=bar.stage
+        )
+    summarize(done.run.manifest.coverage, len(done.run.domains))
+    output.print(str(done.report), soft_wrap=True)

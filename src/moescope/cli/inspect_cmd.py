@@ -1,0 +1,74 @@
+"""`moescope inspect`: the anatomy of a model from its config alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import pyarrow as pa
+import typer
+
+from moescope.cli.common import Format, errors, output, print_table
+
+_HELP = """Show routers, experts and parameters of a model; reads no weights.
+
+Example: moescope inspect allenai/OLMoE-1B-7B-0924
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("inspect", help=_HELP)(inspect)
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="hub id or folder", metavar="MODEL")],
+    form: Annotated[Format, typer.Option("--format", help="how to print")] = "table",
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="run code of the model")] = False,
+) -> None:
+    """Print the anatomy."""
+    from moescope.models import ModelSpec, load_meta
+
+    anatomy = load_meta(ModelSpec(model, revision, trust_remote_code=trust_remote_code))
+    rows = [
+        {
+            "layer": m.layer_idx,
+            "experts": m.num_experts,
+            "top_k": m.top_k,
+            "expert_width": m.expert_hidden_size,
+            "shared": len(m.site.shared),
+            "scoring": m.scoring,
+            "normalized": m.normalized,
+            "selection_bias": m.selection_bias,
+            "router": m.site.router,
+            "expert_params": round(m.expert_params),
+        }
+        for m in anatomy.layers
+    ]
+    summary = {
+        "model_type": anatomy.model_type,
+        "decoder_layers": anatomy.num_decoder_layers,
+        "moe_layers": len(anatomy.layers),
+        "total_params": anatomy.total_params,
+        "active_params": anatomy.active_params,
+    }
+    if form == "json":
+        sys.stdout.write(json.dumps({**summary, "layers": rows}) + "\n")
+        return
+    print_table(pa.Table.from_pylist(rows), form, title=f"{model} ({anatomy.model_type})")
+    stream = errors if form == "csv" else output
+    share = anatomy.active_params / anatomy.total_params
+    stream.print(
+        f"{len(anatomy.layers)} MoE layers of {anatomy.num_decoder_layers} decoder layers · "
+        f"{_billions(anatomy.total_params)} parameters, of which a token meets "
+        f"{_billions(anatomy.active_params)} ({share:.0%})"
+    )
+
+
+def _billions(count: int) -> str:
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.3f} {unit}"
+    return str(count)

@@ -1,0 +1,106 @@
+"""The command line: verbs, and the one place where an error becomes an exit code.
+
+Data goes to stdout, progress and warnings to stderr. Exit 0: done; 1: failed; 2: bad input.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import click
+import typer
+from pydantic import ValidationError
+
+from moescope import __version__
+from moescope.cli import (
+    analyze_cmd,
+    compare_cmd,
+    demo_cmd,
+    inspect_cmd,
+    paths_cmd,
+    report_cmd,
+    table_cmd,
+    trace_cmd,
+)
+from moescope.cli.common import errors
+from moescope.errors import MoescopeError
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="moescope",
+    help="See which experts of a Mixture-of-Experts model serve which text, layer by layer.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+for module in (
+    inspect_cmd,
+    analyze_cmd,
+    demo_cmd,
+    trace_cmd,
+    table_cmd,
+    report_cmd,
+    compare_cmd,
+    paths_cmd,
+):
+    module.register(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"moescope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show and exit")
+    ] = False,
+) -> None:
+    """See which experts of a Mixture-of-Experts model serve which text, layer by layer."""
+
+
+def run() -> None:
+    """Entry point of the ``moescope`` command."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "" if sys.stderr.isatty() else "1")
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code = app(standalone_mode=False)
+    except MoescopeError as error:
+        return _fail(str(error), error.exit_code)
+    except click.exceptions.Abort:
+        return _fail("stopped; what was committed stays, go on with --resume", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was committed stays, go on with --resume", 1)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "moescope"
+        return _fail(f"{error.format_message()} See: {where} --help", 2)
+    except click.ClickException as error:
+        return _fail(error.format_message(), 2)
+    except ValidationError as error:
+        return _fail(" ".join(str(error).split()), 2)
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if os.environ.get("MOESCOPE_DEBUG"):
+            raise
+        kind = type(error).__name__
+        first = " ".join(str(error).split())[:300]
+        return _fail(
+            f"{kind}: {first} (a fault in moescope or below it; MOESCOPE_DEBUG=1 shows where)", 1
+        )
+    return int(code or 0)
+
+
+def _fail(line: str, code: int) -> int:
+    errors.print(f"error: {' '.join(line.split())}", style="bold red", markup=False, soft_wrap=True)
+    return code

@@ -1,0 +1,86 @@
+"""`moescope paths`: two texts, their routes aligned, and where they part."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from moescope.cli.common import Format, output
+from moescope.errors import BadInputError
+
+_HELP = """Show the routes of two texts token by token, and where they part.
+
+Example: moescope paths MODEL "the plan covers therapy" "the new plan covers therapy"
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("paths", help=_HELP)(paths)
+
+
+def paths(
+    model: Annotated[str, typer.Argument(help="hub id or folder", metavar="MODEL")],
+    left: Annotated[str, typer.Argument(help="a text", metavar="TEXT")],
+    right: Annotated[str, typer.Argument(help="another text", metavar="TEXT")],
+    form: Annotated[Format, typer.Option("--format", help="how to print")] = "table",
+    dtype: Annotated[str, typer.Option(help="precision; auto: as stored")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="run code of the model")] = False,
+) -> None:
+    """Print the comparison."""
+    from moescope.models import ModelSpec, load_model
+    from moescope.trace.routes import RouteComparison, compare_routes
+
+    if form == "csv":
+        raise BadInputError("paths prints as table or json; csv has no place for sets of experts")
+    loaded = load_model(ModelSpec(model, revision, dtype, device, trust_remote_code))
+    made: RouteComparison = compare_routes(loaded, left, right)
+    if form == "json":
+        for row in made.rows:
+            sys.stdout.write(json.dumps({"layers": made.layers, **row._asdict()}) + "\n")
+        return
+    table = Table(header_style="bold", caption=_caption(made))
+    table.add_column("text 1")
+    table.add_column("text 2")
+    for layer in made.layers:
+        table.add_column(f"L{layer}", justify="right")
+    for row in made.rows:
+        cells = []
+        for i in range(len(made.layers)):
+            a = row.left_ids[i][0] if row.left_ids else None
+            b = row.right_ids[i][0] if row.right_ids else None
+            cells.append(_cell(a, b, None if row.shared is None else row.shared[i]))
+        table.add_row(Text(_shown(row.left)), Text(_shown(row.right)), *cells)
+    output.print(table)
+
+
+def _shown(text: str | None) -> str:
+    return "" if text is None else text.replace(" ", "·").replace("\n", "⏎")
+
+
+def _cell(a: int | None, b: int | None, shared: float | None) -> Text:
+    if shared is None:
+        return Text(str(a if a is not None else b), style="dim")
+    text = str(a) if a == b else f"{a}→{b}"
+    return Text(text, style="" if shared == 1.0 else ("bold yellow" if a == b else "bold red"))
+
+
+def _caption(made: object) -> str:
+    from moescope.trace.routes import RouteComparison
+
+    assert isinstance(made, RouteComparison)
+    words = (
+        "First choice by layer; a→b: it changed. Yellow: same first choice, other experts beside it."
+    )
+    if made.first_difference is None:
+        return words + " Tokens that both texts have take the same experts everywhere."
+    at = made.rows[made.first_difference]
+    layer = next(n for n, s in zip(made.layers, at.shared or [], strict=True) if s < 1.0)
+    return f"{words} The routes part at {_shown(at.left)!r}, layer {layer}."

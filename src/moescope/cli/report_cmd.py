@@ -1,0 +1,37 @@
+"""`moescope report`: write the report of a run again, and figures for a paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moescope.cli.common import output
+
+_HELP = """Write RUN/report.html, one self-contained file; with --figures also PDF and PNG.
+
+Example: moescope report my-run --figures paper/figures
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("report", help=_HELP)(report)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="run folder", metavar="RUN")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="another path of the page")] = None,
+    figures: Annotated[Path | None, typer.Option(help="folder for PDF and PNG figures")] = None,
+) -> None:
+    """Write the report."""
+    from moescope.metrics.runs import open_run
+    from moescope.report.figures import write_figures
+    from moescope.report.page import build_report
+
+    opened = open_run(run)
+    output.print(str(build_report(opened, out)), soft_wrap=True)
+    if figures is not None:
+        for path in write_figures(opened, figures):
+            output.print(str(path), soft_wrap=True)

@@ -1,0 +1,87 @@
+"""`moescope table`: print one table of a run, or list them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import typer
+
+from moescope.cli.common import Format, errors, output, print_table
+from moescope.errors import BadInputError
+
+_HELP = """Print a table of a run; without NAME, list the tables.
+
+Example: moescope table my-run load --layer 3 --domain ndis_policy --format csv
+"""
+
+_SHOWN = 40
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("table", help=_HELP)(table)
+
+
+def table(
+    run: Annotated[Path, typer.Argument(help="run folder", metavar="RUN")],
+    name: Annotated[str | None, typer.Argument(help="name of a table", metavar="[NAME]")] = None,
+    form: Annotated[Format, typer.Option("--format", help="how to print")] = "table",
+    layer: Annotated[int | None, typer.Option(help="only this layer")] = None,
+    domain: Annotated[str | None, typer.Option(help="only this domain ('all': the total)")] = None,
+    sort: Annotated[str | None, typer.Option(help="sort by this column, largest first")] = None,
+    rows: Annotated[int | None, typer.Option(help="at most so many rows; 0: all [40 as table]")] = None,
+    about: Annotated[bool, typer.Option("--about", help="say what the columns mean")] = False,
+) -> None:
+    """Print a table."""
+    from moescope.metrics.phases import phases
+    from moescope.metrics.runs import open_run, table_names
+    from moescope.metrics.tables import TABLES
+
+    opened = open_run(run)
+    descriptions = {n: s.description for n, s in TABLES.items()}
+    descriptions["phases"] = " ".join((phases.__doc__ or "").split())
+    if name is None:
+        listed = {"table": table_names(), "what": [_title(descriptions[n]) for n in table_names()]}
+        print_table(pa.table(listed), form)
+        return
+    data = opened.table(name)
+    if about:
+        output.print(descriptions[name], markup=False)
+        return
+    data = _filtered(data, layer=layer, domain=domain)
+    if sort is not None:
+        _require(data, sort)
+        data = data.sort_by([(sort, "descending")])
+    most = rows if rows is not None else (_SHOWN if form == "table" else 0)
+    total = data.num_rows
+    if most and total > most:
+        data = data.slice(0, most)
+    print_table(data, form)
+    if data.num_rows < total:
+        errors.print(f"{data.num_rows} of {total:,} rows; --rows 0 shows all")
+
+
+def _title(description: str) -> str:
+    return description.split(". ")[0].split("? ")[0].rstrip(".")
+
+
+def _filtered(data: pa.Table, **wanted: int | str | None) -> pa.Table:
+    for column, value in wanted.items():
+        if value is None:
+            continue
+        _require(data, column)
+        known = data[column].unique().to_pylist()
+        if value not in known:
+            raise BadInputError(f"--{column} {value} is not in this table; it has {known}")
+        data = data.filter(pc.equal(data[column], value))
+    return data
+
+
+def _require(data: pa.Table, column: str) -> None:
+    if column not in data.column_names:
+        raise BadInputError(
+            f"this table has no column {column!r}; its columns are {', '.join(data.column_names)}"
+        )

@@ -1,0 +1,45 @@
+"""`moescope trace`: record routing, without tables or report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from moescope.cli.analyze_cmd import summarize
+from moescope.cli.common import output, tracing_progress, write_config
+from moescope.cli.config import RunConfig, with_run_options
+
+_HELP = """Record how every MoE layer routes every token of a corpus, into a run folder.
+
+Example: moescope trace allenai/OLMoE-1B-7B-0924 texts/ -o my-run --keep all --limit 100000
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("trace", help=_HELP)(with_run_options(trace))
+
+
+def trace(config: RunConfig, resume: bool) -> None:
+    """Run the trace and print the run folder."""
+    from moescope.models import load_model
+    from moescope.trace import Run
+    from moescope.trace import trace as trace_corpus
+
+    with tracing_progress() as bar:
+        bar.stage(f"loading {config.model}")
+        loaded = load_model(config.model_spec())
+        bar.stage("tracing")
+        folder = trace_corpus(
+            loaded,
+            config.corpus_spec(),
+            Path(config.out),
+            config.trace_options(),
+            resume=resume,
+            on_progress=bar.update,
+        )
+    write_config(folder, config.model_dump())
+    run = Run(folder)
+    summarize(run.manifest.coverage, len(run.domains))
+    output.print(str(folder), soft_wrap=True)

@@ -1,0 +1,61 @@
+"""What moescope ships to be tried on: a small MoE, a query set, and domain samples.
+
+The query set measures a model; it holds questions and gives no advice. Sources and licences stand
+in ``SOURCES.md`` beside this file, the model's card in ``model/README.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from moescope.analysis import Analysis, analyze
+from moescope.corpus import CorpusSpec
+from moescope.models import ModelSpec
+from moescope.trace import Progress, TraceOptions
+
+__all__ = ["MODEL", "QUERIES", "SAMPLES", "run_demo"]
+
+_HERE = Path(__file__).parent
+
+MODEL = _HERE / "model"
+"""The shipped model: OLMoE's architecture, 6 layers, 32 experts, 4 per token."""
+
+QUERIES = _HERE / "queries.jsonl"
+"""Questions by domain: ndis_policy, ndis_legal, support_coordination, everyday."""
+
+SAMPLES = _HERE / "samples"
+"""One jsonl file per domain."""
+
+
+def run_demo(
+    out: str | Path,
+    *,
+    corpus: Literal["queries", "samples"] = "queries",
+    limit: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> Analysis:
+    """Analyze the shipped model on shipped text.
+
+    Args:
+        out: folder of the run; a demo run that is there already is taken up where it stopped.
+        corpus: the query set or the domain samples.
+        limit: stop each domain after so many tokens.
+        on_progress: called after every batch.
+        on_stage: called when a stage begins.
+
+    Returns:
+        The run and its report.
+    """
+    path = QUERIES if corpus == "queries" else SAMPLES
+    return analyze(
+        ModelSpec(str(MODEL)),
+        CorpusSpec(path=str(path)),
+        out,
+        TraceOptions(limit=limit),
+        resume=True,
+        on_progress=on_progress,
+        on_stage=on_stage,
+    )

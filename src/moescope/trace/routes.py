@@ -1,0 +1,137 @@
+"""Two texts side by side: which experts each token takes, and where the routes part.
+
+The texts are tokenized as the model would see them, aligned token by token, and traced in one
+forward pass each. It shows what a changed word does to the routing of the words after it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from moescope.errors import BadInputError
+from moescope.models.capture import RoutingCapture
+from moescope.models.loading import LoadedModel
+from moescope.trace.facts import LayerFacts, layer_facts
+
+__all__ = ["AlignedToken", "RouteComparison", "compare_routes"]
+
+
+class AlignedToken(NamedTuple):
+    """One row of the alignment.
+
+    ``left`` and ``right``: token texts, None where a text has no such token. ``left_ids`` and
+    ``right_ids``: by layer, the K experts of each by descending weight (None likewise).
+    ``shared``: by layer, |A∩B|/K for tokens that both have, else None.
+    """
+
+    left: str | None
+    right: str | None
+    left_ids: list[list[int]] | None
+    right_ids: list[list[int]] | None
+    shared: list[float] | None
+
+
+@dataclass(frozen=True)
+class RouteComparison:
+    """Aligned tokens with their experts.
+
+    Attributes:
+        layers: the model's own numbers of the MoE layers.
+        rows: the alignment, in order.
+        first_difference: index of the first row where a token that both texts have takes another
+            set of experts in some layer, or None.
+        common_prefix_layers: for every aligned token, in how many layers from the first on the
+            first choice is the same.
+    """
+
+    layers: list[int]
+    rows: list[AlignedToken]
+    first_difference: int | None
+    common_prefix_layers: list[int | None]
+
+
+def compare_routes(loaded: LoadedModel, left: str, right: str) -> RouteComparison:
+    """Trace two texts and align their routes.
+
+    Args:
+        loaded: the model.
+        left: the first text.
+        right: the second text.
+
+    Raises:
+        BadInputError: a text is empty or longer than the model's context.
+    """
+    texts, facts = [], []
+    for text in (left, right):
+        tokens, routed = _route(loaded, text)
+        texts.append(tokens)
+        facts.append(routed)
+    layers = [m.layer_idx for m in loaded.anatomy.layers]
+    rows = [_row(texts, facts, i, j) for i, j in _align(*texts)]
+    prefix = [_prefix(row) for row in rows]
+    differing = (n for n, row in enumerate(rows) if row.shared and min(row.shared) < 1.0)
+    return RouteComparison(layers, rows, next(differing, None), prefix)
+
+
+def _route(loaded: LoadedModel, text: str) -> tuple[list[str], list[LayerFacts]]:
+    if not text.strip():
+        raise BadInputError("an empty text has no route; give two texts, each in quotes")
+    ids = loaded.tokenizer(text)["input_ids"]
+    config = loaded.model.config
+    longest = getattr(config, "max_position_embeddings", None)
+    if isinstance(longest, int) and len(ids) > longest:
+        raise BadInputError(f"a text of {len(ids)} tokens is past this model's context of {longest}")
+    sites = [m.site for m in loaded.anatomy.layers]
+    batch = torch.as_tensor([ids], device=next(loaded.model.parameters()).device)
+    with RoutingCapture(loaded.model, sites) as capture, torch.inference_mode():
+        loaded.model.base_model(input_ids=batch, use_cache=False)  # type: ignore[operator]
+        routing = capture.take(expected_rows=len(ids))
+    facts = []
+    for layer in loaded.anatomy.layers:
+        r = routing[layer.layer_idx]
+        facts.append(layer_facts(r.logits, r.topk_ids.long(), r.topk_weights, layer.scoring))
+    pieces = [loaded.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
+    return pieces, facts
+
+
+def _align(left: list[str], right: list[str]) -> list[tuple[int | None, int | None]]:
+    pairs: list[tuple[int | None, int | None]] = []
+    matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
+    for _, a, b, c, d in matcher.get_opcodes():
+        both = min(b - a, d - c) if left[a:b] == right[c:d] else 0
+        pairs += [(a + n, c + n) for n in range(both)]
+        pairs += [(n, None) for n in range(a + both, b)]
+        pairs += [(None, n) for n in range(c + both, d)]
+    return pairs
+
+
+def _row(
+    texts: list[list[str]], facts: list[list[LayerFacts]], i: int | None, j: int | None
+) -> AlignedToken:
+    left_ids = None if i is None else [f.topk_ids[i].tolist() for f in facts[0]]
+    right_ids = None if j is None else [f.topk_ids[j].tolist() for f in facts[1]]
+    shared = None
+    if left_ids is not None and right_ids is not None:
+        shared = [len(set(a) & set(b)) / len(a) for a, b in zip(left_ids, right_ids, strict=True)]
+    return AlignedToken(
+        None if i is None else texts[0][i],
+        None if j is None else texts[1][j],
+        left_ids,
+        right_ids,
+        shared,
+    )
+
+
+def _prefix(row: AlignedToken) -> int | None:
+    if row.left_ids is None or row.right_ids is None:
+        return None
+    length = 0
+    for a, b in zip(row.left_ids, row.right_ids, strict=True):
+        if a[0] != b[0]:
+            break
+        length += 1
+    return length

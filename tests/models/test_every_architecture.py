@@ -1,0 +1,109 @@
+"""Every Mixture-of-Experts type of the causal-LM mapping: found, read, and checked by replay."""
+
+import pytest
+import torch
+from torch import nn
+
+from moescope.errors import ModelError
+from moescope.models import find_anatomy
+from moescope.models.anatomy import REFUSED
+from moescope.models.capture import RoutingCapture
+from tests.support.replay import replay
+from tests.support.tiny import MOE_MODEL_TYPES, tiny_config, tiny_model
+
+SUPPORTED = [t for t in MOE_MODEL_TYPES if t not in REFUSED]
+
+
+def _run(model: nn.Module) -> tuple[dict, dict, dict]:
+    """One padded batch; returns routing, experts' inputs and experts' outputs by layer."""
+    anatomy = find_anatomy(model, model.config)
+    ids = torch.randint(4, 100, (2, 11), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, 8:] = 0
+    seen, made, handles = {}, {}, []
+    for layer in anatomy.layers:
+        experts = model.get_submodule(layer.site.experts)
+
+        def hook(_m, args, kwargs, output, n=layer.layer_idx):  # type: ignore[no-untyped-def]
+            first = args[0] if args else kwargs["hidden_states"]
+            seen[n] = first.detach().clone()
+            made[n] = (output[0] if isinstance(output, tuple) else output).detach().clone()
+
+        handles.append(experts.register_forward_hook(hook, with_kwargs=True))
+    with RoutingCapture(model, [m.site for m in anatomy.layers]) as capture, torch.no_grad():
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
+        routing = capture.take(expected_rows=ids.numel())
+    for handle in handles:
+        handle.remove()
+    return routing, seen, made
+
+
+@pytest.mark.parametrize("model_type", SUPPORTED)
+def test_captured_routing_replayed_through_the_weights_gives_what_the_experts_put_out(
+    model_type: str,
+) -> None:
+    model = tiny_model(model_type)
+    routing, seen, made = _run(model)
+    anatomy = find_anatomy(model, model.config)
+    assert set(routing) == set(anatomy.layer_numbers)
+    for layer in anatomy.layers:
+        n, r = layer.layer_idx, routing[layer.layer_idx]
+        experts = model.get_submodule(layer.site.experts)
+        assert r.logits.shape[1] == layer.num_experts
+        assert r.topk_ids.shape[1] == layer.top_k
+        out = made[n].reshape(-1, made[n].shape[-1])
+        hidden = seen[n].reshape(-1, seen[n].shape[-1])
+        if type(experts).__name__ == "Llama4TextExperts":  # one copy of the input per expert
+            copies = (layer.num_experts, -1, hidden.shape[-1])
+            out = out.reshape(copies).sum(0)
+            hidden = _llama4_input(model, layer.site.block, hidden, r)
+        if type(experts).__name__ == "JetMoeMoE":
+            out = out - experts.bias
+        torch.testing.assert_close(
+            replay(experts, hidden, r.topk_ids, r.topk_weights.float()), out.float(),
+            rtol=1e-4, atol=1e-4,
+        )  # fmt: skip
+
+
+def _llama4_input(model: nn.Module, block: str, scaled: torch.Tensor, r) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    """Undo the scaling of the copy that belongs to each token's first choice."""
+    rows = torch.arange(r.topk_ids.shape[0])
+    copies = scaled.reshape(r.logits.shape[1], -1, scaled.shape[-1])
+    return copies[r.topk_ids[:, 0], rows] / r.topk_weights[:, :1]
+
+
+@pytest.mark.parametrize("model_type", SUPPORTED)
+def test_the_anatomy_from_the_config_alone_equals_that_of_the_model_in_memory(
+    model_type: str,
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = tiny_model(model_type)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(tiny_config(model_type))
+    assert find_anatomy(empty, empty.config) == find_anatomy(model, model.config)
+
+
+@pytest.mark.parametrize("model_type", SUPPORTED)
+def test_the_observed_scoring_explains_the_weights_that_were_used(model_type: str) -> None:
+    from moescope.models.probe import classify
+
+    model = tiny_model(model_type)
+    routing, _, _ = _run(model)
+    if model_type == "phimoe":
+        pytest.skip("sparsemixer weights follow no single scoring; stated in the anatomy")
+    for layer in find_anatomy(model, model.config).layers:
+        r = routing[layer.layer_idx]
+        if layer.top_k > 1 and model_type != "gemma4_text":  # gemma4 scales each expert's weight
+            assert classify(r) == layer.scoring
+
+
+@pytest.mark.parametrize("model_type", sorted(REFUSED))
+def test_a_type_that_cannot_be_read_is_refused_with_the_reason(model_type: str) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        find_anatomy(model := tiny_model(model_type), model.config)
+
+
+def test_all_57_types_are_covered() -> None:
+    assert len(MOE_MODEL_TYPES) == 57
+    assert len(SUPPORTED) == 56

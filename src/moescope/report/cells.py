@@ -1,0 +1,93 @@
+"""Layer × expert × domain: the rates of all cells, and the cells worth a closer look.
+
+Cells are numbered through: those of the first traced layer, then those of the next (``offsets``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moescope.metrics.view import ALL
+from moescope.report.frames import Frame, scaled
+
+__all__ = ["MAX_INTERVAL_CELLS", "MAX_TOP_CELLS", "Q_LEVEL", "rates", "special"]
+
+Q_LEVEL = 0.05
+"""False discovery rate at which a cell is marked."""
+
+MAX_TOP_CELLS = 200
+"""Cells in the table of specialised experts."""
+
+MAX_INTERVAL_CELLS = 150_000
+"""With more cells the page leaves the interval of each out; the table ``load`` has them."""
+
+_TOP_COLUMNS = (
+    "layer", "expert", "domain", "tokens", "value", "chance", "others", "lift_over_others",
+    "ci_low", "ci_high", "lift_low", "lift_high", "p", "q", "by_token", "beyond_token",
+    "shared_tokens",
+)  # fmt: skip
+
+
+def rates(load: Frame, domains: list[str]) -> dict[str, Any]:
+    """Activation rates in 1/10,000, by group (the total first, then domains) and cell."""
+    groups = [ALL, *domains]
+    first = load.where(domain=ALL)
+    kept = {name: load.where(domain=name) for name in groups}
+    with_intervals = len(first) * len(groups) <= MAX_INTERVAL_CELLS
+    out: dict[str, Any] = {
+        "groups": groups,
+        "tokens": [int(f["tokens"][0]) if len(f) else 0 for f in kept.values()],
+        "rate": [scaled(f["activation_rate"]) for f in kept.values()],
+        "low": None,
+        "high": None,
+    }
+    if with_intervals:
+        out["low"] = [scaled(f["ci_low"]) for f in kept.values()]
+        out["high"] = [scaled(f["ci_high"]) for f in kept.values()]
+    return out
+
+
+def special(spec: Frame, domains: list[str], offsets: dict[int, int]) -> dict[str, Any]:
+    """Which cells pass, how many were tested, and the rows of the top ones."""
+    q = spec["q"] if len(spec) else np.zeros(0)
+    tested = np.isfinite(q)
+    passed = tested & (np.where(tested, q, 1.0) < Q_LEVEL)
+    over = passed & (spec["value"] > spec["others"]) if len(spec) else passed
+    marks = []
+    for name in domains:
+        rows = spec.take(passed & (spec["domain"] == name)) if len(spec) else spec
+        cells = [offsets[int(n)] + int(e) for n, e in zip(rows["layer"], rows["expert"], strict=True)]
+        marks.append(cells)
+    top = spec.take(top_order(spec, passed)[:MAX_TOP_CELLS]) if len(spec) else spec
+    columns = top.tidy(_TOP_COLUMNS)
+    columns["name"] = [f"L{n}E{e}" for n, e in zip(columns["layer"], columns["expert"], strict=True)]
+    return {
+        "cells": len(spec),
+        "tested": int(tested.sum()),
+        "passed": int(passed.sum()),
+        "over": int(over.sum()),
+        "under": int(passed.sum() - over.sum()),
+        "marks": marks,
+        "top": columns,
+    }
+
+
+def top_order(spec: Frame, passed: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Passing cells first: those used more, by the low end of the lift, then those used less.
+
+    The low end, not the lift itself, so that a large lift of few tokens does not lead. Cells that
+    do not pass follow by p, untested ones are left out unless nothing was tested at all.
+    """
+    low = np.nan_to_num(spec["lift_low"], nan=0.0, posinf=1e9)
+    high = np.nan_to_num(spec["lift_high"], nan=1e9, posinf=1e9)
+    more = spec["value"] > spec["others"]
+    strength = np.where(more, low, 1.0 / np.maximum(high, 1e-9))
+    p = np.nan_to_num(spec["p"], nan=2.0)
+    rank = np.where(passed, np.where(more, 0, 1), 2)
+    second = np.where(passed, -strength, p)
+    gap = -np.abs(np.nan_to_num(spec["value"] - spec["others"]))
+    order = np.lexsort((np.arange(len(p)), gap, second, rank)).astype(np.int64)
+    return order[p[order] <= 1.0]

@@ -1,0 +1,118 @@
+"""Tables as columns of numpy arrays, and numbers as the page wants them.
+
+Nothing here knows what a column means. Every number leaves through `tidy`: rounded, and ``None``
+where it is not finite, so that neither NaN nor infinity can reach JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+__all__ = ["Frame", "bits", "number", "percent", "q_text", "scaled", "tidy", "times"]
+
+
+class Frame:
+    """Columns of equal length.
+
+    Args:
+        columns: name → array.
+    """
+
+    def __init__(self, columns: dict[str, NDArray[Any]]) -> None:
+        self.columns = columns
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Frame:
+        """From an Arrow table; texts become object arrays."""
+        return cls({name: _array(table[name]) for name in table.column_names})
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.columns[name]
+
+    def where(self, **wanted: object) -> Frame:
+        """The rows whose columns equal the given values; a missing column gives no rows."""
+        if any(name not in self.columns for name in wanted):
+            return Frame({name: column[:0] for name, column in self.columns.items()})
+        keep = np.ones(len(self), np.bool_)
+        for name, value in wanted.items():
+            keep &= self.columns[name] == value
+        return self.take(keep)
+
+    def take(self, index: NDArray[Any]) -> Frame:
+        """Rows by mask or by index."""
+        return Frame({name: column[index] for name, column in self.columns.items()})
+
+    def tidy(self, names: Iterable[str]) -> dict[str, list[Any]]:
+        """Some columns as lists of JSON values."""
+        return {name: tidy(self.columns[name]) if name in self.columns else [] for name in names}
+
+
+def _array(column: pa.ChunkedArray) -> NDArray[Any]:
+    if pa.types.is_floating(column.type):
+        return np.asarray(column.to_numpy(), np.float64)
+    if pa.types.is_integer(column.type):
+        return np.asarray(column.to_numpy(), np.int64)
+    return np.asarray(column.to_pylist(), dtype=object)
+
+
+def tidy(value: Any, digits: int = 4) -> Any:
+    """Any number, array, list or dict as JSON values: 4 significant digits, no NaN."""
+    if isinstance(value, np.ndarray):
+        return [tidy(v, digits) for v in value.tolist()]
+    if isinstance(value, dict):
+        return {str(k): tidy(v, digits) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [tidy(v, digits) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    return value
+
+
+def scaled(values: NDArray[np.float64], factor: int = 10_000) -> list[int | None]:
+    """Shares as whole numbers of 1/factor: a third of the size of decimals."""
+    known = np.isfinite(values)
+    whole = np.rint(np.where(known, values, 0.0) * factor).astype(np.int64).tolist()
+    return [w if k else None for w, k in zip(whole, known.tolist(), strict=True)]
+
+
+def percent(share: float) -> str:
+    """0.1234 as '12.3 %'; small shares keep two decimals."""
+    if not math.isfinite(share):
+        return "unknown"
+    return f"{100 * share:.2f} %" if 0 < abs(share) < 0.01 else f"{100 * share:.1f} %"
+
+
+def times(value: float) -> str:
+    """A ratio: two decimals below 10."""
+    if not math.isfinite(value):
+        return "unbounded"
+    return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
+
+
+def bits(value: float) -> str:
+    """Information: three decimals, four when tiny, and no '-0'."""
+    text = f"{value:.4f}" if abs(value) < 0.0995 else f"{value:.2f}"
+    return text.replace("-0.0000", "0.0000")
+
+
+def q_text(value: float) -> str:
+    """'q < 0.001' or 'q = 0.012'."""
+    if not math.isfinite(value):
+        return "not tested"
+    return "q < 0.001" if value < 0.001 else f"q = {value:.3f}"
+
+
+def number(count: float) -> str:
+    """1234567 as '1,234,567'."""
+    return f"{int(count):,}"

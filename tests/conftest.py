@@ -17,12 +17,12 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from tests.support.saved import save_tiny, write_corpus  # noqa: E402
 
 from moescope.corpus import CorpusSpec  # noqa: E402
 from moescope.metrics.runs import AnalyzedRun, open_run  # noqa: E402
 from moescope.models import LoadedModel, ModelSpec, load_model  # noqa: E402
 from moescope.trace import TraceOptions, trace  # noqa: E402
-from tests.support.saved import save_tiny, write_corpus  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -29,7 +29,8 @@ SAMPLES = Path(__file__).resolve().parents[1] / "src/moescope/demo/samples"
 SEED = 20
 SHINGLE = 13  # words in a run that counts as copied
 STOPWORDS = {
-    "german": "der die das und ist nicht ein eine zu den mit wird für auf werden von dem des im",
+    "german": "der die das und ist nicht ein eine zu den mit wird für auf werden von dem des sie "
+    "im",
     "french": "le la les de des et est un une pour que dans du en ce pas sur par vous à",
 }
 

@@ -54,7 +54,7 @@ def stream_loss(
 
 
 def evaluate(model, train_streams, held_streams, recipe: dict) -> dict:
-    """Held-out loss of each domain beside two unigram models fit on training text (add-one smoothing).
+    """Held-out loss of each domain beside two unigram models fit on training text (add-one).
 
     `unigram` weighs all domains the same; `unigram_domain` knows the right one, harder to beat.
     """
@@ -92,6 +92,8 @@ def export(run: Path, tokenizer, recipe: dict, target: Path) -> dict:
     target.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(target)
     tokenizer.save_pretrained(target)
+    for path in target.iterdir():
+        path.chmod(0o644)
     return state
 
 
@@ -104,7 +106,7 @@ def generation(model, tokenizer, prompt: str) -> str:
 
 @torch.no_grad()
 def routing_balance(model: OlmoeForCausalLM, streams: dict[str, np.ndarray]) -> list[dict]:
-    """Per layer: the busiest expert's load (1 = a fair share) and how many experts no token chose."""
+    """Per layer: the busiest expert's load (1 = a fair share), and experts that no token chose."""
     config = model.config
     counts = torch.zeros(config.num_hidden_layers, config.num_experts)
     for stream in streams.values():
@@ -137,14 +139,13 @@ def card(
     parameters = sum(p.numel() for p in model.parameters())
     each = last["tokens"] / len(streams)
     most = max(streams, key=lambda name: each / len(streams[name]))
-    rows = [
-        f"| {name} | {len(streams[name]):,} | {r['tokens']:,} | {r['loss']:.3f} | {r['unigram']:.3f} "
-        f"| {r['unigram_domain']:.3f} | {samples[name]:.3f} |"
-        if name in samples
-        else f"| {name} | {len(streams[name]):,} | {r['tokens']:,} | {r['loss']:.3f} "
-        f"| {r['unigram']:.3f} | {r['unigram_domain']:.3f} | not shipped |"
-        for name, r in domains.items()
-    ]
+    rows = []
+    for name, row in domains.items():
+        measured = f"{row['loss']:.3f} | {row['unigram']:.3f} | {row['unigram_domain']:.3f}"
+        sample = f"{samples[name]:.3f}" if name in samples else "not shipped"
+        rows.append(
+            f"| {name} | {len(streams[name]):,} | {row['tokens']:,} | {measured} | {sample} |"
+        )
     return TEMPLATE.read_text(encoding="utf-8").format(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
@@ -164,8 +165,8 @@ def card(
         minutes=last["seconds"] / 60,
         rate=last["tokens"] / last["seconds"],
         num_domains=len(streams),
-        epochs=f"Each domain gave {each:,.0f} tokens: the smallest, {most}, was read "
-        f"{each / len(streams[most]):.1f} times over.",
+        epochs=f"Each domain gave {each:,.0f} tokens, which is {each / len(streams[most]):.2f} "
+        f"times what there is of the smallest ({most}): hardly any text was seen twice.",
         rows="\n".join(rows),
         mean_loss=np.mean([r["loss"] for r in domains.values()]),
         mean_unigram=np.mean([r["unigram"] for r in domains.values()]),
@@ -195,7 +196,7 @@ def main() -> None:
     tokenizer = make_tokenizer(texts, recipe, options.run / "tokenizer")
     state = export(options.run, tokenizer, recipe, options.to)
     log = [line for line in read_log(options.run) if line["step"] <= state["step"]]
-    model = AutoModelForCausalLM.from_pretrained(options.to).eval()
+    model = AutoModelForCausalLM.from_pretrained(options.to, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.to)
     print(f"step {state['step']}, {type(model).__name__}, {model.dtype}", flush=True)
     streams = encode(texts, tokenizer, options.run / "tokens")

@@ -2,12 +2,12 @@
 
 The tree::
 
-    MoescopeError                 one line for a person: what, where, got against expected, what to do
+    MoescopeError                 one line: what, where, got against expected, what to do
     ├── BadInputError             the caller can mend it; the command line exits with 2
     │   ├── ModelError            the model cannot be loaded, has no experts, or cannot be supported
     │   ├── CorpusError           the text cannot be read, is empty, or lacks a field
     │   └── RunError              the run folder is missing, of another model, or damaged
-    ├── CoverageError             a router that should have been seen was not: results would be silent zeros
+    ├── CoverageError             a router was not seen: its figures would be silent zeros
     ├── MissingExtraError         an optional dependency is absent; names the line that installs it
     └── WriteError                the disk is full or refuses; what was finished stays
 

@@ -37,7 +37,10 @@ def test_under_the_null_discoveries_stay_below_the_stated_rate() -> None:
 
 def test_p_values_are_uniform_under_the_null() -> None:
     p = np.concatenate(
-        [permutation_p(*null_counts(s), 3, np.random.default_rng(s), 199).ravel() for s in range(20)]
+        [
+            permutation_p(*null_counts(s), 3, np.random.default_rng(s), 199).ravel()
+            for s in range(20)
+        ]
     )
     for level in (0.05, 0.2, 0.5):
         assert (p <= level).mean() == pytest.approx(level, abs=0.03)

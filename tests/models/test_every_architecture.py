@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from tests.support.replay import replay
+from tests.support.tiny import COMPOSITE_MODEL_TYPES, MOE_MODEL_TYPES, tiny_config, tiny_model
 from torch import nn
 
 from moescope.errors import ModelError
 from moescope.models import find_anatomy
 from moescope.models.anatomy import REFUSED
 from moescope.models.capture import RoutingCapture
-from tests.support.replay import replay
-from tests.support.tiny import COMPOSITE_MODEL_TYPES, MOE_MODEL_TYPES, tiny_config, tiny_model
 
 SUPPORTED = [t for t in (*MOE_MODEL_TYPES, *COMPOSITE_MODEL_TYPES) if t not in REFUSED]
 

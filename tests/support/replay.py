@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 
-def replay(experts: nn.Module, hidden_TD: torch.Tensor, ids: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+def replay(
+    experts: nn.Module, hidden_TD: torch.Tensor, ids: torch.Tensor, w: torch.Tensor
+) -> torch.Tensor:
     """Σ_k weight_k · expert_k(x) for every token."""
     kind = type(experts).__name__
     one = _SPECIAL.get(kind, _fused_expert)

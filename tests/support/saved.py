@@ -4,16 +4,61 @@ import json
 import random
 from pathlib import Path
 
+from tests.support.tiny import VOCAB_SIZE, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tests.support.tiny import VOCAB_SIZE, tiny_model
-
-WORDS = (
-    "the plan covers support for daily living and the court may review a decision when tokens "
-    "route to experts in layers while water boils for tea near a green river under old stars "
-    "def return class import value list sum loop if else error theorem proof lemma axiom number"
-).split()
+WORDS = [
+    "the",
+    "plan",
+    "covers",
+    "support",
+    "for",
+    "daily",
+    "living",
+    "and",
+    "the",
+    "court",
+    "may",
+    "review",
+    "a",
+    "decision",
+    "when",
+    "tokens",
+    "route",
+    "to",
+    "experts",
+    "in",
+    "layers",
+    "while",
+    "water",
+    "boils",
+    "for",
+    "tea",
+    "near",
+    "a",
+    "green",
+    "river",
+    "under",
+    "old",
+    "stars",
+    "def",
+    "return",
+    "class",
+    "import",
+    "value",
+    "list",
+    "sum",
+    "loop",
+    "if",
+    "else",
+    "error",
+    "theorem",
+    "proof",
+    "lemma",
+    "axiom",
+    "number",
+]
 
 
 def tiny_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:

@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.support.saved import save_tiny, write_corpus
 
 from moescope.corpus import CorpusSpec, open_corpus
 from moescope.metrics.runs import open_run
 from moescope.models import LoadedModel, ModelSpec, load_model
 from moescope.trace import TraceOptions, trace
-from tests.support.saved import save_tiny, write_corpus
 
 TYPES = ("olmoe", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss")
 CONTEXT = 24
 
 
 def brute_force(loaded: LoadedModel, corpus: Path) -> Counter:
-    """(domain, layer, expert) → tokens; one window at a time, no padding, a loop over everything."""
+    """(domain, layer, expert) → tokens; one window at a time, no padding, plain loops."""
     counts: Counter = Counter()
     outputs: dict[str, tuple] = {}
     for layer in loaded.anatomy.layers:
@@ -117,7 +117,7 @@ def test_decoding_rows_are_what_the_model_did_when_generating(
         outputs = {}
         handles = [
             tiny_loaded.model.get_submodule(m.site.router).register_forward_hook(
-                lambda _m, _a, out, n=m.layer_idx: outputs.__setitem__(n, out[2])
+                lambda _m, _a, out, n=m.layer_idx, o=outputs: o.__setitem__(n, out[2])
             )
             for m in tiny_loaded.anatomy.layers
         ]
@@ -131,7 +131,9 @@ def test_decoding_rows_are_what_the_model_did_when_generating(
     assert _kept_tokens(run).doc.size > sample.doc.size
 
 
-def test_the_loss_by_domain_is_the_models_own(tiny_loaded: LoadedModel, tiny_corpus: Path, tmp_path: Path) -> None:
+def test_the_loss_by_domain_is_the_models_own(
+    tiny_loaded: LoadedModel, tiny_corpus: Path, tmp_path: Path
+) -> None:
     trace(tiny_loaded, CorpusSpec(path=str(tiny_corpus)), tmp_path / "r", TraceOptions(context=256))
     rows = {r["domain"]: r for r in open_run(tmp_path / "r").table("domain_loss").to_pylist()}
     total = scored = 0.0

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.support.saved import save_tiny, write_corpus
 
 from moescope.corpus import CorpusSpec
 from moescope.errors import RunError, WriteError
@@ -17,7 +18,6 @@ from moescope.metrics.runs import open_run, table_names
 from moescope.models import LoadedModel, ModelSpec, load_model
 from moescope.trace import TraceOptions, trace
 from moescope.trace import store as store_module
-from tests.support.saved import save_tiny, write_corpus
 
 SCRIPT = """
 import sys
@@ -161,7 +161,7 @@ def test_a_damaged_file_is_named(
         state.write_bytes(content)
     else:
         state.unlink()
-    with pytest.raises(RunError, match="altered|missing"):
+    with pytest.raises(RunError, match=r"altered|missing"):
         open_run(run).table("load")
 
 

@@ -1,4 +1,4 @@
-"""The settings of `trace` and `analyze`: one definition for flags, YAML files and the resolved copy.
+"""The settings of `trace` and `analyze`, defined once for flags, YAML files and the copy kept.
 
 Every field's description is the help of its flag. A YAML file given by ``--config`` uses the
 field names; flags win over the file; unknown keys are refused.
@@ -70,9 +70,7 @@ class RunConfig(BaseModel):
 
     def model_spec(self) -> ModelSpec:
         """The part that says which model."""
-        return ModelSpec(
-            self.model, self.revision, self.dtype, self.device, self.trust_remote_code
-        )
+        return ModelSpec(self.model, self.revision, self.dtype, self.device, self.trust_remote_code)
 
     def corpus_spec(self) -> CorpusSpec:
         """The part that says which text."""
@@ -117,7 +115,7 @@ def with_run_options(body: Callable[..., None]) -> Callable[..., None]:
             kind: Any = typer.Argument(help=field.description, metavar=name.upper())
         else:
             kind = typer.Option(*_flags(name, field.annotation), help=_help(name))
-        annotation = Annotated[_optional(field.annotation), kind]
+        annotation: Any = Annotated[_optional(field.annotation), kind]
         parameters.append(_parameter(name, annotation, None))
     config = typer.Option("--config", help="YAML file with any of these settings")
     resume = typer.Option("--resume", help="go on with an interrupted run")
@@ -183,7 +181,9 @@ def _first_problem(error: ValidationError, config_file: Path | None) -> str:
     if problem["type"] == "extra_forbidden":
         close = difflib.get_close_matches(name, RunConfig.model_fields, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        return f"{where}unknown setting {name!r}{hint} Settings: {', '.join(RunConfig.model_fields)}"
+        return (
+            f"{where}unknown setting {name!r}{hint} Settings: {', '.join(RunConfig.model_fields)}"
+        )
     if problem["type"] == "missing":
         flag = "-o FOLDER" if name == "out" else name.upper()
         return f"{where}{name} is missing; give {flag} or set it in --config"

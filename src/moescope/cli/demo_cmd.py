@@ -39,8 +39,6 @@ def demo(
         "The shipped text measures a model; nothing in it or in the report is advice.", style="dim"
     )
     with tracing_progress() as bar:
-        done = run_demo(
-            out, corpus=corpus, limit=limit, on_progress=bar.update, on_stage=bar.stage
-        )
+        done = run_demo(out, corpus=corpus, limit=limit, on_progress=bar.update, on_stage=bar.stage)
     summarize(done.run.manifest.coverage, len(done.run.domains))
     output.print(str(done.report), soft_wrap=True)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from pydantic import ValidationError
 
@@ -28,6 +27,9 @@ from moescope.cli.common import errors
 from moescope.errors import MoescopeError
 
 __all__ = ["app", "run"]
+
+_UsageError: Any = typer.BadParameter.__mro__[1]
+"""Wrong words on the command line; typer may bring click's classes under a name of its own."""
 
 app = typer.Typer(
     name="moescope",
@@ -77,15 +79,14 @@ def _run() -> int:
         code = app(standalone_mode=False)
     except MoescopeError as error:
         return _fail(str(error), error.exit_code)
-    except click.exceptions.Abort:
+    except typer.Abort:
         return _fail("stopped; what was committed stays, go on with --resume", 1)
     except KeyboardInterrupt:
         return _fail("interrupted; what was committed stays, go on with --resume", 1)
-    except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "moescope"
+    except _UsageError as error:
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else "moescope"
         return _fail(f"{error.format_message()} See: {where} --help", 2)
-    except click.ClickException as error:
-        return _fail(error.format_message(), 2)
     except ValidationError as error:
         return _fail(" ".join(str(error).split()), 2)
     except BrokenPipeError:

@@ -77,7 +77,8 @@ def _caption(made: object) -> str:
 
     assert isinstance(made, RouteComparison)
     words = (
-        "First choice by layer; a→b: it changed. Yellow: same first choice, other experts beside it."
+        "First choice by layer; a→b: it changed. Yellow: same first choice, other experts "
+        "beside it."
     )
     if made.first_difference is None:
         return words + " Tokens that both texts have take the same experts everywhere."

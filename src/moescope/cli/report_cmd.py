@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
 
 def report(
     run: Annotated[Path, typer.Argument(help="run folder", metavar="RUN")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="another path of the page")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="another path of the page")
+    ] = None,
     figures: Annotated[Path | None, typer.Option(help="folder for PDF and PNG figures")] = None,
 ) -> None:
     """Write the report."""

@@ -32,7 +32,9 @@ def table(
     layer: Annotated[int | None, typer.Option(help="only this layer")] = None,
     domain: Annotated[str | None, typer.Option(help="only this domain ('all': the total)")] = None,
     sort: Annotated[str | None, typer.Option(help="sort by this column, largest first")] = None,
-    rows: Annotated[int | None, typer.Option(help="at most so many rows; 0: all [40 as table]")] = None,
+    rows: Annotated[
+        int | None, typer.Option(help="at most so many rows; 0: all [40 as table]")
+    ] = None,
     about: Annotated[bool, typer.Option("--about", help="say what the columns mean")] = False,
 ) -> None:
     """Print a table."""

@@ -12,8 +12,10 @@ __all__ = ["Agreement", "agreement", "committee", "mean_jaccard", "path_entropy_
 
 
 class Agreement(NamedTuple):
-    """Per token, each (T,): ``saturation`` = |A∩B|/K, chance K/E; ``jaccard`` = |A∩B|/|A∪B|;
-    ``first`` = same first choice, chance 1/E.
+    """How two routings of the same tokens agree; arrays (T,).
+
+    ``saturation`` = |A∩B|/K, chance K/E; ``jaccard`` = |A∩B|/|A∪B|; ``first``: same first choice,
+    chance 1/E.
     """
 
     saturation: NDArray[np.float64]

@@ -82,5 +82,3 @@ def cv_by_chance(tokens: int, num_experts: int, top_k: int) -> float:
         return float("nan")
     rate = top_k / num_experts
     return float(np.sqrt((1 - rate) / (tokens * rate)))
-
-

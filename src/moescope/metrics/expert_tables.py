@@ -107,7 +107,7 @@ def decisiveness(view: PhaseView) -> Rows:
     """
     rows = Rows()
     for layer in view.layers:
-        sums_NS = view.arrays["cluster_decisive"][:, layer.index].astype(np.float64)
+        sums_NS = view.arrays["cluster_decisive"][:, layer.slot].astype(np.float64)
         for g, (name, mask, tokens) in enumerate(view.groups()):
             mean = sums_NS[mask].sum(0) / tokens
             ends = bootstrap_means(
@@ -139,7 +139,7 @@ def histograms(view: PhaseView) -> Rows:
     for layer in view.layers:
         for name, _, tokens in view.groups():
             for j, quantity in enumerate(HISTOGRAMS):
-                table = view.arrays["histograms"][:, j, layer.index]
+                table = view.arrays["histograms"][:, j, layer.slot]
                 counts = table.sum(0) if name == ALL else table[view.domains.index(name)]
                 rows.add(
                     layer=layer.layer_idx,
@@ -163,7 +163,7 @@ def coactivation(view: PhaseView) -> Rows:
     rows = Rows()
     for layer in view.layers:
         size = layer.num_experts
-        counts = view.arrays["coactivation"][layer.index, :size, :size].astype(np.int64)
+        counts = view.arrays["coactivation"][layer.slot, :size, :size].astype(np.int64)
         made = pair_coactivation(counts, int(view.domain_tokens.sum()), layer.top_k)
         i, j = np.nonzero(~np.eye(size, dtype=bool))
         rows.add(
@@ -188,7 +188,7 @@ def flow(view: PhaseView) -> Rows:
     """
     rows = Rows()
     for a, b in zip(view.layers[:-1], view.layers[1:], strict=True):
-        pairs = view.arrays["flow"][a.index, : a.num_experts, : b.num_experts].astype(np.int64)
+        pairs = view.arrays["flow"][a.slot, : a.num_experts, : b.num_experts].astype(np.int64)
         made = layer_flow(
             pairs, view.counts(a).sum(0), view.counts(b).sum(0), int(view.domain_tokens.sum())
         )
@@ -278,13 +278,16 @@ def committee_table(view: PhaseView) -> Rows:
     """
     rows = Rows()
     last = view.arrays["last_tokens"].astype(np.float64)
-    used = {"all": ("prob_sum", view.domain_tokens.astype(np.float64)), "last": ("last_prob_sum", last)}
+    used = {
+        "all": ("prob_sum", view.domain_tokens.astype(np.float64)),
+        "last": ("last_prob_sum", last),
+    }
     for layer in view.layers:
         for kind, (name, tokens_C) in used.items():
             known = tokens_C > 0
             if not known.any():
                 continue
-            sums = view.arrays[name][known, layer.index, : layer.num_experts]
+            sums = view.arrays[name][known, layer.slot, : layer.num_experts]
             scores_CE = sums / tokens_C[known, None]
             member = committee(scores_CE, layer.top_k)
             share = member.mean(0)

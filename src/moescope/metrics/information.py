@@ -173,4 +173,5 @@ class _TokenBlocks:
     def shuffled(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """The domain of every token after permuting blocks among those of the same token id."""
         order = np.lexsort((rng.random(self._token.size), self._token))
-        return self._domain[order][self._block.reshape(-1)]
+        moved: NDArray[np.int64] = self._domain[order][self._block.reshape(-1)]
+        return moved

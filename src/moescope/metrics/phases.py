@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +57,11 @@ def _band(get: Callable[[str], pa.Table], phase: str, layers: list[int]) -> dict
     for part in ("expert_domain", "expert_token", "expert_domain_given_token"):
         column = f"i_{part}_bits"
         out[column] = float(_floats(info, column).mean()) if info.num_rows else float("nan")
-    means = {"balance": ["cv"], "decisiveness": ["router_entropy", "topk_mass"], "repetition": ["first"]}
+    means = {
+        "balance": ["cv"],
+        "decisiveness": ["router_entropy", "topk_mass"],
+        "repetition": ["first"],
+    }
     for table, columns in means.items():
         rows = _where(get(table), phase=phase, layer=layers, domain=ALL)
         for column in columns:
@@ -77,7 +82,7 @@ def _where(table: pa.Table, **wanted: object) -> pa.Table:
     return table.filter(pa.array(keep))
 
 
-def _unique(column: pa.ChunkedArray) -> list[object]:
+def _unique(column: pa.ChunkedArray) -> list[Any]:
     return list(dict.fromkeys(column.to_pylist()))
 
 

@@ -137,7 +137,9 @@ def compare_runs(run_a: Run, run_b: Run) -> Rows:
                 continue
             docs = np.unique(doc[mask], return_inverse=True)[1].reshape(-1)
             sums = np.stack([np.bincount(docs, stacked[mask, j]) for j in range(3)], axis=1)
-            ends = bootstrap_means(sums, np.bincount(docs), np.random.default_rng([rng_seed, layer]))
+            ends = bootstrap_means(
+                sums, np.bincount(docs), np.random.default_rng([rng_seed, layer])
+            )
             mean = stacked[mask].mean(0)
             rows.add(
                 layer=layer,
@@ -174,7 +176,13 @@ def _matched(a: TokenRows, b: TokenRows) -> tuple[np.ndarray, np.ndarray]:
         {
             (t.doc_names[d], w, p, x): i
             for i, (d, w, p, x) in enumerate(
-                zip(t.doc.tolist(), t.window.tolist(), t.pos.tolist(), t.token_id.tolist(), strict=True)
+                zip(
+                    t.doc.tolist(),
+                    t.window.tolist(),
+                    t.pos.tolist(),
+                    t.token_id.tolist(),
+                    strict=True,
+                )
             )
         }
         for t in (a, b)

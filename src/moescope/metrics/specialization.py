@@ -86,7 +86,9 @@ def domain_specialization(
         lift = value / others
     ends = [bootstrap_rates(counts_NM[domain_N == d], tokens_N[domain_N == d], rng)
             for d in range(num_domains)]  # fmt: skip
-    lift_ends = [_lift_interval(counts_NM, tokens_N, domain_N == d, rng) for d in range(num_domains)]
+    lift_ends = [
+        _lift_interval(counts_NM, tokens_N, domain_N == d, rng) for d in range(num_domains)
+    ]
     rounds = permutations or permutations_for(num_domains * width, int((tokens_N > 0).sum()))
     p = permutation_p(counts_NM, tokens_N, domain_N, num_domains, rng, rounds)
     p[:, counts_NM.sum(0) == 0] = np.nan  # an expert that never ran is in no test

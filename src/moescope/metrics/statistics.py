@@ -8,7 +8,7 @@ It knows arrays only.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
@@ -150,7 +150,7 @@ def permutation_p(
     used = tokens_N > 0
     # float32 holds integers below 2²⁴ exactly and multiplies faster
     exact32 = counts_NM.sum(0).max(initial=0) < 2**24
-    counts = counts_NM[used].astype(np.float32 if exact32 else np.float64)
+    counts: NDArray[Any] = counts_NM[used].astype(np.float32 if exact32 else np.float64)
     domain = domain_N[used]
     tokens = tokens_N[used].astype(np.float64)
     n, width = counts.shape
@@ -179,7 +179,7 @@ def permutation_p(
 
 def _contrast(
     inside_RN: NDArray[np.float32],
-    counts: NDArray[np.float32] | NDArray[np.float64],
+    counts: NDArray[Any],
     tokens: NDArray[np.float64],
     total: NDArray[np.float64],
     all_tokens: float,

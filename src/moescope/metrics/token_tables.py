@@ -157,15 +157,13 @@ def repetition(view: PhaseView) -> Rows:
     rows = Rows()
     pairs_N = view.arrays["cluster_pairs"].astype(np.int64)
     for layer in view.layers:
-        same_N2 = view.arrays["cluster_repetition"][:, layer.index].astype(np.int64)
+        same_N2 = view.arrays["cluster_repetition"][:, layer.slot].astype(np.int64)
         for g, (name, mask, _) in enumerate(view.groups()):
             pairs = int(pairs_N[mask].sum())
             if pairs == 0:
                 continue
             share = same_N2[mask].sum(0) / pairs
-            ends = bootstrap_rates(
-                same_N2[mask], pairs_N[mask], view.rng(3, layer.layer_idx, g)
-            )
+            ends = bootstrap_rates(same_N2[mask], pairs_N[mask], view.rng(3, layer.layer_idx, g))
             first = view.by_domain("first_counts", layer, name)
             rows.add(
                 layer=layer.layer_idx,

@@ -21,7 +21,7 @@ ALL = "all"
 class Layer(NamedTuple):
     """A traced layer: its place in the arrays, its own number, E and K."""
 
-    index: int
+    slot: int
     layer_idx: int
     num_experts: int
     top_k: int
@@ -79,13 +79,14 @@ class PhaseView:
 
     def counts(self, layer: Layer) -> NDArray[np.int64]:
         """Assignments by document cluster and expert, (N, E)."""
-        cut = self.arrays["cluster_counts"][:, layer.index, : layer.num_experts]
+        cut = self.arrays["cluster_counts"][:, layer.slot, : layer.num_experts]
         return cut.astype(np.int64)
 
     def by_domain(self, name: str, layer: Layer, group: str) -> NDArray[np.float64]:
         """A (C, L, E) sum, cut to one layer and one domain or the total: (E,)."""
-        cut = self.arrays[name][:, layer.index, : layer.num_experts].astype(np.float64)
-        return cut.sum(0) if group == ALL else cut[self.domains.index(group)]
+        cut = self.arrays[name][:, layer.slot, : layer.num_experts].astype(np.float64)
+        chosen: NDArray[np.float64] = cut.sum(0) if group == ALL else cut[self.domains.index(group)]
+        return chosen
 
     def rng(self, *stream: int) -> np.random.Generator:
         """Random numbers that depend on the run's seed and on ``stream`` only."""

@@ -4,4 +4,12 @@ from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.loading import LoadedModel, ModelSpec, load_meta, load_model
 from moescope.models.probe import find_anatomy
 
-__all__ = ["Anatomy", "LoadedModel", "ModelSpec", "MoELayer", "find_anatomy", "load_meta", "load_model"]
+__all__ = [
+    "Anatomy",
+    "LoadedModel",
+    "MoELayer",
+    "ModelSpec",
+    "find_anatomy",
+    "load_meta",
+    "load_model",
+]

@@ -122,8 +122,8 @@ class Anatomy:
         unknown = sorted(set(layer_numbers) - set(self.layer_numbers))
         if unknown:
             raise ModelError(
-                f"--layers names {unknown}, which are no MoE layers of this {self.model_type} model; "
-                f"its MoE layers are {_ranges(self.layer_numbers)}"
+                f"--layers names {unknown}, which are no MoE layers of this {self.model_type} "
+                f"model; its MoE layers are {_ranges(self.layer_numbers)}"
             )
         return tuple(layer for layer in self.layers if layer.layer_idx in set(layer_numbers))
 
@@ -144,15 +144,12 @@ def find_sites(model: nn.Module, model_type: str) -> tuple[Site, ...]:
     if model_type in REFUSED:
         raise ModelError(f"model type {model_type!r} is not supported: {REFUSED[model_type]}")
     modules = dict(model.named_modules())
-    sites = [
-        site
-        for path in modules
-        if (site := _site_at(path, modules)) is not None
-    ]
+    sites = [site for path in modules if (site := _site_at(path, modules)) is not None]
     if not sites:
         raise ModelError(
             f"this {model_type} model has no Mixture-of-Experts layer: no module named 'experts' "
-            "with a 'gate' or 'router' beside it; give an MoE model such as allenai/OLMoE-1B-7B-0924"
+            "with a 'gate' or 'router' beside it; give an MoE model such as "
+            "allenai/OLMoE-1B-7B-0924"
         )
     numbers = [site.layer_idx for site in sites]
     if len(set(numbers)) != len(numbers):
@@ -180,8 +177,11 @@ def _site_at(path: str, modules: dict[str, nn.Module]) -> Site | None:
 
 
 def _shared_experts(block: str, modules: dict[str, nn.Module]) -> tuple[str, ...]:
-    """Always-active experts: named so in the block or beside it; or, where router and experts sit
-    in the decoder layer itself (Gemma 4), the plain ``mlp`` that runs next to them."""
+    """Always-active experts, by name, in the block or beside it.
+
+    Where router and experts sit in the decoder layer itself (Gemma 4), the plain ``mlp`` that
+    runs next to them is the shared expert.
+    """
     layer = block.rpartition(".")[0]
     found = []
     for path, module in modules.items():

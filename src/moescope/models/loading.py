@@ -7,6 +7,7 @@ files are refused: only safetensors are read.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -195,12 +196,13 @@ def _guard(spec: ModelSpec, call: Any, *args: Any, **kwargs: Any) -> Any:
 def _explain(spec: ModelSpec, error: Exception) -> str:
     first = " ".join(str(error).split())
     if "trust_remote_code" in first:
-        return (
-            f"{spec.model} brings its own Python code; if you trust it, add --trust-remote-code"
-        )
+        return f"{spec.model} brings its own Python code; if you trust it, add --trust-remote-code"
     looks_local = Path(spec.model).exists() or spec.model.startswith((".", "/", "~"))
     if not looks_local and isinstance(error, OSError) and "safetensors" not in first:
-        return f"{spec.model!r} is neither a folder here{_near(spec.model)} nor a model that the hub gives: {first[:160]}"
+        return (
+            f"{spec.model!r} is neither a folder here{_near(spec.model)} nor a model that the hub "
+            f"gives: {first[:160]}"
+        )
     if not Path(spec.model).exists() and looks_local:
         return f"{spec.model}: no such folder{_near(spec.model)}"
     return f"{spec.model} cannot be loaded: {first[:240]}"
@@ -228,13 +230,13 @@ def _device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
-        raise ModelError(f"device {name!r} cannot be used here ({first}); try --device cpu") from error
+        raise ModelError(
+            f"device {name!r} cannot be used here ({first}); try --device cpu"
+        ) from error
     return device
 
 
 def _hash(text: str) -> str:
-    try:
+    with contextlib.suppress(json.JSONDecodeError):
         text = json.dumps(json.loads(text), sort_keys=True)
-    except json.JSONDecodeError:
-        pass
     return hashlib.sha256(text.encode()).hexdigest()

@@ -79,7 +79,9 @@ def _layer(model: nn.Module, site: Site, seen: RouterBehaviour, hidden: int) -> 
         normalized=seen.normalized,
         selection_bias=seen.selection_bias,
         expert_params=sum(sizes) / seen.num_experts,
-        shared_params=sum(p.numel() for s in site.shared for p in model.get_submodule(s).parameters()),
+        shared_params=sum(
+            p.numel() for s in site.shared for p in model.get_submodule(s).parameters()
+        ),
         router_params=sum(p.numel() for p in router.parameters()),
     )
 
@@ -195,7 +197,7 @@ def classify(routing: Routing) -> Scoring | None:
 def _classify_single(
     weights: torch.Tensor, logs: dict[Scoring, torch.Tensor], ids: torch.Tensor
 ) -> Scoring | None:
-    """K = 1 leaves no ratio inside a token: compare across tokens; a constant weight says nothing."""
+    """K = 1 leaves no ratio inside a token: compare across tokens; a constant weight is mute."""
     if float(weights.std()) < _TOLERANCE:
         return "softmax"
     for name, log_scores in logs.items():

@@ -59,11 +59,15 @@ def special(spec: Frame, domains: list[str], offsets: dict[int, int]) -> dict[st
     marks = []
     for name in domains:
         rows = spec.take(passed & (spec["domain"] == name)) if len(spec) else spec
-        cells = [offsets[int(n)] + int(e) for n, e in zip(rows["layer"], rows["expert"], strict=True)]
+        cells = [
+            offsets[int(n)] + int(e) for n, e in zip(rows["layer"], rows["expert"], strict=True)
+        ]
         marks.append(cells)
     top = spec.take(top_order(spec, passed)[:MAX_TOP_CELLS]) if len(spec) else spec
     columns = top.tidy(_TOP_COLUMNS)
-    columns["name"] = [f"L{n}E{e}" for n, e in zip(columns["layer"], columns["expert"], strict=True)]
+    columns["name"] = [
+        f"L{n}E{e}" for n, e in zip(columns["layer"], columns["expert"], strict=True)
+    ]
     return {
         "cells": len(spec),
         "tested": int(tested.sum()),

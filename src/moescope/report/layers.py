@@ -94,9 +94,7 @@ def pairs(coactivation: Frame, load: Frame, layers: list[int]) -> list[dict[str,
     while shown > 8 and len(layers) * shown * (shown - 1) // 2 > MAX_PAIR_CELLS:
         shown -= 8
     bounds = _blocks(coactivation, layers)
-    return [
-        _pairs_of(coactivation.take(bounds[n]), total.where(layer=n), n, shown) for n in layers
-    ]
+    return [_pairs_of(coactivation.take(bounds[n]), total.where(layer=n), n, shown) for n in layers]
 
 
 def _blocks(frame: Frame, layers: list[int]) -> dict[int, Any]:

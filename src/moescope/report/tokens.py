@@ -56,7 +56,9 @@ class _Span(NamedTuple):
     stop: int
 
 
-def examples(run: Run, tokens: TokenRows, domains: list[str], max_spans: int = MAX_SPANS) -> dict[str, Any]:
+def examples(
+    run: Run, tokens: TokenRows, domains: list[str], max_spans: int = MAX_SPANS
+) -> dict[str, Any]:
     """Spans of consecutive sampled tokens, as many of every domain, spread over its documents.
 
     Args:
@@ -113,9 +115,7 @@ def _text(array: NDArray[Any]) -> str:
 
 def _pick(tokens: TokenRows, domains: list[int], wanted: int) -> list[_Span]:
     """Evenly spaced spans of each domain, the same for the same run."""
-    change = (
-        (np.diff(tokens.doc) != 0) | (np.diff(tokens.window) != 0) | (np.diff(tokens.pos) != 1)
-    )
+    change = (np.diff(tokens.doc) != 0) | (np.diff(tokens.window) != 0) | (np.diff(tokens.pos) != 1)
     edges = [0, *(np.flatnonzero(change) + 1).tolist(), tokens.doc.size]
     spans = [_Span(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b - a >= 2]
     by_domain = {d: [s for s in spans if int(tokens.domain[s.start]) == d] for d in domains}

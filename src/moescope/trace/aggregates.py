@@ -10,6 +10,7 @@ It knows nothing of files or models.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,9 @@ _EXPERT_BITS = 12
 _TOKEN_BITS = 24
 
 
-def pack(domain: NDArray[np.int64], token: NDArray[np.int64], expert: NDArray[np.int64]) -> NDArray[np.int64]:
+def pack(
+    domain: NDArray[np.int64], token: NDArray[np.int64], expert: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """One int64 key from (domain, token id, expert), broadcast together."""
     key: NDArray[np.int64] = (
         (domain << (_TOKEN_BITS + _EXPERT_BITS)) | (token << _EXPERT_BITS) | expert
@@ -51,7 +54,9 @@ def pack(domain: NDArray[np.int64], token: NDArray[np.int64], expert: NDArray[np
     return key
 
 
-def unpack(key: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def unpack(
+    key: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """(domain, token id, expert) of packed keys, each of the shape of ``key``."""
     expert = key & ((1 << _EXPERT_BITS) - 1)
     token = (key >> _EXPERT_BITS) & ((1 << _TOKEN_BITS) - 1)
@@ -96,12 +101,13 @@ class PhaseAggregates:
     ``histograms`` (3, C, L, 64), ``coactivation`` (L, E, E), ``flow`` (L−1, E, E),
     ``first_counts`` (C, L, E): tokens whose first choice an expert was;
     ``cluster_repetition`` (N, L, 2): neighbouring tokens with the same first choice, and sharing
-    any; ``cluster_pairs`` (N,): neighbouring tokens; ``nll`` (C, 2): sum in nats and tokens with a target;
+    any; ``cluster_pairs`` (N,): neighbouring tokens; ``nll`` (C, 2): sum in nats and tokens that
+    have a target;
     ``token_tokens`` (C,): tokens that entered the token-id tables.
     """
 
     shape: AggregateShape
-    arrays: dict[str, NDArray[np.int64] | NDArray[np.float64]] = field(default_factory=dict)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     sparse: dict[str, SparseCounter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -125,7 +131,11 @@ class PhaseAggregates:
             "token_tokens": np.zeros(0, ints),
         }
         self.arrays = {**fresh, **self.arrays}
-        names = ["paths", *(f"{kind}_{n}" for kind in ("input", "next", "pred") for n in self.shape.layers)]
+        kinds = ("input", "next", "pred")
+        names = [
+            "paths",
+            *(f"{kind}_{n}" for kind in kinds for n in self.shape.layers),
+        ]
         self.sparse = {name: self.sparse.get(name, SparseCounter()) for name in names}
 
     def grow(self, num_clusters: int, num_domains: int) -> None:
@@ -189,7 +199,11 @@ class PhaseAggregates:
         a["coactivation"][i] += (one_hot.T @ one_hot).astype(np.int64)
         total = facts.topk_weights.sum(1, keepdims=True)
         shares = facts.topk_weights / np.maximum(total, 1e-30)
-        quantities = ((facts.logits, LOGIT_EDGES), (facts.probs, PROB_EDGES), (shares, WEIGHT_EDGES))
+        quantities = (
+            (facts.logits, LOGIT_EDGES),
+            (facts.probs, PROB_EDGES),
+            (shares, WEIGHT_EDGES),
+        )
         for j, (values, edges) in enumerate(quantities):
             _add_histogram(a["histograms"][:, j, i], block.domain, values, edges)
         firsts = facts.topk_ids[:, :1]
@@ -220,7 +234,9 @@ class PhaseAggregates:
     ) -> None:
         digest = np.zeros(block.num_tokens, np.uint64)
         for facts in layers:
-            step = (facts.topk_ids[:, 0].astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+            step = (facts.topk_ids[:, 0].astype(np.uint64) + np.uint64(1)) * np.uint64(
+                0x9E3779B97F4A7C15
+            )
             digest = (digest ^ step) * np.uint64(0xBF58476D1CE4E5B9)
             digest ^= digest >> np.uint64(29)
         path = (digest >> np.uint64(20)).astype(np.int64)

@@ -20,7 +20,7 @@ __all__ = ["LayerFacts", "TokenBlock", "layer_facts", "router_probs"]
 
 
 class TokenBlock(NamedTuple):
-    """The counted tokens of one batch, in order of sequence and position; all arrays have shape (T,).
+    """The counted tokens of one batch, by sequence and position; all arrays have shape (T,).
 
     ``doc``: ordinal of the document in the pool · ``cluster``: row of the cluster tables ·
     ``domain``: index of the domain · ``window``: which window of the document · ``pos``: position
@@ -87,8 +87,8 @@ def router_probs(logits_TE: torch.Tensor, scoring: Scoring) -> torch.Tensor:
         scores = logits_TE.clamp_min(0.0)
     else:
         return torch.softmax(logits_TE, dim=-1)
-    total: torch.Tensor = scores.sum(-1, keepdim=True).clamp_min(1e-30)
-    return scores / total
+    probs: torch.Tensor = scores / scores.sum(-1, keepdim=True).clamp_min(1e-30)
+    return probs
 
 
 def layer_facts(
@@ -108,7 +108,9 @@ def layer_facts(
         weights,
         logits_TE.float(),
         probs,
-        _entropy(probs) / math.log(num_experts) if num_experts > 1 else torch.zeros_like(best_other),
+        _entropy(probs) / math.log(num_experts)
+        if num_experts > 1
+        else torch.zeros_like(best_other),
         _entropy(shares) / math.log(top_k) if top_k > 1 else torch.zeros_like(best_other),
         chosen.sum(-1),
         first_two[:, 0] - first_two[:, -1],
@@ -118,4 +120,5 @@ def layer_facts(
 
 
 def _entropy(p: torch.Tensor) -> torch.Tensor:
-    return torch.special.entr(p).sum(-1)
+    total: torch.Tensor = torch.special.entr(p).sum(-1)
+    return total

@@ -102,8 +102,8 @@ class PoolRecorder:
         for layer in self._layers:
             r = routing[layer.layer_idx]
             rows = torch.as_tensor(flat, device=r.topk_ids.device)
-            picked = (t.index_select(0, rows) for t in (r.logits, r.topk_ids.long(), r.topk_weights))
-            facts.append(layer_facts(*picked, layer.scoring))
+            logits, ids, weights = (t.index_select(0, rows) for t in r)
+            facts.append(layer_facts(logits, ids.long(), weights, layer.scoring))
         return facts
 
     def _add(
@@ -122,9 +122,7 @@ class PoolRecorder:
         if self._options.keep == "all":
             rows.append({"phase": phase, "block": block, "facts": facts, "ids": docs.ids})
 
-    def _record_decoding(
-        self, state: RunState, docs: _Docs, rows: list[dict[str, Any]]
-    ) -> None:
+    def _record_decoding(self, state: RunState, docs: _Docs, rows: list[dict[str, Any]]) -> None:
         """Continue the first window of each document; prompts of one length share a batch."""
         by_length: dict[int, list[int]] = defaultdict(list)
         for i, doc in enumerate(docs.pool):
@@ -141,7 +139,12 @@ class PoolRecorder:
                     continue
                 block, flat = made
                 steps = {
-                    n: Routing(*(torch.cat(parts) for parts in zip(*(s[n] for s in result.steps), strict=True)))
+                    n: Routing(
+                        *(
+                            torch.cat(parts)
+                            for parts in zip(*(s[n] for s in result.steps), strict=True)
+                        )
+                    )
                     for n in self._numbers
                 }
                 self._add("decode", block, self._facts(steps, flat), state, docs, rows)

@@ -121,7 +121,9 @@ class Run:
     def vocabulary(self) -> dict[int, str]:
         """Text of every token id that occurred; pieces of characters are shown as stored."""
         stored = self.manifest.vocabulary
-        return {} if stored is None else {int(k): v for k, v in read_json(self.path, stored).items()}
+        return (
+            {} if stored is None else {int(k): v for k, v in read_json(self.path, stored).items()}
+        )
 
     def token_text(self, token_id: int) -> str:
         """Text of a token id, with its leading space; ``#id`` for one that never occurred."""

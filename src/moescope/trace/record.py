@@ -164,9 +164,9 @@ class _Tracer:
                 return self.run
         elif self.run.is_file():
             raise RunError(f"{self.run} is a file; give a folder with -o")
+        self._count_ahead()  # a corpus that cannot be read leaves no folder behind
         if not self.manifest.created:
             self._start()
-        self._count_ahead()
         self._trace()
         self._finish()
         return self.run
@@ -324,14 +324,17 @@ class _Tracer:
         parts = [read_parquet(self.run, part) for part in manifest.documents]
         documents = pa.concat_tables(parts)
         sha = write_parquet(self.run / "documents.parquet", documents)
-        old, manifest.documents = manifest.documents, [
-            Stored(
-                file="documents.parquet",
-                sha256=sha,
-                tokens=self.tokens,
-                documents=documents.num_rows,
-            )
-        ]
+        old, manifest.documents = (
+            manifest.documents,
+            [
+                Stored(
+                    file="documents.parquet",
+                    sha256=sha,
+                    tokens=self.tokens,
+                    documents=documents.num_rows,
+                )
+            ],
+        )
         if self.options.keep != "aggregates":
             table = sample_table(self.state.samples, self.shape, self.state.domains)
             sha = write_parquet(self.run / "sample.parquet", table)

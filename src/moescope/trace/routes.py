@@ -84,7 +84,9 @@ def _route(loaded: LoadedModel, text: str) -> tuple[list[str], list[LayerFacts]]
     config = loaded.model.config
     longest = getattr(config, "max_position_embeddings", None)
     if isinstance(longest, int) and len(ids) > longest:
-        raise BadInputError(f"a text of {len(ids)} tokens is past this model's context of {longest}")
+        raise BadInputError(
+            f"a text of {len(ids)} tokens is past this model's context of {longest}"
+        )
     sites = [m.site for m in loaded.anatomy.layers]
     batch = torch.as_tensor([ids], device=next(loaded.model.parameters()).device)
     with RoutingCapture(loaded.model, sites) as capture, torch.inference_mode():

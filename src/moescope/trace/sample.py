@@ -58,7 +58,11 @@ class Sample:
     kept: dict[int, int] = field(default_factory=dict)
 
     def add(
-        self, block: TokenBlock, layers: list[LayerFacts], numbers: tuple[int, ...], doc_ids: list[str]
+        self,
+        block: TokenBlock,
+        layers: list[LayerFacts],
+        numbers: tuple[int, ...],
+        doc_ids: list[str],
     ) -> None:
         """Offer the tokens of one batch.
 
@@ -70,9 +74,7 @@ class Sample:
         """
         if block.num_tokens == 0:
             return
-        change = np.flatnonzero(
-            (np.diff(block.doc) != 0) | (np.diff(block.window) != 0)
-        ) + 1
+        change = np.flatnonzero((np.diff(block.doc) != 0) | (np.diff(block.window) != 0)) + 1
         for start, stop in zip([0, *change], [*change, block.num_tokens], strict=True):
             doc, window = int(block.doc[start]), int(block.window[start])
             domain = int(block.domain[start])
@@ -110,7 +112,9 @@ class Sample:
         return sorted(spans, key=lambda span: (span.domain, span.key))
 
     @classmethod
-    def restore(cls, spans: list[SampledSpan], tokens_per_domain: int, span_tokens: int, seed: int) -> Sample:
+    def restore(
+        cls, spans: list[SampledSpan], tokens_per_domain: int, span_tokens: int, seed: int
+    ) -> Sample:
         """Rebuild a sample from spans that were stored."""
         sample = cls(tokens_per_domain, span_tokens, seed)
         for span in spans:

@@ -3,7 +3,7 @@
 A token row: ``phase``, ``doc``, ``domain``, ``window``, ``pos``, ``token_id``, ``next_id``,
 ``pred_id`` (−1 where there is none), ``nll`` in nats (NaN where unknown), and for MoE layer N the
 columns ``e_N`` (K expert ids by descending weight), ``w_N`` (their weights, half precision),
-``h_N`` (normalised router entropy) and ``m_N`` (margin of the last chosen over the best not chosen).
+``h_N`` (normalised router entropy) and ``m_N`` (margin of the least chosen over the best other).
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ def document_table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def shard_table(
-    rows: list[dict[str, Any]], shape: AggregateShape, domains: list[str]
-) -> pa.Table:
+def shard_table(rows: list[dict[str, Any]], shape: AggregateShape, domains: list[str]) -> pa.Table:
     """Every token of a pool, in the order in which it was run."""
     tables = []
     for part in rows:
@@ -54,9 +52,7 @@ def shard_table(
     return pa.concat_tables(tables)
 
 
-def sample_table(
-    samples: dict[str, Sample], shape: AggregateShape, domains: list[str]
-) -> pa.Table:
+def sample_table(samples: dict[str, Sample], shape: AggregateShape, domains: list[str]) -> pa.Table:
     """The sampled tokens of all phases, by phase, domain, document id and window."""
     tables = []
     for phase, sample in samples.items():

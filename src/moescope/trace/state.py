@@ -19,7 +19,7 @@ from moescope.trace.sparse import SparseCounter
 __all__ = ["PHASES", "RunState"]
 
 PHASES = ("prefill", "decode")
-"""``prefill``: the document's own tokens; ``decode``: tokens the model wrote, one step at a time."""
+"""``prefill``: the document's own tokens; ``decode``: tokens that the model wrote, step by step."""
 
 
 @dataclass
@@ -75,9 +75,11 @@ class RunState:
             for kind in ("input", "next", "pred"):
                 found.append(unpack(aggregates.sparse[f"{kind}_{first}"].keys)[1])
             for span in self.samples[name].ordered():
-                found += [span.columns[c].astype(np.int64) for c in ("token_id", "next_id", "pred_id")]
+                found += [
+                    span.columns[c].astype(np.int64) for c in ("token_id", "next_id", "pred_id")
+                ]
         ids = np.unique(np.concatenate(found))
-        return ids[ids >= 0].tolist()
+        return [int(i) for i in ids[ids >= 0]]
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Everything numeric, by name; strings are packed as UTF-8 bytes."""
@@ -140,7 +142,9 @@ def _pack_sample(prefix: str, sample: Sample) -> dict[str, NDArray[Any]]:
     }
     if spans:
         for column in spans[0].columns:
-            arrays[f"{prefix}/columns/{column}"] = np.concatenate([s.columns[column] for s in spans])
+            arrays[f"{prefix}/columns/{column}"] = np.concatenate(
+                [s.columns[column] for s in spans]
+            )
     return arrays
 
 

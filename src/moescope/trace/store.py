@@ -164,12 +164,14 @@ def read_manifest(run: Path) -> Manifest:
 def _checked(run: Path, stored: Stored) -> Path:
     path = run / stored.file
     if not path.is_file():
-        raise RunError(f"{path} is missing, though the manifest names it; trace again or restore it")
+        raise RunError(
+            f"{path} is missing, though the manifest names it; trace again or restore it"
+        )
     found = _sha256(path)
     if found != stored.sha256:
         raise RunError(
-            f"{path} was truncated or altered: sha256 {found[:12]}…, expected {stored.sha256[:12]}…; "
-            "restore it or trace again"
+            f"{path} was truncated or altered: sha256 {found[:12]}…, expected "
+            f"{stored.sha256[:12]}…; restore it or trace again"
         )
     return path
 

@@ -1,0 +1,149 @@
+"""What was run, how complete it is, and what is missing: the head and the foot of the page."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from moescope.metrics.statistics import BOOTSTRAP_SAMPLES, MIN_CLUSTERS
+from moescope.report.frames import number
+from moescope.trace import Run
+
+__all__ = ["FEW_DOCUMENTS", "HIGH_LOSS", "about", "alerts", "label"]
+
+FEW_DOCUMENTS = 30
+"""With fewer documents in a domain the page warns that small differences cannot be seen."""
+
+HIGH_LOSS = 6.0
+"""Nats per token (a perplexity of 400) above which the page says that a domain is not modelled."""
+
+
+def label(name: object) -> str:
+    """A model or corpus as a reader knows it: a hub name whole, a local path without its folders."""
+    text = str(name or "")
+    path = Path(text).expanduser()
+    if path.is_absolute() or text.startswith((".", "~")) or path.suffix:
+        return path.name or text
+    return text
+
+
+def about(run: Run, domains: list[str]) -> dict[str, Any]:
+    """Model, corpus, coverage, options and versions."""
+    manifest = run.manifest
+    model, progress = dict(manifest.model), manifest.progress
+    documents = Counter(run.documents["domain"].to_pylist())
+    tokens = progress.get("domain_tokens", {})
+    corpus = {**manifest.corpus, "path": label(manifest.corpus.get("path"))}
+    return {
+        "model": {
+            "name": label(model.get("name")),
+            **{
+                key: model.get(key)
+                for key in (
+                    "model_type", "revision", "dtype", "decoder_layers", "total_params",
+                    "active_params", "scoring", "normalized", "selection_bias", "config_sha256",
+                    "tokenizer_sha256", "weights_sha256",
+                )
+            },
+        },
+        "corpus": corpus,
+        "created": manifest.created,
+        "documents": sum(documents.values()),
+        "tokens": progress.get("tokens", 0),
+        "domains": [
+            {"name": n, "documents": documents.get(n, 0), "tokens": tokens.get(n, 0)} for n in domains
+        ],
+        "domains_left_out": len(run.domains) - len(domains),
+        "left_out": progress.get("left_out", {}),
+        "coverage": manifest.coverage,
+        "options": manifest.options,
+        "versions": manifest.versions,
+        "fingerprint": progress.get("fingerprint", ""),
+        "resamples": BOOTSTRAP_SAMPLES,
+        "min_documents": MIN_CLUSTERS,
+    }  # fmt: skip
+
+
+def alerts(run: Run, facts: dict[str, Any], loss: dict[str, list[Any]]) -> list[dict[str, str]]:
+    """What a reader must know before the figures; ``level`` is bad, warn or note."""
+    out: list[dict[str, str]] = []
+
+    def say(level: str, text: str) -> None:
+        out.append({"level": level, "text": text})
+
+    _say_coverage(facts, say)
+    small = [d for d in facts["domains"] if 0 < d["documents"] < FEW_DOCUMENTS]
+    if small:
+        names = ", ".join(f"{d['name']} ({d['documents']})" for d in small[:8])
+        more = f" and {len(small) - 8} more" if len(small) > 8 else ""
+        say(
+            "warn",
+            f"Few documents: {names}{more}. The document is the unit of every interval and test; "
+            f"below {FEW_DOCUMENTS} only large differences can be seen, and below {MIN_CLUSTERS} "
+            "none is tested.",
+        )
+    _say_loss(loss, say)
+    if len(facts["domains"]) < 2:
+        say("note", "One domain only: nothing about differences between domains can be said.")
+    if run.manifest.sample is None:
+        say(
+            "note",
+            "The run kept sums only (keep = aggregates): the information figures and the example "
+            "texts need single tokens and are absent.",
+        )
+    if not run.manifest.options.get("predictions", True):
+        say("note", "The run made no predictions: loss by domain and predicted tokens are absent.")
+    if run.manifest.options.get("layers"):
+        say("note", f"Only some layers were traced: {_join(run.shape.layers)}.")
+    if facts["domains_left_out"]:
+        say(
+            "note",
+            f"{facts['domains_left_out']} domains with the fewest tokens are left out of this page; "
+            "the tables beside it have them.",
+        )
+    return out
+
+
+def _say_coverage(facts: dict[str, Any], say: Any) -> None:
+    coverage = facts["coverage"]
+    seen, expected = coverage.get("routers_seen"), coverage.get("routers_expected")
+    if seen != expected:
+        say(
+            "bad",
+            f"Only {seen} of {expected} routers were seen: the figures of the others are absent.",
+        )
+    silent = coverage.get("experts_never_chosen") or {}
+    count = sum(len(v) for v in silent.values())
+    if count:
+        names = [f"L{n}E{e}" for n, experts in silent.items() for e in experts]
+        shown = _join(names[:12]) + (f" and {count - 12} more" if count > 12 else "")
+        verb = "was" if count == 1 else "were"
+        say(
+            "warn",
+            f"{count} expert{'s' if count > 1 else ''} {verb} never chosen in "
+            f"{number(coverage.get('tokens_per_router', facts['tokens']))} tokens: {shown}.",
+        )
+    skipped = {k: v for k, v in (coverage.get("skipped_records") or {}).items() if v}
+    if skipped:
+        listed = "; ".join(f"{reason}: {number(n)}" for reason, n in skipped.items())
+        say("warn", f"Records of the corpus were skipped ({listed}).")
+
+
+def _say_loss(loss: dict[str, list[Any]], say: Any) -> None:
+    pairs = zip(loss.get("domain", []), loss.get("loss", []), strict=True)
+    high = [(n, v) for n, v in pairs if v is not None and v > HIGH_LOSS and n != "all"]
+    if high:
+        listed = ", ".join(f"{n} {v:.1f}" for n, v in high[:8]) + (" …" if len(high) > 8 else "")
+        name, worst = max(high, key=lambda item: item[1])
+        say(
+            "warn",
+            f"The model predicts this text badly (loss in nats per token: {listed}; {worst:.1f} for "
+            f"{name} is as uncertain as an even choice among {number(math.exp(min(worst, 40)))} "
+            "tokens). Experts of text that a model does not model say little about that text.",
+        )
+
+
+def _join(values: Any) -> str:
+    return ", ".join(str(v) for v in values)

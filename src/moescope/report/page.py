@@ -1,0 +1,107 @@
+"""The report as one HTML file that needs nothing else: no network, no server, no other file.
+
+Data goes in as JSON in a ``script`` element of a type that browsers do not run, with every
+character escaped that could end that element; the page's own scripts put text into the page by
+``textContent`` only. The content security policy allows the scripts written here, by hash, and
+no request of any kind.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from moescope.metrics.runs import AnalyzedRun
+from moescope.report.data import report_data
+from moescope.trace.store import write_bytes
+
+__all__ = ["build_report", "embed_json", "render_page"]
+
+_HERE = Path(__file__).parent
+_TEMPLATES = _HERE / "templates"
+_LIBRARIES = ("d3.min.js", "plot.umd.min.js")
+_SCRIPTS = (
+    "core.js", "theme.js", "controls.js", "tables.js", "heatmap.js", "head.js", "bars.js", "maps.js",
+    "special.js", "information.js", "lines.js", "pairs.js", "vocabulary.js", "examples.js", "foot.js",
+    "main.js",
+)  # fmt: skip
+_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
+
+
+def build_report(run: AnalyzedRun, path: str | Path | None = None) -> Path:
+    """Write the report of a run.
+
+    Args:
+        run: a finished run.
+        path: where to; ``RUN/report.html`` by default.
+
+    Returns:
+        The path of the page. The same run gives the same bytes.
+
+    Raises:
+        RunError: the run is damaged.
+        WriteError: disk full or no permission.
+    """
+    target = run.path / "report.html" if path is None else Path(path)
+    write_bytes(target, render_page(report_data(run)).encode("utf-8"))
+    return target
+
+
+def render_page(data: dict[str, Any]) -> str:
+    """The page that shows `report_data`'s dict."""
+    scripts = [_source(_HERE / "vendor" / name) for name in _LIBRARIES]
+    scripts += [_source(_TEMPLATES / "js" / name) for name in _SCRIPTS]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        about=data["about"],
+        policy=_policy(scripts),
+        style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        scripts=[Markup(s) for s in scripts],
+        data=Markup(embed_json(data)),
+    )
+
+
+def embed_json(data: Any) -> str:
+    """JSON that can stand inside a ``script`` element whatever texts it holds.
+
+    Pure ASCII: ``<``, ``>``, ``&`` and everything beyond ASCII (so U+2028 and U+2029 too) are
+    written as escapes.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character, escape in _ESCAPES.items():
+        text = text.replace(character, escape)
+    return text
+
+
+def _source(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    if "</script" in text.lower() or "<!--" in text:
+        raise ValueError(f"{path.name} cannot be written into a page: it contains </script or <!--")
+    return text.strip() + "\n"
+
+
+def _policy(scripts: list[str]) -> str:
+    """Nothing from anywhere; scripts by hash. Styles are inline, as the figures bring their own."""
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'"
+        for s in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )

@@ -1,0 +1,244 @@
+"""Sentences made by rule from the numbers: "In short", and a heading for each figure.
+
+Each sentence that names a number names beside it what chance gives. Nothing here says more than
+its test: a difference is called one only at q < 0.05, and the absence of one is never called
+equality.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from moescope.metrics.view import ALL
+from moescope.report.about import FEW_DOCUMENTS, HIGH_LOSS
+from moescope.report.frames import Frame, bits, number, percent, q_text, times
+
+__all__ = ["headlines", "meaning", "sentences"]
+
+
+def sentences(view: dict[str, Any], facts: dict[str, Any], tables: dict[str, Frame]) -> list[str]:
+    """Four to six sentences about one phase."""
+    out = [_scope(view, facts, tables), _cells(view["special"])]
+    out += [
+        s for s in (_strongest(view["special"]), _domain_or_token(tables), _evenness(tables)) if s
+    ]
+    out.append(_caveat(facts, tables))
+    return out
+
+
+def headlines(view: dict[str, Any], tables: dict[str, Frame]) -> dict[str, str]:
+    """A heading for each figure that does not depend on what the reader chooses."""
+    return {
+        "special": _special_title(view["special"]),
+        "information": _information_title(tables["information"]),
+        "bands": _bands_title(tables["phases"]),
+        "balance": _balance_title(tables["balance"]),
+        "decisiveness": _decisive_title(tables["decisiveness"]),
+        "repetition": _repetition_title(tables["repetition"]),
+        "vocabulary": _vocabulary_title(tables["vocabulary_specialization"]),
+    }
+
+
+def _scope(view: dict[str, Any], facts: dict[str, Any], tables: dict[str, Frame]) -> str:
+    load = tables["load"].where(domain=ALL)
+    layers = np.unique(load["layer"]).size
+    chance = np.unique(load["activation_chance"].round(6)).tolist()
+    shares = (
+        percent(chance[0]) if len(chance) == 1 else f"{percent(chance[0])} to {percent(chance[-1])}"
+    )
+    domains = len(facts["domains"])
+    spread = f"{domains} domains" if domains > 1 else "one domain"
+    return (
+        f"{number(view['rates']['tokens'][0])} tokens of {number(facts['documents'])} documents in "
+        f"{spread} passed {layers} MoE layer{'s' if layers > 1 else ''}; an expert chosen by chance "
+        f"would serve {shares} of them."
+    )
+
+
+def _cells(special: dict[str, Any]) -> str:
+    if not special["tested"]:
+        return (
+            "Whether experts differ between domains was not tested: that takes at least two domains "
+            "with at least five documents each."
+        )
+    tested = f"Of {number(special['tested'])} layer × expert × domain cells"
+    if not special["passed"]:
+        return (
+            f"{tested}, none differs from the other domains at q < 0.05. That is no proof that the "
+            "experts treat the domains alike: with this much text, small differences cannot be seen."
+        )
+    share = percent(special["passed"] / special["tested"])
+    return (
+        f"{tested}, {number(special['passed'])} ({share}) differ from the other domains at q < 0.05 "
+        f"({number(special['over'])} used more, {number(special['under'])} less); of findings at "
+        "this level about one in twenty is expected to be a false alarm."
+    )
+
+
+def _strongest(special: dict[str, Any]) -> str:
+    top = special["top"]
+    shown = []
+    for i, name in enumerate(top["name"]):
+        q, value, others = top["q"][i], top["value"][i], top["others"][i]
+        if len(shown) == 2 or q is None or q >= 0.05 or value <= others:
+            break
+        shown.append(f"{name} for {top['domain'][i]} ({_cell_numbers(top, i)})")
+    if not shown:
+        return ""
+    return (
+        f"Most clearly specialised: {'; '.join(shown)}. These lead a ranking, so their true size is "
+        "likely somewhat smaller."
+    )
+
+
+def _cell_numbers(top: dict[str, list[Any]], i: int) -> str:
+    parts = [
+        f"{percent(top['value'][i])} of its tokens, 95 % interval "
+        f"{percent(_known(top['ci_low'][i]))} to {percent(_known(top['ci_high'][i]))}",
+        f"{percent(_known(top['others'][i]))} elsewhere",
+        f"chance {percent(top['chance'][i])}",
+    ]
+    if top["by_token"][i] is not None:
+        parts.append(f"{percent(top['by_token'][i])} predicted from its words alone")
+    return ", ".join([*parts, q_text(_known(top["q"][i]))])
+
+
+def _domain_or_token(tables: dict[str, Frame]) -> str:
+    info = tables["information"]
+    if not len(info):
+        return ""
+    token, domain, beyond, top = _means(info)
+    layers = len(info)
+    passed = int((info["i_expert_domain_given_token_p"] < 0.05).sum())
+    text = (
+        f"On average over layers, an expert tells {bits(token)} bits about which token it serves (of "
+        f"at most {bits(top)}), {bits(domain)} about the domain, and {bits(beyond)} about the domain "
+        f"once the token is known (all beyond chance); the last stands out from its shuffles at "
+        f"p < 0.05 in {passed} of {layers} layers, where chance alone gives {0.05 * layers:.1f}."
+    )
+    return f"{text} {meaning(info)}"
+
+
+def _means(info: Frame) -> tuple[float, float, float, float]:
+    names = (
+        "i_expert_token_bits",
+        "i_expert_domain_bits",
+        "i_expert_domain_given_token_bits",
+        "max_bits",
+    )
+    made = [float(np.nanmean(info[n])) for n in names]
+    return made[0], made[1], made[2], made[3]
+
+
+def meaning(info: Frame) -> str:
+    """What the three quantities say about this model, and no more; empty without them."""
+    if not len(info):
+        return ""
+    token, domain, beyond, _ = _means(info)
+    layers = len(info)
+    passed = int((info["i_expert_domain_given_token_p"] < 0.05).sum())
+    if passed * 2 <= layers and passed <= max(1, round(0.15 * layers)):
+        return "So nothing here shows that the experts know the domain beyond its words."
+    if token > 10 * max(domain, beyond):
+        return "So the experts follow the token far more than the domain, with a trace of domain beyond it."
+    if beyond >= 0.5 * domain:
+        return "So a good part of what the experts tell about the domain is not explained by its words."
+    return (
+        "So part of what the experts tell about the domain is not explained by its words, most is."
+    )
+
+
+def _evenness(tables: dict[str, Frame]) -> str:
+    rows = tables["balance"].where(domain=ALL)
+    if not len(rows):
+        return ""
+    worst = int(np.argmax(rows["cv"]))
+    dead = rows["dead_share"][worst]
+    tail = f", and {percent(dead)} of its experts get less than 0.1 % of the work each" if dead > 0 else ""
+    return (
+        f"Load is least even in layer {rows['layer'][worst]}: a coefficient of variation of "
+        f"{times(float(rows['cv'][worst]))}, where even random routing gives "
+        f"{times(float(rows['cv_chance'][worst]))}{tail}."
+    )
+
+
+def _caveat(facts: dict[str, Any], tables: dict[str, Frame]) -> str:
+    parts = []
+    few = min((d["documents"] for d in facts["domains"] if d["documents"]), default=0)
+    if few < FEW_DOCUMENTS:
+        parts.append(f"the smallest domain has only {few} documents")
+    loss = tables["domain_loss"]
+    if len(loss) and float(np.nanmax(loss["loss"])) > HIGH_LOSS:
+        parts.append(
+            f"the model predicts some of this text badly (loss {np.nanmax(loss['loss']):.1f} nats)"
+        )
+    parts.append(
+        "choosing an expert is not the same as needing it: only removing experts shows what they do"
+    )
+    return "Keep in mind: " + "; ".join(parts) + "."
+
+
+def _known(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _special_title(special: dict[str, Any]) -> str:
+    if not special["tested"]:
+        return "Specialization was not tested"
+    if not special["passed"]:
+        return f"None of {number(special['tested'])} cells passes q < 0.05"
+    return f"{number(special['passed'])} of {number(special['tested'])} cells differ from the other domains"
+
+
+def _information_title(info: Frame) -> str:
+    if not len(info):
+        return "Domain or token: no single tokens were kept"
+    token, domain, beyond, _ = _means(info)
+    return f"Bits about the token {bits(token)}, about the domain {bits(domain)}, beyond the token {bits(beyond)}"
+
+
+def _bands_title(bands: Frame) -> str:
+    if len(bands) < 2:
+        return "Too few layers to compare depths"
+    parts = []
+    if np.nansum(bands["specialized_share"]) > 0:
+        parts.append(("specialised cells", "specialized_share"))
+    parts.append(("neighbours with the same first choice", "first"))
+    texts = [f"{name} {percent(float(bands[c][0]))} → {percent(float(bands[c][-1]))}" for name, c in parts]
+    return f"From {bands['band'][0]} to {bands['band'][-1]} layers: {', '.join(texts)}"
+
+
+def _balance_title(frame: Frame) -> str:
+    rows = frame.where(domain=ALL)
+    if not len(rows):
+        return "Balance"
+    low, high = float(rows["cv"].min()), float(rows["cv"].max())
+    return f"Load varies by a CV of {times(low)} to {times(high)} (even random routing: {times(float(rows['cv_chance'].mean()))})"
+
+
+def _decisive_title(frame: Frame) -> str:
+    rows = frame.where(domain=ALL)
+    if not len(rows):
+        return "Decisiveness"
+    low, high = float(rows["router_entropy"].min()), float(rows["router_entropy"].max())
+    return f"Router entropy between {low:.2f} and {high:.2f} of its maximum"
+
+
+def _repetition_title(frame: Frame) -> str:
+    rows = frame.where(domain=ALL)
+    if not len(rows):
+        return "Repetition"
+    load = rows["first_by_load"]
+    return (
+        f"Neighbours share their first expert in {percent(float(rows['first'].mean()))} of pairs; "
+        f"uneven load alone gives {percent(float(load.mean()))}"
+    )
+
+
+def _vocabulary_title(frame: Frame) -> str:
+    rows = frame.where(kind="input")
+    if not len(rows) or not np.isfinite(rows["excess"]).any():
+        return "Too few repeated tokens to measure"
+    return f"Input tokens belong to single experts by {np.nanmean(rows['excess']):.2f} on a scale from 0 (chance) to 1"

@@ -2,13 +2,18 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from moescope.cli import main
 from tests.support.saved import save_tiny, tiny_tokenizer, write_corpus
 
 
@@ -33,10 +38,29 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def moescope(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **environment}
-    command = [sys.executable, "-m", "moescope", *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env, check=False)
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def moescope(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """The command in this process: what `moescope` does, without a start-up each time."""
+
+    def call(*words: object, cwd: Path) -> Done:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["moescope", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main.run()
+        out, err = capsys.readouterr()
+        return Done(int(stopped.value.code or 0), out, err)
+
+    return call
 
 
 BAD = {
@@ -69,7 +93,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_exit_code_2(case: str, place: Path) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(
+    moescope: Callable[..., Done], case: str, place: Path
+) -> None:
     words, expected = BAD[case]
     done = moescope(*words, cwd=place)
     lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -81,7 +107,9 @@ def test_bad_input_is_one_line_and_exit_code_2(case: str, place: Path) -> None:
     assert done.stdout == ""
 
 
-def test_a_broken_line_is_left_out_only_when_asked_and_said_so(place: Path, tmp_path: Path) -> None:
+def test_a_broken_line_is_left_out_only_when_asked_and_said_so(
+    moescope: Callable[..., Done], place: Path, tmp_path: Path
+) -> None:
     done = moescope(
         "trace", "moe", "notjson.jsonl", "-o", tmp_path / "r", "--on-error", "skip", cwd=place
     )
@@ -91,14 +119,18 @@ def test_a_broken_line_is_left_out_only_when_asked_and_said_so(place: Path, tmp_
     assert sum(manifest["coverage"]["skipped_records"].values()) == 1
 
 
-def test_unknown_keys_in_a_config_file_are_refused(place: Path, tmp_path: Path) -> None:
+def test_unknown_keys_in_a_config_file_are_refused(
+    moescope: Callable[..., Done], place: Path, tmp_path: Path
+) -> None:
     (tmp_path / "c.yaml").write_text("model: moe\ncorpus: texts.jsonl\nout: r\nseeed: 3\n")
     done = moescope("trace", "--config", tmp_path / "c.yaml", cwd=place)
     assert done.returncode == 2
     assert "did you mean seed?" in done.stderr
 
 
-def test_the_resolved_config_reproduces_the_run(place: Path, tmp_path: Path) -> None:
+def test_the_resolved_config_reproduces_the_run(
+    moescope: Callable[..., Done], place: Path, tmp_path: Path
+) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     base = ("trace", "moe", "texts.jsonl", "--context", "32", "--keep", "all")
     assert moescope(*base, "-o", first, cwd=place).returncode == 0
@@ -111,7 +143,9 @@ def test_the_resolved_config_reproduces_the_run(place: Path, tmp_path: Path) -> 
     assert "already holds a run" in done.stderr
 
 
-def test_tables_print_in_every_format_and_name_what_exists(place: Path, tmp_path: Path) -> None:
+def test_tables_print_in_every_format_and_name_what_exists(
+    moescope: Callable[..., Done], place: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "r"
     assert moescope("trace", "moe", "texts.jsonl", "-o", run, cwd=place).returncode == 0
     listed = moescope("table", run, cwd=place)
@@ -134,7 +168,9 @@ def test_tables_print_in_every_format_and_name_what_exists(place: Path, tmp_path
         assert expected in bad.stderr
 
 
-def test_two_routes_are_aligned_and_the_parting_is_named(place: Path) -> None:
+def test_two_routes_are_aligned_and_the_parting_is_named(
+    moescope: Callable[..., Done], place: Path
+) -> None:
     words = ("the plan covers daily living", "the plan covers support daily living")
     done = moescope("paths", "moe", *words, cwd=place)
     assert done.returncode == 0, done.stderr
@@ -146,7 +182,9 @@ def test_two_routes_are_aligned_and_the_parting_is_named(place: Path) -> None:
     assert any(r["left"] is None for r in rows)
 
 
-def test_inspect_needs_no_weights(place: Path, tmp_path: Path) -> None:
+def test_inspect_needs_no_weights(
+    moescope: Callable[..., Done], place: Path, tmp_path: Path
+) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_bytes((place / "moe" / "config.json").read_bytes())
@@ -154,3 +192,40 @@ def test_inspect_needs_no_weights(place: Path, tmp_path: Path) -> None:
     made = json.loads(done.stdout)
     assert made["moe_layers"] == 4
     assert made["layers"][0]["experts"] == 8
+
+
+def test_as_a_process_of_its_own_it_does_the_same(place: Path, tmp_path: Path) -> None:
+    """Exit code, streams and interruption as a shell sees them."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "moescope"]
+    bad = subprocess.run(
+        [*command, "table", "nothing"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
+    assert bad.returncode == 2
+    assert bad.stdout == ""
+    assert len(bad.stderr.strip().splitlines()) == 1
+    write_corpus(tmp_path / "long.jsonl", documents_per_domain=400)
+    long = [*command, "trace", place / "moe", tmp_path / "long.jsonl", "-o", tmp_path / "r"]
+    process = subprocess.Popen(
+        [*map(str, long), "--checkpoint-seconds", "0", "--batch-tokens", "256"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "r" / "manifest.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "interrupted" in err
+    assert "Traceback" not in err
+
+
+def test_help_and_errors_do_not_wait_for_the_large_libraries() -> None:
+    probe = "import sys, moescope.cli.main; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import yaml
@@ -18,7 +18,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from moescope.trace import Progress as TraceProgress
+if TYPE_CHECKING:  # the libraries below it take seconds to import; --help should not
+    from moescope.trace import Progress as TraceProgress
 
 __all__ = ["Format", "errors", "output", "print_table", "tracing_progress", "write_config"]
 

@@ -10,16 +10,18 @@ import difflib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from moescope.corpus import CorpusSpec
 from moescope.errors import BadInputError
-from moescope.models import ModelSpec
-from moescope.trace.options import TraceOptions
+
+if TYPE_CHECKING:
+    from moescope.corpus import CorpusSpec
+    from moescope.models import ModelSpec
+    from moescope.trace import TraceOptions
 
 __all__ = ["RunConfig", "parse_layers", "resolve", "with_run_options"]
 
@@ -70,15 +72,21 @@ class RunConfig(BaseModel):
 
     def model_spec(self) -> ModelSpec:
         """The part that says which model."""
+        from moescope.models import ModelSpec
+
         return ModelSpec(self.model, self.revision, self.dtype, self.device, self.trust_remote_code)
 
     def corpus_spec(self) -> CorpusSpec:
         """The part that says which text."""
+        from moescope.corpus import CorpusSpec
+
         shared = CorpusSpec.model_fields.keys() & RunConfig.model_fields.keys()
         return CorpusSpec(path=self.corpus, **self.model_dump(include=set(shared)))
 
     def trace_options(self) -> TraceOptions:
         """The part that says how."""
+        from moescope.trace import TraceOptions
+
         shared = set(TraceOptions.model_fields) & set(RunConfig.model_fields) - {"layers"}
         layers = None if self.layers is None else parse_layers(self.layers)
         return TraceOptions(layers=layers, **self.model_dump(include=shared))

@@ -31,6 +31,11 @@ __all__ = ["app", "run"]
 _UsageError: Any = typer.BadParameter.__mro__[1]
 """Wrong words on the command line; typer may bring click's classes under a name of its own."""
 
+_INTERRUPTED = 130
+"""What typer returns for Ctrl-C."""
+
+_KEPT = "interrupted; what was committed stays, go on with --resume"
+
 app = typer.Typer(
     name="moescope",
     help="See which experts of a Mixture-of-Experts model serve which text, layer by layer.",
@@ -79,10 +84,8 @@ def _run() -> int:
         code = app(standalone_mode=False)
     except MoescopeError as error:
         return _fail(str(error), error.exit_code)
-    except typer.Abort:
-        return _fail("stopped; what was committed stays, go on with --resume", 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was committed stays, go on with --resume", 1)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail(_KEPT, 1)
     except _UsageError as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "moescope"
@@ -99,6 +102,8 @@ def _run() -> int:
         return _fail(
             f"{kind}: {first} (a fault in moescope or below it; MOESCOPE_DEBUG=1 shows where)", 1
         )
+    if code == _INTERRUPTED:
+        return _fail(_KEPT, 1)
     return int(code or 0)
 
 

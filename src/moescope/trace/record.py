@@ -255,6 +255,8 @@ class _Tracer:
                 made = _cut(made, limit - seen)
             self.domain_tokens[document.domain] += made.num_tokens
             self.left_out["special and template tokens"] += made.num_uncounted
+            if not made.sequences:
+                self.left_out["documents without a counted token"] += 1
             yield made
 
     def _trace(self) -> None:

@@ -157,6 +157,10 @@ def tables_page() -> str:
     return _page(out)
 
 
+_SCRATCH = tempfile.TemporaryDirectory(prefix="moescope-reference-")
+"""Removed when the program ends."""
+
+
 @cache
 def _tiny_run() -> Any:
     """A finished run of a tiny random OLMoE with everything kept and some text generated."""
@@ -165,7 +169,7 @@ def _tiny_run() -> Any:
     from moescope import CorpusSpec, ModelSpec, TraceOptions, load_model, open_run
     from moescope.trace import trace
 
-    folder = Path(tempfile.mkdtemp(prefix="moescope-reference-"))
+    folder = Path(_SCRATCH.name)
     model = load_model(ModelSpec(str(save_tiny("olmoe", folder / "model"))))
     corpus = CorpusSpec(path=str(write_corpus(folder / "texts.jsonl")))
     options = TraceOptions(keep="all", generate=3, context=64)
@@ -353,12 +357,19 @@ def _default(field: Any) -> str:
 
 
 def _spelt(annotation: Any) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    if typing.get_args(annotation):
-        text = str(annotation)
-    for prefix in ("typing.", "moescope.trace.store.", "<class '", "'>"):
-        text = text.replace(prefix, "")
-    return text
+    """A type as it is written in the code, the same under every version of Python."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _spelt(inner[0])
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(_spelt(part) for part in inner)
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, inner))}]"
+    if inner:
+        return f"{origin.__name__}[{', '.join(_spelt(part) for part in inner)}]"
+    if annotation in (type(None), ...):
+        return "None" if annotation is type(None) else "..."
+    return str(getattr(annotation, "__name__", annotation))
 
 
 # ---------------------------------------------------------------- Python

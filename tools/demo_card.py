@@ -166,7 +166,8 @@ def card(
         rate=last["tokens"] / last["seconds"],
         num_domains=len(streams),
         epochs=f"Each domain gave {each:,.0f} tokens, which is {each / len(streams[most]):.2f} "
-        f"times what there is of the smallest ({most}): hardly any text was seen twice.",
+        f"times what there is of the smallest ({most})"
+        + (":\nno window was seen twice." if each < len(streams[most]) else "."),
         rows="\n".join(rows),
         mean_loss=np.mean([r["loss"] for r in domains.values()]),
         mean_unigram=np.mean([r["unigram"] for r in domains.values()]),

@@ -21,7 +21,7 @@ HIGH_LOSS = 6.0
 
 
 def label(name: object) -> str:
-    """A model or corpus as a reader knows it: a hub name whole, a local path without its folders."""
+    """A model or corpus as a reader knows it: a hub name whole, a path without its folders."""
     text = str(name or "")
     path = Path(text).expanduser()
     if path.is_absolute() or text.startswith((".", "~")) or path.suffix:
@@ -53,7 +53,8 @@ def about(run: Run, domains: list[str]) -> dict[str, Any]:
         "documents": sum(documents.values()),
         "tokens": progress.get("tokens", 0),
         "domains": [
-            {"name": n, "documents": documents.get(n, 0), "tokens": tokens.get(n, 0)} for n in domains
+            {"name": n, "documents": documents.get(n, 0), "tokens": tokens.get(n, 0)}
+            for n in domains
         ],
         "domains_left_out": len(run.domains) - len(domains),
         "left_out": progress.get("left_out", {}),
@@ -100,8 +101,8 @@ def alerts(run: Run, facts: dict[str, Any], loss: dict[str, list[Any]]) -> list[
     if facts["domains_left_out"]:
         say(
             "note",
-            f"{facts['domains_left_out']} domains with the fewest tokens are left out of this page; "
-            "the tables beside it have them.",
+            f"{facts['domains_left_out']} domains with the fewest tokens are left out of this "
+            "page; the tables beside it have them.",
         )
     return out
 
@@ -139,9 +140,10 @@ def _say_loss(loss: dict[str, list[Any]], say: Any) -> None:
         name, worst = max(high, key=lambda item: item[1])
         say(
             "warn",
-            f"The model predicts this text badly (loss in nats per token: {listed}; {worst:.1f} for "
-            f"{name} is as uncertain as an even choice among {number(math.exp(min(worst, 40)))} "
-            "tokens). Experts of text that a model does not model say little about that text.",
+            f"The model predicts this text badly (loss in nats per token: {listed}; {worst:.1f} "
+            f"for {name} is as uncertain as an even choice among "
+            f"{number(math.exp(min(worst, 40)))} tokens). "
+            "Experts of text that a model does not model say little about that text.",
         )
 
 

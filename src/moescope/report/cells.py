@@ -94,4 +94,5 @@ def top_order(spec: Frame, passed: NDArray[np.bool_]) -> NDArray[np.int64]:
     second = np.where(passed, -strength, p)
     gap = -np.abs(np.nan_to_num(spec["value"] - spec["others"]))
     order = np.lexsort((np.arange(len(p)), gap, second, rank)).astype(np.int64)
-    return order[p[order] <= 1.0]
+    tested: NDArray[np.int64] = order[p[order] <= 1.0]
+    return tested

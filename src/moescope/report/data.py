@@ -25,9 +25,9 @@ MAX_DOMAINS = 48
 """Domains on the page; those with the most tokens."""
 
 _TABLES = (
-    "load", "domain_specialization", "information", "phases", "balance", "decisiveness", "histograms",
-    "coactivation", "repetition", "committee", "vocabulary_specialization", "expert_tokens",
-    "domain_loss", "path_entropy",
+    "load", "domain_specialization", "information", "phases", "balance", "decisiveness",
+    "histograms", "coactivation", "repetition", "committee", "vocabulary_specialization",
+    "expert_tokens", "domain_loss", "path_entropy",
 )  # fmt: skip
 
 

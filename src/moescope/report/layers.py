@@ -8,6 +8,7 @@ import numpy as np
 
 from moescope.metrics.view import ALL
 from moescope.report.frames import Frame, tidy
+from moescope.trace.aggregates import DECISIVENESS
 
 __all__ = [
     "MAX_PAIR_CELLS", "committee", "histograms", "layer_columns", "pairs",
@@ -41,7 +42,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "layer", "domain", "topk_mass_chance",
         *(
             f"{name}{end}"
-            for name in ("router_entropy", "topk_entropy", "topk_mass", "margin_first", "margin_kth")
+            for name in DECISIVENESS
             for end in ("", "_low", "_high")
         ),
     ),
@@ -119,7 +120,7 @@ def _pairs_of(rows: Frame, load: Frame, layer: int, shown: int) -> dict[str, Any
     out |= {
         "experts": busiest.tolist(),
         "all_experts": size,
-        "lift": [int(round(v * 100)) if np.isfinite(v) else None for v in flat.tolist()],
+        "lift": [round(v * 100) if np.isfinite(v) else None for v in flat.tolist()],
         "chance": tidy(chance),
     }
     all_i, all_j = np.triu_indices(size, 1)

@@ -27,9 +27,9 @@ _HERE = Path(__file__).parent
 _TEMPLATES = _HERE / "templates"
 _LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 _SCRIPTS = (
-    "core.js", "theme.js", "controls.js", "tables.js", "heatmap.js", "head.js", "bars.js", "maps.js",
-    "special.js", "information.js", "lines.js", "pairs.js", "vocabulary.js", "examples.js", "foot.js",
-    "main.js",
+    "core.js", "theme.js", "controls.js", "tables.js", "heatmap.js", "head.js", "bars.js",
+    "maps.js", "special.js", "information.js", "lines.js", "pairs.js", "vocabulary.js",
+    "examples.js", "foot.js", "main.js",
 )  # fmt: skip
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 

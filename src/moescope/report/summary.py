@@ -52,34 +52,34 @@ def _scope(view: dict[str, Any], facts: dict[str, Any], tables: dict[str, Frame]
     spread = f"{domains} domains" if domains > 1 else "one domain"
     return (
         f"{number(view['rates']['tokens'][0])} tokens of {number(facts['documents'])} documents in "
-        f"{spread} passed {layers} MoE layer{'s' if layers > 1 else ''}; an expert chosen by chance "
-        f"would serve {shares} of them."
+        f"{spread} passed {layers} MoE layer{'s' if layers > 1 else ''}; an expert chosen by "
+        f"chance would serve {shares} of them."
     )
 
 
 def _cells(special: dict[str, Any]) -> str:
     if not special["tested"]:
         return (
-            "Whether experts differ between domains was not tested: that takes at least two domains "
-            "with at least five documents each."
+            "Whether experts differ between domains was not tested: that takes at least two "
+            "domains with at least five documents each."
         )
     tested = f"Of {number(special['tested'])} layer × expert × domain cells"
     if not special["passed"]:
         return (
             f"{tested}, none differs from the other domains at q < 0.05. That is no proof that the "
-            "experts treat the domains alike: with this much text, small differences cannot be seen."
+            "experts treat the domains alike: with this much text, small differences go unseen."
         )
     share = percent(special["passed"] / special["tested"])
     return (
-        f"{tested}, {number(special['passed'])} ({share}) differ from the other domains at q < 0.05 "
-        f"({number(special['over'])} used more, {number(special['under'])} less); of findings at "
+        f"{tested}, {number(special['passed'])} ({share}) differ from the other domains at q < 0.05"
+        f" ({number(special['over'])} used more, {number(special['under'])} less); of findings at "
         "this level about one in twenty is expected to be a false alarm."
     )
 
 
 def _strongest(special: dict[str, Any]) -> str:
     top = special["top"]
-    shown = []
+    shown: list[str] = []
     for i, name in enumerate(top["name"]):
         q, value, others = top["q"][i], top["value"][i], top["others"][i]
         if len(shown) == 2 or q is None or q >= 0.05 or value <= others:
@@ -88,8 +88,8 @@ def _strongest(special: dict[str, Any]) -> str:
     if not shown:
         return ""
     return (
-        f"Most clearly specialised: {'; '.join(shown)}. These lead a ranking, so their true size is "
-        "likely somewhat smaller."
+        f"Most clearly specialised: {'; '.join(shown)}. These lead a ranking, so their true size "
+        "is likely somewhat smaller."
     )
 
 
@@ -112,11 +112,16 @@ def _domain_or_token(tables: dict[str, Frame]) -> str:
     token, domain, beyond, top = _means(info)
     layers = len(info)
     passed = int((info["i_expert_domain_given_token_p"] < 0.05).sum())
+    about_token = (
+        f"On average over layers, an expert tells {bits(token)} bits about which token it serves "
+        f"(of at most {bits(top)}"
+    )
+    if not _several_domains(info):
+        return f"{about_token}, beyond chance)."
     text = (
-        f"On average over layers, an expert tells {bits(token)} bits about which token it serves (of "
-        f"at most {bits(top)}), {bits(domain)} about the domain, and {bits(beyond)} about the domain "
-        f"once the token is known (all beyond chance); the last stands out from its shuffles at "
-        f"p < 0.05 in {passed} of {layers} layers, where chance alone gives {0.05 * layers:.1f}."
+        f"{about_token}), {bits(domain)} about the domain, and {bits(beyond)} about the "
+        f"domain once the token is known (all beyond chance); the last stands out from its "
+        f"shuffles at p < 0.05 in {passed} of {layers} layers, where chance alone gives {0.05 * layers:.1f}."
     )
     return f"{text} {meaning(info)}"
 
@@ -132,9 +137,14 @@ def _means(info: Frame) -> tuple[float, float, float, float]:
     return made[0], made[1], made[2], made[3]
 
 
+def _several_domains(info: Frame) -> bool:
+    """With one domain both quantities about domains are 0 as counted."""
+    return bool((info["i_expert_domain_raw"] > 0).any())
+
+
 def meaning(info: Frame) -> str:
     """What the three quantities say about this model, and no more; empty without them."""
-    if not len(info):
+    if not len(info) or not _several_domains(info):
         return ""
     token, domain, beyond, _ = _means(info)
     layers = len(info)
@@ -142,9 +152,11 @@ def meaning(info: Frame) -> str:
     if passed * 2 <= layers and passed <= max(1, round(0.15 * layers)):
         return "So nothing here shows that the experts know the domain beyond its words."
     if token > 10 * max(domain, beyond):
-        return "So the experts follow the token far more than the domain, with a trace of domain beyond it."
+        return (
+            "So the experts follow the token far more than the domain, with a trace of it beyond."
+        )
     if beyond >= 0.5 * domain:
-        return "So a good part of what the experts tell about the domain is not explained by its words."
+        return "So much of what the experts tell about the domain is not explained by its words."
     return (
         "So part of what the experts tell about the domain is not explained by its words, most is."
     )
@@ -156,7 +168,11 @@ def _evenness(tables: dict[str, Frame]) -> str:
         return ""
     worst = int(np.argmax(rows["cv"]))
     dead = rows["dead_share"][worst]
-    tail = f", and {percent(dead)} of its experts get less than 0.1 % of the work each" if dead > 0 else ""
+    tail = (
+        f", and {percent(dead)} of its experts get less than 0.1 % of the work each"
+        if dead > 0
+        else ""
+    )
     return (
         f"Load is least even in layer {rows['layer'][worst]}: a coefficient of variation of "
         f"{times(float(rows['cv'][worst]))}, where even random routing gives "
@@ -189,14 +205,18 @@ def _special_title(special: dict[str, Any]) -> str:
         return "Specialization was not tested"
     if not special["passed"]:
         return f"None of {number(special['tested'])} cells passes q < 0.05"
-    return f"{number(special['passed'])} of {number(special['tested'])} cells differ from the other domains"
+    counts = f"{number(special['passed'])} of {number(special['tested'])}"
+    return f"{counts} cells differ from the other domains"
 
 
 def _information_title(info: Frame) -> str:
     if not len(info):
         return "Domain or token: no single tokens were kept"
     token, domain, beyond, _ = _means(info)
-    return f"Bits about the token {bits(token)}, about the domain {bits(domain)}, beyond the token {bits(beyond)}"
+    return (
+        f"Bits about the token {bits(token)}, about the domain {bits(domain)}, "
+        f"about the domain beyond the token {bits(beyond)}"
+    )
 
 
 def _bands_title(bands: Frame) -> str:
@@ -206,7 +226,10 @@ def _bands_title(bands: Frame) -> str:
     if np.nansum(bands["specialized_share"]) > 0:
         parts.append(("specialised cells", "specialized_share"))
     parts.append(("neighbours with the same first choice", "first"))
-    texts = [f"{name} {percent(float(bands[c][0]))} → {percent(float(bands[c][-1]))}" for name, c in parts]
+    texts = [
+        f"{name} {percent(float(bands[c][0]))} → {percent(float(bands[c][-1]))}"
+        for name, c in parts
+    ]
     return f"From {bands['band'][0]} to {bands['band'][-1]} layers: {', '.join(texts)}"
 
 
@@ -215,7 +238,8 @@ def _balance_title(frame: Frame) -> str:
     if not len(rows):
         return "Balance"
     low, high = float(rows["cv"].min()), float(rows["cv"].max())
-    return f"Load varies by a CV of {times(low)} to {times(high)} (even random routing: {times(float(rows['cv_chance'].mean()))})"
+    chance = times(float(rows["cv_chance"].mean()))
+    return f"Load varies by a CV of {times(low)} to {times(high)} (even random routing: {chance})"
 
 
 def _decisive_title(frame: Frame) -> str:
@@ -241,4 +265,5 @@ def _vocabulary_title(frame: Frame) -> str:
     rows = frame.where(kind="input")
     if not len(rows) or not np.isfinite(rows["excess"]).any():
         return "Too few repeated tokens to measure"
-    return f"Input tokens belong to single experts by {np.nanmean(rows['excess']):.2f} on a scale from 0 (chance) to 1"
+    excess = f"{np.nanmean(rows['excess']):.2f}"
+    return f"Input tokens belong to single experts by {excess} on a scale from 0 (chance) to 1"

@@ -7,6 +7,7 @@ entropies in 255 steps, so that forty spans of a 16-layer, top-8 model take abou
 from __future__ import annotations
 
 import base64
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,7 +118,7 @@ def _pick(tokens: TokenRows, domains: list[int], wanted: int) -> list[_Span]:
     """Evenly spaced spans of each domain, the same for the same run."""
     change = (np.diff(tokens.doc) != 0) | (np.diff(tokens.window) != 0) | (np.diff(tokens.pos) != 1)
     edges = [0, *(np.flatnonzero(change) + 1).tolist(), tokens.doc.size]
-    spans = [_Span(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b - a >= 2]
+    spans = [_Span(a, b) for a, b in pairwise(edges) if b - a >= 2]
     by_domain = {d: [s for s in spans if int(tokens.domain[s.start]) == d] for d in domains}
     present = [d for d in domains if by_domain[d]]
     out: list[_Span] = []

@@ -69,6 +69,7 @@ const M = {};
     count: known((v) => d3.format(",")(v)),
     text: known((v) => String(v)),
   };
+  M.interval = (low, high, format) => (low === null ? "–" : `${format(low).replace(" %", "")} to ${format(high)}`);
   M.tokenText = function (id) {
     const text = M.data.texts[id];
     return text === undefined ? `#${id}` : text;

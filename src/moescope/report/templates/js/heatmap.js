@@ -7,8 +7,9 @@
     const left = 44;
     const top = 4;
     const bottom = 34;
-    const cw = Math.max(5, Math.min(spec.square ? 15 : 26, (spec.width - left - 6) / spec.cols));
-    const ch = spec.square ? cw : spec.rows <= 8 ? 20 : spec.rows <= 20 ? 15 : spec.rows <= 36 ? 11 : 8;
+    const widest = spec.cols <= 16 ? (spec.square ? 26 : 46) : spec.square ? 15 : 26;
+    const cw = Math.max(5, Math.min(widest, (spec.width - left - 6) / spec.cols));
+    const ch = spec.square ? cw : spec.rows <= 8 ? 22 : spec.rows <= 20 ? 15 : spec.rows <= 36 ? 11 : 8;
     const width = Math.ceil(left + cw * spec.cols + 6);
     const height = Math.ceil(top + ch * spec.rows + bottom);
     const ratio = Math.min(2, window.devicePixelRatio || 1);

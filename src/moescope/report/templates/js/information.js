@@ -39,7 +39,7 @@
     const host = M.id("plot-information");
     const meaning = M.id("meaning-information");
     M.title("information", M.view().titles.information, rows.length ? `from ${M.fmt.count(rows[0].tokens)} sampled tokens of ${M.fmt.count(rows[0].documents)} documents; at most ${M.fmt.bits(d3.mean(rows, (r) => r.max_bits))} bits are possible` : null);
-    meaning.hidden = !rows.length;
+    meaning.hidden = !M.view().meaning;
     if (!rows.length) {
       M.fill(host, M.absent("Absent: this run kept sums only, and these figures need single tokens. Trace with --keep sample."));
       return;

@@ -50,16 +50,14 @@
     { key: "name", label: "expert", name: true },
     { key: "domain", label: "domain", text: true },
     { key: "value", label: "rate", format: M.fmt.percent, title: "activation rate in the domain" },
-    { key: "ci_low", label: "95 % from", format: M.fmt.percent },
-    { key: "ci_high", label: "to", format: M.fmt.percent },
+    { key: "ci_low", label: "95 % interval", render: (r) => M.interval(r.ci_low, r.ci_high, M.fmt.percent) },
     { key: "chance", label: "chance", format: M.fmt.percent, title: "K/E" },
     { key: "others", label: "elsewhere", format: M.fmt.percent, title: "activation rate in all other domains" },
     { key: "lift_over_others", label: "lift", format: M.fmt.lift, title: "rate over the rate elsewhere; 1 is no difference" },
-    { key: "lift_low", label: "95 % from", format: M.fmt.lift },
-    { key: "lift_high", label: "to", format: M.fmt.lift },
+    { key: "lift_low", label: "95 % interval", render: (r) => M.interval(r.lift_low, r.lift_high, M.fmt.lift) },
     { key: "q", label: "q", format: M.fmt.p, title: "false discovery rate" },
     { key: "by_token", label: "by words", format: M.fmt.percent, title: "rate that the domain's token ids alone predict" },
-    { key: "beyond_token", label: "beyond words, points", format: M.fmt.points, title: "measured minus predicted, over shared token ids" },
+    { key: "beyond_token", label: "beyond", format: M.fmt.points, title: "measured minus predicted, over shared token ids" },
   ];
 
   function drawCells() {

@@ -40,7 +40,7 @@
       shown.textContent = rows.length > LIMIT ? `The first ${LIMIT} of ${M.fmt.count(rows.length)} rows; the tables in the run folder have all.` : "";
     }
     draw();
-    const wrap = M.h("div", { class: "table-wrap", tabindex: 0, role: "region", "aria-label": options.label || "table" },
+    const wrap = M.h("div", { class: rows.length <= 16 ? "table-wrap whole" : "table-wrap", tabindex: 0, role: "region", "aria-label": options.label || "table" },
       M.h("table", {}, M.h("thead", {}, M.h("tr", {}, heads)), body));
     return M.h("div", {}, wrap, shown);
   };

@@ -1,0 +1,115 @@
+"""The page in a real browser: it draws everything, survives use, and reports no error."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import cast
+
+import pytest
+from tests.report.large import InventedRun
+
+from moescope.metrics.runs import AnalyzedRun
+from moescope.report.data import report_data
+from moescope.report.page import build_report, render_page
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
+
+FIGURES = (
+    "bars", "maps", "difference", "special", "information", "bands", "balance", "decisive", "hist",
+    "pairs", "repetition", "vocabulary",
+)  # fmt: skip
+
+USE = Path(__file__).with_name("use.js")
+
+
+def dom(page: Path, folder: Path) -> str:
+    flags = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--window-size=1100,900", f"--user-data-dir={folder / 'profile'}", "--dump-dom",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [str(BROWSER), *flags, page.as_uri()], capture_output=True, timeout=180, check=True
+    )
+    return done.stdout.decode("utf-8", "replace")
+
+
+def used(run: AnalyzedRun, folder: Path) -> str:
+    """The page after ``use.js``; the policy gives way, as it rightly refuses a foreign script."""
+    text = render_page(report_data(run))
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    page = folder / "used.html"
+    page.write_text(
+        text.replace("</body>", f"<script>{USE.read_text()}</script></body>"), encoding="utf-8"
+    )
+    return dom(page, folder)
+
+
+def root(text: str) -> str:
+    found = re.search(r"<html[^>]*>", text)
+    assert found
+    return found[0]
+
+
+def marks(text: str, figure: str) -> int:
+    """Drawn shapes in a figure: of an SVG, or cells of a map."""
+    start = text.index(f'id="plot-{figure}"')
+    part = text[start : text.index(f'id="table-{figure}"')]
+    shapes = len(re.findall(r"<(?:rect|path|circle|line)\b", part))
+    return shapes + sum(map(int, re.findall(r'data-marks="(\d+)"', part))) + part.count("<tr")
+
+
+def test_everything_is_drawn_without_an_error(tiny_run: AnalyzedRun, tmp_path: Path) -> None:
+    text = dom(build_report(tiny_run, tmp_path / "page.html"), tmp_path)
+    assert 'data-ready="yes"' in root(text)
+    assert "data-errors" not in root(text)
+    for figure in FIGURES:
+        assert marks(text, figure) > 3, figure
+    assert text.count('class="tok"') > 20
+    assert "could not be drawn" not in text.split('id="data"')[0]
+
+
+@pytest.mark.parametrize("kind", ["one_domain_run", "unlabelled_run", "bare_run"])
+def test_a_run_that_lacks_something_is_drawn_too(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    text = used(request.getfixturevalue(kind), tmp_path)
+    assert 'data-used="yes"' in root(text)
+    assert "data-errors" not in root(text)
+
+
+def test_every_control_can_be_used(tiny_run: AnalyzedRun, tmp_path: Path) -> None:
+    text = used(tiny_run, tmp_path)
+    assert 'data-used="yes"' in root(text)
+    assert "data-errors" not in root(text)
+    assert 'data-theme="dark"' in root(text)
+
+
+def test_a_token_tells_its_experts_to_the_keyboard(tiny_run: AnalyzedRun, tmp_path: Path) -> None:
+    found = root(used(tiny_run, tmp_path))
+    assert "first choice by layer" in found
+    assert 'data-moved="true"' in found
+
+
+def test_hostile_names_are_shown_as_text(hostile_run: AnalyzedRun, tmp_path: Path) -> None:
+    text = used(hostile_run, tmp_path)
+    assert 'data-used="yes"' in root(text)
+    assert "data-errors" not in root(text)
+    assert "<title>broken" not in text
+    # in attributes the browser writes the names out; between tags it must have escaped them
+    assert "<img" not in re.sub(r'"[^"]*"', '""', text.replace("&quot;", ""))
+
+
+def test_sixty_layers_of_256_experts_still_open(tmp_path: Path) -> None:
+    run = InventedRun(layers=60, experts=256, top_k=8, domains=10)
+    page = tmp_path / "large.html"
+    page.write_text(render_page(report_data(cast(AnalyzedRun, run))), encoding="utf-8")
+    text = dom(page, tmp_path)
+    assert 'data-ready="yes"' in root(text)
+    assert "data-errors" not in root(text)
+    assert marks(text, "maps") > 60 * 256

@@ -29,12 +29,15 @@ _WHERE = {
     "MoescopeError": "moescope.errors",
     "TraceOptions": "moescope.trace",
     "analyze": "moescope.analysis",
+    "build_report": "moescope.report.page",
     "compare_routes": "moescope.trace.routes",
     "compare_runs": "moescope.metrics.runs",
     "load_meta": "moescope.models",
     "load_model": "moescope.models",
     "open_corpus": "moescope.corpus",
     "open_run": "moescope.metrics.runs",
+    "run_demo": "moescope.demo",
+    "write_figures": "moescope.report.figures",
 }
 
 __all__ = ["__version__", *sorted(_WHERE)]

@@ -6,9 +6,9 @@ The tree::
     ├── BadInputError             the caller can mend it; the command line exits with 2
     │   ├── ModelError            the model cannot be loaded, has no experts, or cannot be supported
     │   ├── CorpusError           the text cannot be read, is empty, or lacks a field
-    │   └── RunError              the run folder is missing, of another model, or damaged
+    │   ├── RunError              the run folder is missing, of another model, or damaged
+    │   └── MissingExtraError     an optional dependency is absent; says how to install it
     ├── CoverageError             a router was not seen: its figures would be silent zeros
-    ├── MissingExtraError         an optional dependency is absent; names the line that installs it
     └── WriteError                the disk is full or refuses; what was finished stays
 
 The library raises; only ``moescope.cli`` turns an error into an exit code.

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tests.support.saved import save_tiny, tiny_tokenizer, write_corpus
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from moescope.cli import main
-from tests.support.saved import save_tiny, tiny_tokenizer, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +226,9 @@ def test_as_a_process_of_its_own_it_does_the_same(place: Path, tmp_path: Path) -
 
 
 def test_help_and_errors_do_not_wait_for_the_large_libraries() -> None:
-    probe = "import sys, moescope.cli.main; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    probe = (
+        "import sys, moescope.cli.main; "
+        "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -60,7 +60,8 @@ def marks(text: str, figure: str) -> int:
     """Drawn shapes in a figure: of an SVG, or cells of a map."""
     start = text.index(f'id="plot-{figure}"')
     part = text[start : text.index(f'id="table-{figure}"')]
-    shapes = len(re.findall(r"<(?:rect|path|circle|line)\b", part))
+    groups = re.findall(r'(?s)<g aria-label="(?:bar|rect|dot)"[^>]*>(.*?)</g>', part)
+    shapes = len(re.findall(r"<(?:rect|path|circle)\b", "".join(groups)))
     return shapes + sum(map(int, re.findall(r'data-marks="(\d+)"', part))) + part.count("<tr")
 
 

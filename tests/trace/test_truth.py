@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.support.saved import save_tiny, write_corpus
 
 from moescope.corpus import CorpusSpec
 from moescope.metrics.runs import open_run
 from moescope.models import LoadedModel, ModelSpec, load_model
 from moescope.trace import TraceOptions, trace
-from tests.support.saved import save_tiny, write_corpus
 
 SEEDS = 20
 
@@ -43,7 +43,7 @@ def test_where_domains_are_only_labels_few_cells_pass(
 
 @pytest.fixture
 def planted(tmp_path: Path) -> tuple[Path, Path]:
-    """A model whose layer 0 sends the word "tea", and nothing else, to expert 5; in domain1 only."""
+    """A model whose layer 0 sends "tea", and nothing else, to expert 5; in domain1 only."""
     folder = save_tiny("olmoe", tmp_path / "model")
     loaded = load_model(ModelSpec(str(folder)))
     model = loaded.model

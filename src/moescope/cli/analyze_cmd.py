@@ -54,7 +54,7 @@ def summarize(coverage: dict[str, object], domains: int) -> None:
         count = sum(len(v) for v in never.values())
         first, experts = next(iter(never.items()))
         errors.print(
-            f"note: {count} experts were never chosen, first L{first}E{experts[0]}", style="yellow"
+            f"note: experts never chosen: {count}, first L{first}E{experts[0]}", style="yellow"
         )
     skipped = coverage.get("skipped_records")
     if isinstance(skipped, dict) and skipped:

@@ -32,6 +32,10 @@ output = Console(highlight=False)
 Format = Literal["table", "csv", "json"]
 
 
+_UPRIGHT = 6
+"""Tables of at most so many rows are turned when they are too wide."""
+
+
 class TraceBar:
     """A progress bar on stderr: share of the corpus, tokens, tokens per second, time left."""
 
@@ -86,12 +90,44 @@ def print_table(table: pa.Table, form: Format, title: str | None = None) -> None
         writer.writerow(table.column_names)
         writer.writerows(row.values() for row in table.to_pylist())
         return
+    if table.num_rows <= _UPRIGHT and _width(table) > output.width:
+        _print_upright(table, title)
+        return
+    hidden = []
+    while len(table.column_names) > 3 and _width(table) > output.width:
+        hidden.append(table.column_names[-1])
+        table = table.drop_columns(hidden[-1])
+    if hidden:
+        names = ", ".join(reversed(hidden))
+        errors.print(f"not shown for want of width: {names}; --format csv has all", markup=False)
     shown = Table(title=title, title_justify="left", header_style="bold")
     for name in table.column_names:
         numeric = pa.types.is_integer(table[name].type) or pa.types.is_floating(table[name].type)
         shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in table.to_pylist():
         shown.add_row(*(Text(_cell(v)) for v in row.values()))
+    output.print(shown)
+
+
+def _cells(column: pa.ChunkedArray) -> list[str]:
+    return [_cell(v) for v in column.to_pylist()]
+
+
+def _width(table: pa.Table) -> int:
+    """Characters that a table needs: its longest cells, and three for every border."""
+    columns = zip(table.column_names, table.columns, strict=True)
+    widths: list[int] = [max(len(n), *map(len, _cells(c)), 0) for n, c in columns]
+    return sum(widths) + 3 * int(table.num_columns) + 1
+
+
+def _print_upright(table: pa.Table, title: str | None) -> None:
+    """One row of output per column, for short tables that are too wide."""
+    shown = Table(title=title, title_justify="left", show_header=False)
+    shown.add_column(style="bold")
+    for _ in range(table.num_rows):
+        shown.add_column(justify="right")
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        shown.add_row(name, *(Text(_cell(v)) for v in column.to_pylist()))
     output.print(shown)
 
 

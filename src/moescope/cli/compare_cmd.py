@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import pyarrow as pa
 import typer
 
 from moescope.cli.common import Format, print_table
@@ -29,5 +28,4 @@ def compare(
     """Print the comparison."""
     from moescope.metrics.runs import compare_runs, open_run
 
-    rows = compare_runs(open_run(run_a), open_run(run_b))
-    print_table(pa.table(rows.columns), form)
+    print_table(compare_runs(open_run(run_a), open_run(run_b)), form)

@@ -63,12 +63,21 @@ class RunConfig(BaseModel):
     predictions: bool = Field(
         True, description="run the LM head too: loss by domain, predicted next tokens"
     )
-    generate: int = Field(0, ge=0, description="continue each document by so many tokens")
+    generate: int = Field(0, ge=0, description="let the model write so many tokens, traced too")
     chat_template: bool = Field(False, description="wrap documents in the model's chat template")
     count_template: bool = Field(False, description="count the template's own tokens too")
-    seed: int = Field(0, description="of sampling and resampling")
+    seed: int = Field(0, description="of sampling, resampling and --split")
     sample_tokens: int = Field(8192, ge=1, description="sampled tokens of each domain")
-    checkpoint_seconds: float = Field(20.0, ge=0, description="commit at least this often")
+    token_budget: int = Field(
+        250_000, ge=1, description="tokens of each domain in the token-id tables"
+    )
+    pool_tokens: int = Field(32_768, ge=1, description="tokens sorted by length together")
+    checkpoint_seconds: float = Field(
+        20.0, ge=0, description="commit after the first pool that ends this late"
+    )
+    test_share: float = Field(0.2, gt=0, lt=1, description="share of documents in --split test")
+    dataset_split: str = Field("train", description="split of a Hugging Face dataset")
+    dataset_config: str | None = Field(None, description="configuration of such a dataset")
 
     def model_spec(self) -> ModelSpec:
         """The part that says which model."""
@@ -106,6 +115,8 @@ def parse_layers(text: str) -> tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise BadInputError(f"--layers {text!r} is not of the form 0,3,8-11")
+        if int(last or first) < int(first):
+            raise BadInputError(f"--layers {text!r}: the range {part.strip()} runs backwards")
         numbers.update(range(int(first), int(last or first) + 1))
     return tuple(sorted(numbers))
 

@@ -56,11 +56,13 @@ def table(
     data = _filtered(data, layer=layer, domain=domain)
     if sort is not None:
         _require(data, sort)
-        data = data.sort_by([(sort, "descending")])
+        data = _sorted(data, sort)
     most = rows if rows is not None else (_SHOWN if form == "table" else 0)
     total = data.num_rows
     if most and total > most:
         data = data.slice(0, most)
+    if not total and opened.manifest.options["keep"] == "aggregates":
+        errors.print("empty: this run kept aggregates only; trace it with --keep sample or all")
     print_table(data, form)
     if data.num_rows < total:
         errors.print(f"{data.num_rows} of {total:,} rows; --rows 0 shows all")
@@ -80,6 +82,15 @@ def _filtered(data: pa.Table, **wanted: int | str | None) -> pa.Table:
             raise BadInputError(f"--{column} {value} is not in this table; it has {known}")
         data = data.filter(pc.equal(data[column], value))
     return data
+
+
+def _sorted(data: pa.Table, column: str) -> pa.Table:
+    """Largest first; what is not a finite number goes last."""
+    values = data[column]
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_finite(values), values, None)
+    order = pc.sort_indices(values, sort_keys=[("", "descending")], null_placement="at_end")
+    return data.take(order)
 
 
 def _require(data: pa.Table, column: str) -> None:

@@ -51,7 +51,7 @@ def run_demo(
     """
     path = QUERIES if corpus == "queries" else SAMPLES
     return analyze(
-        ModelSpec(str(MODEL)),
+        ModelSpec(str(MODEL), dtype="float32"),
         CorpusSpec(path=str(path)),
         out,
         TraceOptions(limit=limit),

@@ -23,8 +23,9 @@ COLD_SHARE = 0.005
 class Balance(NamedTuple):
     """Evenness of one layer.
 
-    ``cv``: standard deviation over mean of the counts (population), 0 when even, at most √(E−1).
-    ``gini``: 0 when even, at most 1 − 1/E. ``max_over_mean``: 1 when even, at most E/K.
+    ``cv``: standard deviation over mean of the counts (population), 0 when even, at most
+    √(E/K − 1).
+    ``gini``: 0 when even, at most 1 − K/E. ``max_over_mean``: 1 when even, at most E/K.
     ``entropy``: H(load)/log E, 1 when even. ``dead_share``, ``cold_share``: share of the experts
     below 0.1 % and 0.5 % of the assignments; they mean little unless far more than E/0.001 tokens
     were counted.

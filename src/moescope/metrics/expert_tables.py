@@ -212,7 +212,9 @@ def domain_specialization(view: PhaseView) -> Rows:
     over the rate in all other domains, with its interval. p: domain labels permuted over documents,
     two-sided; q: Benjamini–Hochberg over all layers × experts × domains of this table. NaN where a
     domain has fewer than 5 documents. by_token: the rate that the domain's token ids alone predict
-    from the other domains; beyond_token: what is left, over the shared_tokens share of its tokens.
+    from the other domains; beyond_token: the measured rate minus that. Both refer to the
+    shared_tokens share of its tokens (ids that other domains have too) within the token budget, so
+    value − by_token is not beyond_token.
     """
     rows = Rows()
     counts = np.concatenate([view.counts(layer) for layer in view.layers], axis=1)

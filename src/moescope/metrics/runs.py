@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from moescope.errors import RunError
@@ -98,12 +99,12 @@ def open_run(path: str | Path) -> AnalyzedRun:
     return AnalyzedRun(path)
 
 
-def compare_runs(run_a: Run, run_b: Run) -> Rows:
+def compare_runs(run_a: Run, run_b: Run) -> pa.Table:
     """Saturation and agreement of two runs over the same text, token by token.
 
     layer, domain, tokens, saturation = |A∩B|/K (chance K/E) with a 95 % interval over documents,
     jaccard, first (same first choice, chance 1/E). Tokens are matched by document, window,
-    position and id; all kept tokens are used when both runs kept all, else the sampled ones.
+    position and id; of each run all prefill tokens are used if it kept all, else its sample.
 
     Raises:
         RunError: other experts or layers, no token in common, or a run without tokens.
@@ -120,7 +121,7 @@ def compare_runs(run_a: Run, run_b: Run) -> Rows:
     if not left.size:
         raise RunError(
             f"{run_a.path} and {run_b.path} share no token: they must see the same documents with "
-            "the same tokenizer and --seed"
+            "the same tokenizer, --context and --seed"
         )
     rows = Rows()
     doc = a.doc[left]
@@ -153,7 +154,7 @@ def compare_runs(run_a: Run, run_b: Run) -> Rows:
                 first=float(mean[2]),
                 first_chance=1 / experts,
             )
-    return rows
+    return _arrow(rows)
 
 
 def _kept_tokens(run: Run) -> TokenRows:
@@ -161,7 +162,8 @@ def _kept_tokens(run: Run) -> TokenRows:
         table = pa.concat_tables(
             [read_parquet(run.path, s).unify_dictionaries() for s in run.manifest.shards]
         ).unify_dictionaries()
-        rows = token_rows(table, run.shape, run.domains)
+        prefill = pc.equal(pc.cast(table["phase"], pa.string()), "prefill")
+        rows = token_rows(table.filter(prefill), run.shape, run.domains)
     else:
         sampled = run.tokens()
         if sampled is None:

@@ -79,6 +79,7 @@ def expert_tokens(view: PhaseView) -> Rows:
                     expert=e,
                     rank=list(range(best.size)),
                     token_id=ids[best],
+                    token=[view.run.token_text(i) for i in ids[best]],
                     count=counts_XE[best, e],
                     share=counts_XE[best, e] / times[best],
                     rate=float(rate[e]),

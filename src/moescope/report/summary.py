@@ -121,7 +121,8 @@ def _domain_or_token(tables: dict[str, Frame]) -> str:
     text = (
         f"{about_token}), {bits(domain)} about the domain, and {bits(beyond)} about the "
         f"domain once the token is known (all beyond chance); the last stands out from its "
-        f"shuffles at p < 0.05 in {passed} of {layers} layers, where chance alone gives {0.05 * layers:.1f}."
+        f"shuffles at p < 0.05 in {passed} of {layers} layers, where chance alone "
+        f"gives {0.05 * layers:.1f}."
     )
     return f"{text} {meaning(info)}"
 

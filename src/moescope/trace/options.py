@@ -34,13 +34,16 @@ class TraceOptions(BaseModel):
         None, ge=1, description="token budget of one batch, padding included; automatic by default"
     )
     pool_tokens: int = Field(
-        65_536, ge=1, description="tokens that are sorted by length together, and one shard's size"
+        32_768, ge=1, description="tokens that are sorted by length together, and one shard's size"
     )
     predictions: bool = Field(
         True, description="run the LM head too: loss by domain and the predicted next token"
     )
     generate: int = Field(
-        0, ge=0, description="continue each document by this many tokens (greedy) and record them"
+        0,
+        ge=0,
+        description="let the model continue each document's first window by this many tokens "
+        "(greedy) and trace them too; windows are shortened so that they fit the context",
     )
     chat_template: bool = Field(
         False, description="wrap each document as a user's message in the model's chat template"
@@ -54,7 +57,7 @@ class TraceOptions(BaseModel):
         250_000, ge=1, description="tokens of each domain that enter the token-id tables"
     )
     checkpoint_seconds: float = Field(
-        20.0, ge=0, description="commit what is done at least this often"
+        20.0, ge=0, description="commit what is done after the first pool that ends this late"
     )
 
     def identity(self) -> dict[str, Any]:

@@ -133,7 +133,7 @@ class PoolRecorder:
             for start in range(0, len(members), _GENERATE_ROWS):
                 chosen = members[start : start + _GENERATE_ROWS]
                 prompts = np.stack([docs.pool[i].sequences[0].token_ids for i in chosen])
-                result = self._engine.generate(prompts.astype(np.int64), self._options.generate)
+                result = self._engine.generate(prompts.astype(np.int64), self._options.generate + 1)
                 made = _decode_block(result.tokens, chosen, docs, length, self._stop_ids)
                 if made is None:
                     continue
@@ -217,8 +217,8 @@ def _decode_block(
 ) -> tuple[TokenBlock, NDArray[np.int64]] | None:
     """Rows of the decoding steps: step t is fed generated token t and routes it.
 
-    The last generated token is never fed, so N new tokens give N − 1 rows. Nothing after a stop
-    token counts.
+    The last generated token is never fed (it is only a target), so N new tokens give N − 1 rows.
+    Nothing after a stop token counts.
     """
     fed, target = tokens[:, :-1], tokens[:, 1:]
     alive = np.cumprod(~np.isin(fed, list(stop)), axis=1).astype(bool)

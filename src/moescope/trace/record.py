@@ -32,7 +32,7 @@ from moescope.corpus import (
     open_corpus,
     tokenize_document,
 )
-from moescope.errors import CorpusError, CoverageError, RunError
+from moescope.errors import BadInputError, CorpusError, CoverageError, RunError
 from moescope.models.anatomy import MoELayer
 from moescope.models.loading import LoadedModel
 from moescope.trace.aggregates import AggregateShape
@@ -153,7 +153,7 @@ class _Tracer:
         self.pending: list[PoolResult] = []
 
     def go(self, resume: bool) -> Path:
-        if (self.run / MANIFEST).exists():
+        if (self.run / MANIFEST).exists() and self._has_progress():
             if not resume:
                 raise RunError(
                     f"{self.run} already holds a run; go on with it by --resume, or give another "
@@ -171,6 +171,10 @@ class _Tracer:
         self._finish()
         return self.run
 
+    def _has_progress(self) -> bool:
+        """False for a run that ended before its first commit: nothing of it is worth keeping."""
+        return read_manifest(self.run).state is not None
+
     def _start(self) -> None:
         self.manifest.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         names = ("moescope", "torch", "transformers", "numpy", "pyarrow")
@@ -180,7 +184,7 @@ class _Tracer:
 
     def _restore(self) -> None:
         old = read_manifest(self.run)
-        for what in ("model", "corpus", "options"):
+        for what in ("model", "options", "corpus"):
             mine, theirs = getattr(self.manifest, what), getattr(old, what)
             differing = [
                 f"{key}: run has {theirs.get(key)!r}, now {mine.get(key)!r}"
@@ -193,8 +197,7 @@ class _Tracer:
                     "it was started with, or give another folder with -o"
                 )
         self.manifest = old
-        if old.state is None:
-            return
+        assert old.state is not None
         arrays = read_tensors(self.run, old.state)
         self.state = RunState.from_arrays(
             arrays, self.shape, self.options.sample_tokens, self.options.seed
@@ -394,11 +397,14 @@ def _context_length(loaded: LoadedModel, options: TraceOptions) -> int:
     config: Any = loaded.model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     longest = getattr(text, "max_position_embeddings", None) or _DEFAULT_CONTEXT
-    if options.context is None:
-        return min(int(longest), _DEFAULT_CONTEXT)
-    if options.context > int(longest):
-        raise RunError(
-            f"--context {options.context} is longer than this model's context of {longest} tokens"
+    room = int(longest) - (options.generate + 1 if options.generate else 0)
+    if options.context is None and room >= 2:
+        return min(room, _DEFAULT_CONTEXT)
+    if options.context is None or options.context > room:
+        wanted = f"--context {options.context}" if options.context else "a window of 2"
+        and_text = f" and --generate {options.generate}" if options.generate else ""
+        raise BadInputError(
+            f"{wanted}{and_text} do not fit this model's context of {longest} tokens"
         )
     return options.context
 

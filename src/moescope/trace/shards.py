@@ -22,7 +22,10 @@ _TOKEN_COLUMNS = ("window", "pos", "token_id", "next_id", "pred_id", "nll")
 
 
 def document_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """One row per document: id, domain, counted tokens, tokens left out, mean loss, top-1 path."""
+    """One row per document: id, domain, counted tokens, tokens left out, mean loss, and its path.
+
+    The path names, for every traced layer, the expert with the most gate mass over the document.
+    """
     schema = pa.schema(
         [
             ("doc", pa.string()),

@@ -39,7 +39,7 @@
       order = d3.sort(order, (e) => -total.get(e));
     }
     const width = Math.max(M.width("bars"), order.length * 5 + 70);
-    const step = M.step(order.length, (width - 60) / order.length, 20);
+    const step = M.step(order.length, (width - 60) / order.length, 7 * String(order.length).length + 6);
     const top = d3.max(rows, (r) => Math.max(r.rate, r.high || 0));
     const plot = Plot.plot({
       width, height: names.length * 118 + 46, marginLeft: 46, marginRight: 8, marginTop: 26, marginBottom: 38,

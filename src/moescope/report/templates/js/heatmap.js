@@ -7,8 +7,8 @@
     const left = 44;
     const top = 4;
     const bottom = 34;
-    const widest = spec.cols <= 16 ? (spec.square ? 26 : 46) : spec.square ? 15 : 26;
-    const cw = Math.max(5, Math.min(widest, (spec.width - left - 6) / spec.cols));
+    const widest = spec.cols <= 16 ? (spec.square ? 26 : 46) : spec.square ? 13 : 26;
+    const cw = Math.max(spec.square ? 5 : 3.4, Math.min(widest, (spec.width - left - 6) / spec.cols));
     const ch = spec.square ? cw : spec.rows <= 8 ? 22 : spec.rows <= 20 ? 15 : spec.rows <= 36 ? 11 : 8;
     const width = Math.ceil(left + cw * spec.cols + 6);
     const height = Math.ceil(top + ch * spec.rows + bottom);
@@ -94,7 +94,7 @@
     const every = M.step(spec.rows, ch, 12);
     for (let i = 0; i < spec.rows; i += every) pen.fillText(spec.rowLabel(i), left - 6, top + i * ch + ch / 2);
     pen.textAlign = "center";
-    const step = M.step(spec.cols, cw, 22);
+    const step = M.step(spec.cols, cw, 8 * String(spec.cols).length + 6);
     const end = top + spec.rows * ch;
     for (let j = 0; j < spec.cols; j += step) pen.fillText(spec.colLabel(j), left + j * cw + cw / 2, end + 9);
     pen.textAlign = "left";

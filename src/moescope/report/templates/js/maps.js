@@ -2,7 +2,8 @@
 // Layer × expert maps: rates by domain, and the difference of two domains.
 (function () {
   const domains = M.data.views[M.data.phases[0]].domains;
-  M.state.mapDomains = domains.slice(0, 4);
+  const cells = d3.sum(M.layers, (l) => l.experts);
+  M.state.mapDomains = domains.slice(0, cells > 3000 ? 1 : 4);
   M.state.domainA = domains[0];
   M.state.domainB = domains[1];
   const widest = d3.max(M.layers, (l) => l.experts);
@@ -28,7 +29,7 @@
     const top = Math.max(d3.quantile(every, 0.995) || 0, chances[1] * 1.5);
     const color = M.sequential(top);
     const total = M.width("maps");
-    const wide = names.length > 1 && total >= 760 && widest * 5 + 60 < total / 2;
+    const wide = names.length > 1 && total >= 760 && widest * 3.4 + 60 < total / 2;
     const width = wide ? Math.floor((total - 24) / 2) - 4 : total;
     const panels = names.map((name, p) => {
       const group = groups[p];

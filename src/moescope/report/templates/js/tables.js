@@ -41,7 +41,7 @@
     }
     draw();
     const wrap = M.h("div", { class: rows.length <= 16 ? "table-wrap whole" : "table-wrap", tabindex: 0, role: "region", "aria-label": options.label || "table" },
-      M.h("table", {}, M.h("thead", {}, M.h("tr", {}, heads)), body));
+      M.h("table", { class: columns.length > 9 || options.dense ? "dense" : null }, M.h("thead", {}, M.h("tr", {}, heads)), body));
     return M.h("div", {}, wrap, shown);
   };
 

@@ -1,6 +1,6 @@
 """Ship the trained demo model: bfloat16 files, losses measured on those very files, the card.
 
-    python tools/demo_card.py --data DIR --run RUN --to src/moescope/demo/model
+    python tools/demo_card.py --data DIR --run RUN --to src/moescope/demo/moe-10m
 
 Every number on the card comes from RUN/log.jsonl or is measured here, on the files just written.
 """

@@ -113,4 +113,4 @@ def test_sixty_layers_of_256_experts_still_open(tmp_path: Path) -> None:
     text = dom(page, tmp_path)
     assert 'data-ready="yes"' in root(text)
     assert "data-errors" not in root(text)
-    assert marks(text, "maps") > 60 * 256
+    assert marks(text, "maps") >= 60 * 256

@@ -1,7 +1,7 @@
 """What moescope ships to be tried on: a small MoE, a query set, and domain samples.
 
 The query set measures a model; it holds questions and gives no advice. Sources and licences stand
-in ``SOURCES.md`` beside this file, the model's card in ``model/README.md``.
+in ``SOURCES.md`` beside this file, the model's card in ``moe-10m/README.md``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["MODEL", "QUERIES", "SAMPLES", "run_demo"]
 
 _HERE = Path(__file__).parent
 
-MODEL = _HERE / "model"
+MODEL = _HERE / "moe-10m"
 """The shipped model: OLMoE's architecture, 6 layers, 32 experts, 4 per token."""
 
 QUERIES = _HERE / "queries.jsonl"

@@ -95,7 +95,6 @@ def test_decoding_rows_are_what_the_model_did_when_generating(
     tiny_loaded: LoadedModel, tmp_path: Path
 ) -> None:
     """Teacher-forcing the generated text gives the same experts at the decoded positions."""
-    from moescope.metrics.runs import _kept_tokens
 
     corpus = write_corpus(tmp_path / "texts.jsonl", documents_per_domain=2, domains=2, words=8)
     folder = tmp_path / "run"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from moescope.cli.common import errors, output, tracing_progress, write_config
 from moescope.cli.config import RunConfig, with_run_options
+
+if TYPE_CHECKING:
+    from moescope.trace import Run
 
 _HELP = """Trace a corpus through a model, compute the tables, write the report.
 
@@ -38,17 +42,20 @@ def analyze(config: RunConfig, resume: bool) -> None:
             on_stage=bar.stage,
         )
     write_config(Path(config.out), config.model_dump())
-    summarize(done.run.manifest.coverage, len(done.run.domains))
+    summarize(done.run)
     output.print(str(done.report), soft_wrap=True)
 
 
-def summarize(coverage: dict[str, object], domains: int) -> None:
+def summarize(run: Run) -> None:
     """Say on stderr what was covered, and warn of what was not."""
+    coverage, model = run.manifest.coverage, run.manifest.model
     tokens = coverage["tokens_per_router"]
     errors.print(
-        f"{tokens:,} tokens of {domains} domains through "
+        f"{tokens:,} tokens of {len(run.domains)} domains through "
         f"{coverage['routers_seen']}/{coverage['routers_expected']} routers"
     )
+    if model["dtype"] != model["stored_dtype"]:
+        errors.print(f"note: run in {model['dtype']}, stored in {model['stored_dtype']}")
     never = coverage.get("experts_never_chosen")
     if isinstance(never, dict) and never:
         count = sum(len(v) for v in never.values())

@@ -36,7 +36,7 @@ class RunConfig(BaseModel):
     out: str = Field(description="folder of the run")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="precision; auto: as stored"
+        "auto", description="precision; auto: as stored, where the processor has it"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     trust_remote_code: bool = Field(False, description="run Python code that the model brings")

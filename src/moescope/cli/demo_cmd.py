@@ -40,5 +40,5 @@ def demo(
     )
     with tracing_progress() as bar:
         done = run_demo(out, corpus=corpus, limit=limit, on_progress=bar.update, on_stage=bar.stage)
-    summarize(done.run.manifest.coverage, len(done.run.domains))
+    summarize(done.run)
     output.print(str(done.report), soft_wrap=True)

@@ -41,5 +41,5 @@ def trace(config: RunConfig, resume: bool) -> None:
         )
     write_config(folder, config.model_dump())
     run = Run(folder)
-    summarize(run.manifest.coverage, len(run.domains))
+    summarize(run)
     output.print(str(folder), soft_wrap=True)

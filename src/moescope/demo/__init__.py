@@ -51,7 +51,7 @@ def run_demo(
     """
     path = QUERIES if corpus == "queries" else SAMPLES
     return analyze(
-        ModelSpec(str(MODEL), dtype="float32"),
+        ModelSpec(str(MODEL)),
         CorpusSpec(path=str(path)),
         out,
         TraceOptions(limit=limit),

@@ -424,6 +424,7 @@ def _describe_model(loaded: LoadedModel, layers: tuple[MoELayer, ...]) -> dict[s
         "tokenizer_sha256": loaded.tokenizer_hash,
         "weights_sha256": loaded.weights_hash,
         "dtype": loaded.dtype,
+        "stored_dtype": loaded.stored_dtype,
         "device": loaded.device,
         "decoder_layers": loaded.anatomy.num_decoder_layers,
         "moe_layers": list(loaded.anatomy.layer_numbers),

@@ -123,9 +123,9 @@ def _width(table: pa.Table) -> int:
 def _print_upright(table: pa.Table, title: str | None) -> None:
     """One row of output per column, for short tables that are too wide."""
     shown = Table(title=title, title_justify="left", show_header=False)
-    shown.add_column(style="bold")
+    shown.add_column(style="bold", no_wrap=True)
     for _ in range(table.num_rows):
-        shown.add_column(justify="right")
+        shown.add_column(justify="right", overflow="fold")
     for name, column in zip(table.column_names, table.columns, strict=True):
         shown.add_row(name, *(Text(_cell(v)) for v in column.to_pylist()))
     output.print(shown)

@@ -84,4 +84,7 @@ def _caption(made: object) -> str:
         return words + " Tokens that both texts have take the same experts everywhere."
     at = made.rows[made.first_difference]
     layer = next(n for n, s in zip(made.layers, at.shared or [], strict=True) if s < 1.0)
-    return f"{words} The routes part at {_shown(at.left)!r}, layer {layer}."
+    return (
+        f"{words} The routes part at {_shown(at.left)!r}, layer {layer}: the first token "
+        "of both texts with another set of experts."
+    )

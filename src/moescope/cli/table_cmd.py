@@ -89,7 +89,7 @@ def _sorted(data: pa.Table, column: str) -> pa.Table:
     values = data[column]
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_finite(values), values, None)
-    order = pc.sort_indices(values, sort_keys=[("", "descending")], null_placement="at_end")
+    order = pc.sort_indices(values, sort_keys=[("", "descending")])  # nulls go last
     return data.take(order)
 
 

@@ -53,7 +53,8 @@ class TestNumbers:
         assert tidy(np.int64(123456789)) == 123456789
 
     def test_a_run_gives_json_without_nan(self, tiny_run: AnalyzedRun) -> None:
-        json.dumps(report_data(tiny_run), allow_nan=False)
+        text = json.dumps(report_data(tiny_run), allow_nan=False)  # raises on NaN
+        assert json.loads(text) == report_data(tiny_run)
 
 
 class TestNames:

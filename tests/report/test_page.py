@@ -109,7 +109,8 @@ class TestNothingBreaksOut:
         assert json.loads(text)["text"] == HOSTILE
 
     def test_half_a_surrogate_pair_can_be_written(self) -> None:
-        embed_json({"token": "\ud83d"}).encode("utf-8")
+        written = embed_json({"token": "\ud83d"}).encode("utf-8")
+        assert json.loads(written)["token"] == "\ud83d"
 
     def test_nan_is_refused(self) -> None:
         with pytest.raises(ValueError, match="not JSON compliant"):

@@ -16,7 +16,7 @@ from moescope.metrics.coactivation import coactivation as pair_coactivation
 from moescope.metrics.coactivation import flow as layer_flow
 from moescope.metrics.specialization import domain_specialization as specialization
 from moescope.metrics.specialization import jensen_shannon, token_baseline
-from moescope.metrics.statistics import bootstrap_means, bootstrap_rates
+from moescope.metrics.statistics import bootstrap_rates
 from moescope.metrics.view import ALL, PhaseView, Rows
 from moescope.trace.aggregates import (
     DECISIVENESS,
@@ -110,7 +110,7 @@ def decisiveness(view: PhaseView) -> Rows:
         sums_NS = view.arrays["cluster_decisive"][:, layer.slot].astype(np.float64)
         for g, (name, mask, tokens) in enumerate(view.groups()):
             mean = sums_NS[mask].sum(0) / tokens
-            ends = bootstrap_means(
+            ends = bootstrap_rates(
                 sums_NS[mask], view.cluster_tokens[mask], view.rng(2, layer.layer_idx, g)
             )
             values: dict[str, object] = {}

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from moescope.errors import RunError
 from moescope.metrics.agreement import agreement
 from moescope.metrics.phases import phases
-from moescope.metrics.statistics import bootstrap_means
+from moescope.metrics.statistics import bootstrap_rates
 from moescope.metrics.tables import TABLES
 from moescope.metrics.view import PhaseView, Rows
 from moescope.trace import Run, TokenRows
@@ -138,7 +138,7 @@ def compare_runs(run_a: Run, run_b: Run) -> pa.Table:
                 continue
             docs = np.unique(doc[mask], return_inverse=True)[1].reshape(-1)
             sums = np.stack([np.bincount(docs, stacked[mask, j]) for j in range(3)], axis=1)
-            ends = bootstrap_means(
+            ends = bootstrap_rates(
                 sums, np.bincount(docs), np.random.default_rng([rng_seed, layer])
             )
             mean = stacked[mask].mean(0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, Num
 from numpy.typing import NDArray
 from scipy.stats import false_discovery_control
 
@@ -20,7 +20,6 @@ __all__ = [
     "MIN_CLUSTERS",
     "RateInterval",
     "benjamini_hochberg",
-    "bootstrap_means",
     "bootstrap_rates",
     "permutation_p",
     "permutations_for",
@@ -44,7 +43,7 @@ class RateInterval(NamedTuple):
 
 
 def bootstrap_rates(
-    counts_NM: Int64[np.ndarray, "N M"],
+    counts_NM: Num[np.ndarray, "N M"],
     tokens_N: Int64[np.ndarray, " N"],
     rng: np.random.Generator,
     samples: int = BOOTSTRAP_SAMPLES,
@@ -52,7 +51,7 @@ def bootstrap_rates(
     """Interval of Σcounts/Σtokens under resampling of documents with replacement.
 
     Args:
-        counts_NM: count of M things in each of N documents.
+        counts_NM: count of M things, or sum of M scalars, in each of N documents.
         tokens_N: the denominator of each document.
         rng: random numbers.
         samples: resamples.
@@ -71,20 +70,6 @@ def bootstrap_rates(
         nan = np.full(width, np.nan)
         return RateInterval(nan, nan.copy())
     return _percentiles(counts, tokens, rng, samples)
-
-
-def bootstrap_means(
-    sums_NM: Float64[np.ndarray, "N M"],
-    tokens_N: Int64[np.ndarray, " N"],
-    rng: np.random.Generator,
-    samples: int = BOOTSTRAP_SAMPLES,
-) -> RateInterval:
-    """The same for sums of real values: interval of Σsums/Σtokens, each end (M,)."""
-    used = tokens_N > 0
-    if int(used.sum()) < MIN_CLUSTERS:
-        nan = np.full(sums_NM.shape[1], np.nan)
-        return RateInterval(nan, nan.copy())
-    return _percentiles(sums_NM[used], tokens_N[used].astype(np.float64), rng, samples)
 
 
 def _percentiles(

@@ -9,6 +9,7 @@ The tree::
     │   ├── RunError              the run folder is missing, of another model, or damaged
     │   └── MissingExtraError     an optional dependency is absent; says how to install it
     ├── CoverageError             a router was not seen: its figures would be silent zeros
+    ├── TrainingError             the loss is no longer a number; the weights before it are kept
     └── WriteError                the disk is full or refuses; what was finished stays
 
 The library raises; only ``moescope.cli`` turns an error into an exit code.
@@ -25,6 +26,7 @@ __all__ = [
     "ModelError",
     "MoescopeError",
     "RunError",
+    "TrainingError",
     "WriteError",
 ]
 
@@ -59,6 +61,10 @@ class CoverageError(MoescopeError):
 
 class WriteError(MoescopeError):
     """Writing failed (full disk, no permission). Everything committed before stays usable."""
+
+
+class TrainingError(MoescopeError):
+    """Training broke down (a loss that is no number); names the step and the last good weights."""
 
 
 class MissingExtraError(BadInputError):

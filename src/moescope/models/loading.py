@@ -230,13 +230,13 @@ def _dtype(name: str) -> torch.dtype:
 
 def _auto_dtype(stored: Any, anatomy: Anatomy, device: torch.device) -> Any:
     """``auto`` for transformers, or float32 where half precision would only be emulated."""
-    if device.type != "cpu" or stored not in (torch.bfloat16, torch.float16) or _has_bfloat16():
+    if device.type != "cpu" or stored not in (torch.bfloat16, torch.float16) or has_bfloat16():
         return "auto"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return torch.float32 if 5 * anatomy.total_params < memory else "auto"
 
 
-def _has_bfloat16() -> bool:
+def has_bfloat16() -> bool:
     """Does this processor multiply bfloat16 itself? Assumed where there is no way to ask."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True

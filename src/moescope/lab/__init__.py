@@ -1,0 +1,1 @@
+"""Building and training mixtures of experts: routing rules, losses, capacity, kernels."""

@@ -1,0 +1,143 @@
+"""Checkpoints to resume from, and the stock model that is kept or shipped.
+
+A checkpoint is a folder, written beside and renamed as a whole, so there is always one that is
+complete. Only safetensors and JSON are written.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from moescope.errors import RunError, WriteError
+from moescope.lab.network import Network
+from moescope.lab.optimizer import Optimizer
+
+__all__ = ["export_model", "load_checkpoint", "read_state", "save_checkpoint"]
+
+_STATE = "state.json"
+
+
+def save_checkpoint(
+    folder: Path,
+    network: Network,
+    optimizer: Optimizer,
+    state: dict[str, Any],
+    arrays: dict[str, torch.Tensor],
+) -> None:
+    """Replace the checkpoint in ``folder`` by the present moment.
+
+    Args:
+        folder: the checkpoint's own folder.
+        network: its buffers (such as selection biases) are saved too.
+        optimizer: weights, moments.
+        state: step and identity, JSON.
+        arrays: anything else that must survive, by name.
+
+    Raises:
+        WriteError: disk full or no permission; the checkpoint before stays.
+    """
+    fresh = folder.with_name(folder.name + ".partial")
+    old = folder.with_name(folder.name + ".old")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        weights = {name: m.detach().contiguous() for name, m in optimizer.masters.items()}
+        save_file(weights, fresh / "weights.safetensors")
+        save_file(optimizer.state(), fresh / "optimizer.safetensors")
+        buffers = {name: b.contiguous() for name, b in _buffers(network).items()}
+        save_file(buffers, fresh / "buffers.safetensors")
+        save_file(arrays, fresh / "arrays.safetensors")
+        (fresh / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise WriteError(
+            f"cannot write the checkpoint {folder}: {error}; the one before is whole: make room "
+            "and run the same command with --resume"
+        ) from error
+
+
+def read_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Where the newest complete checkpoint is and its state, or None without one."""
+    for candidate in (folder, folder.with_name(folder.name + ".old")):
+        if (candidate / _STATE).is_file():
+            return candidate, json.loads((candidate / _STATE).read_text(encoding="utf-8"))
+    return None
+
+
+def load_checkpoint(
+    folder: Path, network: Network, optimizer: Optimizer
+) -> dict[str, torch.Tensor]:
+    """Put a checkpoint's weights, moments and buffers back; returns the other arrays.
+
+    Raises:
+        RunError: a file is missing or does not fit.
+    """
+    try:
+        weights = load_file(folder / "weights.safetensors")
+        optimizer.restore(weights, load_file(folder / "optimizer.safetensors"))
+        stored = load_file(folder / "buffers.safetensors")
+        for name, buffer in _buffers(network).items():
+            buffer.copy_(stored[name])
+        return load_file(folder / "arrays.safetensors")
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"the checkpoint {folder} is damaged ({' '.join(str(error).split())[:160]}); delete "
+            "the folder to start again, or restore it"
+        ) from error
+
+
+def _buffers(network: Network) -> dict[str, torch.Tensor]:
+    """Buffers that training changes; rotary tables follow from the config."""
+    return {
+        name: buffer
+        for name, buffer in network.model.named_buffers()
+        if name in network.model.state_dict()
+    }
+
+
+def export_model(
+    network: Network, optimizer: Optimizer, tokenizer: Any, folder: Path, dtype: torch.dtype
+) -> None:
+    """Save what was trained as a stock transformers model that `from_pretrained` loads.
+
+    Args:
+        network: its config and buffers.
+        optimizer: its masters hold the exact weights.
+        tokenizer: saved beside.
+        folder: created or replaced.
+        dtype: of the weights in the file.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = network.model
+    stock = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
+    with torch.no_grad():
+        masters, parameters = optimizer.masters, dict(model.named_parameters())
+        for name, parameter in stock.named_parameters():
+            parameter.copy_(masters.get(name, parameters[name]))
+        stored = dict(model.named_buffers())
+        for name, buffer in stock.named_buffers():
+            buffer.copy_(stored[name])
+    fresh = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        stock.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        for path in fresh.iterdir():
+            path.chmod(0o644)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh.rename(folder)
+    except OSError as error:
+        raise WriteError(f"cannot write the model {folder}: {error}") from error

@@ -1,0 +1,516 @@
+"""Train a small MoE from a recipe: the loop, its checkpoints, and what it writes down.
+
+The folder of a run: ``recipe.yaml`` (resolved), ``tokenizer/``, ``tokens/``, ``log/*.parquet``,
+``checkpoint/`` (to resume from), ``checkpoints/step-N/`` (kept stock models), ``model/`` (the
+trained stock model). The trainer knows nothing of pages; whoever wants one listens.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from moescope.errors import RunError, TrainingError
+from moescope.lab.checkpoint import export_model, load_checkpoint, read_state, save_checkpoint
+from moescope.lab.data import Sampler, Streams, heldout_windows, prepare_data, unigram_losses
+from moescope.lab.evaluate import evaluate
+from moescope.lab.kernels import keep_memory
+from moescope.lab.log import TrainingLog
+from moescope.lab.losses import max_violation, update_selection_bias
+from moescope.lab.network import Network, Pass, build_network, capacity_factor
+from moescope.lab.objective import LayerSums, StepResult, Workers, balance_weights, run_step
+from moescope.lab.optimizer import Optimizer, learning_rate
+from moescope.lab.recipe import Ramp, Recipe, routing_notes
+
+__all__ = ["Interrupted", "Kept", "Trained", "TrainingState", "train"]
+
+_POSITION_BINS = 8
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A model kept on the way."""
+
+    step: int
+    share: float
+    path: Path
+
+
+@dataclass
+class TrainingState:
+    """Where a training run is; what listeners are told.
+
+    Attributes:
+        recipe: what is trained. folder: where. notes: said at the start.
+        status: running, finished or stopped. message: why it stopped.
+        step: steps done. seconds: spent on steps, all sessions together.
+        tokens_per_second: of the last steps.
+        log: the tables so far. kept: models kept so far.
+        parameters, active_parameters: of the stock model.
+        layer_numbers: of its MoE layers.
+    """
+
+    recipe: Recipe
+    folder: Path
+    notes: list[str]
+    log: TrainingLog
+    parameters: int
+    active_parameters: int
+    layer_numbers: tuple[int, ...]
+    status: Literal["running", "finished", "stopped"] = "running"
+    message: str | None = None
+    step: int = 0
+    seconds: float = 0.0
+    tokens_per_second: float = math.nan
+    kept: list[Kept] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training.
+
+    Attributes:
+        folder: the run. model: the stock model in it.
+        losses: held-out nats per token by domain. unigram: the baseline, fit on training text.
+        state: the last state.
+    """
+
+    folder: Path
+    model: Path
+    losses: dict[str, float]
+    unigram: dict[str, float]
+    state: TrainingState
+
+
+class Interrupted(KeyboardInterrupt):
+    """Stopped by a signal, after a checkpoint was written."""
+
+
+def train(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda _: None,
+    listen: Callable[[TrainingState], None] = lambda _: None,
+    refresh: Callable[[TrainingState], None] = lambda _: None,
+) -> Trained:
+    """Train a model from a recipe.
+
+    The same recipe and text give the same losses to the last digit on the same machine and
+    libraries, whether the run was interrupted or not.
+
+    Args:
+        recipe: from `load_recipe`.
+        folder: the run's own folder.
+        resume: go on from the checkpoint in it.
+        device: ``cpu`` or an accelerator.
+        say: told what is being prepared.
+        listen: told the state after every step.
+        refresh: told the state every ``run.refresh_seconds`` and at the end, log written.
+
+    Returns:
+        Where the model is, and its held-out losses.
+
+    Raises:
+        BadInputError: data that is missing or too short.
+        RunError: the folder holds another run, or one that was not asked to go on.
+        TrainingError: the loss is no longer a number; the weights before that step are kept.
+        WriteError: disk full or no permission.
+        Interrupted: by a signal, after a checkpoint.
+    """
+    target = Path(folder)
+    found = read_state(target / "checkpoint")
+    _check_folder(recipe, target, found, resume)
+    keep_memory()
+    data = prepare_data(recipe, target, say)
+    if found is not None and found[1]["data"] != data.fingerprint:
+        raise RunError(
+            f"{target} was trained on other text or with another tokenizer than the recipe now "
+            "names; give the same text, or another folder"
+        )
+    say("building the model")
+    run = _Run(recipe, target, data, torch.device(device))
+    if found is not None:
+        run.restore(*found)
+    settings = recipe.model_dump(mode="json")
+    (target / "recipe.yaml").write_text(
+        yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+    try:
+        with _signals() as asked:
+            run.loop(asked, listen, refresh)
+        return run.finish(refresh)
+    except BaseException as error:
+        run.state.status = "stopped"
+        run.state.message = str(error) or type(error).__name__
+        refresh(run.state)
+        raise
+    finally:
+        run.workers.close()
+
+
+def _check_folder(
+    recipe: Recipe, folder: Path, found: tuple[Path, dict[str, Any]] | None, resume: bool
+) -> None:
+    if found is None:
+        if resume and (folder / "recipe.yaml").exists():
+            return  # stopped before its first checkpoint: from the beginning is the same
+        if resume:
+            raise RunError(f"{folder} holds no checkpoint to resume from; leave --resume away")
+        if (folder / "recipe.yaml").exists() or (folder / "model").exists():
+            raise RunError(
+                f"{folder} holds a training run already; add --resume to go on, or give another "
+                "folder with -o"
+            )
+        return
+    where, state = found
+    if not resume:
+        raise RunError(
+            f"{folder} holds a training run at step {state['step']}; add --resume to go on, or "
+            "give another folder with -o"
+        )
+    if state["recipe"] != recipe.identity():
+        raise RunError(
+            f"the checkpoint {where} is of another recipe; {folder / 'recipe.yaml'} is the one it "
+            "was trained with: use that, or give another folder with -o"
+        )
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C or termination is noted and obeyed between steps; the second at once."""
+    asked: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, note)
+    except ValueError:
+        before = {}  # not in the main thread: signals are somebody else's
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Run:
+    """One training run in progress."""
+
+    def __init__(self, recipe: Recipe, folder: Path, data: Streams, device: torch.device) -> None:
+        self.recipe, self.folder, self.data, self.device = recipe, folder, data, device
+        tokenizer = data.tokenizer
+        self.network = build_network(recipe, len(tokenizer), tokenizer.eos_token_id, device)
+        if _precision(recipe, device) == torch.bfloat16:
+            self.network.model.to(torch.bfloat16)
+        self.network.model.train()
+        self.optimizer = Optimizer(self.network.named_parameters(), recipe.train)
+        self.workers = Workers(_num_workers(recipe, device))
+        context = recipe.data.context
+        self.sampler = Sampler(data.train, context, recipe.seed, recipe.data.mixture)
+        self.windows = {
+            name: heldout_windows(stream, context, recipe.data.heldout_tokens)
+            for name, stream in data.heldout.items()
+        }
+        self.unigram = unigram_losses(data.train, self.windows, len(tokenizer))
+        total, active = _count(self.network)
+        self.state = TrainingState(
+            recipe, folder, routing_notes(recipe), TrainingLog(folder / "log"), total, active,
+            self.network.layer_numbers,
+        )  # fmt: skip
+        self.before: torch.Tensor | None = None
+        self.losses: dict[str, float] = {}
+        self.evaluated = -1
+
+    def restore(self, where: Path, state: dict[str, Any]) -> None:
+        arrays = load_checkpoint(where, self.network, self.optimizer)
+        self.before = arrays.get("chosen")
+        self.state.step, self.state.seconds = state["step"], state["seconds"]
+        self.state.log = TrainingLog(self.folder / "log", keep_until=state["step"])
+        self.state.kept = [
+            Kept(k["step"], k["share"], self.folder / k["path"]) for k in state["kept"]
+        ]
+        self.evaluated, self.losses = state["evaluated"], state["losses"]
+
+    def loop(
+        self,
+        asked: Callable[[], bool],
+        listen: Callable[[TrainingState], None],
+        refresh: Callable[[TrainingState], None],
+    ) -> None:
+        state, recipe = self.state, self.recipe
+        saved = shown = -math.inf
+        if state.step == 0 and self.evaluated < 0:
+            self.evaluate()
+        saved = time.monotonic()
+        while state.step < recipe.num_steps:
+            began = time.monotonic()
+            self.step()
+            state.seconds += time.monotonic() - began
+            if state.step % recipe.run.evaluate_every == 0:
+                self.evaluate()
+            self.keep_if_due()
+            listen(state)
+            now = time.monotonic()
+            stop = asked()
+            if stop or now - saved > recipe.run.checkpoint_minutes * 60:
+                self.save()
+                saved = time.monotonic()
+            if stop:
+                raise Interrupted(
+                    f"interrupted after step {state.step} of {recipe.num_steps}; it is saved, go "
+                    "on with --resume"
+                )
+            if now - shown > recipe.run.refresh_seconds:
+                state.log.write()
+                refresh(state)
+                shown = time.monotonic()
+
+    def step(self) -> None:
+        """One optimizer step, all of it decided by the recipe and the step's number."""
+        recipe, state, step = self.recipe, self.state, self.state.step
+        began = time.monotonic()
+        ids = self.sampler.step(step, recipe.train.micro_batches, recipe.train.sequences)
+        weights = balance_weights(recipe, step / recipe.num_steps)
+        batches = torch.from_numpy(ids).to(self.device)
+        done = run_step(self.network, self.workers, batches, step, weights)
+        if not math.isfinite(done.loss):
+            self.stop_for("the loss", done.loss, batches)
+        rate = learning_rate(step, recipe.num_steps, recipe.train)
+        with self.workers.single_threaded():
+            norm = self.optimizer.step(done.gradients, rate)
+        if not math.isfinite(norm):
+            self.stop_for("the gradient norm", norm, batches)
+        self.update_biases(done, step)
+        state.step = step + 1
+        state.tokens_per_second = recipe.step_tokens / (time.monotonic() - began)
+        self.write_down(done, rate, norm)
+
+    def update_biases(self, done: StepResult, step: int) -> None:
+        weight = self.recipe.balance.bias_update
+        rate = weight.at(step / self.recipe.num_steps) if isinstance(weight, Ramp) else weight
+        if not rate:
+            return
+        for layer_idx, router in self.network.routers.items():
+            load_E = done.layers[layer_idx].counts.to(router.e_score_correction_bias)
+            bias = update_selection_bias(router.e_score_correction_bias, load_E, rate)
+            router.e_score_correction_bias.copy_(bias)
+
+    def stop_for(self, what: str, value: float, batches: torch.Tensor) -> None:
+        """Say where the numbers broke, and which weights are still good."""
+        layer = _first_broken_layer(self.network, batches, self.state.step)
+        self.save()
+        raise TrainingError(
+            f"{what} is {value} at step {self.state.step + 1} of {self.recipe.num_steps} "
+            f"({layer}); the weights before it are good and saved in "
+            f"{self.folder / 'checkpoint'} (step {self.state.step}): train again with a lower "
+            "train.learning_rate or gradient_clip, or a router_z weight"
+        )
+
+    def write_down(self, done: StepResult, rate: float, norm: float) -> None:
+        state, recipe = self.state, self.recipe
+        dropped = sum(sums.dropped for sums in done.layers.values())
+        wanted = sum(int(sums.counts.sum()) for sums in done.layers.values())
+        limited = capacity_factor(recipe.capacity, training=True) is not None
+        state.log.add(
+            "steps",
+            step=state.step,
+            tokens=state.step * recipe.step_tokens,
+            loss=done.loss,
+            dropped_share=dropped / wanted if limited else None,
+            learning_rate=rate,
+            gradient_norm=norm,
+            tokens_per_second=state.tokens_per_second,
+            **done.parts,
+        )
+        if state.step % recipe.run.log_every and state.step != recipe.num_steps:
+            return
+        for layer_idx, sums in done.layers.items():
+            state.log.add("layers", step=state.step, layer=layer_idx, **_routing_row(sums, limited))
+        state.log.replace("loads", _load_rows(state.step, done))
+        if limited:
+            state.log.replace("drops", _drop_rows(state.step, done, recipe.data.context))
+
+    def evaluate(self) -> None:
+        """Held-out loss by domain; saturation against the evaluation before."""
+        recipe, step = self.recipe, self.state.step
+        if self.evaluated == step:
+            return
+        differs = recipe.router.kind == "expert_choice" or (
+            recipe.capacity is not None and recipe.capacity.evaluate is not None
+        )
+        for routing in ("recipe", "stock") if differs else ("recipe",):
+            held = evaluate(
+                self.network,
+                self.workers,
+                self.windows,
+                recipe.train.sequences,
+                stock=routing == "stock",
+            )
+            for name, loss in held.losses.items():
+                pooled, own = self.unigram[name]
+                self.state.log.add(
+                    "domains", step=step, domain=name, routing=routing, loss=loss,
+                    tokens=held.tokens[name], unigram=pooled, unigram_domain=own,
+                )  # fmt: skip
+        if self.before is not None:
+            values = dict(zip(self.state.layer_numbers, held.saturation(self.before), strict=True))
+            for row in self.state.log.rows["layers"]:
+                if row["step"] == step:
+                    row["saturation"] = values[row["layer"]]
+        self.before, self.losses, self.evaluated = held.chosen, held.losses, step
+
+    def keep_if_due(self) -> None:
+        """Keep the stock model at the shares that the recipe names."""
+        state, num_steps = self.state, self.recipe.num_steps
+        for share in self.recipe.run.keep:
+            if state.step == max(1, round(share * num_steps)):
+                path = self.folder / "checkpoints" / f"step-{state.step:06d}"
+                self.export(path)
+                state.kept.append(Kept(state.step, share, path))
+
+    def export(self, path: Path) -> None:
+        export_model(self.network, self.optimizer, self.data.tokenizer, path, torch.bfloat16)
+
+    def save(self) -> None:
+        state = self.state
+        state.log.write()
+        kept = [
+            {"step": k.step, "share": k.share, "path": str(k.path.relative_to(self.folder))}
+            for k in state.kept
+        ]
+        save_checkpoint(
+            self.folder / "checkpoint",
+            self.network,
+            self.optimizer,
+            {
+                "step": state.step,
+                "seconds": state.seconds,
+                "recipe": self.recipe.identity(),
+                "data": self.data.fingerprint,
+                "kept": kept,
+                "evaluated": self.evaluated,
+                "losses": self.losses,
+                "torch": torch.__version__,
+            },
+            {} if self.before is None else {"chosen": self.before},
+        )
+
+    def finish(self, refresh: Callable[[TrainingState], None]) -> Trained:
+        self.evaluate()
+        self.save()
+        self.export(self.folder / "model")
+        self.state.status = "finished"
+        refresh(self.state)
+        unigram = {name: pooled for name, (pooled, _) in self.unigram.items()}
+        return Trained(self.folder, self.folder / "model", self.losses, unigram, self.state)
+
+
+def _routing_row(sums: LayerSums, limited: bool) -> dict[str, Any]:
+    load_E = sums.counts.double()
+    share_E = load_E / load_E.sum().clamp(min=1)
+    num_experts, wanted = len(load_E), max(1, int(load_E.sum()))
+    entropy = -(share_E * share_E.clamp_min(1e-30).log()).sum()
+    return {
+        "tokens": sums.tokens,
+        "cv": float(load_E.std(correction=0) / load_E.mean().clamp(min=1e-30)),
+        "max_violation": float(max_violation(load_E)),
+        "load_entropy": float(entropy) / math.log(num_experts) if num_experts > 1 else 1.0,
+        "router_entropy": sums.entropy / sums.tokens / math.log(max(2, num_experts)),
+        "dead_share": float((load_E == 0).double().mean()),
+        "dropped_share": sums.dropped / wanted if limited else None,
+        "rerouted_share": sums.rerouted / wanted if limited else None,
+    }
+
+
+def _load_rows(step: int, done: StepResult) -> list[dict[str, Any]]:
+    return [
+        {"step": step, "layer": layer_idx, "expert": expert, "load": load}
+        for layer_idx, sums in done.layers.items()
+        for expert, load in enumerate((sums.counts / sums.counts.sum().clamp(min=1)).tolist())
+    ]
+
+
+def _drop_rows(step: int, done: StepResult, context: int) -> list[dict[str, Any]]:
+    """Dropped share by position, all layers together."""
+    lost = sum(sums.dropped_by_position for sums in done.layers.values())
+    wanted = sum(int(sums.counts.sum()) for sums in done.layers.values()) / context
+    bins = min(_POSITION_BINS, context)
+    edges = [round(i * context / bins) for i in range(bins + 1)]
+    return [
+        {
+            "step": step,
+            "position_from": first,
+            "position_to": last - 1,
+            "dropped_share": float(lost[first:last].sum()) / (wanted * (last - first)),  # type: ignore[index]
+        }
+        for first, last in zip(edges, edges[1:], strict=False)
+    ]
+
+
+@torch.no_grad()
+def _first_broken_layer(network: Network, batches: torch.Tensor, step: int) -> str:
+    """Run the step's text again and look where the first non-finite number appears."""
+    found: list[str] = []
+    handles = []
+    for name, module in network.model.named_modules():
+        if not any(True for _ in module.children()):
+
+            def look(_: Any, __: Any, output: Any, name: str = name) -> None:
+                first = output[0] if isinstance(output, tuple) else output
+                if not found and torch.is_tensor(first) and not torch.isfinite(first).all():
+                    found.append(name)
+
+            handles.append(module.register_forward_hook(look))
+    try:
+        for index, tokens in enumerate(batches):
+            factor = capacity_factor(network.recipe.capacity, training=True)
+            seed = (network.recipe.seed, step, index)
+            network.forward(tokens[:, :-1], Pass(True, len(tokens), seed, factor))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        return f"first in {found[0]}"
+    return "every layer's output is still finite, so it arose in the loss or on the way back"
+
+
+def _precision(recipe: Recipe, device: torch.device) -> torch.dtype:
+    from moescope.models.loading import has_bfloat16
+
+    wanted = recipe.train.precision
+    if wanted == "auto":
+        wanted = "bfloat16" if device.type == "cuda" or has_bfloat16() else "float32"
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+def _num_workers(recipe: Recipe, device: torch.device) -> int:
+    if device.type != "cpu":
+        return 1
+    wanted = recipe.run.workers or torch.get_num_threads()
+    return max(1, min(wanted, recipe.train.micro_batches))
+
+
+def _count(network: Network) -> tuple[int, int]:
+    """All parameters of the stock model, and those that one token meets."""
+    sizes = network.recipe.model
+    total = sum(p.numel() for p in network.model.parameters())
+    one = 3 * sizes.hidden_size * sizes.intermediate_size
+    idle = len(network.layer_numbers) * (sizes.num_experts - sizes.top_k) * one
+    return total, total - idle

@@ -1,0 +1,138 @@
+"use strict";
+// How the load is spread: measures by layer and step, the load of every expert, what is dropped.
+(function () {
+  const routing = M.data.routing;
+  const E = M.data.experts;
+  const K = M.data.top_k;
+  const of = (value) => (value === null || value === undefined ? null : value);
+  const each = (text, value, format) => (of(value) === null ? null : `${text} ${format(value)}`);
+  const chance = E && K ? K / E : null;
+  const evenCv = E && K ? Math.sqrt(E / K - 1) : null;
+  const MEASURES = {
+    cv: { label: "CV", title: "Unevenness of the load (CV) by layer", unit: "CV of the load", even: 0, zero: true, format: M.fmt.two, worst: d3.maxIndex,
+      sub: ["standard deviation over mean of the experts' assignments", "even: 0", each("at most", evenCv, M.fmt.two)],
+      read: "At 0 every expert of the layer gets as many tokens; 1 means that experts typically differ from the mean by as much as the mean itself. A line that rises shows a layer that is collapsing onto few experts." },
+    max_violation: { label: "MaxVio", title: "Excess of the busiest expert (MaxVio) by layer", unit: "MaxVio", even: 0, zero: true, format: M.fmt.two, worst: d3.maxIndex,
+      sub: ["largest load over mean load, minus 1", "even: 0", each("at most", E && K ? E / K - 1 : null, M.fmt.two)],
+      read: "At 1 the busiest expert has twice an even load. It decides how much capacity a layer needs, and how long the others wait for it." },
+    load_entropy: { label: "load entropy", title: "Entropy of the load by layer", unit: "H(load) / log E", even: 1, format: M.fmt.three, worst: d3.minIndex,
+      sub: ["H(load) / log E", "even: 1", "a single expert: 0"],
+      read: "Close to 1 the load is nearly even. It moves little for small unevenness, so read it with the CV: a drop here means that many tokens go to few experts." },
+    router_entropy: { label: "router entropy", title: "How undecided the router is, by layer", unit: "H(p) / log E", even: 1, format: M.fmt.three, worst: d3.maxIndex,
+      sub: ["mean over tokens of H(p) / log E", "all experts equally probable: 1", "certain: 0"],
+      read: "It starts near 1 and falls as the router learns to tell tokens apart; a layer that stays at 1 routes by accident, one that drops to 0 early has stopped exploring." },
+    dead_share: { label: "dead", title: "Dead experts by layer", unit: "share of the experts", even: 0, zero: true, format: M.fmt.percent, percent: true, worst: d3.maxIndex,
+      sub: ["share of a layer's experts with less than 0.1 % of its assignments", "even: 0"],
+      read: "A dead expert gets no gradient and seldom comes back by itself: a share that stays above 0 is capacity that the model pays for and does not use." },
+    dropped_share: { label: "dropped", title: "Dropped assignments by layer", unit: "share of assignments", even: 0, zero: true, format: M.fmt.percent, percent: true, worst: d3.maxIndex,
+      sub: ["share of a layer's assignments beyond an expert's capacity", "nothing dropped: 0"],
+      read: "Where a layer's load is uneven, its busy experts overflow; in a layer that drops much, tokens pass with fewer experts than K." },
+    saturation: { label: "saturation", title: "Agreement of the routing with the previous checkpoint (saturation), by layer", unit: "share of a token's experts", even: chance, zero: true, top: 1, format: M.fmt.percent, percent: true, worst: d3.minIndex,
+      sub: ["mean share of a token's K experts that were chosen by the previous checkpoint too", each("chance K/E:", chance, M.fmt.percent), "settled: 100 %"],
+      read: "At chance the routing of two checkpoints has nothing in common; near 100 % it has settled. Settled routing does not mean that the experts have stopped learning." },
+  };
+
+  if (routing) {
+    const offered = Object.keys(MEASURES).filter((k) => routing.measures[k]);
+    M.keepOne("routing", offered.length ? offered : ["cv"]);
+    M.keepOne("layout", routing.layers.length > 24 ? ["apart", "together"] : ["together", "apart"]);
+    const ramp = () => d3.piecewise(d3.interpolateRgb, [M.css("d0"), M.css("d3"), M.css("d1")]);
+    const color = (i) => ramp()(routing.layers.length > 1 ? i / (routing.layers.length - 1) : 0);
+    const tick = (measure) => (measure.percent ? M.tickPercent : M.fmt.any);
+
+    M.figure("routing", ["routing", "layout"], () => {
+      const key = M.state.routing;
+      const measure = MEASURES[key];
+      const matrix = routing.measures[key];
+      if (!matrix) return M.fill(M.id("plot-routing"), M.absent("Nothing is known of the routing yet."));
+      const now = routing.last[key];
+      const at = measure.worst(now.values, (v) => (v === null ? NaN : v));
+      const rowsOf = (i) => routing.step.map((step, t) => ({ step, value: matrix[t][i] })).filter((r) => r.value !== null)
+        .map((r) => ({ ...r, title: `layer ${routing.layers[i]} · step ${M.fmt.count(Math.round(r.step))}\n${measure.label} ${measure.format(r.value)}` }));
+      const lines = routing.layers.map((layer, i) => ({ rows: rowsOf(i), color: color(i), layer }));
+      const sparse = (rows) => rows.length <= 24;
+      M.title("routing", measure.title, [...measure.sub, routing.each > 1 ? `each point is a mean over ${routing.each} logged steps` : null].filter(Boolean).join(" · "));
+      M.fill(M.id("read-routing"), M.h("strong", {}, "How to read it."), ` ${measure.read}`);
+      const common = { unit: measure.unit, tick: tick(measure), zero: measure.zero, top: measure.top, refs: [{ value: measure.even }] };
+      const together = M.state.layout === "together";
+      const chart = together
+        ? M.stepChart({ ...common, width: M.width("routing"), height: 340, label: `${measure.title} and step`, room: 62, lines,
+          dots: lines.filter((l) => sparse(l.rows)).map((l) => ({ rows: l.rows, color: l.color })),
+          labels: lines.map((l) => ({ value: l.rows.length ? l.rows[l.rows.length - 1].value : null, text: `layer ${l.layer}`, color: l.color })), tips: lines.flatMap((l) => l.rows) })
+        : M.panels("routing", lines.map((l) => ({ title: `layer ${l.layer}`, chart: (width) => M.stepChart({ ...common, ...shared(lines), width, height: 170, label: `${measure.label} of layer ${l.layer} by step`,
+          unit: null, lines: [{ ...l, width: 1.6 }], dots: sparse(l.rows) ? [{ rows: l.rows, color: l.color, r: 2.6 }] : [], tips: l.rows }) })), 230);
+      M.fill(M.id("plot-routing"), chart,
+        M.h("p", { class: "small" }, `At step ${M.fmt.count(now.step)}: ${measure.worst === d3.maxIndex ? "largest" : "smallest"} in layer ${routing.layers[at]} (${measure.format(now.values[at])}), mean of the layers ${measure.format(d3.mean(now.values))}. `,
+          of(measure.even) === null ? "" : `The dashed line is ${key === "saturation" ? "chance" : key === "router_entropy" ? "a router that tells nothing apart" : key.endsWith("share") ? "none" : "an even load"}.`));
+      M.asTable("routing", [
+        { key: "step", label: "step", format: (v) => M.fmt.count(Math.round(v)) }, { key: "layer", label: "layer" },
+        ...offered.map((k) => ({ key: k, label: MEASURES[k].label, format: MEASURES[k].format })),
+      ], () => routing.step.flatMap((step, t) => routing.layers.map((layer, i) => ({ step, layer, ...Object.fromEntries(offered.map((k) => [k, routing.measures[k][t][i]])) }))).reverse());
+      return undefined;
+    }, () => M.id("controls-routing").append(
+      M.choice("Show", "routing", offered.map((value) => ({ value, label: MEASURES[value].label })), 8),
+      ...(routing.layers.length > 1 ? [M.choice("Layers", "layout", [{ value: "together", label: "in one chart" }, { value: "apart", label: "one by one" }])] : []),
+      ...M.axisControls()));
+    // panels share their heights, or they could not be compared
+    const shared = (lines) => {
+      const [low, high] = M.stepDomain();
+      const values = lines.flatMap((l) => l.rows).filter((r) => r.step >= low && r.step <= high).map((r) => r.value);
+      return values.length ? { extent: d3.extent(values) } : {};
+    };
+  }
+
+  M.keepOne("order", ["number", "load"]);
+  M.figure("loads", ["order"], () => {
+    const { layers, load, step } = M.data.loads;
+    const cols = d3.max(load, (row) => row.length) || 0;
+    const share = load.map((row) => row.map((v) => (v || 0) / (d3.sum(row) || 1)));
+    const order = share.map((row) => (M.state.order === "load" ? d3.sort(d3.range(row.length), (j) => -row[j]) : d3.range(row.length)));
+    const times = (i, j) => share[i][order[i][j]] * share[i].length;
+    const logs = share.flatMap((row) => row.map((v) => Math.abs(Math.log2(Math.max(v * row.length, 1e-9))))).sort(d3.ascending);
+    const limit = Math.max(1, Math.min(3, Math.ceil(d3.quantile(logs, 0.97) || 1)));
+    const color = M.diverging(limit);
+    const named = { 1: "½ ×", 2: "¼ ×", 3: "⅛ ×" }[limit];
+    const dead = (i, j) => share[i][order[i][j]] < 0.001;
+    const count = d3.sum(share.flatMap((row) => row.map((v) => (v < 0.001 ? 1 : 0))));
+    const busiest = d3.greatest(share.flatMap((row, i) => row.map((v, j) => ({ i, j, times: v * row.length }))), (c) => c.times);
+    M.title("loads", `Load of every expert at step ${M.fmt.count(step)}, relative to an even load`,
+      [`share of the layer's assignments × E · even: 1 ×, that is 1/E = ${M.fmt.percent(1 / cols)}`, busiest ? `busiest: L${layers[busiest.i]}E${busiest.j} with ${M.fmt.two(busiest.times)} ×` : null, `dead: ${count} of ${M.fmt.count(d3.sum(share, (r) => r.length))}`].filter(Boolean).join(" · "));
+    const map = M.heatmap({
+      rows: layers.length, cols, width: M.width("loads"), rowLabel: (i) => String(layers[i]), colLabel: String, yTitle: "layer",
+      xTitle: M.state.order === "load" ? "experts of the layer, busiest first →" : "expert →", label: "Load by layer and expert, relative to an even load",
+      color: (i, j) => (j < share[i].length ? color(Math.log2(Math.max(times(i, j), 1e-9))) : undefined),
+      mark: (i, j) => j < share[i].length && dead(i, j),
+      describe: (i, j) => j < share[i].length && [`L${layers[i]}E${order[i][j]}`, `${M.fmt.percent(share[i][order[i][j]])} of the layer's assignments`, `${M.fmt.two(times(i, j))} × an even load${dead(i, j) ? " · dead" : ""}`],
+    });
+    M.fill(M.id("plot-loads"), M.scaleLegend(color, -limit, limit, [[0, `${named} or less`], [0.5, "even"], [1, `${2 ** limit} × or more`]], "load"), map,
+      count ? M.h("p", { class: "small" }, "● dead: less than 0.1 % of the layer's assignments") : null);
+    M.asTable("loads", [
+      { key: "name", label: "expert", name: true }, { key: "share", label: "load", format: M.fmt.percent }, { key: "times", label: "× even", format: M.fmt.two },
+    ], () => share.flatMap((row, i) => order[i].map((j) => ({ name: `L${layers[i]}E${j}`, share: row[j], times: row[j] * row.length }))));
+  }, () => M.id("controls-loads").append(M.choice("Experts", "order", [{ value: "number", label: "by number" }, { value: "load", label: "busiest first" }])));
+
+  M.figure("dropped", [], () => {
+    const rows = M.stepRows("dropped_share");
+    M.title("dropped", "Dropped in training, all layers", `share of assignments beyond an expert's capacity · nothing dropped: 0 · ${M.pointsAre()}`);
+    M.fill(M.id("plot-dropped"), rows.every((r) => !r.value) ? M.absent("Nothing has been dropped.")
+      : M.stepLine("dropped_share", { width: M.width("dropped"), color: M.css("d3"), zero: true, unit: "share of assignments", tick: M.tickPercent, format: M.fmt.percent, label: "Dropped share by step" }));
+    M.asTable("dropped", [{ key: "when", label: "steps", name: true }, { key: "value", label: "dropped", format: M.fmt.percent }], () => rows.map((r) => ({ ...r, when: M.when(r) })).reverse());
+  });
+
+  M.figure("drops", [], () => {
+    const { positions, share } = M.data.drops;
+    const rows = positions.map((position, i) => ({ position: String(position), share: of(share[i]) })).filter((r) => r.share !== null);
+    const mean = d3.mean(rows, (r) => r.share);
+    const width = M.width("drops");
+    const step = M.step(rows.length, (width - 70) / Math.max(1, rows.length), 7 * (d3.max(rows, (r) => r.position.length) || 1));
+    M.title("drops", "Dropped in training, by position in the sequence", `share of a position's assignments · if all positions lost alike: ${M.fmt.percent(mean)} (dashed)`);
+    M.fill(M.id("plot-drops"), rows.length ? Plot.plot({
+      width, height: 220, marginLeft: 56, marginBottom: 36, marginTop: 22, style: { background: "transparent", fontSize: "11px", fontFamily: "inherit" }, ariaLabel: "Dropped share by position in the sequence",
+      x: { type: "band", domain: rows.map((r) => r.position), label: "position →", labelArrow: "none", tickSize: 0, padding: 0.15, ticks: rows.filter((_, i) => i % step === 0).map((r) => r.position) },
+      y: { grid: true, ticks: 4, tickSize: 0, zero: true, label: "share of assignments", labelArrow: "none", tickFormat: M.tickPercent },
+      marks: [Plot.barY(rows, { x: "position", y: "share", fill: M.css("d3") }), Plot.ruleY([0]), Plot.ruleY([mean], { strokeDasharray: "4 3" }),
+        Plot.tip(rows, Plot.pointerX({ x: "position", y: "share", title: (r) => `positions ${r.position}\n${M.fmt.percent(r.share)} dropped` }))],
+    }) : M.absent("Nothing is known by position."));
+    M.asTable("drops", [{ key: "position", label: "positions", name: true }, { key: "share", label: "dropped", format: M.fmt.percent }], () => rows);
+  });
+})();

@@ -10,7 +10,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-HOOK = install_import_hook("moescope.metrics", "beartype.beartype")
+CHECKED = [
+    "moescope.metrics", "moescope.lab.routers", "moescope.lab.losses", "moescope.lab.capacity",
+]  # fmt: skip
+HOOK = install_import_hook(CHECKED, "beartype.beartype")
 HOOK.__enter__()
 
 from pathlib import Path  # noqa: E402

@@ -88,7 +88,7 @@ def test_a_file_cut_short_is_an_error_even_when_skipping(tmp_path: Path, suffix:
         ("a.txt", "x".encode("utf-16"), "it is UTF-16 text; convert it to UTF-8"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "run: git lfs pull"),
         ("a.jsonl.gz", b'{"text": "x"}', "the name ends in .gz but the file is not gzip"),
-        ("a.txt.gz", gzip.compress(b"x" * 99, mtime=0)[:-8] + b"\0" * 8, "the gzip file is damaged"),
+        ("a.txt.gz", gzip.compress(b"x" * 9, mtime=0)[:-8] + b"\0" * 8, "the gzip file is damaged"),
         ("a.txt.gz", gzip.compress(b"%PDF-", mtime=0), "it is a PDF"),
         ("a.parquet", b"id,text\n1,x\n", "not a Parquet file (it starts with b'id,t'"),
         ("a.parquet", b"PAR1" + b"\0" * 60 + b"PAR1", "the Parquet file is damaged"),

@@ -63,9 +63,11 @@ def test_sorted_experts_give_the_sum_and_gradients_of_one_token_at_a_time(case: 
     torch.testing.assert_close(fast, slow)
     back = torch.randn_like(fast)
     got = torch.autograd.grad(fast, tensors, back)
-    wanted = torch.autograd.grad(slow, tensors, back, allow_unused=True, materialize_grads=True) if (
-        slow.requires_grad
-    ) else [torch.zeros_like(t) for t in tensors]
+    wanted = (
+        torch.autograd.grad(slow, tensors, back, allow_unused=True, materialize_grads=True)
+        if (slow.requires_grad)
+        else [torch.zeros_like(t) for t in tensors]
+    )
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other)
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from moescope import __version__
 from moescope.cli import (
     analyze_cmd,
+    capacity_cmd,
     compare_cmd,
     demo_cmd,
     inspect_cmd,
@@ -22,6 +23,7 @@ from moescope.cli import (
     report_cmd,
     table_cmd,
     trace_cmd,
+    train_cmd,
 )
 from moescope.cli.common import errors
 from moescope.errors import MoescopeError
@@ -53,6 +55,8 @@ for module in (
     report_cmd,
     compare_cmd,
     paths_cmd,
+    train_cmd,
+    capacity_cmd,
 ):
     module.register(app)
 
@@ -84,8 +88,8 @@ def _run() -> int:
         code = app(standalone_mode=False)
     except MoescopeError as error:
         return _fail(str(error), error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        return _fail(_KEPT, 1)
+    except (typer.Abort, KeyboardInterrupt) as stop:
+        return _fail(str(stop) or _KEPT, 1)
     except _UsageError as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "moescope"

@@ -350,7 +350,7 @@ def _note(
         if expert is not None:
             note += f" → E{expert}"
         else:
-            note += ", no other has room, dropped" if overflow == "reroute" else ", dropped"
+            note += ", no other has room for it, dropped" if overflow == "reroute" else ", dropped"
         notes.append(note)
     alone = bool(got) and all(expert is None for expert in got)
     return "; ".join(notes) + (": passes on through the residual" if alone else "")

@@ -89,7 +89,8 @@ def load_checkpoint(
         stored = load_file(folder / "buffers.safetensors")
         for name, buffer in _buffers(network).items():
             buffer.copy_(stored[name])
-        return load_file(folder / "arrays.safetensors")
+        arrays: dict[str, torch.Tensor] = load_file(folder / "arrays.safetensors")
+        return arrays
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise RunError(
             f"the checkpoint {folder} is damaged ({' '.join(str(error).split())[:160]}); delete "

@@ -74,14 +74,15 @@ def prepare_data(
     known = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
     if known.get("fingerprint") != fingerprint:
         say("tokenizing")
-        sides = {
+        known = {
+            "fingerprint": fingerprint,
+            "dtype": _dtype(tokenizer).name,
             "train": _encode(train, tokenizer, index.parent, "train"),
             "heldout": _encode(heldout, tokenizer, index.parent, "heldout"),
         }
-        known = {"fingerprint": fingerprint, "dtype": _dtype(tokenizer).name, **sides}
         write_bytes(index, json.dumps(known, indent=1).encode())
     dtype = np.dtype(known["dtype"])
-    sides = {
+    sides: dict[str, dict[str, Ids]] = {
         side: {
             domain: np.memmap(index.parent / file, dtype, "r")
             for domain, file in sorted(known[side].items())
@@ -246,7 +247,9 @@ class Sampler:
         at = int(self._order(-2, epoch, total)[place])
         bounds = np.cumsum(self._counts)
         domain = int(np.searchsorted(bounds, at, side="right"))
-        return domain, epoch * self._counts[domain] + at - int(bounds[domain] - self._counts[domain])
+        return domain, epoch * self._counts[domain] + at - int(
+            bounds[domain] - self._counts[domain]
+        )
 
     def _window(self, domain: int, draw: int) -> Ids:
         epoch, place = divmod(draw, self._counts[domain])

@@ -51,7 +51,8 @@ def evaluate(
         network: the model under its recipe.
         workers: who computes.
         windows: ids by domain, (windows, context + 1); every token is predicted once.
-        sequences: windows computed together. stock: route as the saved model does.
+        sequences: windows computed together.
+        stock: route as the saved model does.
 
     Returns:
         Losses, token counts, and the choices for the first windows of every domain.

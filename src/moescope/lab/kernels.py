@@ -72,7 +72,7 @@ class _SortedExperts(torch.autograd.Function):
         return _sum_assignments(output_MD, position_TK, topk_weights_TK.to(hidden_TD.dtype))
 
     @staticmethod
-    def backward(ctx: _Context, grad_TD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: _Context, grad_TD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         tokens_M, position_TK, weights_M, rows_MD, inner_MG, active_MF, gate_up_EGD, down_EDF = (
             ctx.saved_tensors
         )
@@ -153,7 +153,7 @@ class _CausalAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: _Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: _Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, *probs = ctx.saved_tensors
         grad_query = torch.empty_like(query)
         grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
@@ -202,7 +202,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total / len(targets_T)
 
     @staticmethod
-    def backward(ctx: _Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: _Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
         scale = grad.to(grad_hidden_TD.dtype)
         return grad_hidden_TD * scale, grad_weight_VD * scale, None, None
@@ -221,7 +221,7 @@ class _RMSNorm(torch.autograd.Function):
         return unit * weight_D
 
     @staticmethod
-    def backward(ctx: _Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: _Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         unit, scale, weight_D = ctx.saved_tensors
         width = unit.shape[-1]
         product = grad * unit
@@ -253,7 +253,7 @@ def sorted_experts(
     Returns:
         (T, D); a token without any expert gets zeros. Differentiable in all but the ids.
     """
-    result: torch.Tensor = _SortedExperts.apply(hidden, topk_ids, topk_weights, gate_up, down)
+    result: torch.Tensor = _SortedExperts.apply(hidden, topk_ids, topk_weights, gate_up, down)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -267,14 +267,16 @@ def causal_attention(
     """Causal softmax attention over whole sequences, every position seeing itself and before.
 
     Args:
-        query: (N, S, d) with N = sequences × heads. key: (N, S, d). value: (N, S, e).
+        query: (N, S, d) with N = sequences × heads.
+        key: (N, S, d).
+        value: (N, S, e).
         scaling: factor on the scores, 1/√d as a rule.
         block: queries handled together. Memory is N·S²/2 probabilities, kept for backward.
 
     Returns:
         (N, S, e).
     """
-    result: torch.Tensor = _CausalAttention.apply(query, key, value, scaling, block)
+    result: torch.Tensor = _CausalAttention.apply(query, key, value, scaling, block)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -287,13 +289,15 @@ def chunked_cross_entropy(
     stay in cache. Gradients are taken in the forward pass.
 
     Args:
-        hidden: final states, (T, D). weight: the head, (V, D). targets: (T,), every one counted.
+        hidden: final states, (T, D).
+        weight: the head, (V, D).
+        targets: (T,), every one counted.
         rows: tokens of a slice.
 
     Returns:
         A scalar in float32 (float64 for float64 input). Even guessing gives ln V.
     """
-    result: torch.Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets, rows)
+    result: torch.Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets, rows)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -301,12 +305,14 @@ def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Te
     """``x / sqrt(mean(x²) + eps) · weight`` over the last axis, in three passes.
 
     Args:
-        hidden: (..., D). weight: (D,). eps: added to the mean square.
+        hidden: (..., D).
+        weight: (D,).
+        eps: added to the mean square.
 
     Returns:
         The shape and dtype of ``hidden``.
     """
-    result: torch.Tensor = _RMSNorm.apply(hidden, weight, eps)
+    result: torch.Tensor = _RMSNorm.apply(hidden, weight, eps)  # type: ignore[no-untyped-call]
     return result
 
 

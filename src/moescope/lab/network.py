@@ -126,7 +126,9 @@ class Network:
                 return stock(hidden, *args, **kwargs)
             flat = hidden.reshape(-1, hidden.shape[-1]).float()
             logits = F.linear(flat, router.weight.float())
-            done = LayerRouting(layer_idx, logits, self._route(layer_idx, flat, logits, how), logits)
+            done = LayerRouting(
+                layer_idx, logits, self._route(layer_idx, flat, logits, how), logits
+            )
             weights = self._limit(done, how)
             how.layers.append(done)
             return logits, weights.to(hidden.dtype), done.topk_ids
@@ -214,7 +216,9 @@ def _weights_after(
     return torch.where(same, routing.topk_weights_TK, probs_TK) * held
 
 
-def build_network(recipe: Recipe, vocab_size: int, end_of_text: int, device: torch.device) -> Network:
+def build_network(
+    recipe: Recipe, vocab_size: int, end_of_text: int, device: torch.device
+) -> Network:
     """A new model with random weights, the same for the same seed.
 
     Args:
@@ -331,7 +335,7 @@ def _experts(
 
 
 def _attention(
-    module: Any,
+    _module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -350,8 +354,8 @@ def _attention(
             query, key, value, attn_mask=attention_mask, scale=scale
         )
     else:
-        flat = [t.reshape(batch * heads, length, t.shape[-1]) for t in (query, key, value)]
-        output = causal_attention(*flat, scale).view(batch, heads, length, -1)
+        q, k, v = (t.reshape(batch * heads, length, t.shape[-1]) for t in (query, key, value))
+        output = causal_attention(q, k, v, scale).view(batch, heads, length, -1)
     return output.transpose(1, 2).contiguous(), None
 
 

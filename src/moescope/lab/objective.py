@@ -25,7 +25,8 @@ from moescope.lab.routers import gates
 
 __all__ = ["LayerSums", "StepResult", "Workers", "balance_weights", "run_step"]
 
-_X, _Y = TypeVar("_X"), TypeVar("_Y")
+_X = TypeVar("_X")
+_Y = TypeVar("_Y")
 
 
 class BalanceWeights(NamedTuple):
@@ -87,20 +88,27 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._pool = ThreadPoolExecutor(count) if count > 1 else None
+        self._pools = [ThreadPoolExecutor(1) for _ in range(count)] if count > 1 else []
 
     def map(self, work: Callable[[_X], _Y], items: Sequence[_X]) -> Iterator[_Y]:
-        """Results in the order of the items."""
-        return map(work, items) if self._pool is None else self._pool.map(work, items)
+        """Results in the order of the items.
+
+        Item i always goes to thread i mod count: autograd adds up gradients in an order that
+        depends on which thread made which part of a graph, so a micro-batch stays on its thread.
+        """
+        if not self._pools:
+            return map(work, items)
+        waiting = [self._pools[i % self.count].submit(work, x) for i, x in enumerate(items)]
+        return (done.result() for done in waiting)
 
     @contextmanager
     def single_threaded(self) -> Iterator[None]:
         """One thread of arithmetic for each worker while the block runs."""
         before = torch.get_num_threads()
-        if self._pool is not None:
+        if self._pools:
             torch.set_num_threads(1)
-            for _ in self._pool.map(lambda _: torch.set_num_threads(1), range(self.count * 4)):
-                pass
+            for pool in self._pools:
+                pool.submit(torch.set_num_threads, 1).result()
         try:
             yield
         finally:
@@ -108,8 +116,8 @@ class Workers:
 
     def close(self) -> None:
         """End the threads."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
 
 
 def balance_weights(recipe: Recipe, progress: float) -> BalanceWeights:
@@ -146,7 +154,7 @@ def run_step(
         return _forward(network, batches[index], step, index)
 
     def backward(ran: _Forward, whole: list[_Whole] | None) -> _Backward:
-        balancing, parts = _balancing(ran.layers, weights, network.recipe, whole)
+        balancing, parts = _balancing(ran.layers, weights, whole)
         total = (ran.cross_entropy + balancing) / number
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
         sums = [_sums(layer, batches.shape[1]) for layer in ran.layers]
@@ -185,9 +193,10 @@ def _forward(network: Network, tokens: torch.Tensor, step: int, index: int) -> _
 class _Whole(NamedTuple):
     """One layer's figures over all micro-batches of a step, without gradient."""
 
-    load_E: torch.Tensor
-    importance_E: torch.Tensor
-    smooth_load_E: torch.Tensor | None
+    load: torch.Tensor
+    importance: torch.Tensor
+    smooth_load: torch.Tensor | None
+    parts: int
 
 
 def _whole(all_layers: list[list[LayerRouting]], weights: BalanceWeights) -> list[_Whole]:
@@ -199,7 +208,8 @@ def _whole(all_layers: list[list[LayerRouting]], weights: BalanceWeights) -> lis
         smooth = None
         if weights.load:
             smooth = torch.stack([_smooth_load(p).detach() for p in parts]).sum(0)
-        result.append(_Whole(losses.expert_load(ids_TK, num_experts), importance, smooth))
+        load_E = losses.expert_load(ids_TK, num_experts)
+        result.append(_Whole(load_E, importance, smooth, len(parts)))
     return result
 
 
@@ -215,7 +225,6 @@ def _smooth_load(layer: LayerRouting) -> torch.Tensor:
 def _balancing(
     layers: list[LayerRouting],
     weights: BalanceWeights,
-    recipe: Recipe,
     whole: list[_Whole] | None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The weighted sum over layers, and each loss's mean over layers."""
@@ -235,7 +244,7 @@ def _terms(
 ) -> dict[str, tuple[float, torch.Tensor]]:
     """Each balancing loss of one layer with its weight; what costs time only if it is asked for."""
     routing, num_experts = layer.routing, layer.router_logits.shape[1]
-    load_E = whole.load_E if whole else losses.expert_load(routing.topk_ids_TK, num_experts)
+    load_E = whole.load if whole else losses.expert_load(routing.topk_ids_TK, num_experts)
     terms = {
         "load_balancing_loss": (
             weights.load_balancing,
@@ -244,19 +253,27 @@ def _terms(
         "router_z_loss": (weights.router_z, losses.router_z_loss(layer.router_logits)),
     }
     if weights.importance:
-        part = _importance(layer, num_experts)
-        cv = losses.linearized_cv_squared
-        value = cv(part, whole.importance_E) if whole else losses.coefficient_of_variation_squared(part)
+        part_E = _importance(layer, num_experts)
+        value = _cv_squared(part_E, whole and whole.importance, whole)
         terms["importance_loss"] = (weights.importance, value)
     if weights.load and routing.load_probability_TE is not None:
-        part = _smooth_load(layer)
-        value = (
-            losses.linearized_cv_squared(part, whole.smooth_load_E)
-            if whole and whole.smooth_load_E is not None
-            else losses.coefficient_of_variation_squared(part)
-        )
+        part_E = _smooth_load(layer)
+        value = _cv_squared(part_E, whole and whole.smooth_load, whole)
         terms["load_loss"] = (weights.load, value)
     return terms
+
+
+def _cv_squared(
+    part_E: torch.Tensor, whole_E: torch.Tensor | None, whole: _Whole | None
+) -> torch.Tensor:
+    """CV² of this micro-batch, or a value whose mean over micro-batches has the whole's gradient.
+
+    The parts' gradients add up to that of the whole, but the step takes their mean.
+    """
+    if whole is None or whole_E is None:
+        return losses.coefficient_of_variation_squared(part_E)
+    linear = losses.linearized_cv_squared(part_E, whole_E)
+    return linear.detach() + whole.parts * (linear - linear.detach())
 
 
 @torch.no_grad()

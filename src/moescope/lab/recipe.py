@@ -24,9 +24,9 @@ __all__ = [
     "Balance",
     "Capacity",
     "ModelRecipe",
+    "Ramp",
     "Recipe",
     "RouterRecipe",
-    "Ramp",
     "load_recipe",
     "routing_notes",
 ]
@@ -36,7 +36,9 @@ RouterKind = Literal["topk", "noisy_topk", "switch", "expert_choice", "sigmoid_b
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 class Ramp(_Part):
@@ -177,7 +179,7 @@ class RouterRecipe(_Part):
     noise: bool = True
     """noisy_topk: draw the noise. Off, it is a KeepTopK router without noise (for comparison)."""
     initial_scale: float | None = Field(None, ge=0)
-    """Standard deviation of the first router weights; noisy_topk starts at 0, others as the model."""
+    """Standard deviation of the first router weights; noisy_topk starts at 0, others as all."""
     capacity_factor: float = Field(1.0, gt=0)
     """expert_choice: every expert takes tokens · K · factor / E tokens of a sequence."""
 
@@ -340,7 +342,9 @@ def _check_router(recipe: Recipe) -> None:
             "deepseek_v3's router, and deepseek_v3 has no other; choose the matching pair"
         )
     if kind == "switch" and top_k != 1:
-        raise ValueError(f"router.kind switch sends a token to one expert; set model.top_k to 1, got {top_k}")
+        raise ValueError(
+            f"router.kind switch sends a token to one expert; set model.top_k to 1, got {top_k}"
+        )
     if architecture == "mixtral" and not fixed:
         raise ValueError(
             f"mixtral always normalizes the K weights, so router.kind {kind} with normalize: false "
@@ -383,9 +387,10 @@ def _check_capacity(recipe: Recipe) -> None:
         group *= recipe.train.sequences
     for side in ("train", "evaluate"):
         factor = getattr(recipe.capacity, side)
-        if factor is not None and math.floor(
-            group * factor * recipe.model.top_k / recipe.model.num_experts
-        ) < 1:
+        if (
+            factor is not None
+            and math.floor(group * factor * recipe.model.top_k / recipe.model.num_experts) < 1
+        ):
             raise ValueError(
                 f"capacity.{side} {factor} gives an expert less than one of {group} tokens; "
                 f"it must be at least {recipe.model.num_experts / (group * recipe.model.top_k):.3g}"

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -315,12 +316,16 @@ class _Run:
     def stop_for(self, what: str, value: float, batches: torch.Tensor) -> None:
         """Say where the numbers broke, and which weights are still good."""
         layer = _first_broken_layer(self.network, batches, self.state.step)
-        self.save()
+        if all(bool(torch.isfinite(m).all()) for m in self.optimizer.masters.values()):
+            self.save()
+        found = read_state(self.folder / "checkpoint")
+        good = "there is no good checkpoint yet"
+        if found is not None:
+            good = f"the last good checkpoint is {found[0]} (step {found[1]['step']})"
         raise TrainingError(
-            f"{what} is {value} at step {self.state.step + 1} of {self.recipe.num_steps} "
-            f"({layer}); the weights before it are good and saved in "
-            f"{self.folder / 'checkpoint'} (step {self.state.step}): train again with a lower "
-            "train.learning_rate or gradient_clip, or a router_z weight"
+            f"{what} is {value} at step {self.state.step + 1} of {self.recipe.num_steps}, {layer}; "
+            f"{good}: train again with a lower train.learning_rate or gradient_clip, or a "
+            "balance.router_z weight"
         )
 
     def write_down(self, done: StepResult, rate: float, norm: float) -> None:
@@ -339,7 +344,8 @@ class _Run:
             tokens_per_second=state.tokens_per_second,
             **done.parts,
         )
-        if state.step % recipe.run.log_every and state.step != recipe.num_steps:
+        due = (recipe.run.log_every, recipe.run.evaluate_every, recipe.num_steps)
+        if all(state.step % every for every in due):
             return
         for layer_idx, sums in done.layers.items():
             state.log.add("layers", step=state.step, layer=layer_idx, **_routing_row(sums, limited))
@@ -460,7 +466,7 @@ def _drop_rows(step: int, done: StepResult, context: int) -> list[dict[str, Any]
             "position_to": last - 1,
             "dropped_share": float(lost[first:last].sum()) / (wanted * (last - first)),  # type: ignore[index]
         }
-        for first, last in zip(edges, edges[1:], strict=False)
+        for first, last in pairwise(edges)
     ]
 
 
@@ -470,14 +476,13 @@ def _first_broken_layer(network: Network, batches: torch.Tensor, step: int) -> s
     found: list[str] = []
     handles = []
     for name, module in network.model.named_modules():
-        if not any(True for _ in module.children()):
 
-            def look(_: Any, __: Any, output: Any, name: str = name) -> None:
-                first = output[0] if isinstance(output, tuple) else output
-                if not found and torch.is_tensor(first) and not torch.isfinite(first).all():
-                    found.append(name)
+        def look(_: Any, __: Any, output: Any, name: str = name) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            if not found and torch.is_tensor(first) and not torch.isfinite(first).all():
+                found.append(name)  # the innermost module is the first to return
 
-            handles.append(module.register_forward_hook(look))
+        handles.append(module.register_forward_hook(look))
     try:
         for index, tokens in enumerate(batches):
             factor = capacity_factor(network.recipe.capacity, training=True)

@@ -24,7 +24,15 @@ from moescope.errors import ModelError
 from moescope.models.anatomy import Anatomy
 from moescope.models.probe import find_anatomy
 
-__all__ = ["DTYPES", "LoadedModel", "ModelSpec", "load_meta", "load_model"]
+__all__ = [
+    "DTYPES",
+    "LoadedModel",
+    "ModelSpec",
+    "has_bfloat16",
+    "load_meta",
+    "load_model",
+    "pick_device",
+]
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -85,7 +93,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     """
     from transformers import AutoModelForCausalLM
 
-    device = _device(spec.device)
+    device = pick_device(spec.device)
     config = _load_config(spec)
     empty = find_anatomy(_build_meta(spec, config), config)  # refuse before reading gigabytes
     stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
@@ -244,7 +252,12 @@ def has_bfloat16() -> bool:
     return any(getattr(torch.cpu, ask, lambda: True)() for ask in asks)
 
 
-def _device(name: str) -> torch.device:
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ModelError: it cannot be used here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -35,7 +35,7 @@ _CELLS = 15_000
 _RECENT = 20
 """Logged steps that a card's training loss is the mean of."""
 
-_STATUS = {"running": "running", "finished": "finished", "stopped": "stopped"}
+_STATUS = ("running", "finished", "stopped")
 _SCRIPTS = (
     "core.js", "theme.js", "training_live.js", "controls.js", "tables.js", "heatmap.js",
     "training_chart.js", "training_loss.js", "training_routing.js", "training_steps.js", "main.js",
@@ -178,14 +178,15 @@ def _steps(table: Mapping[str, Any]) -> dict[str, Any] | None:
     made: dict[str, Any] = {
         "each": each,
         "logged": len(rows),
-        "step": _means(step, each),
+        "step": _whole(_means(step, each)),
         "from": step[::each].astype(int),
         "to": step[[*range(each - 1, len(rows) - 1, each), len(rows) - 1]].astype(int),
     }
     for name in _STEP_COLUMNS:
         values = _column(table, name, rows)
         if values is not None:
-            made[name] = _means(values, each)
+            mean = _means(values, each)
+            made[name] = _whole(np.rint(mean)) if name == "tokens" else mean
             if name == "gradient_norm" and each > 1:
                 made["gradient_norm_max"] = _highest(values, each)
     return made
@@ -206,7 +207,7 @@ def _routing(table: Mapping[str, Any]) -> dict[str, Any] | None:
             last[name] = {"step": steps[known[-1]], "values": matrix[known[-1]]}
     return {
         "each": each, "logged": len(steps), "layers": layers,
-        "step": _means(_floats(steps), each), "measures": measures, "last": last,
+        "step": _whole(_means(_floats(steps), each)), "measures": measures, "last": last,
     }  # fmt: skip
 
 
@@ -223,14 +224,14 @@ def _domains(table: Mapping[str, Any]) -> dict[str, Any] | None:
     mean = _weighted(loss, tokens)
     return {
         "names": [str(n) for n in names], "each": each,
-        "step": _means(_floats(steps), each),
+        "step": _whole(_means(_floats(steps), each)),
         "loss": _means(loss, each),
         "mean": _means(mean, each),
         "unigram": baseline,
         "last": {
             "step": steps[latest],
             "loss": loss[latest],
-            "tokens": None if tokens is None else tokens[latest],
+            "tokens": None if tokens is None else _whole(tokens[latest]),
             "mean": mean[latest],
             "unigram": _weighted(
                 np.where(np.isfinite(loss[latest]), baseline, np.nan)[None],
@@ -303,6 +304,11 @@ def _means(values: _Floats, each: int) -> _Floats:
     with np.errstate(invalid="ignore"):
         mean: _Floats = np.where(known, blocks, 0.0).sum(axis=1) / known.sum(axis=1)
     return mean
+
+
+def _whole(values: _Floats) -> list[int | float | None]:
+    """Whole numbers as such, so that none of their digits is rounded away."""
+    return [None if math.isnan(v) else int(v) if v.is_integer() else v for v in map(float, values)]
 
 
 def _highest(values: _Floats, each: int) -> _Floats:
@@ -383,8 +389,7 @@ def _cards(data: dict[str, Any], figures: dict[str, Any]) -> list[dict[str, str]
     loss = _column(table, "loss", rows)
     if loss is not None:
         recent = loss[np.isfinite(loss)][-_RECENT:]
-        over = f"mean of the last {len(recent)} logged steps" if len(recent) > 1 else "first step"
-        card(f"{recent.mean():.3f}", f"training loss, nats per token ({over})")
+        card(f"{recent.mean():.3f}", f"training loss, nats per token ({_over(recent)})")
     if figures["domains"]:
         _heldout_card(figures["domains"]["last"], card)
     if figures["routing"]:
@@ -392,8 +397,15 @@ def _cards(data: dict[str, Any], figures: dict[str, Any]) -> list[dict[str, str]
     dropped = _column(table, "dropped_share", rows)
     if dropped is not None:
         recent = dropped[np.isfinite(dropped)][-_RECENT:]
-        card(percent(float(recent.mean())), "of the assignments dropped in training, lately")
+        card(
+            percent(float(recent.mean())),
+            f"of the assignments dropped in training ({_over(recent)})",
+        )
     return cards
+
+
+def _over(recent: _Floats) -> str:
+    return f"mean of the last {len(recent)} logged steps" if len(recent) > 1 else "first step"
 
 
 def _heldout_card(last: dict[str, Any], card: Any) -> None:
@@ -420,9 +432,15 @@ def _routing_cards(figures: dict[str, Any], card: Any) -> None:
         known = shares[np.isfinite(shares)]
         if experts:
             dead = int(np.rint(known * experts).sum())
-            card(f"{dead} of {experts * len(known):,}", "experts dead", "watch" if dead else "")
+            card(
+                f"{dead} of {experts * len(known):,}",
+                "experts dead: under 0.1\u00a0% of their layer's assignments",
+                "watch" if dead else "",
+            )
         else:
-            card(percent(float(known.mean())), "of the experts dead", "watch" if known.any() else "")
+            card(
+                percent(float(known.mean())), "of the experts dead", "watch" if known.any() else ""
+            )
 
 
 def _recipe(recipe: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -452,7 +470,7 @@ def _checkpoints(checkpoints: Any) -> list[dict[str, str]]:
             "step": _said(c.get("step"), "{:,}".format) or "–",
             "share": _said(c.get("share"), percent) or "–",
             "path": _plain(label(c.get("path")) if _absolute(c.get("path")) else c.get("path")),
-            "kept": "kept" if c.get("kept") else "to resume from; replaced by the next",
+            "kept": "kept" if c.get("kept") else "to resume from",
         }
         for c in checkpoints
     ]

@@ -17,7 +17,7 @@ from moescope.models.capture import RoutingCapture
 from moescope.models.loading import LoadedModel
 from moescope.trace.facts import LayerFacts, layer_facts
 
-__all__ = ["AlignedToken", "RouteComparison", "compare_routes"]
+__all__ = ["AlignedToken", "RouteComparison", "compare_routes", "route_text"]
 
 
 class AlignedToken(NamedTuple):
@@ -67,7 +67,7 @@ def compare_routes(loaded: LoadedModel, left: str, right: str) -> RouteCompariso
     """
     texts, facts = [], []
     for text in (left, right):
-        tokens, routed = _route(loaded, text)
+        tokens, routed = route_text(loaded, text)
         texts.append(tokens)
         facts.append(routed)
     layers = [m.layer_idx for m in loaded.anatomy.layers]
@@ -77,9 +77,14 @@ def compare_routes(loaded: LoadedModel, left: str, right: str) -> RouteCompariso
     return RouteComparison(layers, rows, next(differing, None), prefix)
 
 
-def _route(loaded: LoadedModel, text: str) -> tuple[list[str], list[LayerFacts]]:
+def route_text(loaded: LoadedModel, text: str) -> tuple[list[str], list[LayerFacts]]:
+    """The tokens of one text and what every MoE layer did with them, in one forward pass.
+
+    Raises:
+        BadInputError: the text is empty or longer than the model's context.
+    """
     if not text.strip():
-        raise BadInputError("an empty text has no route; give two texts, each in quotes")
+        raise BadInputError("an empty text has no route; give text in quotes")
     ids = loaded.tokenizer(text)["input_ids"]
     config = loaded.model.config
     longest = getattr(config, "max_position_embeddings", None)

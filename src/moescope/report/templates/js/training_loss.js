@@ -14,13 +14,13 @@
     const orange = M.css("d1");
     const mean = meanRows();
     const base = held ? held.last.unigram : null;
-    M.title("loss", "Training loss and mean held-out loss", [`${nats}, lower is better`, held && base !== null ? `the unigram model: ${M.fmt.three(base)}` : null, rows.length ? M.pointsAre() : null].filter(Boolean).join(" · "));
-    const kept = M.data.checkpoints.filter((s) => s !== null && s >= M.stepDomain()[0]).map((step) => ({ step }));
+    M.title("loss", "Training loss and mean held-out loss", M.sub(`${nats}, lower is better`, base === null ? null : `the unigram model: ${M.fmt.three(base)}`, rows.length ? M.pointsAre() : null));
+    const kept = M.data.checkpoints.filter((s) => s !== null && s >= M.stepDomain()[0] && s <= M.stepDomain()[1]).map((step) => ({ step }));
     const plot = M.stepChart({
       width: M.width("loss"), height: 340, label: "Training loss and mean held-out loss by step", unit: nats,
       lines: [...(half ? [{ rows, color: blue, width: 1, opacity: 0.28 }] : []), { rows: smooth, color: blue }, { rows: mean, color: orange, width: 1.6 }],
       dots: [{ rows: mean, color: orange, r: mean.length > 120 ? 1.5 : 3.2 }, { rows: rows.length < 3 ? rows : [], color: blue }],
-      refs: [{ value: base, color: orange }],
+      refs: [{ value: base, color: orange, far: true }],
       marks: [Plot.dot(kept, { x: "step", frameAnchor: "bottom", symbol: "triangle", fill: "currentColor", r: 4, dy: -5 })],
       tips: [
         ...smooth.map((r) => ({ ...r, title: `${M.when(r)}${r.tokens ? ` · ${M.fmt.any(r.tokens)} tokens` : ""}\ntraining loss ${M.fmt.three(r.raw)}${half ? `, smoothed ${M.fmt.three(r.value)}` : ""}` })),
@@ -30,10 +30,10 @@
     M.fill(M.id("plot-loss"), plot, M.keys(
       rows.length ? M.key(blue, half ? `training, mean of ${2 * half + 1} points (pale: every point)` : "training") : null,
       mean.length ? M.key(orange, "held-out, mean of the domains by tokens") : null,
-      base !== null && mean.length ? M.key(orange, "unigram model of the held-out text", { borderTopStyle: "dashed" }) : null,
+      base !== null && mean.length && (M.state.span === "all") ? M.key(orange, "unigram model of the held-out text", { borderTopStyle: "dashed" }) : null,
       kept.length ? M.h("span", {}, M.h("span", {}, "▲"), "checkpoint that is kept") : null));
     M.asTable("loss", [
-      { key: "when", label: "steps", name: true }, { key: "tokens", label: "tokens", format: (v) => M.fmt.count(v === null ? null : Math.round(v)) },
+      { key: "when", label: "steps", name: true, format: M.fmt.name }, { key: "tokens", label: "tokens", format: (v) => M.fmt.count(v === null ? null : Math.round(v)) },
       { key: "value", label: "training loss", format: M.fmt.three },
     ], () => rows.map((r) => ({ ...r, when: M.when(r) })).reverse());
   }, () => M.id("controls-loss").append(...M.axisControls(),
@@ -66,24 +66,24 @@
     const ink = M.css("ink");
     const all = names.length > 1 ? [{ rows: meanOf, color: ink, width: 2.6, name: "mean" }] : [];
     const lastOf = (rows) => (rows.findLast((r) => r.value !== null) || { value: null }).value;
-    const base = shown.filter((d) => held.unigram[d.i] !== null).map((d) => ({ value: held.unigram[d.i], color: M.domainColor(d.i), dash: "2 3" }));
+    const base = shown.filter((d) => held.unigram[d.i] !== null).map((d) => ({ value: held.unigram[d.i], color: M.domainColor(d.i), dash: "2 3", far: true }));
     M.title("domains", gain ? "Gain over the unigram model on held-out text, by domain" : "Held-out loss by domain",
-      [gain ? "nats per token below the unigram model's loss, higher is better · nothing learned but frequencies: 0" : `${nats}, lower is better`,
-        held.each > 1 ? `each point is a mean over ${held.each} evaluations` : null].filter(Boolean).join(" · "));
+      M.sub(gain ? "nats per token below the unigram model's loss, higher is better · nothing learned but frequencies: 0" : `${nats}, lower is better`,
+        held.each > 1 ? `each point is a mean over ${held.each} evaluations` : null));
     const plot = M.stepChart({
       width, height: 400, label: `Held-out ${gain ? "gain" : "loss"} by domain and step`, unit: gain ? "nats gained per token" : nats, room: width < 520 ? 92 : 128,
       lines: [...lines, ...all],
       dots: held.step.length < 3 ? [...lines, ...all].map((l) => ({ rows: l.rows, color: l.color })) : [],
-      refs: gain ? [{ value: 0 }] : few ? base : [],
+      refs: gain ? [{ value: 0, far: true }] : few ? base : [],
       ends: gain || few ? [] : base,
       labels: [...lines, ...all].map((l) => ({ value: lastOf(l.rows), text: l.name, color: l.color, always: l.name === "mean" && !("i" in l) })),
       tips: [...lines, ...all].flatMap((l) => l.rows),
     });
     M.fill(M.id("plot-domains"), plot, M.keys(
       all.length ? M.key(ink, "mean of all domains, by tokens") : null,
-      known && !gain ? (few ? M.key("currentColor", "unigram model of the domain", { borderTopStyle: "dotted" }) : M.key("currentColor", "short marks at the right edge: unigram model of the domain", { width: ".8rem" })) : null));
+      known && !gain && M.state.span === "all" ? (few ? M.key("currentColor", "unigram model of the domain", { borderTopStyle: "dotted" }) : M.key("currentColor", "short marks at the right edge: unigram model of the domain", { width: ".8rem" })) : null));
     M.asTable("domains", [
-      { key: "step", label: "step", format: (v) => M.fmt.count(Math.round(v)) }, { key: "domain", label: "domain", text: true },
+      { key: "step", label: "step", format: (v) => M.fmt.count(Math.round(v)) }, { key: "domain", label: "domain", text: true, format: M.fmt.name },
       { key: "loss", label: "loss", format: M.fmt.three }, { key: "gain", label: "gain", format: M.fmt.three },
     ], () => held.step.flatMap((step, t) => shown.map((d) => ({ step, domain: d.name, loss: held.loss[t][d.i], gain: gainOf(d.i, held.loss[t][d.i]) }))).reverse());
   }, () => {
@@ -98,13 +98,13 @@
     const last = held.last;
     const rows = names.map((domain, i) => ({ domain, tokens: last.tokens ? last.tokens[i] : null, loss: last.loss[i], unigram: held.unigram[i], gain: gainOf(i, last.loss[i]) }));
     const most = d3.max(rows, (r) => Math.abs(r.gain)) || 1;
-    const total = names.length > 1 ? [{ domain: "mean by tokens", tokens: last.tokens ? d3.sum(last.tokens) : null, loss: last.mean, unigram: last.unigram, gain: last.unigram === null ? null : last.unigram - last.mean, dim: true }] : [];
+    const total = names.length > 1 ? [{ domain: "all, by tokens", tokens: last.tokens ? d3.sum(last.tokens) : null, loss: last.mean, unigram: last.unigram, gain: last.unigram === null ? null : last.unigram - last.mean, dim: true }] : [];
     M.title("final", `Every domain at step ${M.fmt.count(last.step)}: loss, its unigram model's loss, and the gain`, "nats per token · gain 0: nothing learned but frequencies");
     M.fill(M.id("plot-final"), M.table([
-      { key: "domain", label: "domain", text: true }, { key: "tokens", label: "tokens", format: M.fmt.count },
+      { key: "domain", label: "domain", text: true, format: M.fmt.name }, { key: "tokens", label: "tokens", format: M.fmt.count },
       { key: "loss", label: "loss", format: M.fmt.three }, { key: "unigram", label: "unigram", format: M.fmt.three },
       { key: "gain", label: "gain", text: true, render: (r) => (r.gain === null ? "–" : meter(r.gain / most, M.fmt.three(r.gain))) },
-    ], [...d3.sort(rows, (r) => (r.gain === null ? Infinity : -r.gain)), ...total], { label: "Held-out loss by domain" }));
+    ], [...total, ...d3.sort(rows, (r) => (r.gain === null ? Infinity : -r.gain))], { label: "Held-out loss by domain" }));
     M.id("table-final").hidden = true; // it is a table already
   });
   const meter = (part, text) => M.h("span", { class: "meter" }, M.h("span", { class: "track" },

@@ -19,16 +19,16 @@
       sub: ["H(load) / log E", "even: 1", "a single expert: 0"],
       read: "Close to 1 the load is nearly even. It moves little for small unevenness, so read it with the CV: a drop here means that many tokens go to few experts." },
     router_entropy: { label: "router entropy", title: "How undecided the router is, by layer", unit: "H(p) / log E", even: 1, format: M.fmt.three, worst: d3.maxIndex,
-      sub: ["mean over tokens of H(p) / log E", "all experts equally probable: 1", "certain: 0"],
+      line: "a router that tells no token from another", sub: ["mean over tokens of H(p) / log E", "all experts equally probable: 1", "certain: 0"],
       read: "It starts near 1 and falls as the router learns to tell tokens apart; a layer that stays at 1 routes by accident, one that drops to 0 early has stopped exploring." },
     dead_share: { label: "dead", title: "Dead experts by layer", unit: "share of the experts", even: 0, zero: true, format: M.fmt.percent, percent: true, worst: d3.maxIndex,
-      sub: ["share of a layer's experts with less than 0.1 % of its assignments", "even: 0"],
+      line: "no dead expert", sub: ["share of a layer's experts with less than 0.1 % of its assignments", "even: 0"],
       read: "A dead expert gets no gradient and seldom comes back by itself: a share that stays above 0 is capacity that the model pays for and does not use." },
     dropped_share: { label: "dropped", title: "Dropped assignments by layer", unit: "share of assignments", even: 0, zero: true, format: M.fmt.percent, percent: true, worst: d3.maxIndex,
-      sub: ["share of a layer's assignments beyond an expert's capacity", "nothing dropped: 0"],
+      line: "nothing dropped", sub: ["share of a layer's assignments beyond an expert's capacity", "nothing dropped: 0"],
       read: "Where a layer's load is uneven, its busy experts overflow; in a layer that drops much, tokens pass with fewer experts than K." },
     saturation: { label: "saturation", title: "Agreement of the routing with the previous checkpoint (saturation), by layer", unit: "share of a token's experts", even: chance, zero: true, top: 1, format: M.fmt.percent, percent: true, worst: d3.minIndex,
-      sub: ["mean share of a token's K experts that were chosen by the previous checkpoint too", each("chance K/E:", chance, M.fmt.percent), "settled: 100 %"],
+      line: "chance", sub: ["mean share of a token's K experts that were chosen by the previous checkpoint too", each("chance K/E:", chance, M.fmt.percent), "settled: 100 %"],
       read: "At chance the routing of two checkpoints has nothing in common; near 100 % it has settled. Settled routing does not mean that the experts have stopped learning." },
   };
 
@@ -51,19 +51,19 @@
         .map((r) => ({ ...r, title: `layer ${routing.layers[i]} · step ${M.fmt.count(Math.round(r.step))}\n${measure.label} ${measure.format(r.value)}` }));
       const lines = routing.layers.map((layer, i) => ({ rows: rowsOf(i), color: color(i), layer }));
       const sparse = (rows) => rows.length <= 24;
-      M.title("routing", measure.title, [...measure.sub, routing.each > 1 ? `each point is a mean over ${routing.each} logged steps` : null].filter(Boolean).join(" · "));
+      M.title("routing", measure.title, M.sub(...measure.sub, routing.each > 1 ? `each point is a mean over ${routing.each} logged steps` : null));
       M.fill(M.id("read-routing"), M.h("strong", {}, "How to read it."), ` ${measure.read}`);
       const common = { unit: measure.unit, tick: tick(measure), zero: measure.zero, top: measure.top, refs: [{ value: measure.even }] };
       const together = M.state.layout === "together";
       const chart = together
-        ? M.stepChart({ ...common, width: M.width("routing"), height: 340, label: `${measure.title} and step`, room: 62, lines,
+        ? M.stepChart({ ...common, width: M.width("routing"), height: 340, label: `${measure.title} and step`, room: 74, lines,
           dots: lines.filter((l) => sparse(l.rows)).map((l) => ({ rows: l.rows, color: l.color })),
           labels: lines.map((l) => ({ value: l.rows.length ? l.rows[l.rows.length - 1].value : null, text: `layer ${l.layer}`, color: l.color })), tips: lines.flatMap((l) => l.rows) })
         : M.panels("routing", lines.map((l) => ({ title: `layer ${l.layer}`, chart: (width) => M.stepChart({ ...common, ...shared(lines), width, height: 170, label: `${measure.label} of layer ${l.layer} by step`,
           unit: null, lines: [{ ...l, width: 1.6 }], dots: sparse(l.rows) ? [{ rows: l.rows, color: l.color, r: 2.6 }] : [], tips: l.rows }) })), 230);
       M.fill(M.id("plot-routing"), chart,
         M.h("p", { class: "small" }, `At step ${M.fmt.count(now.step)}: ${measure.worst === d3.maxIndex ? "largest" : "smallest"} in layer ${routing.layers[at]} (${measure.format(now.values[at])}), mean of the layers ${measure.format(d3.mean(now.values))}. `,
-          of(measure.even) === null ? "" : `The dashed line is ${key === "saturation" ? "chance" : key === "router_entropy" ? "a router that tells nothing apart" : key.endsWith("share") ? "none" : "an even load"}.`));
+        of(measure.even) === null ? "" : `The dashed line is ${measure.line || "an even load"}.`));
       M.asTable("routing", [
         { key: "step", label: "step", format: (v) => M.fmt.count(Math.round(v)) }, { key: "layer", label: "layer" },
         ...offered.map((k) => ({ key: k, label: MEASURES[k].label, format: MEASURES[k].format })),
@@ -96,7 +96,7 @@
     const count = d3.sum(share.flatMap((row) => row.map((v) => (v < 0.001 ? 1 : 0))));
     const busiest = d3.greatest(share.flatMap((row, i) => row.map((v, j) => ({ i, j, times: v * row.length }))), (c) => c.times);
     M.title("loads", `Load of every expert at step ${M.fmt.count(step)}, relative to an even load`,
-      [`share of the layer's assignments × E · even: 1 ×, that is 1/E = ${M.fmt.percent(1 / cols)}`, busiest ? `busiest: L${layers[busiest.i]}E${busiest.j} with ${M.fmt.two(busiest.times)} ×` : null, `dead: ${count} of ${M.fmt.count(d3.sum(share, (r) => r.length))}`].filter(Boolean).join(" · "));
+      M.sub(`share of the layer's assignments × E · even: 1 ×, that is 1/E = ${M.fmt.percent(1 / cols)}`, busiest ? `busiest: L${layers[busiest.i]}E${busiest.j} with ${M.fmt.two(busiest.times)} ×` : null, `dead: ${count} of ${M.fmt.count(d3.sum(share, (r) => r.length))}`));
     const map = M.heatmap({
       rows: layers.length, cols, width: M.width("loads"), rowLabel: (i) => String(layers[i]), colLabel: String, yTitle: "layer",
       xTitle: M.state.order === "load" ? "experts of the layer, busiest first →" : "expert →", label: "Load by layer and expert, relative to an even load",
@@ -107,16 +107,16 @@
     M.fill(M.id("plot-loads"), M.scaleLegend(color, -limit, limit, [[0, `${named} or less`], [0.5, "even"], [1, `${2 ** limit} × or more`]], "load"), map,
       count ? M.h("p", { class: "small" }, "● dead: less than 0.1 % of the layer's assignments") : null);
     M.asTable("loads", [
-      { key: "name", label: "expert", name: true }, { key: "share", label: "load", format: M.fmt.percent }, { key: "times", label: "× even", format: M.fmt.two },
+      { key: "name", label: "expert", name: true, format: M.fmt.name }, { key: "share", label: "load", format: M.fmt.percent }, { key: "times", label: "× even", format: M.fmt.two },
     ], () => share.flatMap((row, i) => order[i].map((j) => ({ name: `L${layers[i]}E${j}`, share: row[j], times: row[j] * row.length }))));
   }, () => M.id("controls-loads").append(M.choice("Experts", "order", [{ value: "number", label: "by number" }, { value: "load", label: "busiest first" }])));
 
   M.figure("dropped", [], () => {
     const rows = M.stepRows("dropped_share");
-    M.title("dropped", "Dropped in training, all layers", `share of assignments beyond an expert's capacity · nothing dropped: 0 · ${M.pointsAre()}`);
+    M.title("dropped", "Dropped in training, all layers", M.sub("share of assignments beyond an expert's capacity", "nothing dropped: 0", M.pointsAre(), M.lineIs(rows)));
     M.fill(M.id("plot-dropped"), rows.every((r) => !r.value) ? M.absent("Nothing has been dropped.")
       : M.stepLine("dropped_share", { width: M.width("dropped"), color: M.css("d3"), zero: true, unit: "share of assignments", tick: M.tickPercent, format: M.fmt.percent, label: "Dropped share by step" }));
-    M.asTable("dropped", [{ key: "when", label: "steps", name: true }, { key: "value", label: "dropped", format: M.fmt.percent }], () => rows.map((r) => ({ ...r, when: M.when(r) })).reverse());
+    M.asTable("dropped", [{ key: "when", label: "steps", name: true, format: M.fmt.name }, { key: "value", label: "dropped", format: M.fmt.percent }], () => rows.map((r) => ({ ...r, when: M.when(r) })).reverse());
   });
 
   M.figure("drops", [], () => {
@@ -133,6 +133,6 @@
       marks: [Plot.barY(rows, { x: "position", y: "share", fill: M.css("d3") }), Plot.ruleY([0]), Plot.ruleY([mean], { strokeDasharray: "4 3" }),
         Plot.tip(rows, Plot.pointerX({ x: "position", y: "share", title: (r) => `positions ${r.position}\n${M.fmt.percent(r.share)} dropped` }))],
     }) : M.absent("Nothing is known by position."));
-    M.asTable("drops", [{ key: "position", label: "positions", name: true }, { key: "share", label: "dropped", format: M.fmt.percent }], () => rows);
+    M.asTable("drops", [{ key: "position", label: "positions", name: true, format: M.fmt.name }, { key: "share", label: "dropped", format: M.fmt.percent }], () => rows);
   });
 })();

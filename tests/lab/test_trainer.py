@@ -1,0 +1,191 @@
+"""Training: resumed equals uninterrupted, what is saved is stock, and breakdowns are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.lab.conftest import RecipeWriter
+from transformers import AutoModelForCausalLM
+
+from moescope.errors import BadInputError, RunError, TrainingError
+from moescope.lab import trainer
+from moescope.lab.data import heldout_windows, prepare_data
+from moescope.lab.kernels import chunked_cross_entropy
+from moescope.lab.log import TrainingLog
+from moescope.lab.network import Network, build_network
+from moescope.lab.recipe import load_recipe
+from moescope.lab.trainer import Trained, TrainingState, train
+from moescope.models import ModelSpec, load_model
+
+MAPPINGS: dict[str, dict[str, Any]] = {
+    "olmoe": {},
+    "olmoe normalized": {"router": {"normalize": True}},
+    "mixtral": {"model": {"architecture": "mixtral"}},
+    "qwen2_moe": {"model": {"architecture": "qwen2_moe", "shared_expert_size": 8}},
+    "deepseek_v3": {
+        "model": {"architecture": "deepseek_v3", "shared_expert_size": 8},
+        "router": {"kind": "sigmoid_bias"},
+        "balance": {"load_balancing": 0.0, "bias_update": 0.01},
+    },
+    "noisy_topk": {
+        "router": {"kind": "noisy_topk"},
+        "balance": {"load_balancing": 0.0, "importance": 0.1, "load": 0.1},
+    },
+    "noisy_topk global": {
+        "router": {"kind": "noisy_topk"},
+        "balance": {"load_balancing": 0.0, "importance": 0.1, "load": 0.1, "scope": "global_batch"},
+    },
+    "switch": {"router": {"kind": "switch"}, "model": {"top_k": 1}},
+    "expert_choice": {"router": {"kind": "expert_choice"}, "balance": {"load_balancing": 0.0}},
+    "capacity dropped": {"capacity": {"train": 1.0, "minimum": 1}},
+    "capacity rerouted": {"capacity": {"train": 1.0, "minimum": 1, "overflow": "reroute"}},
+}
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(step: int) -> Any:
+    def listen(state: TrainingState) -> None:
+        if state.step == step:
+            raise Stop
+
+    return listen
+
+
+def losses_of(done: Trained) -> list[float]:
+    return [row["loss"] for row in done.state.log.rows["steps"]]
+
+
+@pytest.mark.parametrize("name", MAPPINGS)
+def test_what_was_trained_is_a_stock_model_with_the_same_heldout_loss(
+    name: str, write_recipe: RecipeWriter, tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe(**MAPPINGS[name]))
+    done = train(recipe, tmp_path / "run")
+    loaded = load_model(ModelSpec(str(done.model), dtype="float32"))
+    assert loaded.anatomy.layer_numbers == (0, 1)
+    stock = loaded.model
+    domains = [r for r in done.state.log.rows["domains"] if r["step"] == recipe.num_steps]
+    routing = "stock" if name == "expert_choice" else "recipe"
+    streams = prepare_data(recipe, tmp_path / "run").heldout
+    for domain, stream in streams.items():
+        rows = torch.from_numpy(heldout_windows(stream, 16, recipe.data.heldout_tokens))
+        with torch.no_grad():
+            hidden = stock.model(rows[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)  # type: ignore[operator, union-attr]
+            loss = chunked_cross_entropy(hidden, stock.lm_head.weight, rows[:, 1:].reshape(-1))  # type: ignore[arg-type, union-attr]
+        said = [r["loss"] for r in domains if r["domain"] == domain and r["routing"] == routing]
+        assert float(loss) == pytest.approx(said[0], abs=0.02)  # the file holds bfloat16
+
+
+@pytest.mark.parametrize("name", ["olmoe", "noisy_topk global", "deepseek_v3", "capacity rerouted"])
+def test_a_resumed_training_equals_the_uninterrupted_one_to_the_last_digit(
+    name: str, write_recipe: RecipeWriter, tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe(**MAPPINGS[name], run={"checkpoint_minutes": 1e-9}))
+    whole = train(recipe, tmp_path / "whole")
+    for step in (2, 5):
+        with pytest.raises(Stop):
+            train(recipe, tmp_path / "parts", resume=step > 2, listen=stop_after(step))
+    parts = train(recipe, tmp_path / "parts", resume=True)
+    assert losses_of(parts) == losses_of(whole)
+    assert parts.losses == whole.losses
+    for table in ("layers", "domains", "loads"):
+        assert parts.state.log.table(table).equals(whole.state.log.table(table))
+    one, other = (
+        load_file(p / "checkpoint/weights.safetensors") for p in (whole.folder, parts.folder)
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_numbers_do_not_depend_on_the_number_of_workers(
+    write_recipe: RecipeWriter, tmp_path: Path
+) -> None:
+    runs = [train(load_recipe(write_recipe(run={"workers": n})), tmp_path / f"{n}") for n in (2, 3)]
+    assert losses_of(runs[0]) == losses_of(runs[1])
+
+
+def test_the_loss_falls_below_the_unigram_baseline(
+    write_recipe: RecipeWriter, tmp_path: Path
+) -> None:
+    path = write_recipe(train={"steps": 60, "learning_rate": 0.03})
+    done = train(load_recipe(path), tmp_path / "run")
+    for domain, loss in done.losses.items():
+        assert loss < done.unigram[domain]
+
+
+def test_models_are_kept_at_the_shares_that_the_recipe_names(
+    write_recipe: RecipeWriter, tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe(run={"keep": [0.01, 0.5]}))
+    done = train(recipe, tmp_path / "run")
+    assert [(k.step, k.path.name) for k in done.state.kept] == [
+        (1, "step-000001"),
+        (3, "step-000003"),
+    ]
+    for kept in done.state.kept:
+        assert AutoModelForCausalLM.from_pretrained(kept.path) is not None
+
+
+def test_saturation_of_the_routing_is_written_at_every_evaluation_after_the_first(
+    write_recipe: RecipeWriter, tmp_path: Path
+) -> None:
+    done = train(load_recipe(write_recipe(run={"evaluate_every": 3})), tmp_path / "run")
+    table = TrainingLog.read(done.folder, "layers").to_pylist()
+    found = {(r["step"], r["layer"]): r["saturation"] for r in table if r["saturation"] is not None}
+    assert set(found) == {(3, 0), (3, 1), (6, 0), (6, 1)}
+    assert all(0.0 <= value <= 1.0 for value in found.values())
+
+
+def test_a_loss_that_is_no_number_names_step_layer_and_the_last_good_checkpoint(
+    write_recipe: RecipeWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Network] = []
+
+    def build(*words: Any) -> Network:
+        built.append(build_network(*words))
+        return built[0]
+
+    def poison(state: TrainingState) -> None:
+        if state.step == 2:
+            experts = built[0].model.model.layers[1].mlp.experts
+            with torch.no_grad():
+                experts.down_proj[0].fill_(float("nan"))
+
+    monkeypatch.setattr(trainer, "build_network", build)
+    recipe = load_recipe(write_recipe(run={"checkpoint_minutes": 1e-9}))
+    with pytest.raises(TrainingError) as failed:
+        train(recipe, tmp_path / "run", listen=poison)
+    line = str(failed.value)
+    assert "the loss is nan at step 3 of 6, first in model.layers.1.mlp.experts" in line
+    assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoint'} (step 2)" in line
+    weights = load_file(tmp_path / "run" / "checkpoint" / "weights.safetensors")
+    assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_a_folder_with_a_run_is_not_overwritten_nor_resumed_with_another_recipe(
+    write_recipe: RecipeWriter, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    train(load_recipe(write_recipe(train={"steps": 2})), folder)
+    with pytest.raises(RunError, match="add --resume to go on"):
+        train(load_recipe(write_recipe(train={"steps": 2})), folder)
+    with pytest.raises(RunError, match="of another recipe"):
+        train(load_recipe(write_recipe(train={"steps": 2}, seed=9)), folder, resume=True)
+    with pytest.raises(RunError, match="no checkpoint to resume from"):
+        train(load_recipe(write_recipe()), tmp_path / "nothing", resume=True)
+
+
+def test_too_little_text_for_a_sequence_is_refused_with_the_domain(
+    write_recipe: RecipeWriter, tmp_path: Path
+) -> None:
+    recipe = load_recipe(
+        write_recipe(data={"context": 20_000}, model={"max_position_embeddings": 20_000})
+    )
+    with pytest.raises(BadInputError, match=r"of domain '.+' has .* tokens, but a sequence reads"):
+        train(recipe, tmp_path / "run")

@@ -1,25 +1,36 @@
-"""Ship the trained demo model: bfloat16 files, losses measured on those very files, the card.
+"""Ship the trained demo model: its files, losses measured on those very files, its card.
 
-    python tools/demo_card.py --data DIR --run RUN --to src/moescope/demo/moe-10m
+    python tools/build_corpora.py --out DIR
+    moescope train src/moescope/demo/recipe.yaml -o RUN --set data.train=DIR/train ...
+    moescope train src/moescope/demo/recipe.yaml -o DENSE ...   (SOURCES.md has both whole)
+    python tools/demo_card.py --run RUN --dense DENSE --to src/moescope/demo/moe-10m
 
-Every number on the card comes from RUN/log.jsonl or is measured here, on the files just written.
+Every number on the card comes from RUN/log or is measured here, on the files just written.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
-import yaml
-from demo_data import documents, encode, make_tokenizer
-from train_demo import RECIPE, load_checkpoint, new_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, OlmoeForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from moescope.lab.data import Ids, Streams, heldout_windows, prepare_data, unigram_losses
+from moescope.lab.kernels import chunked_cross_entropy
+from moescope.lab.log import TrainingLog
+from moescope.lab.recipe import Recipe, load_recipe
 
 TEMPLATE = Path(__file__).with_name("demo_card_template.md")
+SAMPLES = Path(__file__).resolve().parents[1] / "src/moescope/demo/samples"
+HELD_TOKENS = 30_720
+"""Held-out tokens of each domain that the card's losses are measured on."""
+
 PROMPTS = (
     "The President of the United States",
     "def __init__(self",
@@ -30,153 +41,164 @@ PROMPTS = (
 )
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One model file on held-out text: loss by domain, and its choices by layer (T, K)."""
+
+    losses: dict[str, float]
+    choices: list[torch.Tensor]
+
+
 @torch.no_grad()
-def stream_loss(
-    model: OlmoeForCausalLM, stream: np.ndarray, context: int, limit: int
-) -> tuple[float, int]:
-    """Mean nats per token over the first `limit` tokens, each predicted once, by windows."""
-    model.eval()
-    total = count = 0
-    for start in range(0, min(limit, len(stream) - 1), context * 8):
-        rows = [
-            stream[s : s + context + 1]
-            for s in range(start, min(start + context * 8, limit), context)
-        ]
-        rows = [row for row in rows if len(row) == context + 1]
-        if rows:
-            batch = torch.from_numpy(np.stack(rows).astype(np.int64))
-            logits = model(batch[:, :-1], use_cache=False).logits.float()
-            total += float(
-                F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
+def measure(folder: Path, windows: dict[str, np.ndarray], probe: int = 1024) -> Measured:
+    """Nats per token of the files in a folder; choices for the first tokens of every domain."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    top_k = model.config.num_experts_per_tok
+    losses: dict[str, float] = {}
+    choices: list[list[torch.Tensor]] = []
+    for name, rows in windows.items():
+        total = 0.0
+        for start in range(0, len(rows), 8):
+            tokens = torch.from_numpy(rows[start : start + 8])
+            out = model.model(tokens[:, :-1], use_cache=False, output_router_logits=True)
+            hidden, targets = out.last_hidden_state.flatten(0, 1), tokens[:, 1:].reshape(-1)
+            total += float(chunked_cross_entropy(hidden, model.lm_head.weight, targets)) * len(
+                targets
             )
-            count += batch[:, 1:].numel()
-    return total / max(1, count), count
+            if start == 0:
+                ids = [logits[:probe].topk(top_k).indices for logits in out.router_logits]
+                choices.append(ids)
+        losses[name] = total / rows[:, 1:].size
+    return Measured(losses, [torch.cat(layer) for layer in zip(*choices, strict=True)])
 
 
-def evaluate(model, train_streams, held_streams, recipe: dict) -> dict:
-    """Held-out loss of each domain beside two unigram models fit on training text (add-one).
-
-    `unigram` weighs all domains the same; `unigram_domain` knows the right one, harder to beat.
-    """
-    size = model.config.vocab_size
-    shares = {
-        name: (np.bincount(s, minlength=size) + 1.0) / (len(s) + size)
-        for name, s in train_streams.items()
-    }
-    pooled = np.mean(list(shares.values()), axis=0)
-    result = {}
-    for name, stream in held_streams.items():
-        loss, count = stream_loss(
-            model, stream, recipe["train"]["context"], recipe["train"]["evaluate_tokens"]
-        )
-        told = stream[1 : count + 1]
-        result[name] = {
-            "tokens": count,
-            "loss": round(loss, 4),
-            "unigram": round(float(-np.log(pooled[told]).mean()), 4),
-            "unigram_domain": round(float(-np.log(shares[name][told]).mean()), 4),
-        }
-    return result
+def overlap(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Mean share of a token's experts that both choose."""
+    return float((one[:, :, None] == other[:, None, :]).any(-1).double().mean())
 
 
-def read_log(run: Path) -> list[dict]:
-    """Steps in order; of a step that was repeated after a resume, the last time counts."""
-    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    steps = {line["step"]: line for line in map(json.loads, lines)}
-    return [steps[number] for number in sorted(steps)]
+def sample_losses(folder: Path, tokenizer: Any, context: int) -> dict[str, float]:
+    """Loss on each shipped sample, in whole windows."""
+    windows = {}
+    for path in sorted(SAMPLES.glob("*.jsonl")):
+        texts = [json.loads(line)["text"] for line in path.read_text("utf-8").splitlines()]
+        ids: list[int] = []
+        for item in tokenizer.backend_tokenizer.encode_batch(texts):
+            ids += [*item.ids, tokenizer.eos_token_id]
+        windows[path.stem] = heldout_windows(np.array(ids), context, len(ids))
+    return measure(folder, windows).losses
 
 
-def export(run: Path, tokenizer, recipe: dict, target: Path) -> dict:
-    model = new_model(recipe, tokenizer, "eager")
-    state = load_checkpoint(run / "checkpoint", model, None)
-    target.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    for path in target.iterdir():
-        path.chmod(0o644)
-    return state
-
-
-def generation(model, tokenizer, prompt: str) -> str:
+def generation(model: Any, tokenizer: Any, prompt: str) -> str:
     inputs = tokenizer(prompt, return_tensors="pt")
     torch.manual_seed(0)
     out = model.generate(**inputs, max_new_tokens=40, do_sample=True, temperature=0.7, top_k=40)
-    return tokenizer.decode(out[0], skip_special_tokens=True)
+    text: str = tokenizer.decode(out[0], skip_special_tokens=True)
+    return text
 
 
-@torch.no_grad()
-def routing_balance(model: OlmoeForCausalLM, streams: dict[str, np.ndarray]) -> list[dict]:
-    """Per layer: the busiest expert's load (1 = a fair share), and experts that no token chose."""
-    config = model.config
-    counts = torch.zeros(config.num_hidden_layers, config.num_experts)
-    for stream in streams.values():
-        window = torch.from_numpy(stream[:512].astype(np.int64))[None]
-        out = model.model(window, use_cache=False, output_router_logits=True)
-        for layer, logits in enumerate(out.router_logits):
-            ids = logits.topk(config.num_experts_per_tok, dim=-1).indices.flatten()
-            counts[layer] += torch.bincount(ids, minlength=config.num_experts)
-    loads = counts / counts.sum(dim=-1, keepdim=True) * config.num_experts
-    return [{"largest": float(row.max()), "never": int((row == 0).sum())} for row in loads]
+def ship(source: Path, target: Path) -> None:
+    """Copy the stock model of a run; the folder's card is written afterwards."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        shutil.copyfile(path, target / path.name)
 
 
-def sample_losses(model, tokenizer, train: dict, folder: Path) -> dict[str, float]:
-    """Loss on each shipped sample, read from the package's own folder."""
-    result = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        texts = [json.loads(line)["text"] for line in path.read_text("utf-8").splitlines()]
-        stream = encode({path.stem: texts}, tokenizer, None)[path.stem]
-        result[path.stem] = stream_loss(model, stream, train["context"], len(stream))[0]
-    return result
-
-
-def card(
-    model, tokenizer, recipe: dict, log: list[dict], streams, domains, samples, balance
-) -> str:
-    """The model card, every number out of the log or measured just now."""
-    config, train, last = model.config, recipe["train"], log[-1]
-    one_expert = 3 * config.hidden_size * config.intermediate_size
-    asleep = (config.num_experts - config.num_experts_per_tok) * one_expert
-    parameters = sum(p.numel() for p in model.parameters())
-    each = last["tokens"] / len(streams)
-    most = max(streams, key=lambda name: each / len(streams[name]))
-    rows = []
-    for name, row in domains.items():
-        measured = f"{row['loss']:.3f} | {row['unigram']:.3f} | {row['unigram_domain']:.3f}"
+def loss_rows(
+    streams: dict[str, Ids],
+    windows: dict[str, np.ndarray],
+    vocab_size: int,
+    measured: list[dict[str, float]],
+    samples: dict[str, float],
+) -> tuple[str, str]:
+    """The table of losses, and its row of means."""
+    unigram = unigram_losses(streams, windows, vocab_size)
+    lines, columns = [], []
+    for name in windows:
+        values = [m[name] for m in measured] + list(unigram[name])
+        columns.append(values)
+        cells = " | ".join(f"{v:.3f}" for v in values)
         sample = f"{samples[name]:.3f}" if name in samples else "not shipped"
-        rows.append(
-            f"| {name} | {len(streams[name]):,} | {row['tokens']:,} | {measured} | {sample} |"
+        lines.append(
+            f"| {name} | {len(streams[name]):,} | {windows[name][:, 1:].size:,} | {cells} | "
+            f"{sample} |"
         )
+    means = " | ".join(f"**{v:.3f}**" for v in np.mean(columns, axis=0))
+    return "\n".join(lines), means
+
+
+def balance_rows(choices: list[torch.Tensor], num_experts: int) -> str:
+    lines = []
+    for layer, ids in enumerate(choices):
+        counts = torch.bincount(ids.flatten(), minlength=num_experts).double()
+        busiest = float(counts.max() / counts.mean())
+        lines.append(f"| {layer} | {busiest:.2f} | {int((counts == 0).sum())} |")
+    return "\n".join(lines)
+
+
+def saturation_rows(run: Path, windows: dict[str, np.ndarray], final: Measured) -> str:
+    lines = []
+    for folder in sorted((run / "checkpoints").iterdir()):
+        early = measure(folder, {n: rows[:2] for n, rows in windows.items()})
+        shares = [overlap(a, b) for a, b in zip(early.choices, final.choices, strict=True)]
+        cells = " | ".join(f"{s:.2f}" for s in shares)
+        lines.append(f"| {int(folder.name.removeprefix('step-')):,} | {cells} |")
+    return "\n".join(lines)
+
+
+def card(recipe: Recipe, data: Streams, run: Path, dense: Path, target: Path) -> str:
+    """The model card, every number out of the log or measured just now."""
+    context, sizes = recipe.data.context, recipe.model
+    windows = {n: heldout_windows(s, context, HELD_TOKENS) for n, s in data.heldout.items()}
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    ours, theirs = measure(target, windows), measure(dense, windows)
+    samples = sample_losses(target, tokenizer, context)
+    table, means = loss_rows(
+        data.train, windows, len(tokenizer), [ours.losses, theirs.losses], samples
+    )
+    log = TrainingLog.read(run, "steps").to_pandas()
+    seconds = float((recipe.step_tokens / log["tokens_per_second"]).sum())
+    tokens = int(log["tokens"].iloc[-1])
+    each = tokens / len(data.train)
+    passes = {name: each / len(stream) for name, stream in data.train.items()}
+    most = max(passes, key=lambda name: passes[name])
+    parameters = sum(p.numel() for p in model.parameters())
+    one = 3 * sizes.hidden_size * sizes.intermediate_size
+    idle = sizes.num_hidden_layers * (sizes.num_experts - sizes.top_k) * one
+    dense_model = AutoModelForCausalLM.from_pretrained(dense)
     return TEMPLATE.read_text(encoding="utf-8").format(
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        heads=config.num_attention_heads,
-        experts=config.num_experts,
-        inner=config.intermediate_size,
-        top_k=config.num_experts_per_tok,
-        positions=config.max_position_embeddings,
-        context=train["context"],
+        layers=sizes.num_hidden_layers,
+        hidden=sizes.hidden_size,
+        heads=sizes.num_attention_heads,
+        experts=sizes.num_experts,
+        inner=sizes.intermediate_size,
+        top_k=sizes.top_k,
+        positions=sizes.max_position_embeddings,
+        context=context,
         parameters=parameters,
-        active=parameters - config.num_hidden_layers * asleep,
-        vocab=config.vocab_size,
-        tokens=last["tokens"],
-        tokens_m=last["tokens"] / 1e6,
-        steps=last["step"],
-        batch=last["tokens"] // last["step"],
-        minutes=last["seconds"] / 60,
-        rate=last["tokens"] / last["seconds"],
-        num_domains=len(streams),
-        epochs=f"Each domain gave {each:,.0f} tokens, which is {each / len(streams[most]):.2f} "
-        f"times what there is of the smallest ({most})"
-        + (":\nno window was seen twice." if each < len(streams[most]) else "."),
-        rows="\n".join(rows),
-        mean_loss=np.mean([r["loss"] for r in domains.values()]),
-        mean_unigram=np.mean([r["unigram"] for r in domains.values()]),
-        mean_own=np.mean([r["unigram_domain"] for r in domains.values()]),
-        balance_tokens=512 * len(streams),
-        balance_rows="\n".join(
-            f"| {layer} | {row['largest']:.2f} | {row['never']} |"
-            for layer, row in enumerate(balance)
-        ),
+        active=parameters - idle,
+        dense=sum(p.numel() for p in dense_model.parameters()),
+        vocab=len(tokenizer),
+        tokens=tokens,
+        tokens_m=tokens / 1e6,
+        steps=len(log),
+        batch=recipe.step_tokens,
+        minutes=seconds / 60,
+        rate=tokens / seconds,
+        num_domains=len(data.train),
+        sequences=recipe.train.sequences * recipe.train.micro_batches,
+        each=each,
+        most=most,
+        passes=passes[most],
+        rows=table,
+        means=means,
+        balance_tokens=len(ours.choices[0]),
+        balance_rows=balance_rows(ours.choices, sizes.num_experts),
+        layer_heads=" | ".join(f"L{n}" for n in range(sizes.num_hidden_layers)),
+        layer_rule="---|" * sizes.num_hidden_layers,
+        saturation_rows=saturation_rows(run, windows, ours),
+        saturation_chance=sizes.top_k / sizes.num_experts,
         generations="\n".join(
             "    " + generation(model, tokenizer, prompt).replace("\n", "\n    ") + "\n"
             for prompt in PROMPTS
@@ -188,27 +210,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of build_corpora.py")
-    parser.add_argument("--run", type=Path, required=True, help="folder of train_demo.py")
-    parser.add_argument("--to", type=Path, default=RECIPE.parent / "model")
+    parser.add_argument("--run", type=Path, required=True, help="folder of the training")
+    parser.add_argument("--dense", type=Path, required=True, help="folder of the dense training")
+    parser.add_argument("--to", type=Path, required=True, help="where the model is shipped")
     options = parser.parse_args()
-    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
-    texts = documents(options.data, "train")
-    tokenizer = make_tokenizer(texts, recipe, options.run / "tokenizer")
-    state = export(options.run, tokenizer, recipe, options.to)
-    log = [line for line in read_log(options.run) if line["step"] <= state["step"]]
-    model = AutoModelForCausalLM.from_pretrained(options.to, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(options.to)
-    print(f"step {state['step']}, {type(model).__name__}, {model.dtype}", flush=True)
-    streams = encode(texts, tokenizer, options.run / "tokens")
-    held = encode(documents(options.data, "heldout"), tokenizer, None)
-    domains = evaluate(model, streams, held, recipe)
-    samples = sample_losses(model, tokenizer, recipe["train"], RECIPE.parent / "samples")
-    balance = routing_balance(model, held)
-    text = card(model, tokenizer, recipe, log, streams, domains, samples, balance)
+    recipe = load_recipe(options.run / "recipe.yaml")
+    data = prepare_data(recipe, options.run)
+    ship(options.run / "model", options.to)
+    text = card(recipe, data, options.run, options.dense / "model", options.to)
     (options.to / "README.md").write_text(text, encoding="utf-8")
-    for name, row in domains.items():
-        print(name, row, flush=True)
 
 
 if __name__ == "__main__":

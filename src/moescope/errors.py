@@ -10,6 +10,7 @@ The tree::
     │   └── MissingExtraError     an optional dependency is absent; says how to install it
     ├── CoverageError             a router was not seen: its figures would be silent zeros
     ├── TrainingError             the loss is no longer a number; the weights before it are kept
+    ├── InterruptedTrainingError  stopped by a signal, after a checkpoint
     └── WriteError                the disk is full or refuses; what was finished stays
 
 The library raises; only ``moescope.cli`` turns an error into an exit code.
@@ -22,6 +23,7 @@ __all__ = [
     "BadInputError",
     "CorpusError",
     "CoverageError",
+    "InterruptedTrainingError",
     "MissingExtraError",
     "ModelError",
     "MoescopeError",
@@ -65,6 +67,10 @@ class WriteError(MoescopeError):
 
 class TrainingError(MoescopeError):
     """Training broke down (a loss that is no number); names the step and the last good weights."""
+
+
+class InterruptedTrainingError(MoescopeError):
+    """Training was stopped by a signal; a checkpoint of that moment is written."""
 
 
 class MissingExtraError(BadInputError):

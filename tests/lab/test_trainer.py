@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,12 @@ from safetensors.torch import load_file
 from tests.lab.conftest import RecipeWriter
 from transformers import AutoModelForCausalLM
 
-from moescope.errors import BadInputError, RunError, TrainingError
+from moescope.errors import (
+    BadInputError,
+    InterruptedTrainingError,
+    RunError,
+    TrainingError,
+)
 from moescope.lab import trainer
 from moescope.lab.data import heldout_windows, prepare_data
 from moescope.lab.kernels import chunked_cross_entropy
@@ -163,7 +170,7 @@ def test_a_loss_that_is_no_number_names_step_layer_and_the_last_good_checkpoint(
         train(recipe, tmp_path / "run", listen=poison)
     line = str(failed.value)
     assert "the loss is nan at step 3 of 6, first in model.layers.1.mlp.experts" in line
-    assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoint'} (step 2)" in line
+    assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoint'} (step 1)" in line
     weights = load_file(tmp_path / "run" / "checkpoint" / "weights.safetensors")
     assert all(torch.isfinite(w).all() for w in weights.values())
 
@@ -189,3 +196,18 @@ def test_too_little_text_for_a_sequence_is_refused_with_the_domain(
     )
     with pytest.raises(BadInputError, match=r"of domain '.+' has .* tokens, but a sequence reads"):
         train(recipe, tmp_path / "run")
+
+
+def test_a_signal_saves_the_step_and_says_how_to_go_on(
+    write_recipe: RecipeWriter, tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe())
+
+    def interrupt(state: TrainingState) -> None:
+        if state.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(InterruptedTrainingError, match="saved, go on with --resume"):
+        train(recipe, tmp_path / "run", listen=interrupt)
+    done = train(recipe, tmp_path / "run", resume=True)
+    assert losses_of(done) == losses_of(train(recipe, tmp_path / "whole"))

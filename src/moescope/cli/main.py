@@ -88,8 +88,8 @@ def _run() -> int:
         code = app(standalone_mode=False)
     except MoescopeError as error:
         return _fail(str(error), error.exit_code)
-    except (typer.Abort, KeyboardInterrupt) as stop:
-        return _fail(str(stop) or _KEPT, 1)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail(_KEPT, 1)
     except _UsageError as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "moescope"

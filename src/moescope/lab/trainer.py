@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from moescope.errors import RunError, TrainingError
+from moescope.errors import InterruptedTrainingError, RunError, TrainingError
 from moescope.lab.checkpoint import export_model, load_checkpoint, read_state, save_checkpoint
 from moescope.lab.data import Sampler, Streams, heldout_windows, prepare_data, unigram_losses
 from moescope.lab.evaluate import evaluate
@@ -32,7 +32,7 @@ from moescope.lab.objective import LayerSums, StepResult, Workers, balance_weigh
 from moescope.lab.optimizer import Optimizer, learning_rate
 from moescope.lab.recipe import Ramp, Recipe, routing_notes
 
-__all__ = ["Interrupted", "Kept", "Trained", "TrainingState", "train"]
+__all__ = ["Kept", "Trained", "TrainingState", "train"]
 
 _POSITION_BINS = 8
 
@@ -92,10 +92,6 @@ class Trained:
     state: TrainingState
 
 
-class Interrupted(KeyboardInterrupt):
-    """Stopped by a signal, after a checkpoint was written."""
-
-
 def train(
     recipe: Recipe,
     folder: str | Path,
@@ -128,7 +124,7 @@ def train(
         RunError: the folder holds another run, or one that was not asked to go on.
         TrainingError: the loss is no longer a number; the weights before that step are kept.
         WriteError: disk full or no permission.
-        Interrupted: by a signal, after a checkpoint.
+        InterruptedTrainingError: by a signal, after a checkpoint.
     """
     target = Path(folder)
     found = read_state(target / "checkpoint")
@@ -274,7 +270,7 @@ class _Run:
                 self.save()
                 saved = time.monotonic()
             if stop:
-                raise Interrupted(
+                raise InterruptedTrainingError(
                     f"interrupted after step {state.step} of {recipe.num_steps}; it is saved, go "
                     "on with --resume"
                 )
@@ -316,8 +312,7 @@ class _Run:
     def stop_for(self, what: str, value: float, batches: torch.Tensor) -> None:
         """Say where the numbers broke, and which weights are still good."""
         layer = _first_broken_layer(self.network, batches, self.state.step)
-        if all(bool(torch.isfinite(m).all()) for m in self.optimizer.masters.values()):
-            self.save()
+        self.save()
         found = read_state(self.folder / "checkpoint")
         good = "there is no good checkpoint yet"
         if found is not None:
@@ -395,8 +390,11 @@ class _Run:
         export_model(self.network, self.optimizer, self.data.tokenizer, path, torch.bfloat16)
 
     def save(self) -> None:
+        """Replace the checkpoint, but never a good one by weights that are no numbers."""
         state = self.state
         state.log.write()
+        if not all(bool(torch.isfinite(m).all()) for m in self.optimizer.masters.values()):
+            return
         kept = [
             {"step": k.step, "share": k.share, "path": str(k.path.relative_to(self.folder))}
             for k in state.kept

@@ -205,6 +205,8 @@ def _routing(table: Mapping[str, Any]) -> dict[str, Any] | None:
             measures[name] = _means(matrix, each)
             known = np.flatnonzero(np.isfinite(matrix).any(axis=1))
             last[name] = {"step": steps[known[-1]], "values": matrix[known[-1]]}
+    if not measures:
+        return None
     return {
         "each": each, "logged": len(steps), "layers": layers,
         "step": _whole(_means(_floats(steps), each)), "measures": measures, "last": last,
@@ -233,9 +235,10 @@ def _domains(table: Mapping[str, Any]) -> dict[str, Any] | None:
             "loss": loss[latest],
             "tokens": None if tokens is None else _whole(tokens[latest]),
             "mean": mean[latest],
+            # over the same domains as the mean
             "unigram": _weighted(
-                np.where(np.isfinite(loss[latest]), baseline, np.nan)[None],
-                None if tokens is None else tokens[latest][None],
+                np.where(np.isfinite(loss), baseline, np.nan)[latest : latest + 1],
+                None if tokens is None else tokens[latest : latest + 1],
             )[0],
         },
     }  # fmt: skip
@@ -390,7 +393,7 @@ def _cards(data: dict[str, Any], figures: dict[str, Any]) -> list[dict[str, str]
     if loss is not None:
         recent = loss[np.isfinite(loss)][-_RECENT:]
         card(f"{recent.mean():.3f}", f"training loss, nats per token ({_over(recent)})")
-    if figures["domains"]:
+    if figures["domains"] and math.isfinite(figures["domains"]["last"]["mean"]):
         _heldout_card(figures["domains"]["last"], card)
     if figures["routing"]:
         _routing_cards(figures, card)
@@ -430,17 +433,12 @@ def _routing_cards(figures: dict[str, Any], card: Any) -> None:
     if "dead_share" in last:
         shares, experts = last["dead_share"]["values"], figures["experts"]
         known = shares[np.isfinite(shares)]
+        dead = percent(float(known.mean()))
         if experts:
-            dead = int(np.rint(known * experts).sum())
-            card(
-                f"{dead} of {experts * len(known):,}",
-                "experts dead: under 0.1\u00a0% of their layer's assignments",
-                "watch" if dead else "",
-            )
-        else:
-            card(
-                percent(float(known.mean())), "of the experts dead", "watch" if known.any() else ""
-            )
+            dead = f"{int(np.rint(known * experts).sum()):,} of {experts * len(known):,}"
+        step = last["dead_share"]["step"]
+        level = "watch" if known.any() else ""
+        card(dead, f"experts dead: no token of step {step:,} chose them", level)
 
 
 def _recipe(recipe: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -30,7 +30,7 @@
     M.fill(M.id("plot-loss"), plot, M.keys(
       rows.length ? M.key(blue, half ? `training, mean of ${2 * half + 1} points (pale: every point)` : "training") : null,
       mean.length ? M.key(orange, "held-out, mean of the domains by tokens") : null,
-      base !== null && mean.length && (M.state.span === "all") ? M.key(orange, "unigram model of the held-out text", { borderTopStyle: "dashed" }) : null,
+      base !== null && mean.length && (M.state.span === "all") ? M.key(orange, "unigram model", { borderTopStyle: "dashed" }) : null,
       kept.length ? M.h("span", {}, M.h("span", {}, "▲"), "checkpoint that is kept") : null));
     M.asTable("loss", [
       { key: "when", label: "steps", name: true, format: M.fmt.name }, { key: "tokens", label: "tokens", format: (v) => M.fmt.count(v === null ? null : Math.round(v)) },
@@ -81,7 +81,7 @@
     });
     M.fill(M.id("plot-domains"), plot, M.keys(
       all.length ? M.key(ink, "mean of all domains, by tokens") : null,
-      known && !gain && M.state.span === "all" ? (few ? M.key("currentColor", "unigram model of the domain", { borderTopStyle: "dotted" }) : M.key("currentColor", "short marks at the right edge: unigram model of the domain", { width: ".8rem" })) : null));
+      known && !gain && M.state.span === "all" ? (few ? M.key("currentColor", "unigram model, on the domain's text", { borderTopStyle: "dotted" }) : M.key("currentColor", "short marks at the right edge: unigram model, on the domain's text", { width: ".8rem" })) : null));
     M.asTable("domains", [
       { key: "step", label: "step", format: (v) => M.fmt.count(Math.round(v)) }, { key: "domain", label: "domain", text: true, format: M.fmt.name },
       { key: "loss", label: "loss", format: M.fmt.three }, { key: "gain", label: "gain", format: M.fmt.three },
@@ -99,7 +99,7 @@
     const rows = names.map((domain, i) => ({ domain, tokens: last.tokens ? last.tokens[i] : null, loss: last.loss[i], unigram: held.unigram[i], gain: gainOf(i, last.loss[i]) }));
     const most = d3.max(rows, (r) => Math.abs(r.gain)) || 1;
     const total = names.length > 1 ? [{ domain: "all, by tokens", tokens: last.tokens ? d3.sum(last.tokens) : null, loss: last.mean, unigram: last.unigram, gain: last.unigram === null ? null : last.unigram - last.mean, dim: true }] : [];
-    M.title("final", `Every domain at step ${M.fmt.count(last.step)}: loss, its unigram model's loss, and the gain`, "nats per token · gain 0: nothing learned but frequencies");
+    M.title("final", `Every domain at step ${M.fmt.count(last.step)}: loss, the unigram model's loss, and the gain`, "nats per token · gain 0: nothing learned but frequencies");
     M.fill(M.id("plot-final"), M.table([
       { key: "domain", label: "domain", text: true, format: M.fmt.name }, { key: "tokens", label: "tokens", format: M.fmt.count },
       { key: "loss", label: "loss", format: M.fmt.three }, { key: "unigram", label: "unigram", format: M.fmt.three },

@@ -10,7 +10,7 @@
   const evenCv = E && K ? Math.sqrt(E / K - 1) : null;
   const MEASURES = {
     cv: { label: "CV", title: "Unevenness of the load (CV) by layer", unit: "CV of the load", even: 0, zero: true, format: M.fmt.two, worst: d3.maxIndex,
-      sub: ["standard deviation over mean of the experts' assignments", "even: 0", each("at most", evenCv, M.fmt.two)],
+      sub: ["standard deviation over mean of the experts' assignments in a step", "even: 0", each("at most", evenCv, M.fmt.two)],
       read: "At 0 every expert of the layer gets as many tokens; 1 means that experts typically differ from the mean by as much as the mean itself. A line that rises shows a layer that is collapsing onto few experts." },
     max_violation: { label: "MaxVio", title: "Excess of the busiest expert (MaxVio) by layer", unit: "MaxVio", even: 0, zero: true, format: M.fmt.two, worst: d3.maxIndex,
       sub: ["largest load over mean load, minus 1", "even: 0", each("at most", E && K ? E / K - 1 : null, M.fmt.two)],
@@ -22,14 +22,14 @@
       line: "a router that tells no token from another", sub: ["mean over tokens of H(p) / log E", "all experts equally probable: 1", "certain: 0"],
       read: "It starts near 1 and falls as the router learns to tell tokens apart; a layer that stays at 1 routes by accident, one that drops to 0 early has stopped exploring." },
     dead_share: { label: "dead", title: "Dead experts by layer", unit: "share of the experts", even: 0, zero: true, format: M.fmt.percent, percent: true, worst: d3.maxIndex,
-      line: "no dead expert", sub: ["share of a layer's experts with less than 0.1 % of its assignments", "even: 0"],
-      read: "A dead expert gets no gradient and seldom comes back by itself: a share that stays above 0 is capacity that the model pays for and does not use." },
+      line: "no dead expert", sub: ["share of a layer's experts that no token of the step chose", "even: 0"],
+      read: "An expert that no token chooses gets no gradient and seldom comes back by itself. In a small batch one can be passed over by accident; a share that stays above 0 is capacity that the model pays for and does not use." },
     dropped_share: { label: "dropped", title: "Dropped assignments by layer", unit: "share of assignments", even: 0, zero: true, format: M.fmt.percent, percent: true, worst: d3.maxIndex,
       line: "nothing dropped", sub: ["share of a layer's assignments beyond an expert's capacity", "nothing dropped: 0"],
       read: "Where a layer's load is uneven, its busy experts overflow; in a layer that drops much, tokens pass with fewer experts than K." },
-    saturation: { label: "saturation", title: "Agreement of the routing with the previous checkpoint (saturation), by layer", unit: "share of a token's experts", even: chance, zero: true, top: 1, format: M.fmt.percent, percent: true, worst: d3.minIndex,
-      line: "chance", sub: ["mean share of a token's K experts that were chosen by the previous checkpoint too", each("chance K/E:", chance, M.fmt.percent), "settled: 100 %"],
-      read: "At chance the routing of two checkpoints has nothing in common; near 100 % it has settled. Settled routing does not mean that the experts have stopped learning." },
+    saturation: { label: "saturation", title: "Agreement of the routing with the evaluation before (saturation), by layer", unit: "share of a token's experts", even: chance, zero: true, top: 1, format: M.fmt.percent, percent: true, worst: d3.minIndex,
+      line: "chance", sub: ["mean share of a held-out token's K experts that the model chose at the evaluation before too", each("chance K/E:", chance, M.fmt.percent), "settled: 100 %"],
+      read: "At chance the routing of the two models has nothing in common; near 100 % it has settled. Settled routing does not mean that the experts have stopped learning." },
   };
 
   if (routing) {
@@ -92,20 +92,20 @@
     const limit = Math.max(1, Math.min(3, Math.ceil(d3.quantile(logs, 0.97) || 1)));
     const color = M.diverging(limit);
     const named = { 1: "½ ×", 2: "¼ ×", 3: "⅛ ×" }[limit];
-    const dead = (i, j) => share[i][order[i][j]] < 0.001;
-    const count = d3.sum(share.flatMap((row) => row.map((v) => (v < 0.001 ? 1 : 0))));
+    const unused = (i, j) => share[i][order[i][j]] === 0;
+    const count = d3.sum(share.flatMap((row) => row.map((v) => (v === 0 ? 1 : 0))));
     const busiest = d3.greatest(share.flatMap((row, i) => row.map((v, j) => ({ i, j, times: v * row.length }))), (c) => c.times);
     M.title("loads", `Load of every expert at step ${M.fmt.count(step)}, relative to an even load`,
-      M.sub(`share of the layer's assignments × E · even: 1 ×, that is 1/E = ${M.fmt.percent(1 / cols)}`, busiest ? `busiest: L${layers[busiest.i]}E${busiest.j} with ${M.fmt.two(busiest.times)} ×` : null, `dead: ${count} of ${M.fmt.count(d3.sum(share, (r) => r.length))}`));
+      M.sub(`share of the layer's assignments × E · even: 1 ×, that is 1/E = ${M.fmt.percent(1 / cols)}`, busiest ? `busiest: L${layers[busiest.i]}E${busiest.j} with ${M.fmt.two(busiest.times)} ×` : null, `chosen by no token: ${count} of ${M.fmt.count(d3.sum(share, (r) => r.length))}`));
     const map = M.heatmap({
       rows: layers.length, cols, width: M.width("loads"), rowLabel: (i) => String(layers[i]), colLabel: String, yTitle: "layer",
       xTitle: M.state.order === "load" ? "experts of the layer, busiest first →" : "expert →", label: "Load by layer and expert, relative to an even load",
       color: (i, j) => (j < share[i].length ? color(Math.log2(Math.max(times(i, j), 1e-9))) : undefined),
-      mark: (i, j) => j < share[i].length && dead(i, j),
-      describe: (i, j) => j < share[i].length && [`L${layers[i]}E${order[i][j]}`, `${M.fmt.percent(share[i][order[i][j]])} of the layer's assignments`, `${M.fmt.two(times(i, j))} × an even load${dead(i, j) ? " · dead" : ""}`],
+      mark: (i, j) => j < share[i].length && unused(i, j),
+      describe: (i, j) => j < share[i].length && [`L${layers[i]}E${order[i][j]}`, `${M.fmt.percent(share[i][order[i][j]])} of the layer's assignments`, `${M.fmt.two(times(i, j))} × an even load`],
     });
     M.fill(M.id("plot-loads"), M.scaleLegend(color, -limit, limit, [[0, `${named} or less`], [0.5, "even"], [1, `${2 ** limit} × or more`]], "load"), map,
-      count ? M.h("p", { class: "small" }, "● dead: less than 0.1 % of the layer's assignments") : null);
+      count ? M.h("p", { class: "small" }, "● chosen by no token of this step") : null);
     M.asTable("loads", [
       { key: "name", label: "expert", name: true, format: M.fmt.name }, { key: "share", label: "load", format: M.fmt.percent }, { key: "times", label: "× even", format: M.fmt.two },
     ], () => share.flatMap((row, i) => order[i].map((j) => ({ name: `L${layers[i]}E${j}`, share: row[j], times: row[j] * row.length }))));

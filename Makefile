@@ -23,6 +23,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/trace_speed.py
+	$(BIN)/python benchmarks/train_speed.py
 
 docs: $(STAMP)
 	$(BIN)/python tools/build_reference.py

@@ -5,7 +5,6 @@ import html
 import json
 import math
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -211,6 +210,13 @@ class TestNumbers:
         assert last["mean"] == pytest.approx(1100 / 300, abs=1e-4)
         assert last["unigram"] == 6
 
+    def test_the_cv_to_expect_by_chance_is_told_where_tokens_are(self) -> None:
+        data = run()
+        assert embedded(training_page(data))["routing"]["cv_chance"] is None
+        data["layers"]["tokens"] = [300] * len(data["layers"]["step"])
+        # sqrt((1 - 2/8) / (300 * 2/8)) = sqrt(0.75 / 75) = 0.1
+        assert embedded(training_page(data))["routing"]["cv_chance"] == 0.1
+
     def test_what_is_not_finite_is_absent(self) -> None:
         data = run(status="stopped")
         data["steps"]["loss"][-1] = math.nan
@@ -289,19 +295,33 @@ class TestEmpty:
         assert "No held-out evaluation has been made yet." in said
 
 
-def used(data: dict[str, Any], folder: Path, script: str | None = None) -> str:
+def used(data: dict[str, Any], folder: Path, script: str | None = None) -> Path:
     """The page after a script; the policy gives way, as it rightly refuses a foreign one."""
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", training_page(data))
     page = folder / "used.html"
     added = f"<script>{USE.read_text() if script is None else script}</script></body>"
     page.write_text(text.replace("</body>", added), encoding="utf-8")
-    return str(page)
+    return page
 
 
 def lines(text: str, figure: str) -> int:
     start = text.index(f'id="plot-{figure}"')
     part = text[start : text.index(f'id="table-{figure}"')]
     return len(re.findall(r'(?s)<g aria-label="line"[^>]*>.*?<path', part))
+
+
+def patient(page: Path, folder: Path) -> str:
+    """The root element after ten seconds of the page's own time."""
+    flags = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--window-size=1100,900", f"--user-data-dir={folder / 'profile'}", "--dump-dom",
+        "--virtual-time-budget=10000",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [str(BROWSER), *flags, page.as_uri()], capture_output=True, timeout=180, check=True
+    )
+    return root(done.stdout.decode("utf-8", "replace"))
 
 
 @in_browser
@@ -326,12 +346,12 @@ class TestInTheBrowser:
     def test_a_run_that_lacks_something_is_drawn_too(
         self, data: dict[str, Any], tmp_path: Path
     ) -> None:
-        text = dom(Path(used(data, tmp_path)), tmp_path)
+        text = dom(used(data, tmp_path), tmp_path)
         assert 'data-used="yes"' in root(text)
         assert "data-errors" not in root(text)
 
     def test_every_control_can_be_used_with_hostile_names(self, tmp_path: Path) -> None:
-        text = dom(Path(used(hostile(), tmp_path)), tmp_path)
+        text = dom(used(hostile(), tmp_path), tmp_path)
         assert 'data-used="yes"' in root(text)
         assert "data-errors" not in root(text)
         assert "<title>broken" not in text
@@ -347,8 +367,9 @@ class TestInTheBrowser:
             window.scrollTo({ top: 900, behavior: "instant" });
             setTimeout(() => location.reload(), 100);
           } else setTimeout(() => {
-            const table = M.id("table-loads").querySelector("td");
-            told.found = [M.state.routing, M.state.scale, M.state.shown, Math.round(scrollY), table.textContent].join("|");
+            const { routing, scale, shown } = M.state;
+            const cell = M.id("table-loads").querySelector("td").textContent;
+            told.found = [routing, scale, shown, Math.round(scrollY), cell].join("|");
           }, 200);"""
         assert 'data-found="saturation|log|math|900|L0E0"' in patient(
             used(run(), tmp_path, script), tmp_path
@@ -358,24 +379,10 @@ class TestInTheBrowser:
         script = """
           const loads = Number(sessionStorage.getItem("loads") || 0) + 1;
           sessionStorage.setItem("loads", loads);
-          document.documentElement.dataset.loads = loads;
+          const told = document.documentElement.dataset;
+          told.loads = loads;
           if (loads === 2) document.querySelector("#reload button").click();
-          document.documentElement.dataset.said = document.querySelector("#reload .when").textContent;"""
+          told.said = document.querySelector("#reload .when").textContent;"""
         found = patient(used({**run(), "refresh_seconds": 2}, tmp_path, script), tmp_path)
         assert 'data-loads="2"' in found
         assert 'data-said="not looking again"' in found
-
-
-def patient(page: str, folder: Path) -> str:
-    """The root element after ten seconds of the page's own time."""
-    flags = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--window-size=1100,900", f"--user-data-dir={folder / 'profile'}", "--dump-dom",
-        "--virtual-time-budget=10000",
-    ]  # fmt: skip
-    done = subprocess.run(
-        [str(BROWSER), *flags, Path(page).as_uri()], capture_output=True, timeout=180, check=True
-    )
-    shutil.rmtree(folder / "profile", ignore_errors=True)
-    return root(done.stdout.decode("utf-8", "replace"))

@@ -19,6 +19,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from moescope.metrics.balance import cv_by_chance
 from moescope.report.about import label
 from moescope.report.frames import percent, tidy
 from moescope.report.page import _HERE, _LIBRARIES, _TEMPLATES, _policy, _source, embed_json
@@ -84,7 +85,8 @@ def training_page(data: dict[str, Any]) -> str:
             ``recipe`` (flat, ``section.key``); ``notes``; ``model``; ``progress``; the columns
             ``steps``, ``layers`` and ``domains``; ``loads``; ``checkpoints``; ``drops``. Losses
             are nats per token; auxiliary losses are before their weights; entropies are over
-            log E; shares are in [0, 1].
+            log E; shares are in [0, 1]. With ``tokens`` in ``layers``, the tokens that a row
+            counts, the CV to expect by chance is drawn too.
 
     Returns:
         HTML. While ``status`` is running it reloads itself every ``refresh_seconds``.
@@ -143,7 +145,7 @@ def _figures(data: dict[str, Any]) -> dict[str, Any]:
         "refresh": max(1, int(data.get("refresh_seconds") or 15)) if running else None,
         "steps": _steps(data.get("steps") or {}),
         "domains": domains,
-        "routing": _routing(data.get("layers") or {}),
+        "routing": _routing(data.get("layers") or {}, model),
         "loads": loads,
         "drops": data.get("drops") or None,
         "checkpoints": [c.get("step") for c in data.get("checkpoints") or () if c.get("kept")],
@@ -192,7 +194,7 @@ def _steps(table: Mapping[str, Any]) -> dict[str, Any] | None:
     return made
 
 
-def _routing(table: Mapping[str, Any]) -> dict[str, Any] | None:
+def _routing(table: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any] | None:
     """Measures as step × layer, with those of the last logged step unthinned."""
     steps, layers, place = _pivot(table, "layer", sorted)
     if not steps:
@@ -207,8 +209,12 @@ def _routing(table: Mapping[str, Any]) -> dict[str, Any] | None:
             last[name] = {"step": steps[known[-1]], "values": matrix[known[-1]]}
     if not measures:
         return None
+    tokens, experts, top_k = place("tokens"), model.get("num_experts"), model.get("top_k")
+    counted = 0 if tokens is None else int(np.nanmedian(tokens))
+    chance = cv_by_chance(counted, experts, top_k) if counted and experts and top_k else None
     return {
-        "each": each, "logged": len(steps), "layers": layers,
+        "each": each, "logged": len(steps), "layers": layers, "tokens": counted,
+        "cv_chance": chance,
         "step": _whole(_means(_floats(steps), each)), "measures": measures, "last": last,
     }  # fmt: skip
 

@@ -9,8 +9,8 @@
   const chance = E && K ? K / E : null;
   const evenCv = E && K ? Math.sqrt(E / K - 1) : null;
   const MEASURES = {
-    cv: { label: "CV", title: "Unevenness of the load (CV) by layer", unit: "CV of the load", even: 0, zero: true, format: M.fmt.two, worst: d3.maxIndex,
-      sub: ["standard deviation over mean of the experts' assignments in a step", "even: 0", each("at most", evenCv, M.fmt.two)],
+    cv: { label: "CV", line: routing && routing.cv_chance ? "even random routing" : null, title: "Unevenness of the load (CV) by layer", unit: "CV of the load", even: routing && routing.cv_chance ? routing.cv_chance : 0, zero: true, format: M.fmt.two, worst: d3.maxIndex,
+      sub: ["standard deviation over mean of the experts' assignments in a step", "even: 0", each(`even, drawn at random for ${routing && M.fmt.count(routing.tokens)} tokens:`, routing && routing.cv_chance, M.fmt.three), each("at most", evenCv, M.fmt.two)],
       read: "At 0 every expert of the layer gets as many tokens; 1 means that experts typically differ from the mean by as much as the mean itself. A line that rises shows a layer that is collapsing onto few experts." },
     max_violation: { label: "MaxVio", title: "Excess of the busiest expert (MaxVio) by layer", unit: "MaxVio", even: 0, zero: true, format: M.fmt.two, worst: d3.maxIndex,
       sub: ["largest load over mean load, minus 1", "even: 0", each("at most", E && K ? E / K - 1 : null, M.fmt.two)],

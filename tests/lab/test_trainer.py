@@ -211,3 +211,20 @@ def test_a_signal_saves_the_step_and_says_how_to_go_on(
         train(recipe, tmp_path / "run", listen=interrupt)
     done = train(recipe, tmp_path / "run", resume=True)
     assert losses_of(done) == losses_of(train(recipe, tmp_path / "whole"))
+
+
+def test_bfloat16_weights_follow_their_float32_masters_and_resume_exactly(
+    write_recipe: RecipeWriter, tmp_path: Path
+) -> None:
+    changes = {"train": {"precision": "bfloat16"}, "run": {"checkpoint_minutes": 1e-9}}
+    recipe = load_recipe(write_recipe(**changes))
+    whole = train(recipe, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(recipe, tmp_path / "parts", listen=stop_after(4))
+    parts = train(recipe, tmp_path / "parts", resume=True)
+    assert losses_of(parts) == losses_of(whole)
+    masters = load_file(whole.folder / "checkpoint" / "weights.safetensors")
+    shipped = AutoModelForCausalLM.from_pretrained(whole.model)
+    for name, weight in shipped.named_parameters():
+        assert masters[name].dtype == torch.float32
+        assert torch.equal(weight, masters[name].to(torch.bfloat16))

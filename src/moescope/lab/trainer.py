@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,15 +25,14 @@ from moescope.lab.data import Sampler, Streams, heldout_windows, prepare_data, u
 from moescope.lab.evaluate import evaluate
 from moescope.lab.kernels import keep_memory
 from moescope.lab.log import TrainingLog
-from moescope.lab.losses import max_violation, update_selection_bias
+from moescope.lab.losses import update_selection_bias
 from moescope.lab.network import Network, Pass, build_network, capacity_factor
-from moescope.lab.objective import LayerSums, StepResult, Workers, balance_weights, run_step
+from moescope.lab.objective import StepResult, Workers, balance_weights, run_step
 from moescope.lab.optimizer import Optimizer, learning_rate
 from moescope.lab.recipe import Ramp, Recipe, routing_notes
+from moescope.lab.rows import drop_rows, load_rows, routing_row
 
 __all__ = ["Kept", "Trained", "TrainingState", "train"]
-
-_POSITION_BINS = 8
 
 
 @dataclass(frozen=True)
@@ -343,10 +341,10 @@ class _Run:
         if all(state.step % every for every in due):
             return
         for layer_idx, sums in done.layers.items():
-            state.log.add("layers", step=state.step, layer=layer_idx, **_routing_row(sums, limited))
-        state.log.replace("loads", _load_rows(state.step, done))
+            state.log.add("layers", step=state.step, layer=layer_idx, **routing_row(sums, limited))
+        state.log.replace("loads", load_rows(state.step, done))
         if limited:
-            state.log.replace("drops", _drop_rows(state.step, done, recipe.data.context))
+            state.log.replace("drops", drop_rows(state.step, done, recipe.data.context))
 
     def evaluate(self) -> None:
         """Held-out loss by domain; saturation against the evaluation before."""
@@ -424,48 +422,6 @@ class _Run:
         refresh(self.state)
         unigram = {name: pooled for name, (pooled, _) in self.unigram.items()}
         return Trained(self.folder, self.folder / "model", self.losses, unigram, self.state)
-
-
-def _routing_row(sums: LayerSums, limited: bool) -> dict[str, Any]:
-    load_E = sums.counts.double()
-    share_E = load_E / load_E.sum().clamp(min=1)
-    num_experts, wanted = len(load_E), max(1, int(load_E.sum()))
-    entropy = -(share_E * share_E.clamp_min(1e-30).log()).sum()
-    return {
-        "tokens": sums.tokens,
-        "cv": float(load_E.std(correction=0) / load_E.mean().clamp(min=1e-30)),
-        "max_violation": float(max_violation(load_E)),
-        "load_entropy": float(entropy) / math.log(num_experts) if num_experts > 1 else 1.0,
-        "router_entropy": sums.entropy / sums.tokens / math.log(max(2, num_experts)),
-        "dead_share": float((load_E == 0).double().mean()),
-        "dropped_share": sums.dropped / wanted if limited else None,
-        "rerouted_share": sums.rerouted / wanted if limited else None,
-    }
-
-
-def _load_rows(step: int, done: StepResult) -> list[dict[str, Any]]:
-    return [
-        {"step": step, "layer": layer_idx, "expert": expert, "load": load}
-        for layer_idx, sums in done.layers.items()
-        for expert, load in enumerate((sums.counts / sums.counts.sum().clamp(min=1)).tolist())
-    ]
-
-
-def _drop_rows(step: int, done: StepResult, context: int) -> list[dict[str, Any]]:
-    """Dropped share by position, all layers together."""
-    lost = sum(sums.dropped_by_position for sums in done.layers.values())
-    wanted = sum(int(sums.counts.sum()) for sums in done.layers.values()) / context
-    bins = min(_POSITION_BINS, context)
-    edges = [round(i * context / bins) for i in range(bins + 1)]
-    return [
-        {
-            "step": step,
-            "position_from": first,
-            "position_to": last - 1,
-            "dropped_share": float(lost[first:last].sum()) / (wanted * (last - first)),  # type: ignore[index]
-        }
-        for first, last in pairwise(edges)
-    ]
 
 
 @torch.no_grad()

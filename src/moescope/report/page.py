@@ -21,11 +21,20 @@ from moescope.metrics.runs import AnalyzedRun
 from moescope.report.data import report_data
 from moescope.trace.store import write_bytes
 
-__all__ = ["build_report", "embed_json", "render_page"]
+__all__ = [
+    "LIBRARIES",
+    "TEMPLATES",
+    "VENDOR",
+    "build_report",
+    "embed_json",
+    "policy",
+    "render_page",
+    "script",
+]
 
-_HERE = Path(__file__).parent
-_TEMPLATES = _HERE / "templates"
-_LIBRARIES = ("d3.min.js", "plot.umd.min.js")
+TEMPLATES = Path(__file__).parent / "templates"
+VENDOR = Path(__file__).parent / "vendor"
+LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 _SCRIPTS = (
     "core.js", "theme.js", "controls.js", "tables.js", "heatmap.js", "head.js", "bars.js",
     "maps.js", "special.js", "information.js", "lines.js", "pairs.js", "vocabulary.js",
@@ -55,10 +64,10 @@ def build_report(run: AnalyzedRun, path: str | Path | None = None) -> Path:
 
 def render_page(data: dict[str, Any]) -> str:
     """The page that shows `report_data`'s dict."""
-    scripts = [_source(_HERE / "vendor" / name) for name in _LIBRARIES]
-    scripts += [_source(_TEMPLATES / "js" / name) for name in _SCRIPTS]
+    scripts = [script(VENDOR / name) for name in LIBRARIES]
+    scripts += [script(TEMPLATES / "js" / name) for name in _SCRIPTS]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -66,8 +75,8 @@ def render_page(data: dict[str, Any]) -> str:
     )
     return environment.get_template("report.html.j2").render(
         about=data["about"],
-        policy=_policy(scripts),
-        style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        policy=policy(scripts),
+        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
         scripts=[Markup(s) for s in scripts],
         data=Markup(embed_json(data)),
     )
@@ -88,14 +97,15 @@ def embed_json(data: Any) -> str:
     return text
 
 
-def _source(path: Path) -> str:
+def script(path: Path) -> str:
+    """The text of a script, checked to be one that can stand in a page."""
     text = path.read_text(encoding="utf-8")
     if "</script" in text.lower() or "<!--" in text:
         raise ValueError(f"{path.name} cannot be written into a page: it contains </script or <!--")
     return text.strip() + "\n"
 
 
-def _policy(scripts: list[str]) -> str:
+def policy(scripts: list[str]) -> str:
     """Nothing from anywhere; scripts by hash. Styles are inline, as the figures bring their own."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'"

@@ -67,7 +67,8 @@ const M = {};
     bits: known((v) => (Math.abs(v) < 0.0995 ? v.toFixed(4) : v.toFixed(2))),
     p: known((v) => (v < 0.001 ? "< 0.001" : v.toFixed(3))),
     count: known((v) => d3.format(",")(v)),
-    text: known((v) => String(v)),
+    number: known((v) => String(v)),
+    text: (v) => (v === null || v === undefined ? "–" : String(v)), // as it is: hyphens stay
   };
   M.interval = (low, high, format) => (low === null ? "–" : `${format(low).replace(" %", "")} to ${format(high)}`);
   M.tokenText = function (id) {

@@ -107,7 +107,7 @@
       marks: [Plot.rectY(boxes, { x1: "x1", x2: "x2", y: "share", fill: M.css("d0"), inset: 0.4 }), Plot.ruleY([0])],
     }));
     M.asTable("hist", [
-      { key: "low", label: "from", format: M.fmt.text }, { key: "high", label: "to", format: M.fmt.text }, { key: "count", label: "values", format: M.fmt.count }, { key: "share", label: "share", format: M.fmt.percent },
+      { key: "low", label: "from", format: M.fmt.number }, { key: "high", label: "to", format: M.fmt.number }, { key: "count", label: "values", format: M.fmt.count }, { key: "share", label: "share", format: M.fmt.percent },
     ], () => rows);
     return undefined;
   }, () => M.id("controls-hist").append(M.layerControl(), M.choice("Of", "hist", Object.keys(HIST).map((k) => ({ value: k, label: k.replace("topk_weight", "chosen weight") })))));

@@ -45,8 +45,7 @@
   };
   M.half = (points, part) => Math.max(points > 20 ? 2 : points > 6 ? 1 : 0, Math.round(points / part));
 
-  // Names as they are (M.fmt.text is for numbers: it writes hyphens as minus signs); numbers of any size.
-  M.fmt.name = (v) => (v === null || v === undefined ? "–" : String(v));
+  // Numbers of any size.
   const minus = (text) => text.replace("-", "−");
   M.fmt.any = (v) => (v === null || v === undefined || Number.isNaN(v) ? "–" : minus(v !== 0 && (Math.abs(v) < 1e-4 || Math.abs(v) >= 1e7) ? d3.format(".3~e")(v) : d3.format(",.4~r")(v)));
   M.tickPercent = (v) => `${+(v * 100).toFixed(2)} %`;

@@ -33,7 +33,7 @@
       base !== null && mean.length && (M.state.span === "all") ? M.key(orange, "unigram model", { borderTopStyle: "dashed" }) : null,
       kept.length ? M.h("span", {}, M.h("span", {}, "▲"), "checkpoint that is kept") : null));
     M.asTable("loss", [
-      { key: "when", label: "steps", name: true, format: M.fmt.name }, { key: "tokens", label: "tokens", format: (v) => M.fmt.count(v === null ? null : Math.round(v)) },
+      { key: "when", label: "steps", name: true, format: M.fmt.text }, { key: "tokens", label: "tokens", format: (v) => M.fmt.count(v === null ? null : Math.round(v)) },
       { key: "value", label: "training loss", format: M.fmt.three },
     ], () => rows.map((r) => ({ ...r, when: M.when(r) })).reverse());
   }, () => M.id("controls-loss").append(...M.axisControls(),
@@ -83,7 +83,7 @@
       all.length ? M.key(ink, "mean of all domains, by tokens") : null,
       known && !gain && M.state.span === "all" ? (few ? M.key("currentColor", "unigram model, on the domain's text", { borderTopStyle: "dotted" }) : M.key("currentColor", "short marks at the right edge: unigram model, on the domain's text", { width: ".8rem" })) : null));
     M.asTable("domains", [
-      { key: "step", label: "step", format: (v) => M.fmt.count(Math.round(v)) }, { key: "domain", label: "domain", text: true, format: M.fmt.name },
+      { key: "step", label: "step", format: (v) => M.fmt.count(Math.round(v)) }, { key: "domain", label: "domain", text: true, format: M.fmt.text },
       { key: "loss", label: "loss", format: M.fmt.three }, { key: "gain", label: "gain", format: M.fmt.three },
     ], () => held.step.flatMap((step, t) => shown.map((d) => ({ step, domain: d.name, loss: held.loss[t][d.i], gain: gainOf(d.i, held.loss[t][d.i]) }))).reverse());
   }, () => {
@@ -101,7 +101,7 @@
     const total = names.length > 1 ? [{ domain: "all, by tokens", tokens: last.tokens ? d3.sum(last.tokens) : null, loss: last.mean, unigram: last.unigram, gain: last.unigram === null ? null : last.unigram - last.mean, dim: true }] : [];
     M.title("final", `Every domain at step ${M.fmt.count(last.step)}: loss, the unigram model's loss, and the gain`, "nats per token · gain 0: nothing learned but frequencies");
     M.fill(M.id("plot-final"), M.table([
-      { key: "domain", label: "domain", text: true, format: M.fmt.name }, { key: "tokens", label: "tokens", format: M.fmt.count },
+      { key: "domain", label: "domain", text: true, format: M.fmt.text }, { key: "tokens", label: "tokens", format: M.fmt.count },
       { key: "loss", label: "loss", format: M.fmt.three }, { key: "unigram", label: "unigram", format: M.fmt.three },
       { key: "gain", label: "gain", text: true, render: (r) => (r.gain === null ? "–" : meter(r.gain / most, M.fmt.three(r.gain))) },
     ], [...total, ...d3.sort(rows, (r) => (r.gain === null ? Infinity : -r.gain))], { label: "Held-out loss by domain" }));

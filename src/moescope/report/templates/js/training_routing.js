@@ -107,7 +107,7 @@
     M.fill(M.id("plot-loads"), M.scaleLegend(color, -limit, limit, [[0, `${named} or less`], [0.5, "even"], [1, `${2 ** limit} × or more`]], "load"), map,
       count ? M.h("p", { class: "small" }, "● chosen by no token of this step") : null);
     M.asTable("loads", [
-      { key: "name", label: "expert", name: true, format: M.fmt.name }, { key: "share", label: "load", format: M.fmt.percent }, { key: "times", label: "× even", format: M.fmt.two },
+      { key: "name", label: "expert", name: true, format: M.fmt.text }, { key: "share", label: "load", format: M.fmt.percent }, { key: "times", label: "× even", format: M.fmt.two },
     ], () => share.flatMap((row, i) => order[i].map((j) => ({ name: `L${layers[i]}E${j}`, share: row[j], times: row[j] * row.length }))));
   }, () => M.id("controls-loads").append(M.choice("Experts", "order", [{ value: "number", label: "by number" }, { value: "load", label: "busiest first" }])));
 
@@ -116,7 +116,7 @@
     M.title("dropped", "Dropped in training, all layers", M.sub("share of assignments beyond an expert's capacity", "nothing dropped: 0", M.pointsAre(), M.lineIs(rows)));
     M.fill(M.id("plot-dropped"), rows.every((r) => !r.value) ? M.absent("Nothing has been dropped.")
       : M.stepLine("dropped_share", { width: M.width("dropped"), color: M.css("d3"), zero: true, unit: "share of assignments", tick: M.tickPercent, format: M.fmt.percent, label: "Dropped share by step" }));
-    M.asTable("dropped", [{ key: "when", label: "steps", name: true, format: M.fmt.name }, { key: "value", label: "dropped", format: M.fmt.percent }], () => rows.map((r) => ({ ...r, when: M.when(r) })).reverse());
+    M.asTable("dropped", [{ key: "when", label: "steps", name: true, format: M.fmt.text }, { key: "value", label: "dropped", format: M.fmt.percent }], () => rows.map((r) => ({ ...r, when: M.when(r) })).reverse());
   });
 
   M.figure("drops", [], () => {
@@ -133,6 +133,6 @@
       marks: [Plot.barY(rows, { x: "position", y: "share", fill: M.css("d3") }), Plot.ruleY([0]), Plot.ruleY([mean], { strokeDasharray: "4 3" }),
         Plot.tip(rows, Plot.pointerX({ x: "position", y: "share", title: (r) => `positions ${r.position}\n${M.fmt.percent(r.share)} dropped` }))],
     }) : M.absent("Nothing is known by position."));
-    M.asTable("drops", [{ key: "position", label: "positions", name: true, format: M.fmt.name }, { key: "share", label: "dropped", format: M.fmt.percent }], () => rows);
+    M.asTable("drops", [{ key: "position", label: "positions", name: true, format: M.fmt.text }, { key: "share", label: "dropped", format: M.fmt.percent }], () => rows);
   });
 })();

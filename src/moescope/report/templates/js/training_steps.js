@@ -3,7 +3,7 @@
 (function () {
   const known = (columns) => Object.keys(columns).filter((k) => M.data.steps && M.data.steps[k]);
   const table = (name, columns) => M.asTable(name, [
-    { key: "when", label: "steps", name: true, format: M.fmt.name }, ...known(columns).map((k) => ({ key: k, label: columns[k].title.toLowerCase(), format: M.fmt.any })),
+    { key: "when", label: "steps", name: true, format: M.fmt.text }, ...known(columns).map((k) => ({ key: k, label: columns[k].title.toLowerCase(), format: M.fmt.any })),
   ], () => M.stepRows(known(columns)[0]).map((r) => ({ when: M.when(r), ...Object.fromEntries(known(columns).map((k) => [k, M.data.steps[k][r.index]])) })).reverse());
 
   const AUX = {

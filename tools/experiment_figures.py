@@ -124,8 +124,9 @@ def _by_profile(
         axis.set_title(titles[name], loc="left")
         axis.set_xlabel(settings.x)
     axes[0].set_ylabel(settings.y + (", %" if scale == 100 else ""))
-    if any(axes[0].get_legend_handles_labels()):
-        axes[0].legend()
+    handles, labels = axes[0].get_legend_handles_labels()
+    if handles:
+        canvas.legend(handles, labels, loc="outside upper left", ncols=len(handles))
 
 
 def _bars(profile: Mapping[str, Any], scale: int) -> list[list[float]] | None:

@@ -84,7 +84,7 @@ def aggregate(
             "profiles": _profiles(mine),
             "difference": _differences(mine, _good(by_condition[against])) if against else {},
             "runs": [
-                {"seed": r["seed"], "seconds": r["seconds"], "metrics": r["metrics"]} for r in mine
+                {key: r[key] for key in ("seed", "seconds", "threads", "metrics")} for r in mine
             ],
         }
     return {"command": command, "setup": setup, "conditions": conditions}

@@ -208,7 +208,6 @@ def carry_out(options: Options, chosen: dict[str, Experiment]) -> None:
         made[name] = aggregate(chosen[name], jobs, measured, command_of(options, name))
     machine = {
         "cores": os.cpu_count(),
-        "jobs": options.jobs,
         "processor": platform.machine(),
         "torch": version("torch"),
         "transformers": version("transformers"),

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from tests.lab.conftest import BASE, merged
 from tests.support.saved import tiny_tokenizer, write_corpus
-from tools import experiment_pages as pages
 from tools import experiment_runs as runs
+from tools import experiment_words as said_by
 from tools import experiments
 from tools.experiment_plan import Experiment, Job, jobs_of, load_experiments
 from tools.experiment_results import aggregate, t_interval
@@ -98,8 +98,8 @@ def test_every_recipe_of_the_experiments_is_valid(name: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_experiment_measures_what_a_page_can_show(name: str) -> None:
-    assert set(ALL[name].metrics) <= set(pages.MEASURES)
-    assert {*ALL[name].tables, *ALL[name].figure.profiles} <= set(pages.PROFILES)
+    assert set(ALL[name].metrics) <= set(said_by.MEASURES)
+    assert {*ALL[name].tables, *ALL[name].figure.profiles} <= set(said_by.PROFILES)
 
 
 def test_the_scopes_are_compared_on_micro_batches_of_one_domain() -> None:
@@ -249,14 +249,14 @@ def of(*values: float) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_a_sentence_follows_from_the_interval(values: tuple[float, ...], said: str) -> None:
-    assert pages.verdict(of(*values), pages.MEASURES["cv"]) == said
+    assert said_by.verdict(of(*values), said_by.MEASURES["cv"]) == said
 
 
 def test_shares_are_written_in_percent_and_differences_in_points() -> None:
-    dead = pages.MEASURES["dead_share"]
-    assert pages.estimate(t_interval([0.25, 0.25]), dead) == "25.0 [25.0, 25.0]"
-    assert pages.estimate(None, dead) == "–"
-    assert pages.verdict(of(-0.25, -0.25), dead) == (
+    dead = said_by.MEASURES["dead_share"]
+    assert said_by.estimate(t_interval([0.25, 0.25]), dead) == "25.0 [25.0, 25.0]"
+    assert said_by.estimate(None, dead) == "–"
+    assert said_by.verdict(of(-0.25, -0.25), dead) == (
         "dead: lower in all 2 seeds, difference −25.0 [−25.0, −25.0] points"
     )
 

@@ -24,7 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from moescope.lab.data import Ids, Streams, heldout_windows, prepare_data, unigram_losses
 from moescope.lab.kernels import chunked_cross_entropy
 from moescope.lab.log import TrainingLog
-from moescope.lab.recipe import Recipe, load_recipe
+from moescope.lab.recipe import Recipe
+from moescope.lab.recipe_file import load_recipe
 
 TEMPLATE = Path(__file__).with_name("demo_card_template.md")
 SAMPLES = Path(__file__).resolve().parents[1] / "src/moescope/demo/samples"

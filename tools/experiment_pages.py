@@ -132,9 +132,9 @@ def _setup(result: Mapping[str, Any]) -> str:
     if seconds:
         machine = result["machine"]
         threads = sorted({run["threads"] for c in conditions for run in c["runs"]})
-        each = " or ".join(str(count) for count in threads)
+        each = " or ".join(_count(number, "thread") for number in threads)
         sentences.append(
-            f"Training took {seconds[0]:.0f} to {seconds[-1]:.0f} s a run ({each} threads of "
+            f"Training took {seconds[0]:.0f} to {seconds[-1]:.0f} s a run ({each} of "
             f"{machine['cores']} cores, torch {machine['torch']}); what else ran on the machine is "
             "not known."
         )

@@ -20,7 +20,7 @@ import torch
 from tools.experiment_plan import Job
 
 from moescope import CorpusSpec, ModelSpec, TraceOptions, load_model, open_corpus, open_run
-from moescope.errors import TrainingError
+from moescope.errors import BadInputError, TrainingError
 from moescope.lab.data import prepare_data
 from moescope.lab.log import TrainingLog
 from moescope.lab.recipe import Recipe
@@ -66,9 +66,18 @@ def shared_text(job: Job) -> Path:
 
 
 def link_text(job: Job) -> None:
-    """Give a run that has not begun the shared tokenizer and tokens."""
+    """Give a run that has not begun the shared tokenizer and tokens.
+
+    Raises:
+        BadInputError: the run has tokens of other text; writing there would reach through the links.
+    """
     shared = shared_text(job)
-    if (job.folder / "tokens").exists():
+    if (job.folder / "tokens" / "index.json").exists():
+        if _fingerprint(job.folder) != _fingerprint(shared):
+            raise BadInputError(
+                f"{job.folder} was begun on other text than --data holds now; delete it or give "
+                "another folder with --out"
+            )
         return
     for part in ("tokenizer", "tokens"):
         if (shared / part).is_dir():

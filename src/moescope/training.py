@@ -103,7 +103,9 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _domains(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    kept = [row for row in rows if row.get("routing") == "recipe"]
+    """Held-out losses of the model as it is saved."""
+    shown = "stock" if any(row["routing"] == "stock" for row in rows) else "recipe"
+    kept = [row for row in rows if row["routing"] == shown]
     columns = ("step", "domain", "tokens", "loss", "unigram")
     return {name: [row[name] for row in kept] for name in columns}
 

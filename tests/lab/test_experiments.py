@@ -211,6 +211,18 @@ def test_a_training_that_breaks_down_is_an_outcome(
     assert none["failed"] == [{"seed": 0, "why": "the loss is nan at step 3"}]
 
 
+@pytest.mark.usefixtures("micro")
+def test_a_run_on_other_text_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    job = micro_job(tmp_path)
+    runs.link_text(job)
+    before = {p: p.read_bytes() for p in (job.folder / "tokens").iterdir()}
+    runs._corpora.cache_clear()
+    write_corpus(tmp_path / "data" / "train" / "texts.jsonl", 10, domains=2, seed=5)
+    with pytest.raises(BadInputError, match="was begun on other text"):
+        runs.link_text(job)
+    assert {p: p.read_bytes() for p in (job.folder / "tokens").iterdir()} == before
+
+
 def stop(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
@@ -244,7 +256,7 @@ def of(*values: float) -> dict[str, Any]:
         ((0.25,), "CV: difference +0.250, from one seed, so without an interval"),
         ((), "CV: not measured in both"),
         # an interval that leaves out 0 never reads as if it touched it
-        ((3e-4, 5e-4), "CV: not told apart, difference +0.000 [−0.001, +0.002]"),
+        ((3e-4, 5e-4), "CV: not told apart, difference 0.000 [−0.001, +0.002]"),
         ((4e-4, 5e-4, 6e-4), "CV: higher in all 3 seeds, difference +0.0005 [+0.0003, +0.0007]"),
     ],
 )  # fmt: skip

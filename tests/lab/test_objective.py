@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from moescope.lab import losses
 from moescope.lab.network import Network, Pass, build_network
 from moescope.lab.objective import Workers, balance_weights, run_step
-from moescope.lab.recipe import load_recipe
+from moescope.lab.recipe_file import load_recipe
 from moescope.lab.routers import gates
 
 TOKENS = torch.randint(0, 100, (4, 3, 17), generator=torch.Generator().manual_seed(1))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.lab.conftest import RecipeWriter
 
 from moescope.errors import BadInputError
-from moescope.lab.recipe import Ramp, load_recipe, routing_notes
+from moescope.lab.recipe import Ramp, routing_notes
+from moescope.lab.recipe_file import load_recipe
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"routter": {}}, "unknown key 'routter'; did you mean router?"),
@@ -37,6 +39,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"capacity": {"train": 0.1}}, "less than one of 16 tokens; it must be at least 0.25"),
     ({"data": {"context": 2000}}, "longer than model.max_position_embeddings 1024"),
     ({"train": {"tokens": 5}}, "give exactly one of steps and tokens"),
+    ({"run": {"keep": [10]}}, "run.keep.0: Input should be less than or equal to 1, got 10"),
+    ({"balance": {"importance": -1}}, "balance.importance: Input should be greater than or equal"),
+    ({"balance": {"importance": {"start": 1, "end": 0}}}, "balance.importance.over is missing"),
+    ({"model": {"zzzz": 4}}, "unknown key 'model.zzzz'; keys of model: architecture"),
     ({"train": {"learning_rate": -1}}, "train.learning_rate: Input should be greater than 0"),
 ]
 
@@ -54,9 +60,9 @@ def test_a_wrong_recipe_is_refused_in_one_line(
 
 
 def test_settings_given_beside_the_recipe_win(write_recipe: RecipeWriter) -> None:
-    recipe = load_recipe(write_recipe(), ("train.steps=2", "data.train=/elsewhere"))
+    recipe = load_recipe(write_recipe(), ("train.steps=2", "data.train=elsewhere"))
     assert recipe.num_steps == 2
-    assert recipe.data.train.path == "/elsewhere"
+    assert recipe.data.train.path == str(Path.cwd() / "elsewhere")  # as typed, seen from here
     with pytest.raises(BadInputError, match=r"not of the form section\.key=value"):
         load_recipe(write_recipe(), ("steps",))
 

@@ -24,7 +24,7 @@ from moescope.lab.data import heldout_windows, prepare_data
 from moescope.lab.kernels import chunked_cross_entropy
 from moescope.lab.log import TrainingLog
 from moescope.lab.network import Network, build_network
-from moescope.lab.recipe import load_recipe
+from moescope.lab.recipe_file import load_recipe
 from moescope.lab.trainer import Trained, TrainingState, train
 from moescope.models import ModelSpec, load_model
 
@@ -184,8 +184,26 @@ def test_a_folder_with_a_run_is_not_overwritten_nor_resumed_with_another_recipe(
         train(load_recipe(write_recipe(train={"steps": 2})), folder)
     with pytest.raises(RunError, match="of another recipe"):
         train(load_recipe(write_recipe(train={"steps": 2}, seed=9)), folder, resume=True)
-    with pytest.raises(RunError, match="no checkpoint to resume from"):
-        train(load_recipe(write_recipe()), tmp_path / "nothing", resume=True)
+
+
+def test_the_recipe_in_the_folder_of_a_run_is_the_recipe(
+    write_recipe: RecipeWriter, tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe(train={"steps": 2}))
+    train(recipe, tmp_path / "run", resume=True)  # nothing there yet: it begins
+    written = load_recipe(tmp_path / "run" / "recipe.yaml")
+    assert written.identity() == recipe.identity()
+    assert written.data == recipe.data
+
+
+def test_a_tokenizer_is_trained_again_when_another_one_is_asked_for(
+    write_recipe: RecipeWriter, tmp_path: Path
+) -> None:
+    sizes = []
+    for size in (300, 310, 310):
+        recipe = load_recipe(write_recipe(tokenizer={"path": None, "vocab_size": size}))
+        sizes.append(len(prepare_data(recipe, tmp_path / "run").tokenizer))
+    assert sizes == [300, 310, 310]
 
 
 def test_too_little_text_for_a_sequence_is_refused_with_the_domain(

@@ -62,15 +62,19 @@ def _summary(kind: Any) -> str:
     return inspect.cleandoc(kind.__doc__).partition("\n")[0].rstrip(".")
 
 
+def _bounds(metadata: Any) -> str:
+    return ", ".join(
+        f"{sign} {getattr(part, key):g}"
+        for part in metadata
+        for key, sign in _BOUNDS.items()
+        if hasattr(part, key)
+    )
+
+
 def _rows(fields: Any) -> list[str]:
     rows = []
     for name, field in fields.items():
-        bounds = ", ".join(
-            f"{sign} {getattr(part, key):g}"
-            for part in field.metadata
-            for key, sign in _BOUNDS.items()
-            if hasattr(part, key)
-        )
+        bounds = _bounds(field.metadata)
         meaning = " ".join((field.description or "").replace("``", "`").split())
         rows.append([f"`{name}`", _value(field.annotation), _default(field), bounds, bar(meaning)])
     return table(["key", "value", "default", "bounds", "meaning"], rows)
@@ -91,6 +95,8 @@ def _value(annotation: Any) -> str:
     from moescope.lab.recipe import Ramp
 
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return f"{_value(inner[0])} {_bounds(inner[1].metadata)}"
     if annotation is Ramp:
         return "[ramp](#ramp)"
     if annotation is CorpusSpec:
@@ -102,7 +108,8 @@ def _value(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return ", or ".join(_value(part) for part in inner)
     if origin is tuple:
-        many = _MANY[inner[0]]
+        first = inner[0]
+        many = _MANY[typing.get_args(first)[0] if typing.get_origin(first) else first]
         return f"list of {many}" if inner[-1] is ... else f"{_COUNTS[len(inner)]} {many}"
     return _WORDS[annotation]
 

@@ -35,8 +35,8 @@ def capacity(
         int | None, typer.Option("--capacity", help="tokens that an expert takes at most")
     ] = None,
     factor: Annotated[
-        float, typer.Option(help="instead of --capacity: tokens · factor · K / E")
-    ] = 1.25,
+        float | None, typer.Option(help="instead of --capacity: tokens · factor · K / E [1.25]")
+    ] = None,
     overflow: Annotated[
         Literal["drop", "reroute"],
         typer.Option(help="drop to the residual, or take the next most probable expert with room"),
@@ -58,11 +58,19 @@ def capacity(
 
     if form == "csv":
         raise BadInputError("capacity prints as table or json; csv has no place for sets")
+    if limit is not None and factor is not None:
+        raise BadInputError("--capacity and --factor say the same thing; give one of them")
     loaded = load_model(ModelSpec(model, revision, dtype, device, trust_remote_code))
     if layer is None and not all_layers:
         layer = loaded.anatomy.layer_numbers[0]
     layers = explain_overflow(
-        loaded, text, layer=layer, capacity=limit, factor=factor, overflow=overflow, top_k=top_k
+        loaded,
+        text,
+        layer=layer,
+        capacity=limit,
+        factor=1.25 if factor is None else factor,
+        overflow=overflow,
+        top_k=top_k,
     )
     for made in layers:
         if form == "json":

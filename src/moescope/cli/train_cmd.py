@@ -39,7 +39,8 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
 ) -> None:
     """Train, show progress, and print the held-out losses and the folder of the model."""
-    from moescope.lab.recipe import load_recipe, routing_notes
+    from moescope.lab.recipe import routing_notes
+    from moescope.lab.recipe_file import load_recipe
     from moescope.models.loading import pick_device
     from moescope.training import PAGE, train_with_page
 
@@ -62,6 +63,8 @@ def train(
             progress.update(task, description=words)
 
         def listen(state: TrainingState) -> None:
+            if progress.tasks[task].total is None:
+                errors.print(f"live page: {out / PAGE}", markup=False, soft_wrap=True)
             loss = state.log.rows["steps"][-1]["loss"]
             progress.update(
                 task,
@@ -71,7 +74,6 @@ def train(
                 figures=f"loss {loss:.3f} · {state.tokens_per_second:,.0f} tok/s",
             )
 
-        errors.print(f"live page: {out / PAGE}", markup=False, soft_wrap=True)
         done = train_with_page(checked, out, resume=resume, device=chosen, say=say, listen=listen)
     _summarize(done)
     output.print(str(done.model), soft_wrap=True)

@@ -65,7 +65,7 @@ def prepare_data(
     say("reading the text")
     fingerprints = [train.fingerprint(), heldout.fingerprint()]
     say("making the tokenizer")
-    tokenizer = _tokenizer(recipe.tokenizer, recipe.model.max_position_embeddings, train, folder)
+    tokenizer = _tokenizer(recipe, train, fingerprints[0], folder / "tokenizer")
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
     for text in fingerprints:
         digest.update(text.encode())
@@ -104,9 +104,11 @@ def _corpora(recipe: Recipe) -> tuple[Corpus, Corpus]:
     )
 
 
-def _tokenizer(given: TokenizerRecipe, longest: int, corpus: Corpus, folder: Path) -> Any:
+def _tokenizer(recipe: Recipe, corpus: Corpus, text: str, target: Path) -> Any:
+    """The tokenizer that is named, or the one trained on this text, made at most once."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    given = recipe.tokenizer
     if given.path is not None:
         if not (Path(given.path) / "tokenizer.json").is_file():
             raise BadInputError(
@@ -119,8 +121,10 @@ def _tokenizer(given: TokenizerRecipe, longest: int, corpus: Corpus, folder: Pat
                 f"tokenizer.path {given.path}: it has no end-of-text token to close documents with"
             )
         return tokenizer
-    target = folder / "tokenizer"
-    if not (target / "tokenizer.json").is_file():
+    longest = recipe.model.max_position_embeddings
+    made_from = {**given.model_dump(exclude={"path"}), "longest": longest, "text": text}
+    note = target / "made_from.json"
+    if not note.is_file() or json.loads(note.read_text(encoding="utf-8")) != made_from:
         fast = PreTrainedTokenizerFast(
             tokenizer_object=_train_bpe(given, corpus),
             eos_token=END_OF_TEXT,
@@ -129,6 +133,7 @@ def _tokenizer(given: TokenizerRecipe, longest: int, corpus: Corpus, folder: Pat
             model_max_length=longest,
         )
         fast.save_pretrained(target)
+        write_bytes(note, json.dumps(made_from, indent=1).encode())  # last: what is noted is whole
     return PreTrainedTokenizerFast.from_pretrained(target)
 
 

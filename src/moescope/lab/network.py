@@ -99,9 +99,6 @@ class Network:
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Everything that training changes, by name; ``noise.L`` is not in the saved model."""
         named: dict[str, nn.Parameter] = dict(self.model.named_parameters())
-        if self.recipe.train.router_only:
-            of_routers = {id(p) for r in self.routers.values() for p in r.parameters()}
-            named = {name: p for name, p in named.items() if id(p) in of_routers}
         return named | {f"noise.{layer_idx}": p for layer_idx, p in self.noise.items()}
 
     def forward(self, tokens: torch.Tensor, how: Pass) -> torch.Tensor:
@@ -161,8 +158,13 @@ class Network:
         """Every expert chooses within each sequence."""
         recipe = self.recipe
         per_sequence = logits.view(how.sequences, -1, logits.shape[-1])
-        share = recipe.model.top_k * recipe.router.capacity_factor / recipe.model.num_experts
-        take = max(1, min(per_sequence.shape[1], int(per_sequence.shape[1] * share)))
+        take = capacities.expert_capacity(
+            per_sequence.shape[1],
+            recipe.model.num_experts,
+            recipe.model.top_k,
+            recipe.router.capacity_factor or 1.0,
+            minimum=1,
+        )
         parts = [routers.expert_choice(sequence, take) for sequence in per_sequence]
         joined = [
             None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)

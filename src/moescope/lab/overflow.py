@@ -66,7 +66,8 @@ def explain_overflow(
         layer: one MoE layer, or all.
         capacity: assignments of each expert; by ``factor`` unless given.
         factor: of even routing, int(T · factor · K / E), at least 1.
-        overflow: drop, or reroute to the next most probable expert with room.
+        overflow: drop, or reroute to the expert with room that the router finds most probable (a
+            bias that a router adds for selection only is not seen).
         top_k: seat only the first so many choices of a token (1: the textbook's top-1).
 
     Raises:

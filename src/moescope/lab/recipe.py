@@ -7,18 +7,14 @@ saved. Paths in a recipe are relative to the recipe's own folder.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
-from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from moescope.corpus import CorpusSpec
-from moescope.errors import BadInputError
 
 __all__ = [
     "Balance",
@@ -27,7 +23,6 @@ __all__ = [
     "Ramp",
     "Recipe",
     "RouterRecipe",
-    "load_recipe",
     "routing_notes",
 ]
 
@@ -56,7 +51,7 @@ class Ramp(_Part):
         return self.start + (self.end - self.start) * min(1.0, progress / self.over)
 
 
-Weight = float | Ramp
+Weight = Annotated[float, Field(ge=0)] | Ramp
 
 
 class TokenizerRecipe(_Part):
@@ -180,8 +175,8 @@ class RouterRecipe(_Part):
     """noisy_topk: draw the noise. Off, it is a KeepTopK router without noise (for comparison)."""
     initial_scale: float | None = Field(None, ge=0)
     """Standard deviation of the first router weights; noisy_topk starts at 0, others as all."""
-    capacity_factor: float = Field(1.0, gt=0)
-    """expert_choice: every expert takes tokens · K · factor / E tokens of a sequence."""
+    capacity_factor: float | None = Field(None, gt=0)
+    """expert_choice: every expert takes tokens · K · factor / E tokens of a sequence; null: 1."""
 
 
 class Balance(_Part):
@@ -241,8 +236,6 @@ class TrainRecipe(_Part):
     """Largest norm of all gradients together."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 keeps float32 masters; auto: bfloat16 where the processor multiplies it itself."""
-    router_only: bool = False
-    """Train the routers and nothing else."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -255,14 +248,15 @@ class RunRecipe(_Part):
     """What changes no number: workers, how often to save and look."""
 
     workers: int | None = Field(None, ge=1)
-    """Micro-batches computed at the same time, one thread each; as many as cores unless given."""
+    """Micro-batches computed at the same time, one thread each; as many as torch has threads unless
+    given. A single one computes with all threads, which may round differently than several do."""
     checkpoint_minutes: float = Field(3.0, gt=0)
     """Time between checkpoints to resume from."""
     log_every: int = Field(10, ge=1)
     """Steps between rows of routing statistics."""
     evaluate_every: int = Field(100, ge=1)
     """Steps between held-out evaluations."""
-    keep: tuple[float, ...] = ()
+    keep: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
     """Shares of the training at which the model is kept, such as [0.01, 0.1, 0.4]."""
     refresh_seconds: int = Field(15, ge=1)
     """How often the live page is written."""
@@ -355,7 +349,7 @@ def _check_router(recipe: Recipe) -> None:
             "with top_k 1 a normalized weight is always 1 and the router gets no gradient; "
             "use router.kind switch, or top_k 2 or more"
         )
-    if kind != "expert_choice" and "capacity_factor" in recipe.router.model_fields_set:
+    if kind != "expert_choice" and recipe.router.capacity_factor is not None:
         raise ValueError("router.capacity_factor belongs to expert_choice; use capacity: instead")
 
 
@@ -404,8 +398,8 @@ def routing_notes(recipe: Recipe) -> list[str]:
         notes.append(
             "expert choice is not causal: which tokens an expert takes depends on later tokens, so "
             "its held-out loss flatters it. It maps to no stock architecture: the saved "
-            f"{recipe.model.architecture} model routes by top-{recipe.model.top_k}, and held-out "
-            "loss is given for both."
+            f"{recipe.model.architecture} model routes by top-{recipe.model.top_k}. The page and "
+            "the summary give the saved model's held-out loss, log/domains.parquet both."
         )
     if recipe.router.kind == "noisy_topk" and recipe.router.noise:
         notes.append(
@@ -418,7 +412,8 @@ def routing_notes(recipe: Recipe) -> list[str]:
             f"capacity factor {capacity.train:g} applies in training; the saved "
             f"{recipe.model.architecture} model has no capacity limit"
             + (
-                f", held-out loss is given without and with a factor of {capacity.evaluate:g}."
+                f", which is the one whose held-out loss is shown; log/domains.parquet also has it "
+                f"with a factor of {capacity.evaluate:g}."
                 if capacity.evaluate is not None
                 else "."
             )
@@ -429,106 +424,3 @@ def routing_notes(recipe: Recipe) -> list[str]:
                 "sequences before it."
             )
     return notes
-
-
-def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read and check a recipe.
-
-    Args:
-        path: a YAML file.
-        overrides: ``section.key=value`` texts that win over the file; values are YAML.
-
-    Returns:
-        The recipe, paths resolved against its own folder.
-
-    Raises:
-        BadInputError: unreadable file, unknown key, missing or impossible value.
-    """
-    path = Path(path)
-    data = _read(path)
-    for text in overrides:
-        _override(data, text)
-    try:
-        recipe = Recipe.model_validate(data)
-    except ValidationError as error:
-        raise BadInputError(f"{path}: {_explain(error)}") from error
-    return recipe.model_copy(
-        update={"data": _absolute(recipe.data, path.parent), "tokenizer": _tokenizer(recipe, path)}
-    )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInputError(f"recipe {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise BadInputError(f"recipe {path}: expected sections such as model: and data:")
-    return data
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise BadInputError(f"--set {text!r} is not of the form section.key=value")
-    *parents, last = key.split(".")
-    for name in parents:
-        nested = data.get(name)
-        if isinstance(nested, str) and name in ("train", "heldout"):
-            nested = {"path": nested}
-        data[name] = nested = {} if nested is None else nested
-        if not isinstance(nested, dict):
-            raise BadInputError(f"--set {text!r}: {name} is {nested!r}, not a section")
-        data = nested
-    try:
-        data[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise BadInputError(f"--set {text!r}: {' '.join(str(error).split())}") from error
-
-
-def _absolute(data: DataRecipe, folder: Path) -> DataRecipe:
-    def resolved(spec: CorpusSpec | None) -> CorpusSpec | None:
-        if spec is None or spec.path.startswith("hf:") or Path(spec.path).is_absolute():
-            return spec
-        return spec.model_copy(update={"path": str(folder / spec.path)})
-
-    return data.model_copy(
-        update={"train": resolved(data.train), "heldout": resolved(data.heldout)}
-    )
-
-
-def _tokenizer(recipe: Recipe, path: Path) -> TokenizerRecipe:
-    given = recipe.tokenizer.path
-    if given is None or Path(given).is_absolute():
-        return recipe.tokenizer
-    return recipe.tokenizer.model_copy(update={"path": str(path.parent / given)})
-
-
-def _explain(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = [str(p) for p in problem["loc"] if p not in ("float", "Ramp")]
-    name = ".".join(place) or "recipe"
-    if problem["type"] == "extra_forbidden":
-        known = _fields(place[:-1])
-        close = difflib.get_close_matches(place[-1], known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        section = ".".join(place[:-1]) or "a recipe"
-        return f"unknown key {name!r}{hint} Keys of {section}: {', '.join(known)}"
-    if problem["type"] == "missing":
-        return f"{name} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{name + ': ' if place else ''}{message}"
-    return f"{name}: {message}, got {problem['input']!r}"
-
-
-def _fields(place: list[str]) -> list[str]:
-    model: Any = Recipe
-    for name in place:
-        kinds = [model.model_fields[name].annotation] if name in model.model_fields else []
-        kinds += [a for kind in kinds for a in get_args(kind)]
-        models = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        if not models:
-            return []
-        model = models[0]
-    return list(model.model_fields)

@@ -108,7 +108,7 @@ def train(
     Args:
         recipe: from `load_recipe`.
         folder: the run's own folder.
-        resume: go on from the checkpoint in it.
+        resume: go on from the checkpoint in it, or begin if there is none yet.
         device: ``cpu`` or an accelerator.
         say: told what is being prepared.
         listen: told the state after every step.
@@ -159,16 +159,9 @@ def _check_folder(
     recipe: Recipe, folder: Path, found: tuple[Path, dict[str, Any]] | None, resume: bool
 ) -> None:
     if found is None:
-        if resume and (folder / "recipe.yaml").exists():
-            return  # stopped before its first checkpoint: from the beginning is the same
-        if resume:
-            raise RunError(f"{folder} holds no checkpoint to resume from; leave --resume away")
-        if (folder / "recipe.yaml").exists() or (folder / "model").exists():
-            raise RunError(
-                f"{folder} holds a training run already; add --resume to go on, or give another "
-                "folder with -o"
-            )
-        return
+        if (folder / "model").exists():
+            raise RunError(f"{folder} holds a model already; give another folder with -o")
+        return  # nothing was finished there: from the beginning is the same
     where, state = found
     if not resume:
         raise RunError(

@@ -1,0 +1,134 @@
+"""A recipe from its YAML file: overrides, paths, and every refusal as one line."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from moescope.corpus import CorpusSpec
+from moescope.errors import BadInputError
+from moescope.lab.recipe import DataRecipe, Recipe, TokenizerRecipe
+
+__all__ = ["load_recipe"]
+
+_PATHS = ("data.train", "data.heldout", "data.train.path", "data.heldout.path", "tokenizer.path")
+
+
+def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: ``section.key=value`` texts that win over the file; values are YAML, and paths
+            among them are relative to the working directory.
+
+    Returns:
+        The recipe, paths resolved against its own folder.
+
+    Raises:
+        BadInputError: unreadable file, unknown key, missing or impossible value.
+    """
+    path = Path(path)
+    data = _read(path)
+    for text in overrides:
+        _override(data, text)
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise BadInputError(f"{path}: {_explain(error)}") from error
+    return recipe.model_copy(
+        update={"data": _absolute(recipe.data, path.parent), "tokenizer": _tokenizer(recipe, path)}
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInputError(f"recipe {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise BadInputError(f"recipe {path}: expected sections such as model: and data:")
+    return data
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise BadInputError(f"--set {text!r} is not of the form section.key=value")
+    *parents, last = key.split(".")
+    for name in parents:
+        nested = data.get(name)
+        if isinstance(nested, str) and name in ("train", "heldout"):
+            nested = {"path": nested}
+        data[name] = nested = {} if nested is None else nested
+        if not isinstance(nested, dict):
+            raise BadInputError(f"--set {text!r}: {name} is {nested!r}, not a section")
+        data = nested
+    try:
+        data[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise BadInputError(f"--set {text!r}: {' '.join(str(error).split())}") from error
+    if key in _PATHS and isinstance(data[last], str):
+        data[last] = _resolved(data[last], Path.cwd())
+
+
+def _resolved(path: str, folder: Path) -> str:
+    """An absolute path; a dataset of the hub stays as it is."""
+    return path if path.startswith("hf:") else str((folder / path).resolve())
+
+
+def _absolute(data: DataRecipe, folder: Path) -> DataRecipe:
+    def resolved(spec: CorpusSpec | None) -> CorpusSpec | None:
+        return spec and spec.model_copy(update={"path": _resolved(spec.path, folder)})
+
+    return data.model_copy(
+        update={"train": resolved(data.train), "heldout": resolved(data.heldout)}
+    )
+
+
+def _tokenizer(recipe: Recipe, path: Path) -> TokenizerRecipe:
+    given = recipe.tokenizer.path
+    if given is None:
+        return recipe.tokenizer
+    return recipe.tokenizer.model_copy(update={"path": _resolved(given, path.parent)})
+
+
+_TAGS = ("Ramp", "float", "constrained-float")
+"""How pydantic names the members of a union in the place of an error."""
+
+
+def _explain(error: ValidationError) -> str:
+    problems = error.errors()
+    ramps = [p for p in problems if "Ramp" in p["loc"]]
+    given_as_ramp = ramps and not ramps[0]["type"].startswith("model")
+    problem = ramps[0] if given_as_ramp else problems[0]
+    place = [str(p) for p in problem["loc"] if p not in _TAGS]
+    name = ".".join(place) or "recipe"
+    if problem["type"] == "extra_forbidden":
+        known = _fields(place[:-1])
+        close = difflib.get_close_matches(place[-1], known, n=1)
+        hint = f"did you mean {close[0]}? Keys" if close else "keys"
+        section = ".".join(place[:-1]) or "a recipe"
+        return f"unknown key {name!r}; {hint} of {section}: {', '.join(known)}"
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{name + ': ' if place else ''}{message}"
+    return f"{name}: {message}, got {problem['input']!r}"
+
+
+def _fields(place: list[str]) -> list[str]:
+    model: Any = Recipe
+    for name in place:
+        kinds = [model.model_fields[name].annotation] if name in model.model_fields else []
+        kinds += [a for kind in kinds for a in get_args(kind)]
+        models = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not models:
+            return []
+        model = models[0]
+    return list(model.model_fields)

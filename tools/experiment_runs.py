@@ -69,7 +69,7 @@ def link_text(job: Job) -> None:
     """Give a run that has not begun the shared tokenizer and tokens.
 
     Raises:
-        BadInputError: the run has tokens of other text; writing there would reach through the links.
+        BadInputError: it has tokens of other text; writing there would reach through the links.
     """
     shared = shared_text(job)
     if (job.folder / "tokens" / "index.json").exists():

@@ -72,6 +72,28 @@ def test_sorted_experts_give_the_sum_and_gradients_of_one_token_at_a_time(case: 
         torch.testing.assert_close(one, other)
 
 
+def test_the_grouped_products_give_what_one_product_for_each_expert_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from moescope.lab import kernels
+
+    ids = torch.rand(40, E, generator=torch.Generator().manual_seed(3)).topk(K).indices
+    ids[ids == 2] = E  # expert 2 gets nothing
+    shapes = (40, 16), (40, K), (E, 16, 16), (E, 16, 8)
+    tensors = [numbers(*s).detach().float().requires_grad_() for s in shapes]
+    results = []
+    for grouped in (True, False):
+        if not grouped:
+            monkeypatch.setattr(kernels, "_grouped", lambda *_: False)
+        else:
+            assert kernels._grouped(tensors[0], tensors[2])
+        hidden, weights, gate_up, down = tensors
+        output = sorted_experts(hidden, ids, weights, gate_up, down)
+        results.append([output, *torch.autograd.grad(output.square().sum(), tensors)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_sorted_experts_pass_the_numerical_gradient_check() -> None:
     ids = expert_ids("some dropped")
     assert gradcheck(

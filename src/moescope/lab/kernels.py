@@ -27,9 +27,8 @@ _Context = Any  # torch's autograd context: it takes whatever attribute it is gi
 class _SortedExperts(torch.autograd.Function):
     """Gated experts on contiguous slices of the assignments sorted by expert.
 
-    Nothing of the size (assignments, hidden) is kept for the backward pass but the gathered input;
-    the gradient of a routing weight is the product of what flows back through the expert's output
-    with its inner activation, so the expert's output is never kept either.
+    The gradient of a routing weight is the product of what flows back through the expert's output
+    with its inner activation, so the experts' outputs are not kept for the backward pass.
     """
 
     @staticmethod
@@ -42,62 +41,46 @@ class _SortedExperts(torch.autograd.Function):
         down_EDF: torch.Tensor,
     ) -> torch.Tensor:
         num_experts, width = gate_up_EGD.shape[0], down_EDF.shape[2]
-        top_k = topk_ids_TK.shape[1]
         flat_ids = topk_ids_TK.reshape(-1)
-        sizes = torch.bincount(flat_ids, minlength=num_experts + 1)[:num_experts].tolist()
-        kept = sum(sizes)  # ids of num_experts sort last: assignments that were dropped
+        sizes_E = torch.bincount(flat_ids, minlength=num_experts + 1)[:num_experts]
+        kept = int(sizes_E.sum())  # ids of num_experts sort last: empty or dropped
         order = torch.argsort(flat_ids, stable=True)
-        tokens_M = torch.div(order[:kept], top_k, rounding_mode="floor")
+        tokens_M = torch.div(order[:kept], topk_ids_TK.shape[1], rounding_mode="floor")
         position_TK = torch.empty_like(order)
         position_TK[order] = torch.arange(len(order), device=order.device)
         position_TK = position_TK.view(topk_ids_TK.shape)
         weights_M = topk_weights_TK.reshape(-1)[order[:kept]].to(hidden_TD.dtype)
         rows_MD = hidden_TD.index_select(0, tokens_M)
-        inner_MG = rows_MD.new_empty(kept, 2 * width)
-        active_MF = rows_MD.new_empty(kept, width)
-        output_MD = torch.empty_like(rows_MD)
-        start = 0
-        for expert, size in enumerate(sizes):
-            if not size:
-                continue
-            part = slice(start, start + size)
-            start += size
-            inner = torch.mm(rows_MD[part], gate_up_EGD[expert].T, out=inner_MG[part])
-            active = torch.mul(F.silu(inner[:, :width]), inner[:, width:], out=active_MF[part])
-            torch.mm(active, down_EDF[expert].T, out=output_MD[part])
+        inner_MG = _each_expert(rows_MD, gate_up_EGD.transpose(1, 2), sizes_E)
+        active_MF = F.silu(inner_MG[:, :width]).mul_(inner_MG[:, width:])
+        output_MD = _each_expert(active_MF, down_EDF.transpose(1, 2), sizes_E)
         ctx.save_for_backward(
-            tokens_M, position_TK, weights_M, rows_MD, inner_MG, active_MF, gate_up_EGD, down_EDF
-        )
-        ctx.sizes, ctx.weights_dtype, ctx.order = sizes, topk_weights_TK.dtype, order[:kept]
+            tokens_M, position_TK, weights_M, rows_MD, inner_MG, active_MF, gate_up_EGD, down_EDF,
+            sizes_E,
+        )  # fmt: skip
+        ctx.weights_dtype, ctx.order = topk_weights_TK.dtype, order[:kept]
         return _sum_assignments(output_MD, position_TK, topk_weights_TK.to(hidden_TD.dtype))
 
     @staticmethod
     def backward(ctx: _Context, grad_TD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        tokens_M, position_TK, weights_M, rows_MD, inner_MG, active_MF, gate_up_EGD, down_EDF = (
-            ctx.saved_tensors
-        )
+        (
+            tokens_M, position_TK, weights_M, rows_MD, inner_MG, active_MF, gate_up_EGD, down_EDF,
+            sizes_E,
+        ) = ctx.saved_tensors  # fmt: skip
         width = down_EDF.shape[2]
         grad_MD = grad_TD.index_select(0, tokens_M)
-        grad_rows_MD, grad_weights_M = torch.empty_like(rows_MD), torch.empty_like(weights_M)
-        grad_gate_up, grad_down = torch.zeros_like(gate_up_EGD), torch.zeros_like(down_EDF)
-        start = 0
-        for expert, size in enumerate(ctx.sizes):
-            if not size:
-                continue
-            part = slice(start, start + size)
-            start += size
-            gate, up = inner_MG[part, :width], inner_MG[part, width:]
-            active, weights = active_MF[part], weights_M[part, None]
-            back = grad_MD[part] @ down_EDF[expert]
-            torch.sum(back * active, dim=-1, out=grad_weights_M[part])
-            torch.mm(grad_MD[part].T, active * weights, out=grad_down[expert])
-            back *= weights
-            grad_inner = torch.empty_like(inner_MG[part])
-            torch.mul(back, F.silu(gate), out=grad_inner[:, width:])
-            back *= up
-            grad_inner[:, :width] = torch.ops.aten.silu_backward(back, gate)
-            torch.mm(grad_inner.T, rows_MD[part], out=grad_gate_up[expert])
-            torch.mm(grad_inner, gate_up_EGD[expert], out=grad_rows_MD[part])
+        back_MF = _each_expert(grad_MD, down_EDF, sizes_E)
+        grad_weights_M = (back_MF * active_MF).sum(dim=-1)
+        weights_M1 = weights_M.unsqueeze(-1)
+        grad_down = _each_gradient(grad_MD, active_MF * weights_M1, sizes_E)
+        back_MF *= weights_M1
+        gate_MF = inner_MG[:, :width]
+        grad_inner_MG = torch.empty_like(inner_MG)
+        torch.mul(back_MF, F.silu(gate_MF), out=grad_inner_MG[:, width:])
+        back_MF *= inner_MG[:, width:]
+        grad_inner_MG[:, :width] = torch.ops.aten.silu_backward(back_MF, gate_MF)
+        grad_gate_up = _each_gradient(grad_inner_MG, rows_MD, sizes_E)
+        grad_rows_MD = _each_expert(grad_inner_MG, gate_up_EGD, sizes_E)
         grad_topk = grad_weights_M.new_zeros(position_TK.numel())
         grad_topk[ctx.order] = grad_weights_M
         return (
@@ -107,6 +90,46 @@ class _SortedExperts(torch.autograd.Function):
             grad_gate_up,
             grad_down,
         )
+
+
+def _each_expert(
+    rows_MI: torch.Tensor, weights_EIO: torch.Tensor, sizes_E: torch.Tensor
+) -> torch.Tensor:
+    """Each expert's slice of the rows times its matrix: (M, O)."""
+    if _grouped(rows_MI, weights_EIO):
+        ends_E = sizes_E.cumsum(0).to(torch.int32)
+        return F.grouped_mm(rows_MI, weights_EIO, offs=ends_E)
+    result_MO = rows_MI.new_empty(len(rows_MI), weights_EIO.shape[2])
+    sizes = sizes_E.tolist()
+    parts = zip(torch.split(rows_MI, sizes), torch.split(result_MO, sizes), strict=True)
+    for expert, (rows, result) in enumerate(parts):
+        torch.mm(rows, weights_EIO[expert], out=result)
+    return result_MO
+
+
+def _each_gradient(
+    left_MI: torch.Tensor, right_MO: torch.Tensor, sizes_E: torch.Tensor
+) -> torch.Tensor:
+    """The product of both sides of each expert's slice: (E, I, O)."""
+    if _grouped(left_MI, right_MO):
+        ends_E = sizes_E.cumsum(0).to(torch.int32)
+        return F.grouped_mm(left_MI.T, right_MO, offs=ends_E)
+    result_EIO = left_MI.new_zeros(len(sizes_E), left_MI.shape[1], right_MO.shape[1])
+    sizes = sizes_E.tolist()
+    parts = zip(torch.split(left_MI, sizes), torch.split(right_MO, sizes), strict=True)
+    for expert, (left, right) in enumerate(parts):
+        torch.mm(left.T, right, out=result_EIO[expert])
+    return result_EIO
+
+
+def _grouped(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Can one call do it? It wants rows of whole 16 bytes, and is absent from older releases.
+
+    One call instead of one for each expert matters with several workers: between two calls a
+    thread may have to wait for the interpreter.
+    """
+    fits = all(t.element_size() * t.shape[-1] % 16 == 0 for t in (one, other))
+    return fits and hasattr(F, "grouped_mm") and one.dtype != torch.float64 and len(one) > 0
 
 
 def _sum_assignments(

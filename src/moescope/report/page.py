@@ -22,19 +22,15 @@ from moescope.report.data import report_data
 from moescope.trace.store import write_bytes
 
 __all__ = [
-    "LIBRARIES",
-    "TEMPLATES",
-    "VENDOR",
     "build_report",
     "embed_json",
-    "policy",
+    "fill_page",
     "render_page",
-    "script",
 ]
 
-TEMPLATES = Path(__file__).parent / "templates"
-VENDOR = Path(__file__).parent / "vendor"
-LIBRARIES = ("d3.min.js", "plot.umd.min.js")
+_TEMPLATES = Path(__file__).parent / "templates"
+_VENDOR = Path(__file__).parent / "vendor"
+_LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 _SCRIPTS = (
     "core.js", "theme.js", "controls.js", "tables.js", "heatmap.js", "head.js", "bars.js",
     "maps.js", "special.js", "information.js", "lines.js", "pairs.js", "vocabulary.js",
@@ -64,21 +60,41 @@ def build_report(run: AnalyzedRun, path: str | Path | None = None) -> Path:
 
 def render_page(data: dict[str, Any]) -> str:
     """The page that shows `report_data`'s dict."""
-    scripts = [script(VENDOR / name) for name in LIBRARIES]
-    scripts += [script(TEMPLATES / "js" / name) for name in _SCRIPTS]
+    return fill_page("report.html.j2", ("style.css",), _SCRIPTS, data, about=data["about"])
+
+
+def fill_page(
+    template: str,
+    styles: tuple[str, ...],
+    scripts: tuple[str, ...],
+    data: Any,
+    **words: Any,
+) -> str:
+    """A self-contained page: the libraries, these styles and scripts, and data they may draw.
+
+    Args:
+        template: file under ``templates/``.
+        styles: files beside it, in order.
+        scripts: files under ``templates/js/``, in order, after the libraries.
+        data: what `embed_json` takes.
+        words: what else the template names; escaped.
+    """
+    sources = [_script(_VENDOR / name) for name in _LIBRARIES]
+    sources += [_script(_TEMPLATES / "js" / name) for name in scripts]
+    texts = [(_TEMPLATES / name).read_text(encoding="utf-8") for name in styles]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(
-        about=data["about"],
-        policy=policy(scripts),
-        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
-        scripts=[Markup(s) for s in scripts],
+    return environment.get_template(template).render(
+        policy=_policy(sources),
+        style=Markup("\n".join(texts)),
+        scripts=[Markup(s) for s in sources],
         data=Markup(embed_json(data)),
+        **words,
     )
 
 
@@ -97,7 +113,7 @@ def embed_json(data: Any) -> str:
     return text
 
 
-def script(path: Path) -> str:
+def _script(path: Path) -> str:
     """The text of a script, checked to be one that can stand in a page."""
     text = path.read_text(encoding="utf-8")
     if "</script" in text.lower() or "<!--" in text:
@@ -105,7 +121,7 @@ def script(path: Path) -> str:
     return text.strip() + "\n"
 
 
-def policy(scripts: list[str]) -> str:
+def _policy(scripts: list[str]) -> str:
     """Nothing from anywhere; scripts by hash. Styles are inline, as the figures bring their own."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'"

@@ -14,13 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 
 from moescope.report.about import label
 from moescope.report.frames import percent, tidy
-from moescope.report.page import LIBRARIES, TEMPLATES, VENDOR, embed_json, policy, script
+from moescope.report.page import fill_page
 from moescope.report.training_data import (
     POINTS,
     Floats,
@@ -87,17 +85,11 @@ def training_page(data: dict[str, Any]) -> str:
     if data["status"] not in _STATUS:
         raise ValueError(f"status is {data['status']!r}; it is one of: {', '.join(_STATUS)}")
     figures = figures_of(data)
-    scripts = [script(VENDOR / name) for name in LIBRARIES]
-    scripts += [script(TEMPLATES / "js" / name) for name in _SCRIPTS]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    styles = [(TEMPLATES / f).read_text(encoding="utf-8") for f in ("style.css", "training.css")]
-    return environment.get_template("training.html.j2").render(
+    return fill_page(
+        "training.html.j2",
+        ("style.css", "training.css"),
+        _SCRIPTS,
+        tidy(figures, 6),
         name=str(data["name"]),
         status=data["status"],
         message=data.get("message"),
@@ -108,14 +100,7 @@ def training_page(data: dict[str, Any]) -> str:
         recipe=_recipe(data.get("recipe") or {}),
         checkpoints=_checkpoints(data.get("checkpoints") or ()),
         has=present(figures),
-        policy=policy(scripts),
-        style=Markup("\n".join(styles)),
-        scripts=[Markup(s) for s in scripts],
-        data=Markup(embed_json(tidy(figures, 6))),
     )
-
-
-# What the figures are drawn from.
 
 
 def _head(data: dict[str, Any]) -> dict[str, Any]:

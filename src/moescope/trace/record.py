@@ -54,7 +54,7 @@ from moescope.trace.store import (
     write_tensors,
 )
 
-__all__ = ["Progress", "trace"]
+__all__ = ["Progress", "context_length", "trace"]
 
 _DEFAULT_CONTEXT = 2048
 
@@ -142,7 +142,7 @@ class _Tracer:
             corpus=corpus_spec.model_dump(mode="json"),
             options=options.identity(),
         )
-        self.context = _context_length(loaded, options)
+        self.context = context_length(loaded, options)
         self.done_documents = 0
         self.prefix = ""
         self.fingerprint = Fingerprint()
@@ -393,7 +393,12 @@ def _cut(document: TokenizedDocument, limit: int) -> TokenizedDocument:
     return document._replace(sequences=kept, num_tokens=tokens, num_uncounted=rest)
 
 
-def _context_length(loaded: LoadedModel, options: TraceOptions) -> int:
+def context_length(loaded: LoadedModel, options: TraceOptions) -> int:
+    """The longest window, in tokens: as asked for, or the model's context up to 2,048.
+
+    Raises:
+        BadInputError: the model's context is shorter than what was asked for.
+    """
     config: Any = loaded.model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     longest = getattr(text, "max_position_embeddings", None) or _DEFAULT_CONTEXT

@@ -1,0 +1,117 @@
+"""Run a model from the middle: what came out of the layers below is kept and given back.
+
+An edit in layer l changes nothing below l. `Resumable` keeps what each decoder layer put out in one
+plain pass; then the model runs again with the layers below l answering from what was kept. Masks,
+rotary embeddings, the layers from l on, the last norm and the head are the model's own code, so it
+works on any architecture whose layers pass on everything in what they return. Whether a model is one of
+those is tried, not assumed: `check` compares such a pass with the plain one, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from moescope.errors import ModelError
+
+__all__ = ["Resumable"]
+
+_DECODER_LAYER = re.compile(r"^(.*\.(?:layers|blocks|h))\.\d+(?:\.|$)")
+
+
+class Resumable:
+    """Keeps one pass over one batch, and runs it again from a chosen layer.
+
+    Args:
+        model: a causal language model.
+        inside: dotted path of any module inside a decoder layer, to find the layers by.
+
+    Attributes:
+        num_layers: decoder layers of the model.
+    """
+
+    def __init__(self, model: nn.Module, inside: str) -> None:
+        match = _DECODER_LAYER.match(inside)
+        if match is None:
+            raise ModelError(f"{inside} lies in no numbered decoder layer")
+        layers = model.get_submodule(match[1])
+        self._model: Any = model
+        self._layers = list(layers.children())
+        self._kept: dict[int, Any] = {}
+        self._call: dict[str, torch.Tensor] = {}
+        self.num_layers = len(self._layers)
+
+    @torch.inference_mode()
+    def keep(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, starts: Sequence[int]
+    ) -> torch.Tensor:
+        """One plain pass; keeps what is needed to start at these layers. Returns logits (B, S, V)."""
+        self._kept = {}
+        self._call = {"input_ids": input_ids, "attention_mask": attention_mask}
+        handles = [
+            self._layers[start - 1].register_forward_hook(self._keep(start - 1))
+            for start in sorted(set(starts))
+            if start > 0
+        ]
+        try:
+            return self._model(**self._call, use_cache=False).logits  # type: ignore[no-any-return]
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep(self, index: int) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._kept[index] = output
+
+        return hook
+
+    @torch.inference_mode()
+    def run(self, start: int, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (B, S, V) with the layers from ``start`` run anew, under whatever edits hold now.
+
+        Args:
+            start: one of the starts that were kept; 0 runs everything.
+            rows: which sequences of the batch, (R,) long; all by default.
+        """
+        call = self._call if rows is None else {n: t[rows] for n, t in self._call.items()}
+        if start == 0:
+            return self._model(**call, use_cache=False).logits  # type: ignore[no-any-return]
+        kept = self._kept[start - 1]
+        if rows is not None:
+            kept = _take(kept, rows, int(self._call["input_ids"].shape[0]))
+        with self._skipped(start, kept):
+            return self._model(**call, use_cache=False).logits  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def _skipped(self, start: int, kept: Any) -> Iterator[None]:
+        def answer(hidden: Any, *_args: Any, **_kwargs: Any) -> Any:
+            return kept
+
+        skipped: list[Any] = self._layers[:start]
+        for layer in skipped:
+            layer.forward = answer
+        try:
+            yield
+        finally:
+            for layer in skipped:
+                del layer.forward
+
+    def check(self, logits: torch.Tensor, start: int) -> bool:
+        """Does a pass from ``start`` give exactly these logits, those of the plain pass?"""
+        try:
+            return torch.equal(self.run(start), logits)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError):
+            return False
+
+
+def _take(kept: Any, rows: torch.Tensor, batch: int) -> Any:
+    if isinstance(kept, torch.Tensor):
+        return kept[rows] if kept.dim() and kept.shape[0] == batch else kept
+    if isinstance(kept, tuple | list):
+        return type(kept)(_take(part, rows, batch) for part in kept)
+    return kept

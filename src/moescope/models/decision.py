@@ -102,6 +102,7 @@ class Decision:
         self._own_logits: torch.Tensor | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Decide as the stock router does, with the edits in force."""
         with self._other_top_k(), self._no_way_back():
             output, logits = self._decide(args, kwargs)
         chosen = self._read(output, logits)
@@ -115,7 +116,7 @@ class Decision:
     def _decide(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, torch.Tensor | None]:
-        """Let the stock router decide on edited logits; returns its output and, by block, logits."""
+        """What the stock router makes of edited logits; the logits too where a block decides."""
         if self._by_block:
             logits = self._edit_logits(args[0])
             return self._stock(logits, *args[1:], **kwargs), logits
@@ -171,9 +172,9 @@ class Decision:
         biases = {id(t): t for name, t in named if _SELECTION_BIAS.search(name)}.values()
         if biases and any(e.positions is not None for e in masks):
             raise ModelError(
-                f"{self._name} chooses by a selection bias, which holds for all tokens of a pass, so "
-                "an expert cannot be masked at some positions only; use zero or bias, or leave the "
-                "position out"
+                f"{self._name} chooses by a selection bias, which holds for all tokens of a pass, "
+                "so an expert cannot be masked at some positions only; use zero or bias, or leave "
+                "the position out"
             )
         kept = [t.detach().clone() for t in biases]
         for tensor in biases:

@@ -31,10 +31,17 @@ REFUSED = {
 
 
 class HasModel(Protocol):
+    """A model with its anatomy, such as a `LoadedModel`."""
+
     @property
-    def model(self) -> nn.Module: ...
+    def model(self) -> nn.Module:
+        """The model itself."""
+        ...
+
     @property
-    def anatomy(self) -> Anatomy: ...
+    def anatomy(self) -> Anatomy:
+        """Its MoE layers."""
+        ...
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ _SELECTOR = re.compile(r"^L(\d+|\*)E(\d+)(?:-(\d+))?$|^L(\d+|\*)E\*$", re.IGNORE
 
 @dataclass(frozen=True)
 class Edit:
-    """One thing done to some experts. Make it with `mask`, `zero`, `scale`, `bias`, `force`, `top_k`.
+    """One thing done to some experts; made by `mask`, `zero`, `scale`, `bias`, `force`, `top_k`.
 
     Attributes:
         kind: what is done.
@@ -129,8 +129,8 @@ def bias(experts: Experts, logits: float) -> Edit:
 def force(experts: Experts) -> Edit:
     """Bring experts into the top k: each takes the place of the weakest choice of a token.
 
-    The forced expert weighs what its own logit is worth beside the token's other choices (weights of
-    one token are proportional to their scores); where the router normalises, the sum stays.
+    The forced expert weighs what its own logit is worth beside the token's other choices (weights
+    of one token are proportional to their scores); where the router normalises, the sum stays.
     A token that chose the expert anyway stays exactly as it was.
     """
     return Edit("force", _refs(experts))
@@ -167,7 +167,8 @@ def select_experts(
     found = sorted({ref for name in names for ref in _matches(anatomy, name.strip())})
     if expect is not None and len(found) != expect:
         raise BadInputError(
-            f"{' '.join(names)} selects {len(found)} experts, expected {expect}; nothing was changed"
+            f"{' '.join(names)} selects {len(found)} experts, expected {expect}; nothing was "
+            "changed"
         )
     return tuple(found)
 
@@ -251,8 +252,8 @@ def check_edits(anatomy: Anatomy, edits: Sequence[Edit]) -> None:
 def _check_top_k(anatomy: Anatomy, edit: Edit) -> None:
     if edit.positions is not None:
         raise BadInputError(
-            "top_k cannot differ between positions of one pass: all tokens of a layer take the same "
-            "number of experts; leave the position out"
+            "top_k cannot differ between positions of one pass: all tokens of a layer take the "
+            "same number of experts; leave the position out"
         )
     for layer in anatomy.select(edit.layers):
         if not 1 <= edit.value <= layer.num_experts:

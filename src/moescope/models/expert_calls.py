@@ -80,8 +80,8 @@ class ExpertLayer:
         rows = [p.detach() for p in self._router.parameters() if tuple(p.shape) == shape]
         if len(rows) != 1:
             raise ModelError(
-                f"{self.layer.site.router} ({type(self._router).__name__}) has {len(rows)} weights of "
-                f"shape {shape}, expected one; its experts have no router rows to compare"
+                f"{self.layer.site.router} ({type(self._router).__name__}) has {len(rows)} weights "
+                f"of shape {shape}, expected one; its experts have no router rows to compare"
             )
         return rows[0]
 

@@ -1,10 +1,10 @@
 """Run a model from the middle: what came out of the layers below is kept and given back.
 
-An edit in layer l changes nothing below l. `Resumable` keeps what each decoder layer put out in one
-plain pass; then the model runs again with the layers below l answering from what was kept. Masks,
-rotary embeddings, the layers from l on, the last norm and the head are the model's own code, so it
-works on any architecture whose layers pass on everything in what they return. Whether a model is one of
-those is tried, not assumed: `check` compares such a pass with the plain one, bit for bit.
+An edit in layer l changes nothing below l. `Resumable` keeps what each decoder layer put out in
+one plain pass; then the model runs again with the layers below l answering from what was kept.
+Masks, rotary embeddings, the layers from l on, the last norm and the head are the model's own code,
+so it works on any architecture whose layers pass on everything in what they return. Whether a model
+is one of those is tried, not assumed: `check` compares such a pass with the plain one, bit for bit.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Resumable:
     def keep(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, starts: Sequence[int]
     ) -> torch.Tensor:
-        """One plain pass; keeps what is needed to start at these layers. Returns logits (B, S, V)."""
+        """One plain pass that keeps what is needed to start at these layers; logits (B, S, V)."""
         self._kept = {}
         self._call = {"input_ids": input_ids, "attention_mask": attention_mask}
         handles = [
@@ -89,7 +89,7 @@ class Resumable:
 
     @contextlib.contextmanager
     def _skipped(self, start: int, kept: Any) -> Iterator[None]:
-        def answer(hidden: Any, *_args: Any, **_kwargs: Any) -> Any:
+        def answer(*_args: Any, **_kwargs: Any) -> Any:
             return kept
 
         skipped: list[Any] = self._layers[:start]

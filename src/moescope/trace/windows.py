@@ -1,8 +1,8 @@
 """A bounded, reproducible choice of text for measures that need the model itself.
 
 Profiles, similarity and ablations run the model on some thousands of tokens of each domain. Which
-windows those are is decided as in a run's own sample: by a hash of document, window and seed, so the
-choice does not depend on the order of reading, and every measure of a run sees the same text.
+windows those are is decided as in a run's own sample: by a hash of document, window and seed, so
+the choice does not depend on the order of reading, and every measure of a run sees the same text.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class TextWindow(NamedTuple):
 class WindowBatch(NamedTuple):
     """Windows of nearly one length, padded on the right.
 
-    ``token_ids``, ``attention_mask``, ``counted``: (B, S). ``index`` (B,): place of each row in the
+    ``token_ids``, ``attention_mask``, ``counted``: (B, S). ``rows`` (B,): place of each row in the
     list of windows.
     """
 
     token_ids: NDArray[np.int64]
     attention_mask: NDArray[np.bool_]
     counted: NDArray[np.bool_]
-    index: NDArray[np.int64]
+    rows: NDArray[np.int64]
 
 
 def choose_windows(
@@ -123,8 +123,8 @@ def choose_windows(
                 kept[window.domain] -= heapq.heappop(heap)[2].num_tokens
     if fingerprint is not None and seen.hexdigest() != fingerprint:
         raise RunError(
-            f"{corpus.path} is not the corpus of this run any more (its documents differ); give the "
-            "corpus itself instead of the run"
+            f"{corpus.path} is not the corpus of this run any more (its documents differ); give "
+            "the corpus itself instead of the run"
         )
     if not heaps:
         raise CorpusError(f"{corpus.path}: no token was counted")
@@ -178,8 +178,8 @@ def require_model(loaded: LoadedModel, run: Run) -> None:
         mine, theirs = getattr(loaded, f"{what}_hash"), model.get(f"{what}_sha256")
         if theirs is not None and mine != theirs:
             raise RunError(
-                f"{run.path} is a run of another model ({model.get('name')}): its {what} differ from "
-                f"that of {loaded.spec.model}; give the model of the run"
+                f"{run.path} is a run of another model ({model.get('name')}): its {what} differ "
+                f"from that of {loaded.spec.model}; give the model of the run"
             )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from moescope.demo.checkpoints import CHECKPOINTS, pack_checkpoint, restore_checkpoint
 from moescope.lab.data import Ids, Streams, heldout_windows, prepare_data, unigram_losses
 from moescope.lab.kernels import chunked_cross_entropy
 from moescope.lab.log import TrainingLog
@@ -118,13 +120,14 @@ def loss_rows(
     for name in windows:
         values = [m[name] for m in measured] + list(unigram[name])
         columns.append(values)
-        cells = " | ".join(f"{v:.3f}" for v in values)
+        cells = " | ".join("–" if np.isnan(v) else f"{v:.3f}" for v in values)
         sample = f"{samples[name]:.3f}" if name in samples else "not shipped"
         lines.append(
             f"| {name} | {len(streams[name]):,} | {windows[name][:, 1:].size:,} | {cells} | "
             f"{sample} |"
         )
-    means = " | ".join(f"**{v:.3f}**" for v in np.mean(columns, axis=0))
+    averages = np.mean(columns, axis=0)
+    means = " | ".join("–" if np.isnan(v) else f"**{v:.3f}**" for v in averages)
     return "\n".join(lines), means
 
 
@@ -137,27 +140,50 @@ def balance_rows(choices: list[torch.Tensor], num_experts: int) -> str:
     return "\n".join(lines)
 
 
-def saturation_rows(run: Path, windows: dict[str, np.ndarray], final: Measured) -> str:
-    lines = []
+def saturation_rows(
+    run: Path, windows: dict[str, np.ndarray], final: Measured
+) -> tuple[str, float]:
+    """Agreement of the kept models with the finished one, and of their packed files with them."""
+    lines, rounding = [], []
+    few = {name: rows[:2] for name, rows in windows.items()}
     for folder in sorted((run / "checkpoints").iterdir()):
-        early = measure(folder, {n: rows[:2] for n, rows in windows.items()})
+        step = int(folder.name.removeprefix("step-"))
+        early = measure(folder, few)
+        pack_checkpoint(folder, CHECKPOINTS / f"{folder.name}.safetensors")
+        with tempfile.TemporaryDirectory() as scratch:
+            packed = measure(restore_checkpoint(step, scratch), few)
+        rounding += [overlap(a, b) for a, b in zip(packed.choices, early.choices, strict=True)]
         shares = [overlap(a, b) for a, b in zip(early.choices, final.choices, strict=True)]
         cells = " | ".join(f"{s:.2f}" for s in shares)
-        lines.append(f"| {int(folder.name.removeprefix('step-')):,} | {cells} |")
-    return "\n".join(lines)
+        lines.append(f"| {step:,} | {np.mean(list(early.losses.values())):.3f} | {cells} |")
+    return "\n".join(lines), min(rounding)
 
 
-def card(recipe: Recipe, data: Streams, run: Path, dense: Path, target: Path) -> str:
+def dense_note(dense: Path | None) -> str:
+    """What the column ``dense`` is."""
+    if dense is None:
+        return "`dense` (a model of equal active size) is not measured yet."
+    model = AutoModelForCausalLM.from_pretrained(dense)
+    size = sum(p.numel() for p in model.parameters())
+    return (
+        f"`dense` is a model of equal active size ({size:,} parameters: one expert of four\n"
+        "times the width in every layer, which every token meets), trained on the same tokens in "
+        "the\nsame order by the same recipe."
+    )
+
+
+def card(recipe: Recipe, data: Streams, run: Path, dense: Path | None, target: Path) -> str:
     """The model card, every number out of the log or measured just now."""
     context, sizes = recipe.data.context, recipe.model
     windows = {n: heldout_windows(s, context, HELD_TOKENS) for n, s in data.heldout.items()}
     tokenizer = AutoTokenizer.from_pretrained(target)
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
-    ours, theirs = measure(target, windows), measure(dense, windows)
-    samples = sample_losses(target, tokenizer, context)
-    table, means = loss_rows(
-        data.train, windows, len(tokenizer), [ours.losses, theirs.losses], samples
+    ours = measure(target, windows)
+    theirs = (
+        dict.fromkeys(windows, float("nan")) if dense is None else measure(dense, windows).losses
     )
+    samples = sample_losses(target, tokenizer, context)
+    table, means = loss_rows(data.train, windows, len(tokenizer), [ours.losses, theirs], samples)
     log = TrainingLog.read(run, "steps").to_pandas()
     seconds = float((recipe.step_tokens / log["tokens_per_second"]).sum())
     tokens = int(log["tokens"].iloc[-1])
@@ -167,7 +193,7 @@ def card(recipe: Recipe, data: Streams, run: Path, dense: Path, target: Path) ->
     parameters = sum(p.numel() for p in model.parameters())
     one = 3 * sizes.hidden_size * sizes.intermediate_size
     idle = sizes.num_hidden_layers * (sizes.num_experts - sizes.top_k) * one
-    dense_model = AutoModelForCausalLM.from_pretrained(dense)
+    saturation, rounding = saturation_rows(run, windows, ours)
     return TEMPLATE.read_text(encoding="utf-8").format(
         layers=sizes.num_hidden_layers,
         hidden=sizes.hidden_size,
@@ -179,7 +205,7 @@ def card(recipe: Recipe, data: Streams, run: Path, dense: Path, target: Path) ->
         context=context,
         parameters=parameters,
         active=parameters - idle,
-        dense=sum(p.numel() for p in dense_model.parameters()),
+        dense_note=dense_note(dense),
         vocab=len(tokenizer),
         tokens=tokens,
         tokens_m=tokens / 1e6,
@@ -198,7 +224,8 @@ def card(recipe: Recipe, data: Streams, run: Path, dense: Path, target: Path) ->
         balance_rows=balance_rows(ours.choices, sizes.num_experts),
         layer_heads=" | ".join(f"L{n}" for n in range(sizes.num_hidden_layers)),
         layer_rule="---|" * sizes.num_hidden_layers,
-        saturation_rows=saturation_rows(run, windows, ours),
+        saturation_rows=saturation,
+        rounding=rounding,
         saturation_chance=sizes.top_k / sizes.num_experts,
         generations="\n".join(
             "    " + generation(model, tokenizer, prompt).replace("\n", "\n    ") + "\n"
@@ -212,13 +239,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, help="folder of the training")
-    parser.add_argument("--dense", type=Path, required=True, help="folder of the dense training")
+    parser.add_argument("--dense", type=Path, help="folder of the dense training")
     parser.add_argument("--to", type=Path, required=True, help="where the model is shipped")
     options = parser.parse_args()
     recipe = load_recipe(options.run / "recipe.yaml")
     data = prepare_data(recipe, options.run)
     ship(options.run / "model", options.to)
-    text = card(recipe, data, options.run, options.dense / "model", options.to)
+    dense = options.dense and options.dense / "model"
+    text = card(recipe, data, options.run, dense, options.to)
     (options.to / "README.md").write_text(text, encoding="utf-8")
 
 

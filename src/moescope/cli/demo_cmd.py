@@ -31,6 +31,10 @@ def demo(
         Literal["queries", "samples"], typer.Option(help="which shipped text")
     ] = "queries",
     limit: Annotated[int | None, typer.Option(help="stop each domain after so many tokens")] = None,
+    step: Annotated[
+        int | None,
+        typer.Option(help="the model as it was at this training step (kept: 44, 440, 1760)"),
+    ] = None,
 ) -> None:
     """Run the demo and print the path of the report."""
     from moescope.demo import run_demo
@@ -39,6 +43,13 @@ def demo(
         "The shipped text measures a model; nothing in it or in the report is advice.", style="dim"
     )
     with tracing_progress() as bar:
-        done = run_demo(out, corpus=corpus, limit=limit, on_progress=bar.update, on_stage=bar.stage)
+        done = run_demo(
+            out,
+            corpus=corpus,
+            limit=limit,
+            step=step,
+            on_progress=bar.update,
+            on_stage=bar.stage,
+        )
     summarize(done.run)
     output.print(str(done.report), soft_wrap=True)

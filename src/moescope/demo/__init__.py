@@ -12,10 +12,18 @@ from typing import Literal
 
 from moescope.analysis import Analysis, analyze
 from moescope.corpus import CorpusSpec
+from moescope.demo.checkpoints import checkpoint_steps, restore_checkpoint
 from moescope.models import ModelSpec
 from moescope.trace import Progress, TraceOptions
 
-__all__ = ["MODEL", "QUERIES", "SAMPLES", "run_demo"]
+__all__ = [
+    "MODEL",
+    "QUERIES",
+    "SAMPLES",
+    "checkpoint_steps",
+    "restore_checkpoint",
+    "run_demo",
+]
 
 _HERE = Path(__file__).parent
 
@@ -34,6 +42,7 @@ def run_demo(
     *,
     corpus: Literal["queries", "samples"] = "queries",
     limit: int | None = None,
+    step: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> Analysis:
@@ -43,15 +52,21 @@ def run_demo(
         out: folder of the run; a demo run that is there already is taken up where it stopped.
         corpus: the query set or the domain samples.
         limit: stop each domain after so many tokens.
+        step: analyze the model as it was at this training step, one of `checkpoint_steps()`; the
+            finished model by default. Its files are written to ``out/model``.
         on_progress: called after every batch.
         on_stage: called when a stage begins.
 
     Returns:
         The run and its report.
+
+    Raises:
+        BadInputError: the model was not kept at ``step``.
     """
     path = QUERIES if corpus == "queries" else SAMPLES
+    model = MODEL if step is None else restore_checkpoint(step, Path(out) / "model")
     return analyze(
-        ModelSpec(str(MODEL)),
+        ModelSpec(str(model)),
         CorpusSpec(path=str(path)),
         out,
         TraceOptions(limit=limit),

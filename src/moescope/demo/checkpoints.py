@@ -1,0 +1,85 @@
+"""The demo model as it was early in its training, kept small.
+
+Each matrix is stored as int8 with one scale for each of its rows, which is half the size of
+bfloat16; vectors are stored as they are. `restore_checkpoint` writes a stock model folder again, so
+every verb works on it. What the rounding changes is on the model's card.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from moescope.errors import BadInputError
+
+__all__ = ["CHECKPOINTS", "checkpoint_steps", "pack_checkpoint", "restore_checkpoint"]
+
+_HERE = Path(__file__).parent
+
+CHECKPOINTS = _HERE / "checkpoints"
+"""One safetensors file per kept step."""
+
+_FINAL = _HERE / "moe-10m"
+_SCALE = ".row_scale"
+_LEVELS = 127
+
+
+def checkpoint_steps() -> list[int]:
+    """Training steps at which the demo model was kept, ascending; the finished one not included."""
+    return sorted(int(p.stem.removeprefix("step-")) for p in CHECKPOINTS.glob("step-*.safetensors"))
+
+
+def pack_checkpoint(folder: Path, target: Path) -> None:
+    """Store the weights of a stock model folder as int8 rows.
+
+    A row w becomes round(w / s) with s = max|w| / 127, so no weight moves by more than s / 2.
+    """
+    packed: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if tensor.dim() != 2:
+            packed[name] = tensor
+            continue
+        rows = tensor.float()
+        scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / _LEVELS
+        packed[name] = (rows / scale).round().to(torch.int8)
+        packed[name + _SCALE] = scale
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(packed, target)
+
+
+def restore_checkpoint(step: int, folder: str | Path) -> Path:
+    """Write the demo model of an early step as a stock model folder.
+
+    Args:
+        step: one of `checkpoint_steps()`.
+        folder: where to; made if it is not there, its model files replaced.
+
+    Returns:
+        The folder, which ``from_pretrained`` and every verb take as a model.
+
+    Raises:
+        BadInputError: no such step.
+    """
+    steps = checkpoint_steps()
+    if step not in steps:
+        raise BadInputError(
+            f"the demo model was not kept at step {step}; it was at {', '.join(map(str, steps))}"
+        )
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    for path in _FINAL.iterdir():
+        if path.suffix == ".json":
+            shutil.copyfile(path, target / path.name)
+    stored = load_file(CHECKPOINTS / f"step-{step:06d}.safetensors")
+    weights = {
+        name: (tensor.float() * stored[name + _SCALE]).to(torch.bfloat16)
+        if name + _SCALE in stored
+        else tensor
+        for name, tensor in stored.items()
+        if not name.endswith(_SCALE)
+    }
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    return target

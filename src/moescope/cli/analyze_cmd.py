@@ -32,8 +32,9 @@ def analyze(config: RunConfig, resume: bool) -> None:
     from moescope.analysis import analyze as analyze_corpus
 
     with tracing_progress() as bar:
+        bar.stage(f"loading {config.model}")
         done = analyze_corpus(
-            config.model_spec(),
+            config.open_model(),
             config.corpus_spec(),
             config.out,
             config.trace_options(),

@@ -55,6 +55,9 @@ class TraceBar:
             self._first = (now, at.tokens)
         seconds, tokens = now - self._first[0], at.tokens - self._first[1]
         rate = f"{tokens / seconds:,.0f} tok/s" if seconds > 0.5 else ""
+        if at.layer is not None:
+            done, layers = at.layer
+            self._progress.update(self._task, description=f"tracing, layer {done}/{layers}")
         self._progress.update(
             self._task,
             completed=at.chars,

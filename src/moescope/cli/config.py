@@ -20,7 +20,7 @@ from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
     from moescope.corpus import CorpusSpec
-    from moescope.models import ModelSpec
+    from moescope.models import LoadedModel, ModelSpec
     from moescope.trace import TraceOptions
 
 __all__ = ["RunConfig", "parse_layers", "resolve", "with_run_options"]
@@ -39,6 +39,13 @@ class RunConfig(BaseModel):
         "auto", description="precision; auto: as stored, where the processor has it"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    engine: Literal["auto", "resident", "streamed"] = Field(
+        "auto",
+        description="all weights in memory, or one decoder layer at a time; auto: what fits",
+    )
+    memory: str | None = Field(
+        None, description="what the process may take, such as 4GB; by default what is free"
+    )
     trust_remote_code: bool = Field(False, description="run Python code that the model brings")
     text_field: str = Field("text", description="field of a record that holds its text")
     domain_field: str = Field("domain", description="field that holds its domain")
@@ -71,7 +78,9 @@ class RunConfig(BaseModel):
     token_budget: int = Field(
         250_000, ge=1, description="tokens of each domain in the token-id tables"
     )
-    pool_tokens: int = Field(32_768, ge=1, description="tokens sorted by length together")
+    pool_tokens: int | None = Field(
+        None, ge=1, description="tokens sorted by length together, or streamed together"
+    )
     checkpoint_seconds: float = Field(
         20.0, ge=0, description="commit after the first pool that ends this late"
     )
@@ -84,6 +93,17 @@ class RunConfig(BaseModel):
         from moescope.models import ModelSpec
 
         return ModelSpec(self.model, self.revision, self.dtype, self.device, self.trust_remote_code)
+
+    def open_model(self) -> LoadedModel:
+        """The model, held as the settings say."""
+        from moescope.models import open_model
+
+        return open_model(
+            self.model_spec(),
+            engine=self.engine,
+            memory=self.memory,
+            batch_tokens=self.batch_tokens,
+        )
 
     def corpus_spec(self) -> CorpusSpec:
         """The part that says which text."""

@@ -23,13 +23,12 @@ def register(app: typer.Typer) -> None:
 
 def trace(config: RunConfig, resume: bool) -> None:
     """Run the trace and print the run folder."""
-    from moescope.models import load_model
     from moescope.trace import Run
     from moescope.trace import trace as trace_corpus
 
     with tracing_progress() as bar:
         bar.stage(f"loading {config.model}")
-        loaded = load_model(config.model_spec())
+        loaded = config.open_model()
         bar.stage("tracing")
         folder = trace_corpus(
             loaded,

@@ -1,7 +1,7 @@
 """Models: loading, the anatomy of their MoE layers, and the capture of what routers do."""
 
 from moescope.models.anatomy import Anatomy, MoELayer
-from moescope.models.loading import LoadedModel, ModelSpec, load_meta, load_model
+from moescope.models.loading import LoadedModel, ModelSpec, load_meta, load_model, open_model
 from moescope.models.probe import find_anatomy
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "find_anatomy",
     "load_meta",
     "load_model",
+    "open_model",
 ]

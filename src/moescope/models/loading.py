@@ -15,24 +15,38 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from moescope.errors import ModelError
 from moescope.models.anatomy import Anatomy
+from moescope.models.memory import (
+    available_memory,
+    parse_memory,
+    plan_streaming,
+    readable,
+    resident_need,
+)
 from moescope.models.probe import find_anatomy
+from moescope.models.streaming import StreamedModel
 
 __all__ = [
     "DTYPES",
+    "EngineName",
     "LoadedModel",
     "ModelSpec",
     "has_bfloat16",
     "load_meta",
     "load_model",
+    "load_streamed",
+    "open_model",
     "pick_device",
 ]
+
+EngineName = Literal["auto", "resident", "streamed"]
+"""How a model is held: whole, one decoder layer at a time, or whichever fits."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -72,6 +86,7 @@ class LoadedModel:
     stored_dtype: str
     device: str
     revision: str | None
+    streamed: StreamedModel | None = None
 
 
 def load_meta(spec: ModelSpec) -> Anatomy:
@@ -125,6 +140,114 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     )
 
 
+def open_model(
+    spec: ModelSpec,
+    *,
+    engine: EngineName = "auto",
+    memory: str | None = None,
+    batch_tokens: int | None = None,
+) -> LoadedModel:
+    """Load a model as an engine needs it: whole, or with its layers on disk.
+
+    Args:
+        spec: the model.
+        engine: ``resident`` (all weights in memory), ``streamed`` (one decoder layer at a time), or
+            ``auto``: resident where it fits.
+        memory: what the process may take, such as ``4GB``; a promise, checked before weights are
+            read. Nine tenths of what is free by default.
+        batch_tokens: tokens of a batch, where they are asked for.
+
+    Raises:
+        ModelError: as `load_model`, or the promise cannot be kept (says what it would take).
+        BadInputError: ``memory`` is no size.
+    """
+    budget = int(0.9 * available_memory()) if memory is None else parse_memory(memory)
+    if engine != "streamed":
+        config = _load_config(spec)
+        stored = getattr(config.get_text_config(), "dtype", None)
+        dtype = _auto_streamed(stored, pick_device(spec.device))
+        dtype = dtype if spec.dtype == "auto" else _dtype(spec.dtype)
+        need = resident_need(find_anatomy(_build_meta(spec, config), config), dtype)
+        if need <= budget or (engine == "resident" and memory is None):
+            return load_model(spec)
+        if engine == "resident":
+            raise ModelError(
+                f"--memory {memory} is too little to hold this model: it needs {readable(need)}; "
+                "use --engine streamed"
+            )
+    return load_streamed(spec, memory=budget, batch_tokens=batch_tokens)
+
+
+def load_streamed(
+    spec: ModelSpec, *, memory: int | None = None, batch_tokens: int | None = None
+) -> LoadedModel:
+    """A model whose decoder layers stay on disk, for the streamed engine.
+
+    Embedding, norms and head are read; the layers are read one at a time when a trace runs them.
+
+    Args:
+        spec: the model.
+        memory: bytes that the process may take; by default nine tenths of what is free.
+        batch_tokens: tokens of a batch; by default up to 8,192, as many as fit.
+
+    Raises:
+        ModelError: as `load_model`; a shard that is missing, a tensor of another shape, a promise
+            that cannot be kept.
+    """
+    device = pick_device(spec.device)
+    config = _load_config(spec)
+    empty = _build_meta(spec, config)
+    anatomy = find_anatomy(empty, config)
+    stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    dtype = _auto_streamed(stored, device) if spec.dtype == "auto" else _dtype(spec.dtype)
+    model = _build_meta(spec, config, dtype).eval()
+    streamed = StreamedModel(model, _folder(spec), dtype, device)
+    streamed.need = plan_streaming(
+        anatomy,
+        streamed.outside_bytes(),
+        streamed.layer_bytes(),
+        dtype,
+        int(0.9 * available_memory()) if memory is None else memory,
+        batch_tokens,
+    )
+    streamed.load_rest()
+    tokenizer = _load_tokenizer(spec)
+    return LoadedModel(
+        spec=spec,
+        model=model,
+        tokenizer=tokenizer,
+        anatomy=anatomy,
+        config_hash=_hash(config.to_json_string(use_diff=False)),
+        tokenizer_hash=_hash(tokenizer.backend_tokenizer.to_str()),
+        weights_hash=streamed.fingerprint(),
+        dtype=str(dtype).removeprefix("torch."),
+        stored_dtype=str(stored).removeprefix("torch."),
+        device=str(device),
+        revision=getattr(config, "_commit_hash", None) or spec.revision,
+        streamed=streamed,
+    )
+
+
+def _auto_streamed(stored: Any, device: torch.device) -> torch.dtype:
+    if not isinstance(stored, torch.dtype):
+        return torch.float32
+    half = stored in (torch.bfloat16, torch.float16)
+    return torch.float32 if half and device.type == "cpu" and not has_bfloat16() else stored
+
+
+def _folder(spec: ModelSpec) -> Path:
+    """The checkpoint on this disk, fetched from the hub if need be."""
+    if Path(spec.model).is_dir():
+        return Path(spec.model)
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors"]
+    found: str = _guard(
+        spec, snapshot_download, spec.model, revision=spec.revision, allow_patterns=patterns
+    )
+    return Path(found)
+
+
 def weights_fingerprint(model: nn.Module) -> str:
     """A sha256 over a thin, fixed selection of every parameter: tells checkpoints apart quickly."""
     digest = hashlib.sha256()
@@ -136,7 +259,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _build_meta(spec: ModelSpec, config: Any) -> nn.Module:
+def _build_meta(spec: ModelSpec, config: Any, dtype: torch.dtype | None = None) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -145,6 +268,7 @@ def _build_meta(spec: ModelSpec, config: Any) -> nn.Module:
             AutoModelForCausalLM.from_config,
             config,
             trust_remote_code=spec.trust_remote_code,
+            **({} if dtype is None else {"dtype": dtype}),
         )
     return model
 

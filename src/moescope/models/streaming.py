@@ -1,78 +1,53 @@
 """A model whose decoder layers stay on disk: one is read, used, and dropped again.
 
-`StreamedModel` builds the stock modules without weights, loads what lies outside the decoder layers
-(embedding, norms, head), and fills one layer at a time from safetensors into memory that is used again
-for the next. All private calls into transformers' loading live in this file and nowhere else. It knows
-files and modules, not batches.
+`StreamedModel` builds the stock modules without weights, loads what lies outside the decoder
+layers (embedding, norms, head), and fills one layer at a time from safetensors into memory that is
+used again for the next. All private calls into transformers' loading live in this file and nowhere
+else. It knows files and modules, not batches.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
+import os
 import re
-import threading
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from moescope.errors import ModelError
+from moescope.models.memory import StreamedNeed
+from moescope.models.stored import (
+    Stored,
+    Target,
+    assemble,
+    check_stack,
+    checkpoint_files,
+    copy_into,
+    opened,
+    pick,
+    pick_stacked,
+    places,
+    read_header,
+    refuse_shape,
+    stacked_side,
+)
 
-__all__ = ["StreamedModel", "checkpoint_files"]
-
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-
-
-def checkpoint_files(folder: Path) -> dict[str, Path]:
-    """Which safetensors file holds each tensor of a checkpoint folder.
-
-    Raises:
-        ModelError: no safetensors, a shard that the index names but that is not there, or a tensor
-            that the shard does not hold.
-    """
-    index = folder / _INDEX
-    if index.is_file():
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {key: folder / name for key, name in named.items()}
-        for path in sorted(set(files.values())):
-            if not path.is_file():
-                raise ModelError(
-                    f"{folder}: the index names the shard {path.name}, which is not there; fetch "
-                    "the whole checkpoint"
-                )
-        return files
-    single = folder / _SINGLE
-    if not single.is_file():
-        raise ModelError(f"{folder} holds no {_SINGLE} and no {_INDEX}; only safetensors are read")
-    with _opened(single) as handle:
-        return dict.fromkeys(handle.keys(), single)
+__all__ = ["StreamedModel"]
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as handle:
-            yield handle
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} cannot be read ({' '.join(str(error).split())[:120]})") from error
-
+UNSTREAMED = {
+    "inkling2_text": "a layer reads what earlier layers left in the model, not only its own input",
+}
+"""Model types whose layers do not stand on their own, with the reason."""
 
 _LAYER = re.compile(r"^(?:.*\.)?(?:layers|blocks|h)\.(\d+)\.")
-
-
-@dataclass
-class _Target:
-    """One parameter or buffer, and the checkpoint tensors that it is made of, in order."""
-
-    converter: Any = None
-    sources: list[tuple[str, str]] = field(default_factory=list)
 
 
 class StreamedModel:
@@ -86,23 +61,34 @@ class StreamedModel:
 
     Attributes:
         model: the modules; usable from the outside only while the layers asked for are loaded.
+        need: what it takes in memory and the batch that this was reckoned for, once planned.
         layers: the decoder layers, in order.
     """
 
     def __init__(
         self, model: nn.Module, folder: Path, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.model, self.dtype, self.device = model, dtype, device
+        model_type = str(getattr(model.config, "model_type", ""))
+        if model_type in UNSTREAMED:
+            raise ModelError(
+                f"{model_type} models cannot be streamed: {UNSTREAMED[model_type]}; use --engine "
+                "resident"
+            )
+        self.model: Any = model
+        self.dtype, self.device = dtype, device
+        self.need: StreamedNeed | None = None
         self._folder = folder
         self._files = checkpoint_files(folder)
+        self._headers: dict[Path, dict[str, Stored]] = {}
         self._meta = dict(model.state_dict(keep_vars=True))
         self._by_layer = self._plan()
         self.layers = list(self._layer_modules())
         self._slot: dict[tuple[str, ...], torch.Tensor] = {}
+        self._check_shapes()
 
     # -- which tensors make which parameter
 
-    def _plan(self) -> dict[int | None, dict[str, _Target]]:
+    def _plan(self) -> dict[int | None, dict[str, Target]]:
         """Targets by decoder layer; None holds what lies outside of them."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import (
@@ -112,12 +98,12 @@ class StreamedModel:
             rename_source_key,
         )
 
-        mapping = get_model_conversion_mapping(self.model)  # type: ignore[arg-type]
+        mapping = get_model_conversion_mapping(self.model)
         renamings = [w for w in mapping if isinstance(w, WeightRenaming)]
         converters = [w for w in mapping if isinstance(w, WeightConverter)]
         by_pattern = {p: c for c in converters for p in c.source_patterns}
-        prefix = self.model.base_model_prefix  # type: ignore[attr-defined]
-        plan: dict[int | None, dict[str, _Target]] = {}
+        prefix = self.model.base_model_prefix
+        plan: dict[int | None, dict[str, Target]] = {}
         for key in sorted(self._files, key=dot_natural_key):
             name, pattern = rename_source_key(key, renamings, converters, prefix, self._meta)
             if name not in self._meta and key in self._meta:
@@ -126,7 +112,7 @@ class StreamedModel:
                 continue  # what transformers leaves out too, such as a multi-token head
             match = _LAYER.match(name)
             targets = plan.setdefault(int(match[1]) if match else None, {})
-            target = targets.setdefault(name, _Target())
+            target = targets.setdefault(name, Target())
             if pattern is not None and target.converter is None:
                 target.converter = deepcopy(by_pattern[pattern])
             target.sources.append((key, pattern or key))
@@ -139,6 +125,67 @@ class StreamedModel:
         stack = self.model.get_submodule(inside[: match.start(1) - 1])
         yield from stack.children()
 
+    def _check_shapes(self) -> None:
+        """Refuse a checkpoint that does not fit, by its headers, before a weight is read."""
+        made = {n: t for part in self._by_layer.values() for n, t in part.items()}
+        tied = {id(self._meta[n]) for n in made}
+        missing = sorted(n for n in self._meta if n not in made and id(self._meta[n]) not in tied)
+        parameters = dict(self.model.named_parameters())
+        missing = [n for n in missing if n in parameters and not self._is_tied(n)]
+        if missing:
+            raise ModelError(
+                f"{self._folder}: the checkpoint has no weights for {len(missing)} parameters, "
+                f"first {missing[0]}; they would be random, so nothing measured would mean anything"
+            )
+        for name, target in made.items():
+            shape, dim = tuple(self._meta[name].shape), None
+            if target.converter is not None and (dim := stacked_side(target.converter)) is None:
+                continue
+            stored = [(key, self._header(key).shape, p) for key, p in target.sources]
+            if dim is None and stored[0][1] != shape:
+                refuse_shape(stored[0][0], stored[0][1], shape, name)
+            if dim is not None:
+                check_stack(name, shape, dim, stored, target.converter.source_patterns)
+
+    def _is_tied(self, name: str) -> bool:
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        return name in tied
+
+    def _header(self, key: str) -> Stored:
+        """Shape and place of a stored tensor."""
+        path = self._files[key]
+        if path not in self._headers:
+            self._headers[path] = read_header(path)
+        if key not in self._headers[path]:
+            raise ModelError(f"{path.name} does not hold {key}, which the index says it does")
+        return self._headers[path][key]
+
+    # -- sizes
+
+    def outside_bytes(self) -> int:
+        """Bytes of what lies outside the decoder layers, in memory."""
+        names = {n for n in self._meta if not _LAYER.match(n)}
+        seen = {id(self._meta[n]): self._size(n) for n in names}
+        return sum(seen.values())
+
+    def layer_bytes(self) -> int:
+        """Bytes that the largest decoder layer takes while it is read: weights and copies."""
+        largest = 0
+        for index, targets in self._by_layer.items():
+            if index is None:
+                continue
+            held = sum(self._size(name) for name in targets)
+            copies = [0]
+            for name, target in targets.items():
+                whole = target.converter is not None and stacked_side(target.converter) is None
+                parts = len(target.sources) if target.converter is not None else 1
+                copies.append(2 * self._size(name) if whole else self._size(name) // parts)
+            largest = max(largest, held + max(copies))
+        return largest
+
+    def _size(self, name: str) -> int:
+        return int(self._meta[name].numel()) * self._kept_dtype(name).itemsize
+
     # -- reading
 
     def load_rest(self) -> None:
@@ -150,7 +197,7 @@ class StreamedModel:
         self._initialize_buffers(self.model)  # first: what it does to parameters must not stay
         self._fill(self._by_layer.get(None, {}), {})
         outside = {n for n in self._meta if not _LAYER.match(n)}
-        self.model.tie_weights()  # type: ignore[operator]
+        self.model.tie_weights()
         self._require(outside)
 
     def load_layer(self, index: int) -> None:
@@ -171,13 +218,13 @@ class StreamedModel:
                     module._parameters[name] = nn.Parameter(empty, requires_grad=False)
 
     def _fill(
-        self, targets: dict[str, _Target], slot: dict[tuple[str, ...], torch.Tensor], skip: int = 0
+        self, targets: dict[str, Target], slot: dict[tuple[str, ...], torch.Tensor], skip: int = 0
     ) -> None:
         """Read these parameters; memory of the slot is used again where shapes allow."""
         needed = {key for target in targets.values() for key, _ in target.sources}
         with contextlib.ExitStack() as stack:
             handles = {
-                path: stack.enter_context(_opened(path))
+                path: stack.enter_context(opened(path))
                 for path in sorted({self._files[key] for key in needed})
             }
             for name, target in targets.items():
@@ -194,19 +241,115 @@ class StreamedModel:
                 self._read(name, target, reads, held)
                 _put(self.model, name, held)
 
-    def _read(self, name: str, target: _Target, reads: list[Any], held: torch.Tensor) -> None:
+    def _read(self, name: str, target: Target, reads: list[Any], held: torch.Tensor) -> None:
         try:
             if target.converter is None:
                 [(key, handle, _)] = reads[:1]
-                _copy(held, handle.get_tensor(key), name, key)
-            elif (dim := _stacked(target.converter)) is not None:
-                _assemble(held, target.converter, reads, dim, name)
+                copy_into(held, handle.get_tensor(key), name, key)
+            elif (dim := stacked_side(target.converter)) is not None:
+                assemble(held, target.converter, reads, dim, name)
             else:
-                _copy(held, self._convert(name, target, reads), name, reads[0][0])
+                copy_into(held, self._convert(name, target, reads), name, reads[0][0])
         except SafetensorError as error:
             raise ModelError(f"{self._folder}: {name}: {error}") from error
 
-    def _convert(self, name: str, target: _Target, reads: list[Any]) -> torch.Tensor:
+    def fingerprint(self) -> str:
+        """The same sha256 as `weights_fingerprint` gives for the model in memory.
+
+        Only the elements that it looks at are read; a parameter that goes through one of
+        transformers' rarer conversions is made whole for it.
+        """
+        digest = hashlib.sha256()
+        targets = {n: t for part in self._by_layer.values() for n, t in part.items()}
+        for name, empty in sorted(self.model.named_parameters()):
+            step = max(1, empty.numel() // 64)
+            flat = torch.arange(min(64, -(-empty.numel() // step))) * step
+            values = self._elements(name, empty, targets[name], flat)
+            digest.update(name.encode())
+            digest.update(values.to(self._kept_dtype(name)).float().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _elements(
+        self, name: str, empty: torch.Tensor, target: Target, flat: torch.Tensor
+    ) -> torch.Tensor:
+        with contextlib.ExitStack() as stack:
+            paths = sorted({self._files[key] for key, _ in target.sources})
+            handles = {path: stack.enter_context(opened(path)) for path in paths}
+            reads = [(key, handles[self._files[key]], p) for key, p in target.sources]
+            if target.converter is None:
+                return pick(reads[0][1].get_slice(reads[0][0]), flat, tuple(empty.shape))
+            dim = stacked_side(target.converter)
+            if dim is None:
+                return self._convert(name, target, reads).reshape(-1)[flat]
+            parts = places(target.converter, reads, dim)
+            return torch.stack([pick_stacked(int(i), empty.shape, parts, dim) for i in flat])
+
+    def read_ahead(self, index: int) -> None:
+        """Ask the system to bring the bytes of a layer into its file cache; no memory is taken."""
+        if not hasattr(os, "posix_fadvise") or not 0 <= index < len(self.layers):
+            return
+        ranges: dict[Path, list[Stored]] = {}
+        for target in self._by_layer.get(index, {}).values():
+            for key, _ in target.sources:
+                ranges.setdefault(self._files[key], []).append(self._header(key))
+        for path, parts in ranges.items():
+            with path.open("rb") as file:
+                for part in parts:
+                    wanted = (part.begin, part.length, os.POSIX_FADV_WILLNEED)
+                    os.posix_fadvise(file.fileno(), *wanted)
+
+    # -- running
+
+    @torch.inference_mode()
+    def run_layer(
+        self,
+        index: int,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        hidden: Any,
+    ) -> Any:
+        """What one loaded decoder layer makes of what the layer below put out.
+
+        Masks and rotary embeddings are made by the model's own code, which runs as usual up to this
+        layer with those below answering from ``hidden``.
+
+        Args:
+            index: the layer; `load_layer` must have been called.
+            input_ids: (B, S).
+            attention_mask: (B, S), 0 on padding.
+            hidden: what the layer below put out; None for the first layer.
+
+        Returns:
+            What the layer puts out: (B, S, D), or a tuple in families that hand on more.
+        """
+
+        def stop(_module: nn.Module, _args: Any, output: Any) -> None:
+            raise _Done(output)
+
+        handle = self.layers[index].register_forward_hook(stop)
+        try:
+            with _answering(self.layers[:index], hidden):
+                body: Any = self.model.base_model
+                body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        except _Done as done:
+            output = done.output
+        else:
+            raise ModelError(f"decoder layer {index} was not called")
+        finally:
+            handle.remove()
+        return output
+
+    @torch.inference_mode()
+    def run_head(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, hidden: Any
+    ) -> torch.Tensor:
+        """Logits (B, S, V) of what the last decoder layer put out."""
+        with _answering(self.layers, hidden):
+            model: Any = self.model
+            output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return output.logits  # type: ignore[no-any-return]
+
+    def _convert(self, name: str, target: Target, reads: list[Any]) -> torch.Tensor:
         """What transformers' own conversion makes of these tensors; needs twice their memory."""
         converter = deepcopy(target.converter)
         for key, handle, pattern in reads:
@@ -217,7 +360,7 @@ class StreamedModel:
 
     def _kept_dtype(self, name: str) -> torch.dtype:
         """The dtype asked for, but for what the modules keep in float32 and for integers."""
-        empty = self._meta[name]
+        empty: torch.Tensor = self._meta[name]
         if not empty.is_floating_point() or empty.dtype == torch.float32 != self.dtype:
             return empty.dtype
         return self.dtype
@@ -227,24 +370,46 @@ class StreamedModel:
         missing = sorted(n for n in names if n in state and state[n].is_meta)
         if missing:
             raise ModelError(
-                f"{self._folder}: the checkpoint has no weights for {len(missing)} parameters, first "
-                f"{missing[0]}; they would be random, so nothing measured on them would mean anything"
+                f"{self._folder}: the checkpoint has no weights for {len(missing)} parameters, "
+                f"first {missing[0]}; they would be random, so nothing measured would mean anything"
             )
 
     def _initialize_buffers(self, root: nn.Module) -> None:
         """Compute the buffers that no checkpoint holds, such as rotary frequencies."""
         for module in root.modules():
-            empty = [n for n, b in module._buffers.items() if b is not None and b.is_meta]
+            empty = {n: b for n, b in module._buffers.items() if b is not None and b.is_meta}
             if not empty or (root is self.model and self._is_inside_a_layer(module)):
                 continue
-            for name in empty:
-                module._buffers[name] = torch.empty_like(
-                    module._buffers[name], device=self.device  # type: ignore[arg-type]
-                )
-            self.model._init_weights(module)  # type: ignore[operator]
+            for name, buffer in empty.items():
+                module._buffers[name] = torch.empty_like(buffer, device=self.device)
+            self.model._init_weights(module)
 
     def _is_inside_a_layer(self, module: nn.Module) -> bool:
         return any(module is part for layer in self.layers for part in layer.modules())
+
+
+class _Done(Exception):
+    """Carries a layer's output out of the forward pass that the rest of is not needed."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+
+@contextlib.contextmanager
+def _answering(layers: list[nn.Module], hidden: Any) -> Iterator[None]:
+    """Let these layers give back ``hidden`` instead of running."""
+
+    def answer(*_args: Any, **_kwargs: Any) -> Any:
+        return hidden
+
+    for layer in layers:
+        layer.forward = answer
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
@@ -254,50 +419,3 @@ def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
         parent._parameters[last] = nn.Parameter(tensor, requires_grad=False)
     else:
         parent._buffers[last] = tensor
-
-
-def _copy(held: torch.Tensor, found: torch.Tensor, name: str, key: str) -> None:
-    if found.shape != held.shape:
-        raise ModelError(
-            f"{key} has shape {tuple(found.shape)}, expected {tuple(held.shape)} for {name}; the "
-            "checkpoint does not fit its config"
-        )
-    held.copy_(found)
-
-
-def _stacked(converter: Any) -> int | None:
-    """For "stack experts, then join along a side": that side (in the stack); else None."""
-    kinds = [type(op).__name__ for op in converter.operations]
-    if kinds == ["MergeModulelist"] and converter.operations[0].dim == 0:
-        return 1
-    if kinds == ["MergeModulelist", "Concatenate"] and converter.operations[0].dim == 0:
-        return int(converter.operations[1].dim)
-    return None
-
-
-def _assemble(
-    held: torch.Tensor, converter: Any, reads: list[Any], dim: int, name: str
-) -> None:
-    """Copy per-expert tensors straight to their places in the stack, one at a time."""
-    offsets: dict[str, int] = {}
-    counts: dict[str, int] = {}
-    begin = 0
-    for pattern in converter.source_patterns:
-        first = next((h.get_slice(k) for k, h, p in reads if p == pattern), None)
-        if first is None:
-            raise ModelError(f"{name}: the checkpoint has no tensor of the form {pattern}")
-        offsets[pattern], counts[pattern] = begin, 0
-        begin += int(first.get_shape()[dim - 1])
-    for key, handle, pattern in reads:
-        part = handle.get_tensor(key)
-        place = held[counts[pattern]] if counts[pattern] < held.shape[0] else None
-        if place is None:
-            raise ModelError(f"{key}: more experts than the {held.shape[0]} of the config")
-        _copy(place.narrow(dim - 1, offsets[pattern], part.shape[dim - 1]), part, name, key)
-        counts[pattern] += 1
-    short = {p: n for p, n in counts.items() if n != held.shape[0]}
-    if short or begin != held.shape[dim]:
-        raise ModelError(
-            f"{name}: the checkpoint has {min(counts.values())} experts of {begin} rows, expected "
-            f"{held.shape[0]} of {held.shape[dim]}"
-        )

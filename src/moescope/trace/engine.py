@@ -20,10 +20,11 @@ from moescope.models.anatomy import MoELayer
 from moescope.models.capture import Routing, RoutingCapture
 from moescope.models.loading import LoadedModel
 
-__all__ = ["BatchResult", "Engine", "GenerationResult", "ResidentEngine"]
+__all__ = ["BatchResult", "Engine", "GenerationResult", "ResidentEngine", "predict"]
 
 _LOGIT_CELLS = 1 << 28
 _DEFAULT_BATCH_TOKENS = 8192
+_POOL_TOKENS = 32_768
 
 
 class BatchResult(NamedTuple):
@@ -53,6 +54,11 @@ class Engine(Protocol):
     @property
     def batch_tokens(self) -> int:
         """Token budget of a batch that suits this engine."""
+        ...
+
+    @property
+    def pool_tokens(self) -> int:
+        """Tokens of a pool that suit this engine."""
         ...
 
     def run(self, batches: Iterable[Batch]) -> Iterator[BatchResult]:
@@ -96,6 +102,11 @@ class ResidentEngine:
         """Token budget of a batch."""
         return self._batch_tokens
 
+    @property
+    def pool_tokens(self) -> int:
+        """Tokens of a pool."""
+        return _POOL_TOKENS
+
     def run(self, batches: Iterable[Batch]) -> Iterator[BatchResult]:
         """One forward pass per batch, in order."""
         model: Any = self._loaded.model
@@ -108,7 +119,7 @@ class ResidentEngine:
                 routing = capture.take(expected_rows=ids.numel())
                 pred_id = nll = None
                 if self._predictions:
-                    pred_id, nll = _predictions(output.logits, ids, mask)
+                    pred_id, nll = predict(output.logits, ids, mask)
                 yield BatchResult(batch, routing, pred_id, nll)
 
     def generate(self, prompts: NDArray[np.int64], num_tokens: int) -> GenerationResult:
@@ -150,9 +161,19 @@ def _call(forward: Any, ids: torch.Tensor, mask: torch.Tensor) -> Any:
         ) from error
 
 
-def _predictions(
+def predict(
     logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Most probable next token, and negative log-likelihood of the next one, of each row.
+
+    Args:
+        logits: (B, S, V).
+        ids: (B, S).
+        mask: (B, S), 0 on padding.
+
+    Returns:
+        ``pred_id`` and ``nll`` in nats, both (B·S,); NaN where a row has no next token.
+    """
     rows = logits.reshape(-1, logits.shape[-1])
     target = torch.roll(ids, -1, dims=1)
     known = torch.roll(mask, -1, dims=1).bool()

@@ -33,8 +33,11 @@ class TraceOptions(BaseModel):
     batch_tokens: int | None = Field(
         None, ge=1, description="token budget of one batch, padding included; automatic by default"
     )
-    pool_tokens: int = Field(
-        32_768, ge=1, description="tokens that are sorted by length together, and one shard's size"
+    pool_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens that are sorted by length together, and one shard's size; by default "
+        "32,768, or 262,144 with the streamed engine, which reads the model once for each pool",
     )
     predictions: bool = Field(
         True, description="run the LM head too: loss by domain and the predicted next token"

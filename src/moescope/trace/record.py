@@ -53,6 +53,7 @@ from moescope.trace.store import (
     write_parquet,
     write_tensors,
 )
+from moescope.trace.streamed import StreamedEngine
 
 __all__ = ["Progress", "context_length", "trace"]
 
@@ -62,13 +63,15 @@ _DEFAULT_CONTEXT = 2048
 class Progress(NamedTuple):
     """How far a trace has come: characters and documents read, tokens counted.
 
-    ``total_chars`` is None when the corpus is too large to be counted first.
+    ``total_chars`` is None when the corpus is too large to be counted first. ``layer``: decoder
+    layers done and in all, while the streamed engine takes a pool through them.
     """
 
     chars: int
     total_chars: int | None
     documents: int
     tokens: int
+    layer: tuple[int, int] | None = None
 
 
 def trace(
@@ -123,12 +126,7 @@ class _Tracer:
         self.corpus_spec = corpus_spec
         self.corpus: Corpus = open_corpus(corpus_spec)
         self.layers = loaded.anatomy.select(options.layers)
-        self.engine = engine or ResidentEngine(
-            loaded,
-            self.layers,
-            predictions=options.predictions,
-            batch_tokens=options.batch_tokens,
-        )
+        self.engine = engine or _engine(loaded, self.layers, options, run, self._advance_layer)
         self.on_progress = on_progress
         self.shape = AggregateShape(
             layers=tuple(m.layer_idx for m in self.layers),
@@ -266,9 +264,10 @@ class _Tracer:
         tokenizer = self.loaded.tokenizer
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         recorder = PoolRecorder(self.engine, self.layers, self.options, pad_id, self._advance)
+        pool_tokens = self.options.pool_tokens or self.engine.pool_tokens
         recorder.stop_at(_stop_ids(self.loaded))
         last_commit = time.monotonic()
-        for pool in iter_pools(self._tokenized(), self.options.pool_tokens):
+        for pool in iter_pools(self._tokenized(), pool_tokens):
             traced = [doc for doc in pool if doc.sequences]
             result = recorder.record(traced, self.state)
             self.pending.append(result)
@@ -282,6 +281,13 @@ class _Tracer:
         self.tokens += tokens
         if self.on_progress is not None:
             self.on_progress(Progress(self.chars, self.total_chars, self.documents, self.tokens))
+
+    def _advance_layer(self, done: int, layers: int) -> None:
+        if self.on_progress is not None:
+            at = (done, layers)
+            self.on_progress(
+                Progress(self.chars, self.total_chars, self.documents, self.tokens, at)
+            )
 
     def _commit(self, documents_read: int) -> None:
         """Write what is pending, then the manifest that names it, then drop what it replaced."""
@@ -391,6 +397,27 @@ def _cut(document: TokenizedDocument, limit: int) -> TokenizedDocument:
         tokens += counted
         rest += len(sequence.token_ids) - counted
     return document._replace(sequences=kept, num_tokens=tokens, num_uncounted=rest)
+
+
+def _engine(
+    loaded: LoadedModel,
+    layers: tuple[MoELayer, ...],
+    options: TraceOptions,
+    run: Path,
+    on_layer: Callable[[int, int], None],
+) -> Engine:
+    """The engine that suits how the model was loaded."""
+    asked: dict[str, Any] = {
+        "predictions": options.predictions,
+        "batch_tokens": options.batch_tokens,
+    }
+    if loaded.streamed is None:
+        return ResidentEngine(loaded, layers, **asked)
+    if options.generate:
+        raise BadInputError(
+            "--generate needs the whole model in memory; use --engine resident, or leave it out"
+        )
+    return StreamedEngine(loaded, layers, run / "streaming", on_layer=on_layer, **asked)
 
 
 def context_length(loaded: LoadedModel, options: TraceOptions) -> int:

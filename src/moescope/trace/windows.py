@@ -24,7 +24,7 @@ from moescope.corpus import (
 from moescope.corpus.batching import Batch
 from moescope.corpus.tokenize import Sequence as CorpusSequence
 from moescope.corpus.tokenize import TokenizedDocument
-from moescope.errors import CorpusError, RunError
+from moescope.errors import BadInputError, CorpusError, RunError
 from moescope.models.loading import LoadedModel
 from moescope.trace.options import TraceOptions
 from moescope.trace.reader import Run
@@ -68,6 +68,33 @@ class WindowBatch(NamedTuple):
     rows: NDArray[np.int64]
 
 
+class _Lowest:
+    """Keeps the windows of lowest hash, per domain, within a budget of counted tokens."""
+
+    def __init__(self, budget: int | None, seed: int) -> None:
+        self._budget, self._seed = budget, seed
+        self._kept: dict[str, int] = {}
+        self.heaps: dict[str, list[tuple[int, str, TextWindow]]] = {}
+
+    def offer(self, window: TextWindow) -> None:
+        """Keep it, and drop the highest that the budget can spare."""
+        heap = self.heaps.setdefault(window.domain, [])
+        priority = span_priority(window.doc, window.window, self._seed)
+        heapq.heappush(heap, (-priority, f"{window.doc}\0{window.window:09d}", window))
+        kept = self._kept.get(window.domain, 0) + window.num_tokens
+        while self._budget is not None and kept - heap[0][2].num_tokens >= self._budget:
+            kept -= heapq.heappop(heap)[2].num_tokens
+        self._kept[window.domain] = kept
+
+    def ordered(self) -> list[TextWindow]:
+        """By domain (in the order of arrival), document and window."""
+        return [
+            entry[2]
+            for heap in self.heaps.values()
+            for entry in sorted(heap, key=lambda e: (e[2].doc, e[2].window))
+        ]
+
+
 def choose_windows(
     loaded: LoadedModel,
     corpus: CorpusSpec,
@@ -85,23 +112,29 @@ def choose_windows(
         tokens_per_domain: counted tokens of each domain; the last window may exceed it. None for
             all.
         window_tokens: a longer window gives its first so many tokens.
-        options: context length, chat template and seed; those of a trace by default.
+        options: context length, chat template, limit and seed; those of a trace by default.
         fingerprint: of the corpus that is expected (`moescope.corpus.Fingerprint`).
 
     Returns:
         Windows in the order of domain (by first appearance), document and window.
 
     Raises:
+        BadInputError: a budget or a length below 1.
         CorpusError: the text cannot be read, or has no token.
         RunError: the corpus is not the one expected.
     """
+    _require_positive("tokens_per_domain", tokens_per_domain)
+    _require_positive("window_tokens", window_tokens)
     options = options or TraceOptions()
     context = context_length(loaded, options)
     seen = Fingerprint()
-    heaps: dict[str, list[tuple[int, str, TextWindow]]] = {}
-    kept: dict[str, int] = {}
+    chosen = _Lowest(tokens_per_domain, options.seed)
+    read: dict[str, int] = {}
     for number, document in enumerate(open_corpus(corpus)):
         seen.update(document)
+        room = None if options.limit is None else options.limit - read.get(document.domain, 0)
+        if room is not None and room <= 0:
+            continue
         made = tokenize_document(
             loaded.tokenizer,
             document,
@@ -110,29 +143,19 @@ def choose_windows(
             chat_template=options.chat_template,
             count_template=options.count_template,
         )
+        made = made._replace(sequences=_until(made.sequences, room))
+        counted = sum(int(s.counted.sum()) for s in made.sequences)
+        read[made.domain] = read.get(made.domain, 0) + counted
         for window in _windows(made, window_tokens):
-            priority = span_priority(window.doc, window.window, options.seed)
-            heap = heaps.setdefault(window.domain, [])
-            key = f"{window.doc}\0{window.window:09d}"
-            heapq.heappush(heap, (-priority, key, window))
-            kept[window.domain] = kept.get(window.domain, 0) + window.num_tokens
-            while (
-                tokens_per_domain is not None
-                and kept[window.domain] - heap[0][2].num_tokens >= tokens_per_domain
-            ):
-                kept[window.domain] -= heapq.heappop(heap)[2].num_tokens
+            chosen.offer(window)
     if fingerprint is not None and seen.hexdigest() != fingerprint:
         raise RunError(
             f"{corpus.path} is not the corpus of this run any more (its documents differ); give "
             "the corpus itself instead of the run"
         )
-    if not heaps:
+    if not chosen.heaps:
         raise CorpusError(f"{corpus.path}: no token was counted")
-    return [
-        entry[2]
-        for heap in heaps.values()
-        for entry in sorted(heap, key=lambda e: (e[2].doc, e[2].window))
-    ]
+    return chosen.ordered()
 
 
 def run_windows(
@@ -156,11 +179,11 @@ def run_windows(
     """
     require_model(loaded, run)
     stored = {k: v for k, v in run.manifest.corpus.items() if k in CorpusSpec.model_fields}
-    options = TraceOptions(**{**run.manifest.options, "generate": 0})
+    options = TraceOptions(**run.manifest.options)
     return choose_windows(
         loaded,
         CorpusSpec(**stored),
-        tokens_per_domain=tokens_per_domain or options.sample_tokens,
+        tokens_per_domain=options.sample_tokens if tokens_per_domain is None else tokens_per_domain,
         window_tokens=window_tokens,
         options=options,
         fingerprint=str(run.manifest.progress["fingerprint"]),
@@ -171,15 +194,15 @@ def require_model(loaded: LoadedModel, run: Run) -> None:
     """Refuse a model that is not the one of the run.
 
     Raises:
-        RunError: configuration or weights differ.
+        RunError: configuration, weights or tokenizer differ.
     """
     model = run.manifest.model
-    for what in ("config", "weights"):
+    for what in ("config", "weights", "tokenizer"):
         mine, theirs = getattr(loaded, f"{what}_hash"), model.get(f"{what}_sha256")
         if theirs is not None and mine != theirs:
             raise RunError(
-                f"{run.path} is a run of another model ({model.get('name')}): its {what} differ "
-                f"from that of {loaded.spec.model}; give the model of the run"
+                f"{run.path} is a run of another model ({model.get('name')}): its {what} is not "
+                f"that of {loaded.spec.model}; give the model of the run"
             )
 
 
@@ -201,6 +224,22 @@ def window_batches(
 def _with_index(batch: Batch) -> WindowBatch:
     index = np.asarray([s.doc_index for s in batch.sequences], np.int64)
     return WindowBatch(batch.token_ids, batch.attention_mask, batch.counted, index)
+
+
+def _require_positive(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise BadInputError(f"{name} must be 1 or more, got {value}")
+
+
+def _until(sequences: list[CorpusSequence], room: int | None) -> list[CorpusSequence]:
+    """Whole windows until ``room`` counted tokens are reached, as a trace with a limit reads."""
+    taken, tokens = [], 0
+    for sequence in sequences:
+        if room is not None and tokens >= room:
+            break
+        taken.append(sequence)
+        tokens += int(sequence.counted.sum())
+    return taken
 
 
 def _windows(made: TokenizedDocument, longest: int) -> Iterable[TextWindow]:

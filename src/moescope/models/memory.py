@@ -1,0 +1,147 @@
+"""What a model needs in memory, resident or streamed, reckoned before anything is loaded.
+
+Figures are upper estimates from shapes: weights in the dtype of the computation, one batch of
+activations of transformers' own forward, logits of a few rows. Nothing is measured here but what
+the process holds already.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from moescope.errors import BadInputError, ModelError
+from moescope.models.anatomy import Anatomy
+
+__all__ = [
+    "HEAD_CELLS",
+    "StreamedNeed",
+    "available_memory",
+    "parse_memory",
+    "plan_streaming",
+    "readable",
+    "resident_need",
+]
+
+HEAD_CELLS = 1 << 24
+"""Logits (rows × vocabulary) that the streamed engine makes at a time."""
+
+_UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+_SIZE = re.compile(r"^\s*([0-9.]+)\s*([KMGT]?I?)B?\s*$", re.IGNORECASE)
+_BATCHES = (8192, 4096, 2048, 1024, 512)
+_OVERHEAD = 300_000_000
+"""Allocator slack, tokenizer, file buffers."""
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of ``4GB``, ``3.5G``, ``2GiB`` or ``800MB``.
+
+    Raises:
+        BadInputError: another form.
+    """
+    match = _SIZE.match(text)
+    if match is None or match[1].count(".") > 1 or match[1] == ".":
+        raise BadInputError(f"--memory {text!r} is no size; expected the form 4GB, 800MB or 2GiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def readable(count: float) -> str:
+    """``3.25 GB``."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def available_memory() -> int:
+    """Bytes that the system can still give, caches included."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+        if match:
+            return int(match[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def held_memory() -> int:
+    """Bytes that this process holds now."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        match = re.search(r"VmRSS:\s+(\d+) kB", status.read_text())
+        if match:
+            return int(match[1]) * 1024
+    return 600_000_000
+
+
+def resident_need(anatomy: Anatomy, dtype: torch.dtype) -> int:
+    """Bytes for all weights and one modest batch."""
+    return held_memory() + anatomy.total_params * dtype.itemsize + _OVERHEAD + 10**9
+
+
+@dataclass(frozen=True)
+class StreamedNeed:
+    """What streaming takes, in bytes; ``batch_tokens`` is the batch that it is reckoned for."""
+
+    held: int
+    outside: int
+    layer: int
+    batch_tokens: int
+    batch: int
+
+    @property
+    def total(self) -> int:
+        """All of it together."""
+        return self.held + self.outside + self.layer + self.batch + _OVERHEAD
+
+    def __str__(self) -> str:
+        return (
+            f"{readable(self.total)}: {readable(self.held + _OVERHEAD)} for the process, "
+            f"{readable(self.outside)} outside the layers, {readable(self.layer)} for a layer, "
+            f"{readable(self.batch)} for a batch of {self.batch_tokens:,} tokens"
+        )
+
+
+def plan_streaming(
+    anatomy: Anatomy,
+    outside: int,
+    layer: int,
+    dtype: torch.dtype,
+    memory: int,
+    batch_tokens: int | None = None,
+) -> StreamedNeed:
+    """The largest batch with which streaming keeps within a promise.
+
+    Args:
+        anatomy: of the model.
+        outside: bytes of the weights outside the decoder layers.
+        layer: bytes of the largest layer while it is read and held.
+        dtype: of the computation.
+        memory: the promise, in bytes.
+        batch_tokens: a batch that was asked for; otherwise the largest that fits is taken.
+
+    Raises:
+        ModelError: it does not fit; says what the smallest batch needs.
+    """
+    sizes = _BATCHES if batch_tokens is None else (batch_tokens,)
+    per_token = _activation_bytes(anatomy, dtype)
+    held = held_memory()
+    for size in sizes:
+        need = StreamedNeed(held, outside, layer, size, size * per_token + 8 * HEAD_CELLS)
+        if need.total <= memory:
+            return need
+    raise ModelError(
+        f"--memory {readable(memory)} is too little to stream this {anatomy.model_type} model: it "
+        f"needs {need}"
+    )
+
+
+def _activation_bytes(anatomy: Anatomy, dtype: torch.dtype) -> int:
+    """Per token: the residual and attention, and the gathered rows of the chosen experts."""
+    widest = 0
+    for layer in anatomy.layers:
+        inner = layer.expert_hidden_size or 4 * layer.hidden_size
+        experts = layer.top_k * (3 * layer.hidden_size + 4 * inner)
+        shared = 4 * layer.shared_params // max(1, 3 * layer.hidden_size)
+        widest = max(widest, 14 * layer.hidden_size + experts + shared + 6 * layer.num_experts)
+    return widest * dtype.itemsize

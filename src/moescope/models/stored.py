@@ -1,0 +1,203 @@
+"""Checkpoint files: which tensor lies where, and how stored tensors make a parameter.
+
+Old checkpoints hold one tensor for each expert; the modules hold them stacked. The two conversions
+that nearly every family takes (stack the experts; join gate and up) are carried out here, straight
+into the memory of the parameter. It knows files and shapes, not models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from moescope.errors import ModelError
+
+__all__ = [
+    "Stored",
+    "Target",
+    "assemble",
+    "check_stack",
+    "checkpoint_files",
+    "copy_into",
+    "opened",
+    "pick",
+    "pick_stacked",
+    "places",
+    "read_header",
+    "refuse_shape",
+    "stacked_side",
+]
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+
+def checkpoint_files(folder: Path) -> dict[str, Path]:
+    """Which safetensors file holds each tensor of a checkpoint folder.
+
+    Raises:
+        ModelError: no safetensors, a shard that the index names but that is not there, or a tensor
+            that the shard does not hold.
+    """
+    index = folder / _INDEX
+    if index.is_file():
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {key: folder / name for key, name in named.items()}
+        for path in sorted(set(files.values())):
+            if not path.is_file():
+                raise ModelError(
+                    f"{folder}: the index names the shard {path.name}, which is not there; fetch "
+                    "the whole checkpoint"
+                )
+        return files
+    single = folder / _SINGLE
+    if not single.is_file():
+        raise ModelError(f"{folder} holds no {_SINGLE} and no {_INDEX}; only safetensors are read")
+    with opened(single) as handle:
+        return dict.fromkeys(handle.keys(), single)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, with what goes wrong in it as one line."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            yield handle
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read ({' '.join(str(error).split())[:120]})") from error
+
+
+class Stored(NamedTuple):
+    """A tensor in a file: its shape, first byte and length in bytes."""
+
+    shape: tuple[int, ...]
+    begin: int
+    length: int
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """Shapes and places of all tensors of a file, without reading them."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({' '.join(str(error).split())[:120]})") from error
+    found = {}
+    for key, entry in header.items():
+        if key != "__metadata__":
+            begin, end = entry["data_offsets"]
+            found[key] = Stored(tuple(entry["shape"]), 8 + size + begin, end - begin)
+    return found
+
+
+@dataclass
+class Target:
+    """One parameter or buffer, and the checkpoint tensors that it is made of, in order."""
+
+    converter: Any = None
+    sources: list[tuple[str, str]] = field(default_factory=list)
+
+
+def copy_into(held: torch.Tensor, found: torch.Tensor, name: str, key: str) -> None:
+    """Copy a stored tensor to its place, converting the dtype; another shape is refused."""
+    if found.shape != held.shape:
+        refuse_shape(key, tuple(found.shape), tuple(held.shape), name)
+    held.copy_(found)
+
+
+def refuse_shape(
+    key: str, found: tuple[int, ...], expected: tuple[int, ...], name: str
+) -> NoReturn:
+    """Say which stored tensor does not fit."""
+    raise ModelError(
+        f"{key} has shape {found}, expected {expected} for {name}; the checkpoint does not fit its "
+        "config"
+    )
+
+
+def check_stack(
+    name: str, shape: tuple[int, ...], dim: int, stored: list[Any], patterns: list[str]
+) -> None:
+    """Do these experts' tensors make exactly this stack?"""
+    reach = 0
+    for pattern in patterns:
+        shapes = [(key, found) for key, found, p in stored if p == pattern]
+        if len(shapes) != shape[0]:
+            raise ModelError(
+                f"{name}: the checkpoint has {len(shapes)} experts ({pattern}), expected "
+                f"{shape[0]}; it does not fit its config"
+            )
+        side = shapes[0][1][dim - 1]
+        expected = (*shape[1:dim], side, *shape[dim + 1 :])
+        for key, found in shapes:
+            if found != expected:
+                refuse_shape(key, found, expected, name)
+        reach += side
+    if reach != shape[dim]:
+        raise ModelError(
+            f"{name}: the experts' tensors together have {reach} rows, expected {shape[dim]}; the "
+            "checkpoint does not fit its config"
+        )
+
+
+def stacked_side(converter: Any) -> int | None:
+    """For "stack experts, then join along a side": that side (in the stack); else None."""
+    kinds = [type(op).__name__ for op in converter.operations]
+    if kinds == ["MergeModulelist"] and converter.operations[0].dim == 0:
+        return 1
+    if kinds == ["MergeModulelist", "Concatenate"] and converter.operations[0].dim == 0:
+        return int(converter.operations[1].dim)
+    return None
+
+
+def assemble(held: torch.Tensor, converter: Any, reads: list[Any], dim: int, name: str) -> None:
+    """Copy per-expert tensors straight to their places in the stack, one at a time."""
+    for experts, begin, end in places(converter, reads, dim):
+        for number, (key, handle) in enumerate(experts):
+            place = held[number].narrow(dim - 1, begin, end - begin)
+            copy_into(place, handle.get_tensor(key), name, key)
+
+
+def places(
+    converter: Any, reads: list[Any], dim: int
+) -> list[tuple[list[tuple[str, Any]], int, int]]:
+    """For each joined part: its experts in order, and where it begins and ends along the side."""
+    parts, begin = [], 0
+    for pattern in converter.source_patterns:
+        experts = [(key, handle) for key, handle, p in reads if p == pattern]
+        key, handle = experts[0]
+        end = begin + int(handle.get_slice(key).get_shape()[dim - 1])
+        parts.append((experts, begin, end))
+        begin = end
+    return parts
+
+
+def pick(stored: Any, flat: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Elements of a stored tensor by their flat index, row by row."""
+    if not shape or torch.Size(shape).numel() < 1 << 16:
+        return stored[:].reshape(-1)[flat]  # type: ignore[no-any-return]
+    picked = []
+    for place in zip(*torch.unravel_index(flat, shape), strict=True):
+        row = stored[int(place[0]) : int(place[0]) + 1]
+        picked.append(row[(0, *(int(i) for i in place[1:]))])
+    return torch.stack(picked)
+
+
+def pick_stacked(index: int, shape: Any, parts: Any, dim: int) -> torch.Tensor:
+    """One element of a stack of experts, from the expert's own tensor."""
+    place = [int(i) for i in torch.unravel_index(torch.tensor(index), tuple(shape))]
+    for experts, begin, end in parts:
+        if begin <= place[dim] < end:
+            key, handle = experts[place[0]]
+            place[dim] -= begin
+            row = handle.get_slice(key)[place[1] : place[1] + 1]
+            return row[(0, *place[2:])]  # type: ignore[no-any-return]
+    raise ModelError(f"no part of the checkpoint holds element {place}")

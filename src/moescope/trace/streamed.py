@@ -1,0 +1,244 @@
+"""The streamed engine: all batches advance through one decoder layer, then that layer is dropped.
+
+Peak memory is what lies outside the decoder layers, one layer, and one batch; a model of any size
+can be traced. What the layers put out is kept on disk between them, so a trace that was killed goes
+on at the layer and batch where it stopped. It knows batches and a `StreamedModel`, not runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from moescope.corpus import Batch
+from moescope.errors import ModelError, WriteError
+from moescope.models.anatomy import MoELayer
+from moescope.models.capture import Routing, RoutingCapture
+from moescope.models.loading import LoadedModel
+from moescope.models.memory import HEAD_CELLS
+from moescope.models.streaming import StreamedModel
+from moescope.trace.engine import BatchResult, GenerationResult, predict
+
+__all__ = ["StreamedEngine"]
+
+_BATCH_TOKENS = 8192
+_POOL_TOKENS = 262_144
+_KEY = "pool.json"
+
+
+class StreamedEngine:
+    """Runs batches layer by layer with the weights of one layer in memory.
+
+    Args:
+        loaded: a model from `load_streamed`.
+        layers: the MoE layers to read.
+        scratch: folder for what layers put out; emptied after each pool.
+        predictions: run the LM head as well.
+        batch_tokens: token budget of a batch; what memory was planned for by default.
+        on_layer: called with (layers done, layers) after each decoder layer.
+
+    Raises:
+        ModelError: the model holds all its weights in memory.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        layers: Sequence[MoELayer],
+        scratch: Path,
+        *,
+        predictions: bool,
+        batch_tokens: int | None = None,
+        on_layer: Callable[[int, int], None] | None = None,
+    ) -> None:
+        if loaded.streamed is None:
+            raise ModelError("the streamed engine takes a model from load_streamed")
+        self._loaded, self._streamed = loaded, loaded.streamed
+        self._sites = {layer.layer_idx: layer.site for layer in layers}
+        self._scratch, self._predictions = scratch, predictions
+        need = loaded.streamed.need
+        self._batch_tokens = batch_tokens or (_BATCH_TOKENS if need is None else need.batch_tokens)
+        self._on_layer = on_layer or (lambda _done, _all: None)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Token budget of a batch."""
+        return self._batch_tokens
+
+    @property
+    def pool_tokens(self) -> int:
+        """Tokens of a pool: the whole model is read once for each."""
+        return _POOL_TOKENS
+
+    def generate(
+        self,
+        prompts: NDArray[np.int64],  # noqa: ARG002 -- the protocol's
+        num_tokens: int,  # noqa: ARG002
+    ) -> GenerationResult:
+        """Refused: every generated token would read the whole model from disk."""
+        raise ModelError(
+            "the streamed engine does not generate: each token would read all layers again; use "
+            "--engine resident, or leave --generate out"
+        )
+
+    def run(self, batches: Iterable[Batch]) -> Iterator[BatchResult]:
+        """All batches through every layer, then one result for each batch, in order."""
+        listed = list(batches)
+        pool = _Pool(self._scratch, listed, str(self._streamed.device))
+        model: StreamedModel = self._streamed
+        last = max(self._sites) if not self._predictions else len(model.layers) - 1
+        for index in range(last + 1):
+            self._run_layer(index, listed, pool)
+            self._on_layer(index + 1, last + 1)
+        for number, batch in enumerate(listed):
+            routing = {n: pool.routing(n, number) for n in self._sites}
+            pred_id = nll = None
+            if self._predictions:
+                pred_id, nll = self._head(batch, pool.hidden(last, number))
+            yield BatchResult(batch, routing, pred_id, nll)
+        pool.remove()
+
+    def _run_layer(self, index: int, batches: list[Batch], pool: _Pool) -> None:
+        todo = [n for n in range(len(batches)) if not pool.passed(index, n)]
+        if not todo:
+            return
+        model, site = self._streamed, self._sites.get(index)
+        model.load_layer(index)
+        model.read_ahead(index + 1)
+        try:
+            for number in todo:
+                ids, mask = self._inputs(batches[number])
+                below = pool.hidden(index - 1, number) if index else None
+                with RoutingCapture(self._loaded.model, [site] if site else []) as capture:
+                    hidden = model.run_layer(index, ids, mask, below)
+                    routing = capture.take(expected_rows=ids.numel()) if site else {}
+                pool.keep(index, number, hidden, routing.get(index))
+        finally:
+            model.drop_layer(index)
+
+    def _inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        device = self._streamed.device
+        ids = torch.as_tensor(batch.token_ids, device=device)
+        return ids, torch.as_tensor(batch.attention_mask, device=device).long()
+
+    def _head(self, batch: Batch, hidden: Any) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The LM head over a few rows at a time, so that logits stay small."""
+        ids, mask = self._inputs(batch)
+        model: Any = self._loaded.model
+        vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        rows = max(1, HEAD_CELLS // (vocabulary * ids.shape[1]))
+        made = []
+        for start in range(0, ids.shape[0], rows):
+            part = slice(start, start + rows)
+            logits = self._streamed.run_head(
+                ids[part], mask[part], _rows(hidden, part, ids.shape[0])
+            )
+            made.append(predict(logits, ids[part], mask[part]))
+        pred_id, nll = (np.concatenate(parts) for parts in zip(*made, strict=True))
+        return pred_id, nll
+
+
+class _Pool:
+    """What the layers put out for the batches of one pool, on disk.
+
+    Output of a layer replaces that of the one before the last, so at most two are kept. A file is
+    written under another name first, so one that is there is whole.
+    """
+
+    def __init__(self, folder: Path, batches: Sequence[Batch], device: str) -> None:
+        self._folder, self._device = folder, device
+        digest = hashlib.sha256()
+        for batch in batches:
+            digest.update(str(batch.token_ids.shape).encode())
+            digest.update(batch.token_ids.tobytes())
+            digest.update(batch.attention_mask.tobytes())
+        key = {"batches": digest.hexdigest()}
+        path = folder / _KEY
+        if not path.is_file() or json.loads(path.read_text("utf-8")) != key:
+            self.remove()
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(key), encoding="utf-8")
+        self._last: dict[int, int] = {}
+        for kept in folder.glob("hidden-*.safetensors"):
+            index, number = (int(part) for part in kept.stem.split("-")[1:])
+            self._last[number] = max(index, self._last.get(number, -1))
+
+    def _hidden_path(self, index: int, number: int) -> Path:
+        return self._folder / f"hidden-{index:04d}-{number:06d}.safetensors"
+
+    def _routing_path(self, index: int, number: int) -> Path:
+        return self._folder / f"routing-{index:04d}-{number:06d}.safetensors"
+
+    def passed(self, index: int, number: int) -> bool:
+        """Did this batch pass this layer?"""
+        return self._last.get(number, -1) >= index
+
+    def keep(self, index: int, number: int, hidden: Any, routing: Routing | None) -> None:
+        """Keep what a layer made of a batch; what the layer before the last made is dropped."""
+        if routing is not None:
+            tensors = {name: t.contiguous().cpu() for name, t in routing._asdict().items()}
+            self._write(tensors, self._routing_path(index, number))
+        self._write(_flatten(hidden), self._hidden_path(index, number))
+        self._last[number] = index
+        self._hidden_path(index - 1, number).unlink(missing_ok=True)
+
+    def _write(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
+        partial = path.with_suffix(".partial")
+        try:
+            save_file(tensors, partial)
+            partial.rename(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise WriteError(
+                f"{path} cannot be written ({error.strerror or error}); free some space and give "
+                "the same command again with --resume: it goes on at this layer"
+            ) from error
+
+    def hidden(self, index: int, number: int) -> Any:
+        """What a layer put out for a batch."""
+        return _unflatten(load_file(self._hidden_path(index, number), device=self._device))
+
+    def routing(self, index: int, number: int) -> Routing:
+        """What a router did with a batch."""
+        return Routing(**load_file(self._routing_path(index, number)))
+
+    def remove(self) -> None:
+        """Drop everything of this pool."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _flatten(output: Any) -> dict[str, torch.Tensor]:
+    """A layer's output as named tensors: ``hidden`` alone, or ``0``, ``1``, … without the Nones."""
+    if isinstance(output, torch.Tensor):
+        return {"hidden": output.contiguous().cpu()}
+    parts = {str(i): p for i, p in enumerate(output) if p is not None}
+    strange = [type(p).__name__ for p in parts.values() if not isinstance(p, torch.Tensor)]
+    if strange:
+        raise ModelError(
+            f"a decoder layer of this model hands on a {strange[0]}, so it cannot be run on its "
+            "own; use --engine resident"
+        )
+    length = torch.tensor(len(output))
+    return {"length": length, **{name: p.contiguous().cpu() for name, p in parts.items()}}
+
+
+def _unflatten(tensors: dict[str, torch.Tensor]) -> Any:
+    if "hidden" in tensors:
+        return tensors["hidden"]
+    return tuple(tensors.get(str(i)) for i in range(int(tensors["length"])))
+
+
+def _rows(output: Any, part: slice, batch: int) -> Any:
+    """Some sequences of a layer's output."""
+    if isinstance(output, torch.Tensor):
+        return output[part] if output.dim() and output.shape[0] == batch else output
+    return tuple(None if p is None else _rows(p, part, batch) for p in output)

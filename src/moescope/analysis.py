@@ -1,6 +1,7 @@
 """The main job in one call: trace a corpus through a model, compute the tables, write the report.
 
-`moescope analyze` and `moescope demo` do nothing but call `analyze`.
+`moescope analyze` and `moescope demo` do nothing but call `analyze`; with a launcher, which traces
+by itself, `report_on` does the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from moescope.models import LoadedModel, ModelSpec, load_model
 from moescope.report.page import build_report
 from moescope.trace import Progress, TraceOptions, trace
 
-__all__ = ["Analysis", "analyze"]
+__all__ = ["Analysis", "analyze", "report_on"]
 
 
 class Analysis(NamedTuple):
@@ -58,7 +59,21 @@ def analyze(
         model = load_model(model)
     say("tracing")
     folder = trace(model, corpus, Path(run), options, resume=resume, on_progress=on_progress)
-    opened = open_run(folder)
+    return report_on(folder, on_stage=on_stage)
+
+
+def report_on(run: str | Path, *, on_stage: Callable[[str], None] | None = None) -> Analysis:
+    """Tables and report of a finished run.
+
+    Args:
+        run: its folder.
+        on_stage: called with a few words when a stage begins.
+
+    Raises:
+        RunError: it is not finished, damaged, or an empty shard, of which nothing can be said.
+    """
+    say = on_stage or (lambda _: None)
+    opened = open_run(run)
     for name in table_names():
         say(f"table {name}")
         opened.table(name)

@@ -8,6 +8,7 @@ The tree::
     │   ├── CorpusError           the text cannot be read, is empty, or lacks a field
     │   ├── RunError              the run folder is missing, of another model, or damaged
     │   └── MissingExtraError     an optional dependency is absent; says how to install it
+    ├── LaunchError               a worker died again and again; the shards that were done stay
     ├── CoverageError             a router was not seen: its figures would be silent zeros
     ├── TrainingError             the loss is no longer a number; the weights before it are kept
     ├── InterruptedTrainingError  stopped by a signal, after a checkpoint
@@ -24,6 +25,7 @@ __all__ = [
     "CorpusError",
     "CoverageError",
     "InterruptedTrainingError",
+    "LaunchError",
     "MissingExtraError",
     "ModelError",
     "MoescopeError",
@@ -59,6 +61,10 @@ class RunError(BadInputError):
 
 class CoverageError(MoescopeError):
     """A router that the anatomy names saw no token, so every figure on it would be a false zero."""
+
+
+class LaunchError(MoescopeError):
+    """Workers could not be started, or one died more often than it is retried."""
 
 
 class WriteError(MoescopeError):

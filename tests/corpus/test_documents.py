@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tests.corpus.helpers import read, texts
 
-from moescope.corpus import CorpusSpec, Document, Fingerprint, Skipped, open_corpus
-from moescope.errors import CorpusError
+from moescope.corpus import CorpusSpec, Document, Fingerprint, Skipped, Whole, open_corpus
+from moescope.errors import BadInputError, CorpusError
 
 Write = Callable[..., Path]
 GOOD = {"id": "a", "domain": "web", "text": "one"}
@@ -204,6 +204,70 @@ def _fingerprint(flat: list[str]) -> str:
     for i in range(0, len(flat), 3):
         fingerprint.update(Document(flat[i], flat[i + 1], flat[i + 2], "x"))
     return fingerprint.hexdigest()
+
+
+MANY = [{"id": f"d{i}", "domain": f"web{i % 3}", "text": f"text {i}"} for i in range(60)]
+
+
+@pytest.mark.parametrize("total", [1, 2, 7])
+def test_the_shards_of_a_corpus_hold_every_document_once(jsonl: Write, total: int) -> None:
+    path = jsonl(MANY)
+    parts = [read(path, shard=f"{n}/{total}") for n in range(1, total + 1)]
+    whole = read(path)
+    assert sorted(d for part in parts for d in part) == sorted(whole)
+    assert all(part == [d for d in whole if d in part] for part in parts)  # the corpus's order
+    assert min(map(len, parts)) > 0
+
+
+def test_a_shard_does_not_depend_on_the_order_or_on_other_documents(jsonl: Write) -> None:
+    ids = {d.doc_id for d in read(jsonl(MANY), shard="2/3")}
+    turned = {d.doc_id for d in read(jsonl(MANY[::-1], "turned.jsonl"), shard="2/3")}
+    fewer = {d.doc_id for d in read(jsonl(MANY[:30], "fewer.jsonl"), shard="2/3")}
+    assert turned == ids
+    assert fewer == {i for i in ids if int(i[1:]) < 30}
+
+
+def test_every_shard_knows_of_what_text_it_is_a_part(jsonl: Write) -> None:
+    path = jsonl(MANY)
+    whole = open_corpus(CorpusSpec(path=str(path)))
+    shards = [open_corpus(CorpusSpec(path=str(path), shard=f"{n}/3")) for n in (1, 2, 3)]
+    own = [shard.fingerprint() for shard in shards]
+    assert {shard.whole for shard in shards} == {Whole(60, whole.fingerprint())}
+    assert len({*own, whole.fingerprint()}) == 4
+    assert whole.whole is None
+
+
+def test_a_shard_of_a_split_is_a_part_of_that_half(jsonl: Write) -> None:
+    path = jsonl(MANY)
+    test = read(path, split="test")
+    parts = [read(path, split="test", shard=f"{n}/2") for n in (1, 2)]
+    assert sorted(parts[0] + parts[1]) == sorted(test)
+    half = open_corpus(CorpusSpec(path=str(path), split="test", shard="1/2"))
+    assert len(list(half)) < len(test)
+    assert half.whole is not None
+    assert half.whole.documents == len(test)
+
+
+def test_a_shard_may_be_empty_but_a_corpus_may_not(jsonl: Write, tmp_path: Path) -> None:
+    path = jsonl([GOOD])
+    sizes = [len(read(path, shard=f"{n}/4")) for n in (1, 2, 3, 4)]
+    assert sorted(sizes) == [0, 0, 0, 1]
+    (tmp_path / "blank.jsonl").write_text('{"id": "a", "domain": "web", "text": " "}\n')
+    said = complaint(tmp_path / "blank.jsonl", shard="1/4", on_error="skip")
+    assert "no document with text in it" in said
+
+
+def test_records_that_are_skipped_are_counted_in_every_shard(jsonl: Write) -> None:
+    path = jsonl([*MANY, {"id": "x", "domain": "web", "text": ""}])
+    for n in (1, 2):
+        corpus = open_corpus(CorpusSpec(path=str(path), on_error="skip", shard=f"{n}/2"))
+        assert list(corpus)
+        assert [(s.reason, s.count) for s in corpus.skipped] == [("empty text", 1)]
+
+
+def test_a_shard_that_cannot_be_is_refused(jsonl: Write) -> None:
+    with pytest.raises(BadInputError, match="is not i/n"):
+        read(jsonl([GOOD]), shard="5/4")
 
 
 @pytest.mark.parametrize("name", ["big.jsonl", "big.csv", "big.txt"])

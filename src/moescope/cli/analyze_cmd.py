@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from moescope.cli.common import errors, output, tracing_progress, write_config
+from moescope.cli.common import TraceBar, errors, output, tracing_progress, write_config
 from moescope.cli.config import RunConfig, with_run_options
 
 if TYPE_CHECKING:
+    from moescope.launch import LaunchProgress
     from moescope.trace import Run
 
 _HELP = """Trace a corpus through a model, compute the tables, write the report.
@@ -30,21 +32,66 @@ def register(app: typer.Typer) -> None:
 def analyze(config: RunConfig, resume: bool) -> None:
     """Run the main job and print the path of the report."""
     from moescope.analysis import analyze as analyze_corpus
+    from moescope.analysis import report_on
 
     with tracing_progress() as bar:
-        bar.stage(f"loading {config.model}")
-        done = analyze_corpus(
-            config.open_model(),
-            config.corpus_spec(),
-            config.out,
-            config.trace_options(),
-            resume=resume,
-            on_progress=bar.update,
-            on_stage=bar.stage,
-        )
+        if config.launches:
+            done = report_on(launch_shards(config, resume, bar), on_stage=bar.stage)
+        else:
+            bar.stage(f"loading {config.model}")
+            done = analyze_corpus(
+                config.open_model(),
+                config.corpus_spec(),
+                config.out,
+                config.trace_options(),
+                resume=resume,
+                on_progress=bar.update,
+                on_stage=bar.stage,
+            )
     write_config(Path(config.out), config.model_dump())
     summarize(done.run)
     output.print(str(done.report), soft_wrap=True)
+
+
+def launch_shards(config: RunConfig, resume: bool, bar: TraceBar) -> Path:
+    """Trace by several workers, telling which shards are done."""
+    from moescope.launch import launch
+
+    if config.limit is not None:
+        errors.print(f"note: --limit {config.limit} counts in each shard by itself")
+    return launch(
+        config.model_spec(),
+        config.corpus_spec(),
+        config.out,
+        config.trace_options(),
+        config.launch_options(),
+        engine=config.engine,
+        memory=config.memory,
+        resume=resume,
+        on_progress=_shard_teller(bar),
+        on_stage=bar.stage,
+    )
+
+
+def _shard_teller(bar: TraceBar) -> Callable[[LaunchProgress], None]:
+    """Show shards, tokens and rate in the bar; a line for every shard done and worker lost."""
+    from moescope.trace import Progress
+
+    told: set[int] = set()
+    lost = 0
+
+    def tell(at: LaunchProgress) -> None:
+        nonlocal lost
+        bar.stage(f"tracing, {len(at.done)}/{at.shards} shards")
+        bar.update(Progress(round(1000 * at.share), 1000, 0, at.tokens))
+        for number in [n for n in at.done if n not in told]:
+            told.add(number)
+            errors.print(f"shard {number}/{at.shards} is done")
+        if at.lost > lost:
+            lost = at.lost
+            errors.print("a worker died; its shard goes on in another one", style="yellow")
+
+    return tell
 
 
 def summarize(run: Run) -> None:
@@ -55,6 +102,10 @@ def summarize(run: Run) -> None:
         f"{tokens:,} tokens of {len(run.domains)} domains through "
         f"{coverage['routers_seen']}/{coverage['routers_expected']} routers"
     )
+    missing = coverage.get("shards_missing")
+    if isinstance(missing, list) and missing:
+        shown = ", ".join(map(str, missing[:12])) + (" …" if len(missing) > 12 else "")
+        errors.print(f"note: shards not merged: {shown}", style="yellow")
     if model["dtype"] != model["stored_dtype"]:
         errors.print(f"note: run in {model['dtype']}, stored in {model['stored_dtype']}")
     never = coverage.get("experts_never_chosen")

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
     from moescope.corpus import CorpusSpec
+    from moescope.launch import LaunchOptions
     from moescope.models import LoadedModel, ModelSpec
     from moescope.trace import TraceOptions
 
@@ -87,6 +88,31 @@ class RunConfig(BaseModel):
     test_share: float = Field(0.2, gt=0, lt=1, description="share of documents in --split test")
     dataset_split: str = Field("train", description="split of a Hugging Face dataset")
     dataset_config: str | None = Field(None, description="configuration of such a dataset")
+    shard: str | None = Field(
+        None, description="only part i/n of the corpus, such as 3/16; join them with merge"
+    )
+    launcher: Literal["local", "ray", "shard"] | None = Field(
+        None,
+        description="spread the corpus over processes of this machine (local) or over a Ray "
+        "cluster (ray) and merge; shard: this process does --shard i/n of it",
+    )
+    workers: int | None = Field(None, ge=1, description="workers of the launcher at a time")
+    shards: int | None = Field(
+        None, ge=1, description="parts that the launcher cuts; by default one for each worker"
+    )
+    worker_cpus: float = Field(1.0, gt=0, description="processors and threads of a Ray task")
+    worker_gpus: float = Field(0.0, ge=0, description="GPUs of a Ray task")
+    ray_address: str | None = Field(
+        None, description="Ray cluster, such as auto; without it Ray is started here"
+    )
+    keep_parts: bool = Field(False, description="keep the run of each shard of a launcher")
+
+    @field_validator("shard")
+    @classmethod
+    def _read_shard(cls, text: str | None) -> str | None:
+        from moescope.corpus import parse_shard
+
+        return None if text is None else str(parse_shard(text))
 
     def model_spec(self) -> ModelSpec:
         """The part that says which model."""
@@ -112,6 +138,34 @@ class RunConfig(BaseModel):
         shared = CorpusSpec.model_fields.keys() & RunConfig.model_fields.keys()
         return CorpusSpec(path=self.corpus, **self.model_dump(include=set(shared)))
 
+    @property
+    def launches(self) -> bool:
+        """Is the work spread over other processes?
+
+        Raises:
+            BadInputError: settings of a launcher that do not go together.
+        """
+        if self.launcher in ("local", "ray"):
+            if self.shard is not None:
+                raise BadInputError(
+                    f"--shard {self.shard} is for a process of its own; --launcher "
+                    f"{self.launcher} cuts the shards itself, --shards N says how many"
+                )
+            return True
+        if self.launcher == "shard" and self.shard is None:
+            raise BadInputError("--launcher shard needs --shard i/n, such as --shard 3/16")
+        for name in _OF_LAUNCHER:
+            if getattr(self, name) != RunConfig.model_fields[name].default:
+                flag = "--" + name.replace("_", "-")
+                raise BadInputError(f"{flag} needs --launcher local or ray")
+        return False
+
+    def launch_options(self) -> LaunchOptions:
+        """The part that says how the work is spread."""
+        from moescope.launch import LaunchOptions
+
+        return LaunchOptions(**self.model_dump(include={"launcher", *_OF_LAUNCHER}))
+
     def trace_options(self) -> TraceOptions:
         """The part that says how."""
         from moescope.trace import TraceOptions
@@ -122,6 +176,9 @@ class RunConfig(BaseModel):
 
 
 _ARGUMENTS = ("model", "corpus")
+_OF_LAUNCHER = (
+    "workers", "shards", "worker_cpus", "worker_gpus", "ray_address", "keep_parts",
+)  # fmt: skip
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

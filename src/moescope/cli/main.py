@@ -14,13 +14,20 @@ from pydantic import ValidationError
 
 from moescope import __version__
 from moescope.cli import (
+    ablate_cmd,
     analyze_cmd,
     capacity_cmd,
     compare_cmd,
+    contrast_cmd,
     demo_cmd,
+    import_cmd,
     inspect_cmd,
+    merge_cmd,
     paths_cmd,
+    profile_cmd,
     report_cmd,
+    similarity_cmd,
+    steer_cmd,
     table_cmd,
     trace_cmd,
     train_cmd,
@@ -51,12 +58,19 @@ for module in (
     analyze_cmd,
     demo_cmd,
     trace_cmd,
+    merge_cmd,
     table_cmd,
     report_cmd,
     compare_cmd,
     paths_cmd,
     train_cmd,
     capacity_cmd,
+    contrast_cmd,
+    steer_cmd,
+    similarity_cmd,
+    ablate_cmd,
+    profile_cmd,
+    import_cmd,
 ):
     module.register(app)
 

@@ -13,10 +13,11 @@ from moescope.corpus.documents import (
     Document,
     Fingerprint,
     Skipped,
+    Whole,
     open_corpus,
 )
 from moescope.corpus.readers import SUFFIXES
-from moescope.corpus.split import Split, in_split
+from moescope.corpus.split import Shard, Split, in_shard, in_split, parse_shard
 from moescope.corpus.tokenize import (
     Sequence,
     TokenizedDocument,
@@ -33,13 +34,17 @@ __all__ = [
     "Document",
     "Fingerprint",
     "Sequence",
+    "Shard",
     "Skipped",
     "Split",
     "TokenizedDocument",
+    "Whole",
+    "in_shard",
     "in_split",
     "iter_pools",
     "make_batches",
     "open_corpus",
+    "parse_shard",
     "tokenize_corpus",
     "tokenize_document",
 ]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from moescope.corpus.hub import HUB_PREFIX, is_saved_dataset, read_dataset
 from moescope.corpus.readers import find_files, is_plain_text, read_file, stem_of
@@ -28,7 +28,7 @@ from moescope.corpus.records import (
     near_names,
 )
 from moescope.corpus.seen import SeenIds
-from moescope.corpus.split import Split, in_split
+from moescope.corpus.split import Split, in_shard, in_split, parse_shard
 from moescope.corpus.text_files import TextUnit
 from moescope.errors import CorpusError
 
@@ -39,6 +39,7 @@ __all__ = [
     "Document",
     "Fingerprint",
     "Skipped",
+    "Whole",
     "open_corpus",
 ]
 
@@ -98,6 +99,8 @@ class CorpusSpec(BaseModel):
     """The share of documents in "test"."""
     seed: int = 0
     """Another seed gives another split."""
+    shard: Annotated[str, AfterValidator(lambda text: str(parse_shard(text)))] | None = None
+    """Read only part i of n, written ``i/n``, that a hash of the document id decides."""
     text_unit: TextUnit = "paragraph"
     """What one document of a .txt or .md file is."""
     dataset_split: str = "train"
@@ -135,6 +138,13 @@ class Fingerprint:
         return self._hash.hexdigest()
 
 
+class Whole(NamedTuple):
+    """What all shards of a corpus hold together: how many documents, and their fingerprint."""
+
+    documents: int
+    fingerprint: str
+
+
 class Corpus:
     """Documents that can be read again and again, always in the same order.
 
@@ -143,11 +153,14 @@ class Corpus:
     Attributes:
         spec: what it was opened with.
         skipped: the records that the last full iteration left out, by reason; empty before one.
+        whole: with ``spec.shard``, what the last full iteration read for all shards; the same in
+            each, so that runs of shards can be told to be of one corpus.
     """
 
     def __init__(self, spec: CorpusSpec, files: list[SourceFile] | None) -> None:
         self.spec = spec
         self.skipped: list[Skipped] = []
+        self.whole: Whole | None = None
         self._files = files
         self._fields = Fields(spec.text_field, spec.domain_field, spec.id_field)
         self._fingerprint: str | None = None
@@ -156,10 +169,12 @@ class Corpus:
         """Stream the documents.
 
         Raises:
-            CorpusError: a record or file cannot be used, or no document is left in the end.
+            CorpusError: a record or file cannot be used, or no document is left in the end. A shard
+                may be empty: with few documents some are.
         """
         spec = self.spec
-        fingerprint, seen, skipped = Fingerprint(), SeenIds(), _Tally()
+        shard = None if spec.shard is None else parse_shard(spec.shard)
+        fingerprint, whole, seen, skipped = Fingerprint(), Fingerprint(), SeenIds(), _Tally()
         total = kept = 0
         for read in self._read():
             item = read
@@ -171,13 +186,18 @@ class Corpus:
                 skipped.add(item)
                 continue
             total += 1
-            if in_split(item.doc_id, spec.split, spec.test_share, spec.seed):
-                kept += 1
+            if not in_split(item.doc_id, spec.split, spec.test_share, spec.seed):
+                continue
+            kept += 1
+            if shard is not None:
+                whole.update(item)
+            if in_shard(item.doc_id, shard):
                 fingerprint.update(item)
                 yield item
         self.skipped = skipped.rows()
         self._require_some(total, kept)
         self._fingerprint = fingerprint.hexdigest()
+        self.whole = None if shard is None else Whole(kept, whole.hexdigest())
 
     def fingerprint(self) -> str:
         """Give the sha256 of the documents that an iteration yields, in order.

@@ -46,7 +46,7 @@ def load(view: PhaseView) -> Rows:
     sums to 1 over a layer; chance = 1/E. activation_rate = count/T, chance activation_chance = K/E,
     with a 95 % interval (ci_low, ci_high) from resampling documents. gate_mass: mean weight over
     all T tokens, 0 where not chosen. first_share: share of tokens whose first choice it is,
-    chance 1/E.
+    chance 1/E. Both are NaN where an imported run does not know weights, or their order.
     """
     rows = Rows()
     for layer in view.layers:

@@ -33,7 +33,8 @@ def phases(get: Callable[[str], pa.Table]) -> Rows:
     specialized_share: share of layer × expert × domain cells with q < 0.05; mean_abs_gap: mean
     |rate in the domain − rate elsewhere| over K/E, which is above 0 even by chance;
     i_expert_…_bits: see information; cv, router_entropy, topk_mass over all domains; first: same
-    first choice of neighbouring tokens; committee: members by all tokens.
+    first choice of neighbouring tokens; committee: members by all tokens. NaN where an imported run
+    does not know it.
     """
     rows = Rows()
     spec = get("domain_specialization")
@@ -67,7 +68,8 @@ def _band(get: Callable[[str], pa.Table], phase: str, layers: list[int]) -> dict
         for column in columns:
             out[column] = float(_floats(rows, column).mean()) if rows.num_rows else float("nan")
     members = _where(get("committee"), phase=phase, layer=layers, tokens_used="all")
-    out["committee"] = float(_floats(members, "member").sum() / len(layers))
+    known = "member" in members.column_names  # an imported run may not know of probabilities
+    out["committee"] = float(_floats(members, "member").sum() / len(layers)) if known else np.nan
     return out
 
 

@@ -6,6 +6,7 @@ state that it was computed from, so that it is never shown for another one. No m
 
 from __future__ import annotations
 
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,10 +47,12 @@ class AnalyzedRun(Run):
             or decode. What the other columns mean: ``moescope table RUN NAME --about``.
 
         Raises:
-            RunError: no such table, or a damaged run.
+            RunError: no such table, one that this run cannot know, or a damaged run.
         """
         if name not in table_names():
             raise RunError(f"no table {name!r}; the tables are {', '.join(table_names())}")
+        if name in self.absent_tables:
+            raise RunError(f"{self.path} has no table {name!r}: {self.absent_tables[name]}")
         path = self.path / "tables" / f"{name}.parquet"
         mark = self._mark()
         if path.is_file():
@@ -63,19 +66,29 @@ class AnalyzedRun(Run):
         write_parquet(path, table)
         return table
 
+    @cached_property
+    def absent_tables(self) -> dict[str, str]:
+        """Tables that this run cannot have, each with the reason; empty for a trace."""
+        return {s.name: self.absent[s.needs] for s in TABLES.values() if s.needs in self.absent}
+
     def compute_all(self) -> list[str]:
-        """Compute and keep every table; returns their names."""
-        for name in table_names():
+        """Compute and keep every table that the run can have; returns their names."""
+        names = [name for name in table_names() if name not in self.absent_tables]
+        for name in names:
             self.table(name)
-        return table_names()
+        return names
 
     def _mark(self) -> bytes:
         state = self.manifest.state
         return f"{version('moescope')} {state.sha256 if state else ''}".encode()
 
+    def _table_or_none(self, name: str) -> pa.Table:
+        """A table, without columns where the run cannot have it."""
+        return pa.table({}) if name in self.absent_tables else self.table(name)
+
     def _compute(self, name: str) -> pa.Table:
         if name == "phases":
-            return _arrow(phases(self.table))
+            return _arrow(phases(self._table_or_none))
         parts = []
         for phase in self.phases:
             rows = TABLES[name].make(PhaseView(self, phase))
@@ -103,8 +116,9 @@ def compare_runs(run_a: Run, run_b: Run) -> pa.Table:
     """Saturation and agreement of two runs over the same text, token by token.
 
     layer, domain, tokens, saturation = |A∩B|/K (chance K/E) with a 95 % interval over documents,
-    jaccard, first (same first choice, chance 1/E). Tokens are matched by document, window,
-    position and id; of each run all prefill tokens are used if it kept all, else its sample.
+    jaccard, first (same first choice, chance 1/E; NaN where an imported run does not know it).
+    Tokens are matched by document, window, position and, where both runs know it, token id; of each
+    run all prefill tokens are used if it kept all, else its sample.
 
     Raises:
         RunError: other experts or layers, no token in common, or a run without tokens.
@@ -126,6 +140,7 @@ def compare_runs(run_a: Run, run_b: Run) -> pa.Table:
     rows = Rows()
     doc = a.doc[left]
     rng_seed = int(run_a.manifest.options["seed"])
+    ordered = not any("order" in r.shape.absent for r in (run_a, run_b))
     for layer, experts, top_k in zip(
         run_a.shape.layers, run_a.shape.num_experts, run_a.shape.top_k, strict=True
     ):
@@ -151,7 +166,7 @@ def compare_runs(run_a: Run, run_b: Run) -> pa.Table:
                 ci_high=float(ends.high[0]),
                 chance=top_k / experts,
                 jaccard=float(mean[1]),
-                first=float(mean[2]),
+                first=float(mean[2]) if ordered else float("nan"),
                 first_chance=1 / experts,
             )
     return _arrow(rows)
@@ -173,18 +188,12 @@ def _kept_tokens(run: Run) -> TokenRows:
 
 
 def _matched(a: TokenRows, b: TokenRows) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the same tokens in both, by document, window, position and id."""
+    """Indices of the same tokens in both, by document, window, position and known id."""
     keys = [
         {
-            (t.doc_names[d], w, p, x): i
-            for i, (d, w, p, x) in enumerate(
-                zip(
-                    t.doc.tolist(),
-                    t.window.tolist(),
-                    t.pos.tolist(),
-                    t.token_id.tolist(),
-                    strict=True,
-                )
+            (t.doc_names[d], w, p): i
+            for i, (d, w, p) in enumerate(
+                zip(t.doc.tolist(), t.window.tolist(), t.pos.tolist(), strict=True)
             )
         }
         for t in (a, b)
@@ -192,7 +201,9 @@ def _matched(a: TokenRows, b: TokenRows) -> tuple[np.ndarray, np.ndarray]:
     common = sorted(keys[0].keys() & keys[1].keys())
     left = np.asarray([keys[0][k] for k in common], np.int64)
     right = np.asarray([keys[1][k] for k in common], np.int64)
-    return left, right
+    ids_a, ids_b = a.token_id[left], b.token_id[right]
+    same = (ids_a == ids_b) | (ids_a < 0) | (ids_b < 0)
+    return left[same], right[same]
 
 
 def _arrow(rows: Rows) -> pa.Table:

@@ -12,10 +12,15 @@ __all__ = ["TABLES", "TableSpec"]
 
 
 class TableSpec(NamedTuple):
-    """A table: its name, the function that makes it, and the function's docstring."""
+    """A table: its name, the function that makes it, and the function's docstring.
+
+    ``needs``: a key of `moescope.trace.aggregates.ABSENT` without which there is nothing to say; a
+    run that does not know it refuses the table.
+    """
 
     name: str
     make: Callable[[PhaseView], Rows]
+    needs: str | None = None
 
     @property
     def description(self) -> str:
@@ -33,8 +38,8 @@ TABLES: dict[str, TableSpec] = {
     for spec in (
         TableSpec("load", expert_tables.load),
         TableSpec("balance", expert_tables.balance_table),
-        TableSpec("decisiveness", expert_tables.decisiveness),
-        TableSpec("histograms", expert_tables.histograms),
+        TableSpec("decisiveness", expert_tables.decisiveness, "weights"),
+        TableSpec("histograms", expert_tables.histograms, "weights"),
         TableSpec("coactivation", expert_tables.coactivation),
         TableSpec("flow", expert_tables.flow),
         TableSpec("domain_specialization", expert_tables.domain_specialization),
@@ -45,9 +50,9 @@ TABLES: dict[str, TableSpec] = {
         TableSpec("token_overlap", token_tables.token_overlap),
         TableSpec("information", token_tables.information),
         TableSpec("repetition", token_tables.repetition),
-        TableSpec("committee", expert_tables.committee_table),
-        TableSpec("paths", token_tables.paths),
-        TableSpec("path_entropy", token_tables.path_entropy),
+        TableSpec("committee", expert_tables.committee_table, "weights"),
+        TableSpec("paths", token_tables.paths, "weights"),
+        TableSpec("path_entropy", token_tables.path_entropy, "order"),
     )
 }
 """Every table that is made from a run by itself; ``phases`` is made from these."""

@@ -6,12 +6,13 @@ See `moescope.metrics.expert_tables` for how these functions are used.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moescope.metrics.agreement import path_entropy_bits
 from moescope.metrics.chance import share_any
 from moescope.metrics.information import layer_information
 from moescope.metrics.statistics import bootstrap_rates
-from moescope.metrics.view import ALL, PhaseView, Rows
+from moescope.metrics.view import ALL, Layer, PhaseView, Rows
 from moescope.metrics.vocabulary import MIN_TOKEN_COUNT
 from moescope.metrics.vocabulary import token_overlap as overlap
 from moescope.metrics.vocabulary import vocabulary_specialization as vocabulary
@@ -118,18 +119,20 @@ def information(view: PhaseView) -> Rows:
     i_expert_domain_bits, i_expert_token_bits, i_expert_domain_given_token_bits: measured minus the
     mean of 50 shuffled copies; _raw, _null, _null_high (95th percentile) and _p beside each.
     max_bits = H(E) − log₂ K bounds all of them. From the token sample, whose size is in tokens and
-    documents; absent when the run kept aggregates only.
+    documents (tokens of unknown id are left out); absent when the run kept aggregates only.
     """
     rows = Rows()
     sample = view.tokens
-    if sample is None or not sample.doc.size:
+    named = None if sample is None else sample.token_id >= 0
+    if sample is None or named is None or not named.any():
         return rows
+    token_id, domain, doc = (a[named] for a in (sample.token_id, sample.domain, sample.doc))
     for layer in view.layers:
         made = layer_information(
-            sample.ids[layer.layer_idx],
-            sample.token_id,
-            sample.domain,
-            sample.doc,
+            sample.ids[layer.layer_idx][named],
+            token_id,
+            domain,
+            doc,
             layer.num_experts,
             view.seed,
         )
@@ -140,8 +143,8 @@ def information(view: PhaseView) -> Rows:
                 values[f"i_{name}_{part}"] = getattr(bits, part)
         rows.add(
             layer=layer.layer_idx,
-            tokens=int(sample.doc.size),
-            documents=int(np.unique(sample.doc).size),
+            tokens=int(doc.size),
+            documents=int(np.unique(doc).size),
             **values,
             max_bits=made.max_bits,
         )
@@ -153,12 +156,13 @@ def repetition(view: PhaseView) -> Rows:
 
     first: share of neighbouring pairs with the same first choice, chance 1/E; first_by_load: what
     independent tokens with these loads would give. any: share with any expert in common, chance
-    1 − C(E−K, K)/C(E, K).
+    1 − C(E−K, K)/C(E, K). What concerns first choices is NaN where an imported run does not know
+    their order.
     """
     rows = Rows()
     pairs_N = view.arrays["cluster_pairs"].astype(np.int64)
     for layer in view.layers:
-        same_N2 = view.arrays["cluster_repetition"][:, layer.slot].astype(np.int64)
+        same_N2 = _same_neighbours(view, layer)
         for g, (name, mask, _) in enumerate(view.groups()):
             pairs = int(pairs_N[mask].sum())
             if pairs == 0:
@@ -181,6 +185,19 @@ def repetition(view: PhaseView) -> Rows:
                 any_chance=share_any(layer.num_experts, layer.top_k),
             )
     return rows
+
+
+def _same_neighbours(view: PhaseView, layer: Layer) -> NDArray[np.float64]:
+    """Pairs with the same first choice (NaN where the order is not known), and with any in common.
+
+    Returns:
+        (N, 2), by document cluster.
+    """
+    if "order" not in view.absent:
+        known: NDArray[np.float64] = view.arrays["cluster_repetition"][:, layer.slot].astype(float)
+        return known
+    shared = view.arrays["cluster_shared"][:, layer.slot].astype(float)
+    return np.stack([np.full(shared.shape, np.nan), shared], axis=1)
 
 
 def paths(view: PhaseView) -> Rows:

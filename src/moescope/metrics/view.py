@@ -58,6 +58,7 @@ class PhaseView:
     def __init__(self, run: Run, phase: str) -> None:
         self.run = run
         self.phase = phase
+        self.absent = run.shape.absent
         self.arrays = run.aggregates(phase).arrays
         self.seed = int(run.manifest.options["seed"])
         self.domains = run.domains
@@ -83,7 +84,12 @@ class PhaseView:
         return cut.astype(np.int64)
 
     def by_domain(self, name: str, layer: Layer, group: str) -> NDArray[np.float64]:
-        """A (C, L, E) sum, cut to one layer and one domain or the total: (E,)."""
+        """A (C, L, E) sum, cut to one layer and one domain or the total: (E,).
+
+        NaN where the source of the run did not know it.
+        """
+        if name not in self.arrays:
+            return np.full(layer.num_experts, np.nan)
         cut = self.arrays[name][:, layer.slot, : layer.num_experts].astype(np.float64)
         chosen: NDArray[np.float64] = cut.sum(0) if group == ALL else cut[self.domains.index(group)]
         return chosen

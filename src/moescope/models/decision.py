@@ -6,10 +6,9 @@ Everything between is the stock router's own code. Used by `moescope.models.edit
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -21,27 +20,33 @@ from moescope.models.anatomy import MoELayer, Scoring
 from moescope.models.capture import read_router_output
 from moescope.models.edits import Edit
 
-__all__ = ["Decision", "LayerEdits", "PassWindow"]
+__all__ = ["Decision", "LayerEdits", "PassWindow", "refuse_copy"]
 
-_SELECTION_BIAS = re.compile(r"(?:^|\.)(?:e_score_correction_bias|expert_bias|balancing_biases)$")
+_SELECTION_BIASES = ("e_score_correction_bias", "expert_bias", "balancing_biases")
 _TOP_K_NAMES = ("top_k", "num_experts_per_tok", "moe_top_k")
 _NO_RATIO = ("PhimoeTopKRouter", "ZayaRouter")
+_NEAR_BEST = "PhimoeTopKRouter"  # its softmax is over the near-best experts, not over all
 
 
 @dataclass
 class PassWindow:
-    """Which columns of the sequences the running pass holds: batch × length from ``start``."""
+    """The columns of the running pass: batch × length from ``start`` (None: not to be told)."""
 
     batch: int = 0
     length: int = 0
-    start: int = 0
+    start: int | None = 0
 
     def rows(self, positions: tuple[int, ...], num_rows: int) -> torch.Tensor:
         """Which of the batch × length rows stand at these columns, (num_rows,) bool.
 
         Raises:
-            ModelError: the router sees other rows than the pass has tokens.
+            ModelError: the router sees other rows, or nobody says where the pass starts.
         """
+        if self.start is None:
+            raise ModelError(
+                "this model's cache does not say how many tokens it holds; positions cannot be "
+                "told, so leave the position out"
+            )
         if self.batch * self.length != num_rows:
             raise ModelError(
                 f"the router saw {num_rows} rows in a pass of {self.batch} × {self.length} tokens; "
@@ -53,11 +58,12 @@ class PassWindow:
 
 @dataclass
 class LayerEdits:
-    """The edits in force on one layer."""
+    """The edits in force on one layer, and how often its router was asked in this pass."""
 
     layer: MoELayer
     window: PassWindow
     edits: list[Edit] = field(default_factory=list)
+    calls: int = 0
 
     def of(self, *kinds: str) -> list[Edit]:
         """The edits of these kinds, in the order in which they were given."""
@@ -73,6 +79,13 @@ class LayerEdits:
         if edit.positions is None:
             return torch.ones((like.shape[0], 1), dtype=torch.bool, device=like.device)
         return self.window.rows(edit.positions, like.shape[0]).to(like.device)[:, None]
+
+    def cells(self, edits: Sequence[Edit], like_TE: torch.Tensor) -> torch.Tensor:
+        """Which experts these edits name at which rows, (T, E) bool."""
+        cells_TE = torch.zeros(like_TE.shape, dtype=torch.bool, device=like_TE.device)
+        for edit in edits:
+            cells_TE[:, self.ids(edit, like_TE.device)] |= self.rows(edit, like_TE)
+        return cells_TE
 
 
 class _Chosen(NamedTuple):
@@ -99,46 +112,65 @@ class Decision:
         self._state, self._router, self._block = state, router, block
         self._stock, self._by_block = stock, by_block
         self._name = f"{state.layer.site.router} ({type(router).__name__})"
-        self._own_logits: torch.Tensor | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Decide as the stock router does, with the edits in force."""
-        with self._other_top_k(), self._no_way_back():
-            output, logits = self._decide(args, kwargs)
-        chosen = self._read(output, logits)
-        self._check(chosen)
-        edited = self._force(self._keep_shares(chosen))
-        edited = self._multiply(edited)
+        self._state.calls += 1
+        masks = self._state.of("mask")
+        beside = [edit for edit in masks if not edit.renormalize]
+        with self._other_top_k():
+            output, chosen = self._decide(masks, args, kwargs)
+            self._check(chosen)
+            edited = chosen
+            if beside:
+                _, before = self._decide([e for e in masks if e.renormalize], args, kwargs)
+                edited = self._keep_others(chosen, before, beside)
+        edited = self._multiply(self._force(edited))
         return output if edited is chosen else self._write(output, edited)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """A copy would stay edited for good."""
+        refuse_copy()
 
     # -- before the choice
 
     def _decide(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, torch.Tensor | None]:
-        """What the stock router makes of edited logits; the logits too where a block decides."""
-        if self._by_block:
-            logits = self._edit_logits(args[0])
-            return self._stock(logits, *args[1:], **kwargs), logits
-        if not self._state.of("mask", "bias"):
-            return self._stock(*args, **kwargs), None
-        width = self._state.layer.num_experts
-        with _LogitsMode(width, self._edit_logits) as mode:
-            output = self._stock(*args, **kwargs)
+        self, masks: Sequence[Edit], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, _Chosen]:
+        """What the stock router makes of logits edited by the biases and by these masks."""
+
+        def edit(logits: torch.Tensor) -> torch.Tensor:
+            return self._edit_logits(logits, masks)
+
+        with self._no_way_back(masks) as copies:
+            args = tuple(copies.get(id(arg), arg) for arg in args)  # a few blocks hand it over
+            kwargs = {name: copies.get(id(arg), arg) for name, arg in kwargs.items()}
+            if self._by_block:
+                logits = edit(args[0])
+                output = self._stock(logits, *args[1:], **kwargs)
+                return output, self._read(output, logits)
+            if not masks and not self._state.of("bias"):
+                output = self._stock(*args, **kwargs)
+                return output, self._read(output, None)
+            width = self._state.layer.num_experts
+            with _LogitsMode(width, edit) as mode:
+                output = self._stock(*args, **kwargs)
         if mode.seen != 1:
             raise ModelError(
                 f"{self._name} makes {mode.seen} linear maps onto {width} numbers, expected one; "
                 "which of them are its logits cannot be told, so it takes no mask and no bias"
             )
-        return output, None
+        return output, self._read(output, None)
 
-    def _edit_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        rows_TE = self._own_logits = logits.reshape(-1, logits.shape[-1])
-        for edit in self._state.of("mask", "bias"):
-            change = torch.zeros_like(rows_TE[0])
-            amount = float("-inf") if edit.kind == "mask" else edit.value
-            change[self._state.ids(edit, logits.device)] = amount
-            rows_TE = torch.where(self._state.rows(edit, rows_TE), rows_TE + change, rows_TE)
+    def _edit_logits(self, logits: torch.Tensor, masks: Sequence[Edit]) -> torch.Tensor:
+        rows_TE = logits.reshape(-1, logits.shape[-1])
+        change_TE = torch.zeros_like(_wide(rows_TE))
+        for edit in sorted(self._state.of("bias"), key=lambda edit: edit.value):
+            named_TE = self._state.cells([edit], rows_TE)
+            change_TE = torch.where(named_TE, change_TE + edit.value, change_TE)
+        biased = (_wide(rows_TE) + change_TE).to(rows_TE.dtype)
+        rows_TE = torch.where(change_TE != 0, biased, rows_TE)
+        rows_TE = rows_TE.masked_fill(self._state.cells(masks, rows_TE), float("-inf"))
         return rows_TE.reshape(logits.shape)
 
     @contextlib.contextmanager
@@ -160,48 +192,51 @@ class Decision:
                 setattr(module, name, stock_k)
 
     @contextlib.contextmanager
-    def _no_way_back(self) -> Iterator[None]:
-        """A masked expert must not come back by its selection bias."""
-        masks = self._state.of("mask")
-        named = (
-            pair
-            for module in (self._router, self._block)
-            for pair in (*module.named_buffers(), *module.named_parameters())
-            if masks
-        )
-        biases = {id(t): t for name, t in named if _SELECTION_BIAS.search(name)}.values()
-        if biases and any(e.positions is not None for e in masks):
+    def _no_way_back(self, masks: Sequence[Edit]) -> Iterator[dict[int, torch.Tensor]]:
+        """No return by the selection bias: masked copies take its place; yields them by its id."""
+        held = [
+            (store, name, tensor)
+            for module in self._block.modules()
+            for store in (module._buffers, module._parameters)
+            for name, tensor in store.items()
+            if masks and tensor is not None and name in _SELECTION_BIASES
+        ]
+        if held and any(e.positions is not None for e in masks):
             raise ModelError(
                 f"{self._name} chooses by a selection bias, which holds for all tokens of a pass, "
                 "so an expert cannot be masked at some positions only; use zero or bias, or leave "
                 "the position out"
             )
-        kept = [t.detach().clone() for t in biases]
-        for tensor in biases:
+        copies = {id(tensor): tensor.detach().clone() for _, _, tensor in held}
+        for copy in copies.values():
             for edit in masks:
-                tensor.data.view(-1)[self._state.ids(edit, tensor.device)] = float("-inf")
+                copy.view(-1)[self._state.ids(edit, copy.device)] = float("-inf")
         try:
-            yield
+            for store, name, tensor in held:
+                store[name] = copies[id(tensor)]  # type: ignore[assignment]
+            yield copies
         finally:
-            for tensor, old in zip(biases, kept, strict=True):
-                tensor.data.copy_(old)
+            for store, name, tensor in held:
+                store[name] = tensor  # type: ignore[assignment]
 
     # -- after the choice
 
     def _read(self, output: Any, logits: torch.Tensor | None) -> _Chosen:
+        """Rows of what came out; weights and logits still carry gradients."""
         if logits is not None:
             weights, ids = (t.reshape(-1, t.shape[-1]) for t in output)
             return _Chosen(logits.reshape(-1, logits.shape[-1]), ids, weights, ids)
         seen = read_router_output(self._router, output)
-        if type(self._router).__name__ == "ZayaRouter":
-            raw = output[2].reshape(seen.topk_ids.shape)
-            return _Chosen(seen.logits, raw, seen.topk_weights, seen.topk_ids)
-        return _Chosen(seen.logits, seen.topk_ids, seen.topk_weights, seen.topk_ids)
+        if type(self._router).__name__ == "Llama4Router":
+            scores, alive = (t.reshape(-1, t.shape[-1]) for t in output)
+            return _Chosen(alive, seen.topk_ids, scores.gather(-1, seen.topk_ids), seen.topk_ids)
+        alive, weights, ids = (t.reshape(-1, t.shape[-1]) for t in output[:3])
+        return _Chosen(alive, ids, weights, seen.topk_ids)
 
     def _write(self, output: Any, chosen: _Chosen) -> Any:
         if type(self._router).__name__ == "Llama4Router":
             scores = torch.zeros_like(output[0]).reshape(-1, output[0].shape[-1])
-            scores.scatter_(1, chosen.ids, chosen.weights.to(scores.dtype))
+            scores = scores.scatter(1, chosen.ids, chosen.weights.to(scores.dtype))
             return scores.reshape(output[0].shape), output[1]
         first = 0 if self._by_block else 1
         parts = list(output)
@@ -222,51 +257,69 @@ class Decision:
             if bool((back & self._state.rows(edit, chosen.ids)).any()):
                 raise ModelError(
                     f"{self._name} still chose a masked expert: something other than its logits "
-                    "decides (the token itself, or groups with too few experts left); use zero"
+                    "decides (the token itself, for instance); use zero"
                 )
 
-    def _keep_shares(self, chosen: _Chosen) -> _Chosen:
-        """Weights as if masked experts were still in the softmax: times 1 − their share."""
+    def _keep_others(self, chosen: _Chosen, before: _Chosen, masks: Sequence[Edit]) -> _Chosen:
+        """Weights as ``before`` these masks, beside the experts that they took out.
+
+        A token that had chosen none of these is left alone, a choice that stays keeps its weight,
+        and a newcomer weighs its share of the whole softmax.
+        """
         layer, weights = self._state.layer, chosen.weights
-        if layer.scoring != "softmax" or layer.normalized:
-            return chosen
-        for edit in self._state.of("mask"):
-            if edit.renormalize or self._own_logits is None:
-                continue
-            shares = torch.softmax(self._own_logits.float(), -1)
-            masked = shares[:, self._state.ids(edit, shares.device)].sum(-1, keepdim=True)
-            kept = (weights.float() * (1 - masked)).to(weights.dtype)
-            weights = torch.where(self._state.rows(edit, weights), kept, weights)
-        return chosen if weights is chosen.weights else chosen._replace(weights=weights)
+        masked_TE = self._state.cells(masks, chosen.logits)
+        hit_T1 = masked_TE.gather(-1, before.real_ids).any(-1, keepdim=True)
+        ids = torch.where(hit_T1, chosen.ids, before.ids)
+        real_ids = torch.where(hit_T1, chosen.real_ids, before.real_ids)
+        own_scale = layer.scoring == "softmax" and not layer.normalized
+        if own_scale and type(self._router).__name__ != _NEAR_BEST:
+            shares_TE = torch.softmax(_wide(before.logits), -1) * masked_TE
+            weights = (_wide(weights) * (1 - shares_TE.sum(-1, keepdim=True))).to(weights.dtype)
+            same_TKK = chosen.real_ids[:, :, None] == before.real_ids[:, None, :]
+            old = (same_TKK * before.weights[:, None, :]).sum(-1)
+            weights = torch.where(same_TKK.any(-1), old, weights)
+        weights = torch.where(hit_T1, weights, before.weights)
+        return chosen._replace(ids=ids, weights=weights, real_ids=real_ids)
 
     def _force(self, chosen: _Chosen) -> _Chosen:
-        edits, layer = self._state.of("force"), self._state.layer
-        if edits and type(self._router).__name__ in _NO_RATIO:
+        edits = self._state.of("force")
+        if not edits:
+            return chosen
+        if type(self._router).__name__ in _NO_RATIO:
             raise ModelError(
                 f"{self._name}: the weights of a token do not follow from its scores alone, so a "
                 "forced expert has no weight; use bias instead"
             )
-        for edit in edits:
-            forced = self._state.ids(edit, chosen.ids.device)
-            rows = self._state.rows(edit, chosen.ids)
-            for expert in forced.tolist():
-                chosen = _bring_in(expert, forced, rows, chosen, layer.scoring, layer.normalized)
+        held_TE = self._state.cells(edits, chosen.logits)
+        gain_E = getattr(self._router, "per_expert_scale", None)
+        for expert in held_TE.any(0).nonzero().flatten().tolist():
+            chosen = _bring_in(expert, held_TE, chosen, self._state.layer, gain_E)
         return chosen
 
     def _multiply(self, chosen: _Chosen) -> _Chosen:
-        weights = chosen.weights
-        for edit in self._state.of("scale", "zero"):
-            hit = torch.isin(chosen.ids, self._state.ids(edit, weights.device))
-            hit = hit & self._state.rows(edit, weights)
-            if edit.kind == "scale":
-                if edit.value != 1.0:
-                    weights = torch.where(hit, weights * edit.value, weights)
-                continue
-            left = weights.masked_fill(hit, 0.0)
-            if edit.renormalize:
-                left = torch.where(hit.any(-1, keepdim=True), _same_sum(left, weights), left)
-            weights = left
+        """Zeros that hand their share on, then other zeros, then factors: no order but this."""
+        weights, zeros = chosen.weights, self._state.of("zero")
+        if zeros:
+            hit = self._hit([edit for edit in zeros if edit.renormalize], chosen)
+            left = _same_sum(weights.masked_fill(hit, 0.0), weights)
+            weights = torch.where(hit.any(-1, keepdim=True), left, weights)
+            hit = self._hit([edit for edit in zeros if not edit.renormalize], chosen)
+            weights = weights.masked_fill(hit, 0.0)
+        factor = torch.ones_like(_wide(weights))
+        for edit in sorted(self._state.of("scale"), key=lambda edit: edit.value):
+            factor = torch.where(self._hit([edit], chosen), factor * edit.value, factor)
+        if self._state.of("scale"):
+            scaled = (_wide(weights) * factor).to(weights.dtype)
+            weights = torch.where(factor != 1, scaled, weights)
         return chosen if weights is chosen.weights else chosen._replace(weights=weights)
+
+    def _hit(self, edits: Sequence[Edit], chosen: _Chosen) -> torch.Tensor:
+        """Which of the choices these edits name, (T, K) bool."""
+        hit = torch.zeros(chosen.ids.shape, dtype=torch.bool, device=chosen.ids.device)
+        for edit in edits:
+            named = torch.isin(chosen.ids, self._state.ids(edit, chosen.ids.device))
+            hit = hit | (named & self._state.rows(edit, chosen.ids))
+        return hit
 
 
 class _LogitsMode(TorchFunctionMode):
@@ -290,9 +343,17 @@ class _LogitsMode(TorchFunctionMode):
         return result
 
 
+def refuse_copy() -> NoReturn:
+    """Say why an edited model can be neither copied nor pickled."""
+    raise ModelError(
+        "an edited model cannot be copied or pickled, for the copy would stay edited; leave the "
+        "edited block first"
+    )
+
+
 def _scores(logits: torch.Tensor, scoring: Scoring) -> torch.Tensor:
-    """What a token's weights are proportional to, (T, E) float32."""
-    z = logits.float()
+    """What a token's weights are proportional to, (T, E), in float32 at least."""
+    z = _wide(logits)
     if scoring == "softmax":
         return torch.softmax(z, -1)
     if scoring == "sigmoid":
@@ -302,31 +363,38 @@ def _scores(logits: torch.Tensor, scoring: Scoring) -> torch.Tensor:
 
 def _bring_in(
     expert: int,
-    forced: torch.Tensor,
-    rows_T1: torch.Tensor,
+    held_TE: torch.Tensor,
     chosen: _Chosen,
-    scoring: Scoring,
-    normalized: bool,
+    layer: MoELayer,
+    gain_E: torch.Tensor | None,
 ) -> _Chosen:
-    """Put one expert in the place of the weakest choice that is not forced itself."""
-    ids, weights = chosen.ids, chosen.weights
-    scores = _scores(chosen.logits, scoring)
-    top = weights.float().argmax(-1, keepdim=True)
-    unit = weights.float().gather(-1, top) / scores.gather(-1, ids.gather(-1, top))
+    """Put one expert in the place of the choice of least weight that is not held itself."""
+    ids, scores = chosen.ids, _scores(chosen.logits, layer.scoring)
+    gain = torch.ones_like(scores[0]) if gain_E is None else _wide(gain_E)
+    weights = _wide(chosen.weights) / gain[ids]  # Gemma 4: one more factor for each expert
+    top = weights.argmax(-1, keepdim=True)
+    unit = weights.gather(-1, top) / scores.gather(-1, ids.gather(-1, top))
     own = scores[:, expert : expert + 1] * unit
-    rank = weights.float().masked_fill(torch.isin(ids, forced), float("inf"))
+    rank = _wide(chosen.weights).masked_fill(held_TE.gather(-1, ids), float("inf"))
     weakest = rank.argmin(-1, keepdim=True)
-    new_weights = weights.float().scatter(-1, weakest, own).to(weights.dtype)
-    if normalized:
+    new_weights = weights.scatter(-1, weakest, own)
+    if layer.normalized:
         new_weights = _same_sum(new_weights, weights)
     new_ids = ids.scatter(-1, weakest, torch.full_like(weakest, expert, dtype=ids.dtype))
-    change = rows_T1 & ~(ids == expert).any(-1, keepdim=True)
-    ids, weights = torch.where(change, new_ids, ids), torch.where(change, new_weights, weights)
+    new_weights = (new_weights * gain[new_ids]).to(chosen.weights.dtype)
+    change = held_TE[:, expert : expert + 1] & ~(ids == expert).any(-1, keepdim=True)
+    ids = torch.where(change, new_ids, ids)
+    weights = torch.where(change, new_weights, chosen.weights)
     return chosen._replace(ids=ids, weights=weights, real_ids=ids)
 
 
 def _same_sum(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
     """Scale each row of ``new`` to the sum of that row of ``old``; rows of zeros stay."""
-    total = new.float().sum(-1, keepdim=True)
-    factor = old.float().sum(-1, keepdim=True) / total.where(total > 0, torch.ones_like(total))
-    return (new.float() * factor).to(new.dtype)
+    total = _wide(new).sum(-1, keepdim=True)
+    whole = total.where(total > 0, torch.ones_like(total))
+    return (_wide(new) * (_wide(old).sum(-1, keepdim=True) / whole)).to(new.dtype)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """In float32 at least: sums and ratios of half precision would be rounded twice."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -10,15 +10,16 @@ edit needs no knowledge of an architecture, works in scoring and in cached gener
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from torch import nn
 
-from moescope.errors import ModelError
+from moescope.errors import CoverageError, ModelError
 from moescope.models.anatomy import Anatomy, MoELayer
-from moescope.models.decision import Decision, LayerEdits, PassWindow
-from moescope.models.edits import Edit, check_edits
+from moescope.models.decision import Decision, LayerEdits, PassWindow, refuse_copy
+from moescope.models.edits import Edit, check_edits, concerns
 
 __all__ = ["HasModel", "edited"]
 
@@ -28,6 +29,11 @@ REFUSED = {
     ),
 }
 """Routers that cannot be edited, with the reason."""
+
+_LEAST_TOP_K = {"LongcatFlashExperts": 2}
+"""Experts whose own code does not stand fewer choices of a token."""
+
+_KEY = "_moescope_edits"
 
 
 class HasModel(Protocol):
@@ -58,6 +64,7 @@ def edited(loaded: HasModel, edits: Edit | Sequence[Edit]) -> Iterator[None]:
     Raises:
         BadInputError: an expert that does not exist, or edits that leave too few experts.
         ModelError: an edit that this architecture cannot take; says why.
+        CoverageError: a pass of the model that asked none of the router that an edit is for.
 
     Example::
 
@@ -65,74 +72,135 @@ def edited(loaded: HasModel, edits: Edit | Sequence[Edit]) -> Iterator[None]:
             loaded.model.generate(...)
     """
     several = [edits] if isinstance(edits, Edit) else list(edits)
-    model, anatomy = loaded.model, loaded.anatomy
-    outer = [e for s in _states(model).values() for e in s.edits]
-    check_edits(anatomy, [*dict.fromkeys(outer), *several])
-    with contextlib.ExitStack() as stack:
-        window: PassWindow | None = None
-        for layer in anatomy.layers:
-            mine = [e for e in several if _concerns(e, layer)]
-            if not mine:
-                continue
-            if window is None:
-                window = stack.enter_context(_watching(model))
-            stack.enter_context(_on_layer(model, layer, mine, window))
+    session: _Session = loaded.model.__dict__.get(_KEY) or _Session(loaded.model)
+    block = object()
+    try:
+        session.open(block, several, loaded.anatomy)
         yield
+    finally:
+        session.close(block)
 
 
-def _concerns(edit: Edit, layer: MoELayer) -> bool:
-    if edit.kind == "top_k":
-        return edit.layers is None or layer.layer_idx in edit.layers
-    return any(ref.layer_idx == layer.layer_idx for ref in edit.experts)
+class _Session:
+    """All blocks that are open on one model; it puts edits in and takes them out."""
 
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._window = PassWindow()
+        self._blocks: dict[object, list[Edit]] = {}
+        self._states: dict[int, LayerEdits] = {}
+        self._undo: dict[int, Callable[[], None]] = {}
+        self._handles: list[Any] = []
+        self._names: tuple[str, ...] = ()
 
-@contextlib.contextmanager
-def _watching(model: nn.Module) -> Iterator[PassWindow]:
-    """Keep track of which columns of the sequences each pass holds."""
-    window = PassWindow()
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """A copy would stay edited for good."""
+        refuse_copy()
 
-    def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        shaped = kwargs.get("inputs_embeds") if ids is None else ids
+    def open(self, block: object, edits: list[Edit], anatomy: Anatomy) -> None:
+        """Add the edits of one block, or none of them."""
+        check_edits(anatomy, [e for held in self._blocks.values() for e in held] + edits)
+        self._blocks[block] = edits
+        for layer in anatomy.layers:
+            if any(concerns(e, layer) for e in edits):
+                state = self._states.get(layer.layer_idx) or LayerEdits(layer, self._window)
+                state.edits = self._edits_of(layer)
+                _check_top_k(self._model, state)
+                _check_groups(self._model, state)
+                if layer.layer_idx not in self._states:
+                    self._undo[layer.layer_idx] = _install(self._model, state)
+                    self._states[layer.layer_idx] = state
+        if self._states and not self._handles:
+            self._watch()
+
+    def close(self, block: object) -> None:
+        """Take one block's edits out, and leave no trace after the last."""
+        self._blocks.pop(block, None)
+        for number, state in list(self._states.items()):
+            state.edits = self._edits_of(state.layer)
+            if not state.edits:
+                self._undo.pop(number)()
+                del self._states[number]
+        if not self._states:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+            if self._model.__dict__.get(_KEY) is self:
+                del self._model.__dict__[_KEY]
+
+    def _edits_of(self, layer: MoELayer) -> list[Edit]:
+        return [e for held in self._blocks.values() for e in held if concerns(e, layer)]
+
+    def _watch(self) -> None:
+        """Keep track of each pass: which columns it holds, and whether it asked every router."""
+        body: Any = self._model.base_model
+        self._names = tuple(inspect.signature(body.forward).parameters)
+        self._model.__dict__[_KEY] = self
+        self._handles = [
+            body.register_forward_pre_hook(self._before, with_kwargs=True),
+            body.register_forward_hook(self._after),
+        ]
+
+    def _before(self, _body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for state in self._states.values():
+            state.calls = 0
+        self._note(dict(zip(self._names, args, strict=False)) | kwargs)
+
+    def _after(self, _body: nn.Module, _args: Any, _output: Any) -> None:
+        for number, state in self._states.items():
+            if not state.calls:
+                raise CoverageError(
+                    f"layer {number}: router {state.layer.site.router} was not asked in this pass, "
+                    "so its edits did nothing; run all layers, with the model's own code"
+                )
+
+    def _note(self, given: dict[str, Any]) -> None:
+        ids, past = given.get("input_ids"), given.get("past_key_values")
+        shaped = given.get("inputs_embeds") if ids is None else ids
         if shaped is None:
             return
-        past = kwargs.get("past_key_values")
-        window.batch, window.length = int(shaped.shape[0]), int(shaped.shape[1])
-        window.start = int(past.get_seq_length()) if past is not None else 0
-
-    body: Any = model.base_model
-    handle = body.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        yield window
-    finally:
-        handle.remove()
+        window = self._window
+        window.batch, window.length, window.start = *map(int, shaped.shape[:2]), 0
+        if past is not None:
+            try:
+                window.start = int(past.get_seq_length())
+            except ValueError:  # a cache of linear attention alone
+                window.start = None
 
 
-def _states(model: nn.Module) -> dict[int, LayerEdits]:
-    """The edits in force, by layer; kept on the model so that nested blocks find them."""
-    held: dict[int, LayerEdits] = model.__dict__.setdefault("_moescope_edits", {})
-    return held
+def _check_top_k(model: nn.Module, state: LayerEdits) -> None:
+    name = type(model.get_submodule(state.layer.site.experts)).__name__
+    least = _LEAST_TOP_K.get(name, 1)
+    for edit in state.of("top_k")[-1:]:
+        if edit.value < least:
+            raise ModelError(
+                f"{state.layer.site.experts} ({name}) cannot run with top_k = {edit.value:g}: its "
+                f"code expects at least {least} experts of each token"
+            )
 
 
-@contextlib.contextmanager
-def _on_layer(
-    model: nn.Module, layer: MoELayer, edits: list[Edit], window: PassWindow
-) -> Iterator[None]:
-    states = _states(model)
-    state = states.get(layer.layer_idx)
-    undo: Callable[[], None] | None = None
-    if state is None:
-        state = LayerEdits(layer, window)
-        undo = _install(model, state)
-        states[layer.layer_idx] = state
-    state.edits.extend(edits)
-    try:
-        yield
-    finally:
-        del state.edits[len(state.edits) - len(edits) :]
-        if undo is not None:
-            undo()
-            del states[layer.layer_idx]
+def _check_groups(model: nn.Module, state: LayerEdits) -> None:
+    """Refuse edits under which a router that picks groups first cannot fill its choice.
+
+    It would fill it with experts that it ruled out, in whatever order equal scores come.
+    """
+    layer, router = state.layer, model.get_submodule(state.layer.site.router)
+    groups, picked = getattr(router, "num_group", None), getattr(router, "topk_group", None)
+    wanted = [int(e.value) for e in state.of("top_k")]
+    refs = {ref for e in state.of("mask") for ref in e.experts if ref.layer_idx == layer.layer_idx}
+    method = getattr(router, "topk_method", None)
+    if not groups or not picked or groups == 1 or method == "greedy" or not (refs or wanted):
+        return
+    size, k = layer.num_experts // groups, wanted[-1] if wanted else layer.top_k
+    left = [size - sum(ref.expert // size == g for ref in refs) for g in range(groups)]
+    needed = 2 if method is None else 1  # a group counts by its best two, or by its best one
+    open_groups = sorted(n for n in left if n >= needed)
+    if len(open_groups) < picked or sum(open_groups[:picked]) < k:
+        raise ModelError(
+            f"{layer.site.router} ({type(router).__name__}) picks {picked} of {groups} groups of "
+            f"{size} experts before it picks {k} of their experts; these edits could leave fewer "
+            "there, so mask fewer or use zero"
+        )
 
 
 def _install(model: nn.Module, state: LayerEdits) -> Callable[[], None]:
@@ -144,6 +212,7 @@ def _install(model: nn.Module, state: LayerEdits) -> Callable[[], None]:
         raise ModelError(f"{state.layer.site.router} ({name}) cannot be edited: {REFUSED[name]}")
     by_block = hasattr(block, "route_tokens_to_experts")
     module, method = (block, "route_tokens_to_experts") if by_block else (router, "forward")
+    own = module.__dict__.get(method)  # other tools put a forward of theirs on a module, too
     decision = Decision(state, router, block, getattr(module, method), by_block=by_block)
     setattr(module, method, decision)
-    return lambda: delattr(module, method)
+    return lambda: delattr(module, method) if own is None else setattr(module, method, own)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import nn
 
-from moescope.errors import CoverageError, ModelError
+from moescope.errors import BadInputError, CoverageError, ModelError
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import Routing, RoutingCapture
 
@@ -47,7 +47,19 @@ class ExpertLayer:
         Args:
             expert: its number, below ``layer.num_experts``.
             hidden_TD: what the experts of this layer receive (see `ExpertInputs`).
+
+        Raises:
+            BadInputError: there is no such expert, or the input is not rows of numbers.
         """
+        if not 0 <= expert < self.layer.num_experts:
+            raise BadInputError(
+                f"layer {self.layer.layer_idx} has experts 0 to {self.layer.num_experts - 1}, "
+                f"got {expert}"
+            )
+        if hidden_TD.dim() != 2:
+            raise BadInputError(
+                f"an expert takes rows (tokens × numbers), got the shape {tuple(hidden_TD.shape)}"
+            )
         output: torch.Tensor = self._call(self._experts, expert, hidden_TD)
         return output
 
@@ -55,20 +67,22 @@ class ExpertLayer:
         """The stacked weight tensors, ``(name, (E, …))``; biases and vectors included.
 
         Raises:
-            ModelError: this family does not keep its experts stacked.
+            ModelError: this family does not keep its experts stacked, or some have no weights.
         """
-        found = [
+        router = {id(p) for p in self._router.parameters()}  # inside the experts in one family
+        tensors = [
             (name, p.detach())
             for name, p in self._experts.named_parameters()
-            if p.dim() >= 2 and p.shape[0] == self.layer.num_experts
+            if p.dim() >= 2 and id(p) not in router
         ]
-        if not found:
+        other = [tuple(p.shape) for _, p in tensors if p.shape[0] != self.layer.num_experts]
+        if other or not tensors:
             raise ModelError(
                 f"{self.layer.site.experts} ({type(self._experts).__name__}) does not keep its "
-                f"{self.layer.num_experts} experts as stacked tensors; their weights cannot be "
-                "compared"
+                f"{self.layer.num_experts} experts as stacked tensors (shapes: "
+                f"{', '.join(map(str, other)) or 'none'}); their weights cannot be compared"
             )
-        yield from found
+        yield from tensors
 
     def router_rows(self) -> torch.Tensor:
         """The router's weight vector of each expert, (E, D).
@@ -161,6 +175,8 @@ class ExpertInputs:
 
 
 def _by_choice(experts: Any, expert: int, hidden_TD: torch.Tensor) -> torch.Tensor:
+    if expert >= getattr(experts, "num_experts", expert + 1):
+        return torch.zeros_like(hidden_TD)  # a skip expert, which has no weights
     ids = torch.full((hidden_TD.shape[0], 1), expert, device=hidden_TD.device)
     weights = torch.ones_like(ids, dtype=hidden_TD.dtype)
     output = experts(hidden_TD, ids, weights)

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from moescope.errors import ModelError
+from moescope.errors import BadInputError, ModelError
 
 __all__ = ["Resumable"]
 
-_DECODER_LAYER = re.compile(r"^(.*\.(?:layers|blocks|h))\.\d+(?:\.|$)")
+_DECODER_LAYER = re.compile(r"^(?:(.*?)\.)?(layers|blocks|h)\.\d+(?:\.|$)")
 
 
 class Resumable:
@@ -39,7 +39,7 @@ class Resumable:
         match = _DECODER_LAYER.match(inside)
         if match is None:
             raise ModelError(f"{inside} lies in no numbered decoder layer")
-        layers = model.get_submodule(match[1])
+        layers = model.get_submodule(".".join(filter(None, match.groups())))
         self._model: Any = model
         self._layers = list(layers.children())
         self._kept: dict[int, Any] = {}
@@ -50,7 +50,16 @@ class Resumable:
     def keep(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, starts: Sequence[int]
     ) -> torch.Tensor:
-        """One plain pass that keeps what is needed to start at these layers; logits (B, S, V)."""
+        """One plain pass that keeps what is needed to start at these layers; logits (B, S, V).
+
+        Raises:
+            BadInputError: a start that is no layer of the model.
+        """
+        for start in starts:
+            if not 0 <= start <= self.num_layers:
+                raise BadInputError(
+                    f"a pass starts at a layer from 0 to {self.num_layers}, got {start}"
+                )
         self._kept = {}
         self._call = {"input_ids": input_ids, "attention_mask": attention_mask}
         handles = [
@@ -77,7 +86,15 @@ class Resumable:
         Args:
             start: one of the starts that were kept; 0 runs everything.
             rows: which sequences of the batch, (R,) long; all by default.
+
+        Raises:
+            BadInputError: nothing was kept for this start.
         """
+        if not self._call or (start and start - 1 not in self._kept):
+            kept_starts = ", ".join(str(n + 1) for n in sorted(self._kept))
+            raise BadInputError(
+                f"nothing was kept to start at layer {start}; kept: {kept_starts or 'none'}"
+            )
         call = self._call if rows is None else {n: t[rows] for n, t in self._call.items()}
         if start == 0:
             return self._model(**call, use_cache=False).logits  # type: ignore[no-any-return]
@@ -93,13 +110,16 @@ class Resumable:
             return kept
 
         skipped: list[Any] = self._layers[:start]
+        own = [layer.__dict__.get("forward") for layer in skipped]  # put there by other tools
         for layer in skipped:
             layer.forward = answer
         try:
             yield
         finally:
-            for layer in skipped:
+            for layer, forward in zip(skipped, own, strict=True):
                 del layer.forward
+                if forward is not None:
+                    layer.forward = forward
 
     def check(self, logits: torch.Tensor, start: int) -> bool:
         """Does a pass from ``start`` give exactly these logits, those of the plain pass?"""

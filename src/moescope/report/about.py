@@ -49,6 +49,7 @@ def about(run: Run, domains: list[str]) -> dict[str, Any]:
             },
         },
         "corpus": corpus,
+        "source": manifest.source if run.shape.absent else None,
         "created": manifest.created,
         "documents": sum(documents.values()),
         "tokens": progress.get("tokens", 0),
@@ -94,7 +95,9 @@ def alerts(run: Run, facts: dict[str, Any], loss: dict[str, list[Any]]) -> list[
             "The run kept sums only (keep = aggregates): the information figures and the example "
             "texts need single tokens and are absent.",
         )
-    if not run.manifest.options.get("predictions", True):
+    if facts["source"]:
+        _say_source(facts["source"], say)
+    elif not run.manifest.options.get("predictions", True):
         say("note", "The run made no predictions: loss by domain and predicted tokens are absent.")
     if run.manifest.options.get("layers"):
         say("note", f"Only some layers were traced: {_join(run.shape.layers)}.")
@@ -105,6 +108,20 @@ def alerts(run: Run, facts: dict[str, Any], loss: dict[str, list[Any]]) -> list[
             "page; the tables beside it have them.",
         )
     return out
+
+
+def _say_source(source: dict[str, Any], say: Any) -> None:
+    """That the run was imported, and what serving engines do not tell."""
+    version = f" {source['engine_version']}" if source["engine_version"] else ""
+    order = "" if source["ordered"] else ", which of a token's experts was its first choice"
+    say(
+        "note",
+        f"This run was imported from {source['engine']}{version}: ids only. Absent are the "
+        f"router's weights and probabilities{order}, losses and predicted tokens; nothing stands "
+        "in for them.",
+    )
+    if source["notes"]:
+        say("note", " ".join(source["notes"]))
 
 
 def _say_coverage(facts: dict[str, Any], say: Any) -> None:

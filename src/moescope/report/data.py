@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from moescope.errors import RunError
 from moescope.metrics.runs import AnalyzedRun
+from moescope.metrics.tables import TABLES
 from moescope.metrics.view import ALL
 from moescope.report.about import about, alerts
 from moescope.report.cells import rates, special
@@ -39,14 +41,20 @@ def report_data(run: AnalyzedRun) -> dict[str, Any]:
 
     Returns:
         ``about`` (model, corpus, coverage, options, versions), ``alerts``, ``layers``, ``phases``,
-        ``views`` (one for each phase) and ``texts`` (token id → text). Numbers are rounded to 4
-        significant digits; what is not a number is None.
+        ``views`` (one for each phase), ``texts`` (token id → text) and ``absent`` (what an imported
+        run does not know → why). Numbers are rounded to 4 significant digits; what is not a number
+        is None.
 
     Raises:
-        RunError: the run is damaged.
+        RunError: the run is damaged, or an empty shard.
     """
+    if not run.phases:
+        raise RunError(
+            f"{run.path} holds no token: its shard {run.manifest.corpus.get('shard')} has no text; "
+            "merge it with the others and report on the whole"
+        )
     domains = _shown_domains(run)
-    frames = {name: Frame.of(run.table(name)) for name in _TABLES}
+    frames = {name: _frame(run, name) for name in _TABLES}
     facts = about(run, domains or run.domains)
     numbers = zip(run.shape.layers, run.shape.num_experts, run.shape.top_k, strict=True)
     layers = [{"layer": n, "experts": e, "top_k": k} for n, e, k in numbers]
@@ -59,7 +67,14 @@ def report_data(run: AnalyzedRun) -> dict[str, Any]:
         "phases": list(views),
         "views": views,
         "texts": _texts(run, views),
+        "absent": {what: run.absent[what] for what in sorted(run.shape.absent)},
     }
+
+
+def _frame(run: AnalyzedRun, name: str) -> Frame:
+    """A table, without a row where the run cannot have it."""
+    known = name not in TABLES or TABLES[name].needs not in run.shape.absent
+    return Frame.of(run.table(name)) if known else Frame({})
 
 
 def _shown_domains(run: AnalyzedRun) -> list[str]:

@@ -199,11 +199,12 @@ def _information(figure: Any, _data: dict[str, Any], view: dict[str, Any]) -> bo
 
 def _layers(figure: Any, _data: dict[str, Any], view: dict[str, Any]) -> bool:
     """Balance against chance, router entropy and top-k mass, by layer and domain."""
-    figure.set_size_inches(_WIDTH, 2.5)
-    axes = figure.subplots(1, 3)
     names = [ALL, *view["domains"][: _MOST_DOMAINS - 1]]
-    panels = (("balance", "cv", "CV of load"), ("decisiveness", "router_entropy", "router entropy"),
-              ("decisiveness", "topk_mass", "top-k mass"))  # fmt: skip
+    asked = (("balance", "cv", "CV of load"), ("decisiveness", "router_entropy", "router entropy"),
+             ("decisiveness", "topk_mass", "top-k mass"))  # fmt: skip
+    panels = [panel for panel in asked if view[panel[0]]["layer"]]  # an imported run lacks some
+    figure.set_size_inches(_WIDTH * max(len(panels), 2) / 3, 2.5)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (table, column, title) in zip(axes, panels, strict=True):
         rows = view[table]
         for n, name in enumerate(names):

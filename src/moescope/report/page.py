@@ -60,7 +60,8 @@ def build_report(run: AnalyzedRun, path: str | Path | None = None) -> Path:
 
 def render_page(data: dict[str, Any]) -> str:
     """The page that shows `report_data`'s dict."""
-    return fill_page("report.html.j2", ("style.css",), _SCRIPTS, data, about=data["about"])
+    words = {"about": data["about"], "absent": data["absent"]}
+    return fill_page("report.html.j2", ("style.css",), _SCRIPTS, data, **words)
 
 
 def fill_page(

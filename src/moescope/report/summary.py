@@ -226,11 +226,16 @@ def _bands_title(bands: Frame) -> str:
     parts = []
     if np.nansum(bands["specialized_share"]) > 0:
         parts.append(("specialised cells", "specialized_share"))
-    parts.append(("neighbours with the same first choice", "first"))
-    texts = [
-        f"{name} {percent(float(bands[c][0]))} → {percent(float(bands[c][-1]))}"
-        for name, c in parts
-    ]
+    if np.isfinite(bands["first"]).any():
+        parts.append(("neighbours with the same first choice", "first"))
+    else:
+        parts.append(("unevenness of load", "cv"))
+    texts = []
+    for name, column in parts:
+        written = times if column == "cv" else percent
+        texts.append(
+            f"{name} {written(float(bands[column][0]))} → {written(float(bands[column][-1]))}"
+        )
     return f"From {bands['band'][0]} to {bands['band'][-1]} layers: {', '.join(texts)}"
 
 
@@ -255,6 +260,11 @@ def _repetition_title(frame: Frame) -> str:
     rows = frame.where(domain=ALL)
     if not len(rows):
         return "Repetition"
+    if not np.isfinite(rows["first"]).any():
+        return (
+            f"Neighbours share any expert in {percent(float(rows['any'].mean()))} of pairs; even "
+            f"chance gives {percent(float(rows['any_chance'].mean()))}"
+        )
     load = rows["first_by_load"]
     return (
         f"Neighbours share their first expert in {percent(float(rows['first'].mean()))} of pairs; "

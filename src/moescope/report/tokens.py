@@ -69,7 +69,8 @@ def examples(
         max_spans: at most so many spans.
 
     Returns:
-        ``spans`` (document, domain, first position, token ids) and the packed routing.
+        ``spans`` (document, domain, first position, token ids) and the packed routing; ``weights``
+        and ``entropy`` are None where an imported run does not know them.
     """
     layers = list(tokens.ids)
     width = sum(tokens.ids[n].shape[1] for n in layers)
@@ -89,21 +90,27 @@ def examples(
             }
             for s in cut
         ],
-        **_packed(tokens, index, wide),
+        **_packed(tokens, index, wide, "weights" not in run.shape.absent),
     }
 
 
-def _packed(tokens: TokenRows, index: NDArray[np.int64], wide: bool) -> dict[str, Any]:
+def _packed(
+    tokens: TokenRows, index: NDArray[np.int64], wide: bool, weighted: bool
+) -> dict[str, Any]:
     layers = list(tokens.ids)
     ids = np.concatenate([tokens.ids[n][index] for n in layers], axis=1)
+    packed = {
+        "top_k": [int(tokens.ids[n].shape[1]) for n in layers],
+        "bytes": 2 if wide else 1,
+        "experts": _text(ids.astype("<u2" if wide else "<u1")),
+    }
+    if not weighted:
+        return packed | {"weight_max": None, "weights": None, "entropy": None}
     weights = np.concatenate([tokens.weights[n][index] for n in layers], axis=1)
     entropy = np.stack([tokens.entropy[n][index] for n in layers], axis=1)
     weights = np.nan_to_num(weights.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     largest = float(weights.max(initial=0.0)) or 1.0
-    return {
-        "top_k": [int(tokens.ids[n].shape[1]) for n in layers],
-        "bytes": 2 if wide else 1,
-        "experts": _text(ids.astype("<u2" if wide else "<u1")),
+    return packed | {
         "weight_max": tidy(largest, 6),
         "weights": _text(np.rint(np.clip(weights / largest, 0, 1) * _STEPS).astype("<u1")),
         "entropy": _text(np.rint(np.clip(np.nan_to_num(entropy), 0, 1) * _STEPS).astype("<u1")),

@@ -5,6 +5,9 @@ after the other, or merging two aggregates, gives the same counts as adding them
 document is the unit of every confidence interval and null, so counts are kept by *cluster*: one
 document each, until a domain has `max_clusters` of them, then documents share clusters in turn.
 It knows nothing of files or models.
+
+A source that gives expert ids alone (an imported run) cannot fill every sum. What it cannot fill is
+not there at all: no array of zeros that could be read as a result.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from moescope.trace.facts import LayerFacts, TokenBlock
 from moescope.trace.sparse import SparseCounter
 
 __all__ = [
+    "ABSENT",
     "DECISIVENESS",
     "HISTOGRAMS",
     "LOGIT_EDGES",
@@ -35,6 +39,13 @@ DECISIVENESS = ("router_entropy", "topk_entropy", "topk_mass", "margin_first", "
 
 HISTOGRAMS = ("logit", "probability", "topk_weight")
 """Quantities that get a histogram, in storage order; 64 bins each, the outer ones open."""
+
+ABSENT: dict[str, tuple[str, ...]] = {
+    "weights": ("cluster_decisive", "gate_mass", "prob_sum", "last_prob_sum", "histograms"),
+    "order": ("first_counts", "cluster_repetition"),
+}
+"""What a source may not know, and the arrays that are then not kept: the weights and probabilities
+of the router; which of a token's K experts was its first choice."""
 
 _BINS = 64
 LOGIT_EDGES = np.linspace(-16.0, 16.0, _BINS - 1)
@@ -72,12 +83,14 @@ class AggregateShape:
         num_experts: routed experts of each of those layers.
         top_k: experts per token of each of those layers.
         token_budget: tokens of each domain that enter the token-id tables.
+        absent: keys of `ABSENT`: what the source of the run does not know.
     """
 
     layers: tuple[int, ...]
     num_experts: tuple[int, ...]
     top_k: tuple[int, ...]
     token_budget: int = 250_000
+    absent: frozenset[str] = frozenset()
 
     @property
     def max_experts(self) -> int:
@@ -104,6 +117,10 @@ class PhaseAggregates:
     any; ``cluster_pairs`` (N,): neighbouring tokens; ``nll`` (C, 2): sum in nats and tokens that
     have a target;
     ``token_tokens`` (C,): tokens that entered the token-id tables.
+
+    Without weights or order (``shape.absent``) the arrays that need them are not kept; `ABSENT`
+    names them. Without order there are no paths either, and ``cluster_shared`` (N, L) counts
+    neighbouring tokens that share any expert.
     """
 
     shape: AggregateShape
@@ -130,10 +147,15 @@ class PhaseAggregates:
             "nll": np.zeros((0, 2), floats),
             "token_tokens": np.zeros(0, ints),
         }
+        absent = self.shape.absent
+        for name in (n for what in absent for n in ABSENT[what]):
+            del fresh[name]
+        if "order" in absent:
+            fresh["cluster_shared"] = np.zeros((0, n_layers), ints)
         self.arrays = {**fresh, **self.arrays}
         kinds = ("input", "next", "pred")
         names = [
-            "paths",
+            *(() if "order" in absent else ("paths",)),
             *(f"{kind}_{n}" for kind in kinds for n in self.shape.layers),
         ]
         self.sparse = {name: self.sparse.get(name, SparseCounter()) for name in names}
@@ -168,7 +190,8 @@ class PhaseAggregates:
             if previous is not None:
                 a["flow"][i - 1] += (previous.T @ one_hot).astype(np.int64)
             previous = one_hot
-        self._add_paths(block, layers, in_budget)
+        if "order" not in self.shape.absent:
+            self._add_paths(block, layers, in_budget)
 
     def merge(self, other: PhaseAggregates) -> None:
         """Add another aggregate whose clusters and domains have the same numbers."""
@@ -182,9 +205,15 @@ class PhaseAggregates:
     def _add_layer(
         self, i: int, block: TokenBlock, facts: LayerFacts, one_hot: NDArray[np.float32]
     ) -> None:
-        a, n_experts = self.arrays, self.shape.max_experts
-        top_k = facts.topk_ids.shape[1]
+        a = self.arrays
         _add_grouped(a["cluster_counts"][:, i], block.cluster, facts.topk_ids, None)
+        a["coactivation"][i] += (one_hot.T @ one_hot).astype(np.int64)
+        if "weights" not in self.shape.absent:
+            self._add_weights(i, block, facts)
+        self._add_neighbours(i, block, facts, one_hot)
+
+    def _add_weights(self, i: int, block: TokenBlock, facts: LayerFacts) -> None:
+        a = self.arrays
         _add_grouped(a["gate_mass"][:, i], block.domain, facts.topk_ids, facts.topk_weights)
         for domain in np.unique(block.domain):
             rows = block.domain == domain
@@ -196,7 +225,6 @@ class PhaseAggregates:
             scalar = getattr(facts, name)
             sums = np.bincount(block.cluster, scalar, a["cluster_decisive"].shape[0])
             a["cluster_decisive"][:, i, j] += sums
-        a["coactivation"][i] += (one_hot.T @ one_hot).astype(np.int64)
         total = facts.topk_weights.sum(1, keepdims=True)
         shares = facts.topk_weights / np.maximum(total, 1e-30)
         quantities = (
@@ -206,22 +234,28 @@ class PhaseAggregates:
         )
         for j, (values, edges) in enumerate(quantities):
             _add_histogram(a["histograms"][:, j, i], block.domain, values, edges)
-        firsts = facts.topk_ids[:, :1]
-        _add_grouped(a["first_counts"][:, i], block.domain, firsts, None)
-        now, cluster = block.follows[1:], block.cluster[1:]
-        same_first = now & (facts.topk_ids[1:, 0] == facts.topk_ids[:-1, 0])
-        shared = (one_hot[1:] * one_hot[:-1]).sum(1) > 0 if top_k < n_experts else np.ones_like(now)
+
+    def _add_neighbours(
+        self, i: int, block: TokenBlock, facts: LayerFacts, one_hot: NDArray[np.float32]
+    ) -> None:
+        a, ids = self.arrays, facts.topk_ids
+        now, cluster, size = block.follows[1:], block.cluster[1:], a["cluster_pairs"].size
+        narrow = ids.shape[1] < self.shape.max_experts
+        shared = (one_hot[1:] * one_hot[:-1]).sum(1) > 0 if narrow else np.ones_like(now)
+        if "order" in self.shape.absent:
+            a["cluster_shared"][:, i] += np.bincount(cluster[now & shared], minlength=size)
+            return
+        _add_grouped(a["first_counts"][:, i], block.domain, ids[:, :1], None)
+        same_first = now & (ids[1:, 0] == ids[:-1, 0])
         for j, hit in enumerate((same_first, now & shared)):
-            a["cluster_repetition"][:, i, j] += np.bincount(
-                cluster[hit], minlength=a["cluster_pairs"].size
-            )
+            a["cluster_repetition"][:, i, j] += np.bincount(cluster[hit], minlength=size)
 
     def _add_tokens(
         self, layer: int, block: TokenBlock, facts: LayerFacts, in_budget: NDArray[np.bool_]
     ) -> None:
-        ids = facts.topk_ids[in_budget]
-        domain = block.domain[in_budget, None]
-        self.sparse[f"input_{layer}"].add(pack(domain, block.token_id[in_budget, None], ids))
+        named = in_budget & (block.token_id >= 0)
+        domain, token_id = block.domain[named, None], block.token_id[named, None]
+        self.sparse[f"input_{layer}"].add(pack(domain, token_id, facts.topk_ids[named]))
         for kind, token in (("next", block.next_id), ("pred", block.pred_id)):
             known = in_budget & (token >= 0)
             zeros = np.zeros((int(known.sum()), 1), np.int64)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from moescope.models.anatomy import Scoring
 
-__all__ = ["LayerFacts", "TokenBlock", "layer_facts", "router_probs"]
+__all__ = ["LayerFacts", "TokenBlock", "ids_only", "layer_facts", "router_probs"]
 
 
 class TokenBlock(NamedTuple):
@@ -24,10 +24,11 @@ class TokenBlock(NamedTuple):
 
     ``doc``: ordinal of the document in the pool · ``cluster``: row of the cluster tables ·
     ``domain``: index of the domain · ``window``: which window of the document · ``pos``: position
-    in the document · ``token_id`` · ``next_id``: the token that really follows (−1 at the end) ·
-    ``pred_id``: the model's most probable next token (−1 when not computed) · ``nll``: negative
-    log-likelihood of ``next_id`` in nats (NaN when not computed) · ``follows``: the row before is
-    the token before it in the same window · ``last``: last counted token of its document.
+    in the document · ``token_id`` (−1 when not known) · ``next_id``: the token that really follows
+    (−1 at the end) · ``pred_id``: the model's most probable next token (−1 when not computed) ·
+    ``nll``: negative log-likelihood of ``next_id`` in nats (NaN when not computed) · ``follows``:
+    the row before is the token before it in the same window · ``last``: last counted token of its
+    document.
     """
 
     doc: NDArray[np.int64]
@@ -117,6 +118,32 @@ def layer_facts(
         chosen.min(-1).values - best_other,
     )
     return LayerFacts(ids.cpu().numpy().astype(np.int64), *(f.cpu().numpy() for f in fields))
+
+
+def ids_only(ids_TK: NDArray[np.int64]) -> LayerFacts:
+    """What is known of a layer when only the chosen experts are: everything else is NaN.
+
+    ``logits`` and ``probs`` have no column. An aggregate that takes such facts must have been told
+    by ``AggregateShape.absent`` that there are no weights.
+
+    Args:
+        ids_TK: the experts of each token, in the order in which they are to be kept.
+    """
+    tokens = ids_TK.shape[0]
+    weights = np.broadcast_to(np.float32(np.nan), ids_TK.shape)
+    unknown = np.broadcast_to(np.float32(np.nan), (tokens,))
+    none = np.zeros((tokens, 0), np.float32)
+    return LayerFacts(
+        topk_ids=ids_TK,
+        topk_weights=weights,
+        logits=none,
+        probs=none,
+        router_entropy=unknown,
+        topk_entropy=unknown,
+        topk_mass=unknown,
+        margin_first=unknown,
+        margin_kth=unknown,
+    )
 
 
 def _entropy(p: torch.Tensor) -> torch.Tensor:

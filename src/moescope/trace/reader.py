@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moescope.errors import RunError
-from moescope.trace.aggregates import AggregateShape, PhaseAggregates
+from moescope.trace.aggregates import ABSENT, AggregateShape, PhaseAggregates
 from moescope.trace.state import RunState
 from moescope.trace.store import Manifest, read_json, read_manifest, read_parquet, read_tensors
 
@@ -25,7 +25,9 @@ class TokenRows(NamedTuple):
     """Single tokens with their routing.
 
     Shapes: everything (T,), except ``ids[layer]`` and ``weights[layer]``, which are (T, K).
-    ``doc`` and ``domain`` are indices into ``doc_names`` and the run's domains.
+    ``doc`` and ``domain`` are indices into ``doc_names`` and the run's domains. ``ids`` are by
+    descending weight, but ascending by number in a run that does not know the order; where weights
+    are not known, ``weights`` and ``entropy`` are NaN; an unknown ``token_id`` is −1.
     """
 
     doc: NDArray[np.int64]
@@ -68,6 +70,12 @@ class Run:
         """Names of the domains, in order of first appearance."""
         return self.manifest.domains
 
+    @property
+    def absent(self) -> dict[str, str]:
+        """What the source of this run did not know, each with the reason; empty for a trace."""
+        found: dict[str, str] = self.manifest.source.get("absent", {})
+        return found
+
     @cached_property
     def shape(self) -> AggregateShape:
         """Layers, experts per layer, experts per token."""
@@ -77,6 +85,7 @@ class Run:
             num_experts=tuple(model["num_experts"]),
             top_k=tuple(model["top_k"]),
             token_budget=int(options["token_budget"]),
+            absent=frozenset(self.absent) & frozenset(ABSENT),
         )
 
     @cached_property

@@ -10,7 +10,6 @@ to the last bit as if it had never stopped.
 from __future__ import annotations
 
 import datetime
-import json
 import platform
 import time
 from collections import Counter
@@ -18,9 +17,6 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
-import pyarrow as pa
 
 from moescope.corpus import (
     Corpus,
@@ -32,30 +28,25 @@ from moescope.corpus import (
     open_corpus,
     tokenize_document,
 )
-from moescope.errors import BadInputError, CorpusError, CoverageError, RunError
-from moescope.models.anatomy import MoELayer
+from moescope.errors import BadInputError, CorpusError, RunError
+from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.loading import LoadedModel
 from moescope.trace.aggregates import AggregateShape
+from moescope.trace.commit import commit, coverage, finish
 from moescope.trace.engine import Engine, ResidentEngine
 from moescope.trace.options import TraceOptions
 from moescope.trace.pool import PoolRecorder, PoolResult
-from moescope.trace.shards import document_table, sample_table, shard_table
 from moescope.trace.state import RunState
 from moescope.trace.store import (
     MANIFEST,
     Manifest,
-    Stored,
     read_manifest,
-    read_parquet,
     read_tensors,
-    write_bytes,
     write_manifest,
-    write_parquet,
-    write_tensors,
 )
 from moescope.trace.streamed import StreamedEngine
 
-__all__ = ["Progress", "context_length", "trace"]
+__all__ = ["Progress", "context_length", "describe_layers", "trace"]
 
 _DEFAULT_CONTEXT = 2048
 
@@ -290,87 +281,29 @@ class _Tracer:
             )
 
     def _commit(self, documents_read: int) -> None:
-        """Write what is pending, then the manifest that names it, then drop what it replaced."""
-        manifest, number = self.manifest, len(self.manifest.documents)
-        rows = [row for result in self.pending for row in result.documents]
-        tokens = sum(result.tokens for result in self.pending)
-        if rows:
-            file = f"documents/{number:05d}.parquet"
-            sha = write_parquet(self.run / file, document_table(rows))
-            manifest.documents.append(
-                Stored(file=file, sha256=sha, tokens=tokens, documents=len(rows))
-            )
-        for result in self.pending:
-            if result.rows:
-                file = f"shards/{len(manifest.shards):05d}.parquet"
-                table = shard_table(result.rows, self.shape, self.state.domains)
-                sha = write_parquet(self.run / file, table)
-                manifest.shards.append(Stored(file=file, sha256=sha, tokens=table.num_rows))
-        self.pending = []
-        old = manifest.state
-        file = f"aggregates/state-{documents_read:09d}.safetensors"
-        sha = write_tensors(self.run / file, self.state.to_arrays())
-        manifest.state = Stored(file=file, sha256=sha, tokens=self.tokens)
-        manifest.domains = self.state.domains
-        manifest.progress = {
+        progress = {
             "documents_read": documents_read,
             "tokens": self.tokens,
             "fingerprint": self.fingerprint.hexdigest(),
             "left_out": dict(self.left_out),
             "domain_tokens": dict(self.domain_tokens),
         }
-        write_manifest(self.run, manifest)
-        if old is not None and old.file != file:
-            (self.run / old.file).unlink(missing_ok=True)
+        commit(self.run, self.manifest, self.state, self.pending, progress)
+        self.pending = []
 
     def _finish(self) -> None:
-        manifest = self.manifest
-        if not self.tokens:
+        manifest, whole = self.manifest, self.corpus.whole
+        if not self.tokens and whole is None:
             raise CorpusError(
                 f"{self.corpus_spec.path}: no token was counted; the text is empty once special "
                 "tokens are left out"
             )
-        manifest.coverage = _coverage(self.state, self.shape, self.tokens)
+        manifest.coverage = coverage(self.state, self.tokens, ("prefill",))
         manifest.coverage["skipped_records"] = {s.reason: s.count for s in self.corpus.skipped}
-        parts = [read_parquet(self.run, part) for part in manifest.documents]
-        documents = pa.concat_tables(parts)
-        sha = write_parquet(self.run / "documents.parquet", documents)
-        old, manifest.documents = (
-            manifest.documents,
-            [
-                Stored(
-                    file="documents.parquet",
-                    sha256=sha,
-                    tokens=self.tokens,
-                    documents=documents.num_rows,
-                )
-            ],
-        )
-        if self.options.keep != "aggregates":
-            table = sample_table(self.state.samples, self.shape, self.state.domains)
-            sha = write_parquet(self.run / "sample.parquet", table)
-            manifest.sample = Stored(file="sample.parquet", sha256=sha, tokens=table.num_rows)
+        if whole is not None:  # a shard, which may be empty: of how much text it is a part
+            manifest.coverage["corpus"] = whole._asdict()
         texts = _token_texts(self.loaded.tokenizer, self.state.token_ids())
-        sha = write_bytes(self.run / "vocabulary.json", json.dumps(texts).encode())
-        manifest.vocabulary = Stored(file="vocabulary.json", sha256=sha)
-        manifest.status = "complete"
-        write_manifest(self.run, manifest)
-        for part in old:
-            (self.run / part.file).unlink(missing_ok=True)
-        self._sweep()
-
-    def _sweep(self) -> None:
-        """Remove what a killed process may have left: files that the manifest does not name."""
-        manifest = self.manifest
-        stored = [manifest.state, *manifest.documents, *manifest.shards]
-        named = {self.run / s.file for s in stored if s is not None}
-        for folder in ("documents", "shards", "aggregates"):
-            for path in (self.run / folder).glob("*"):
-                if path not in named:
-                    path.unlink()
-        documents = self.run / "documents"
-        if documents.is_dir() and not any(documents.iterdir()):
-            documents.rmdir()
+        finish(self.run, manifest, self.state, keep=self.options.keep, texts=texts)
 
 
 def _token_texts(tokenizer: Any, ids: list[int]) -> dict[str, str]:
@@ -458,43 +391,21 @@ def _describe_model(loaded: LoadedModel, layers: tuple[MoELayer, ...]) -> dict[s
         "dtype": loaded.dtype,
         "stored_dtype": loaded.stored_dtype,
         "device": loaded.device,
-        "decoder_layers": loaded.anatomy.num_decoder_layers,
-        "moe_layers": list(loaded.anatomy.layer_numbers),
+        **describe_layers(loaded.anatomy, layers),
+    }
+
+
+def describe_layers(anatomy: Anatomy, layers: tuple[MoELayer, ...]) -> dict[str, Any]:
+    """What a manifest says of a model's layers, and of those of them that the run holds."""
+    return {
+        "decoder_layers": anatomy.num_decoder_layers,
+        "moe_layers": list(anatomy.layer_numbers),
         "layers": [m.layer_idx for m in layers],
         "num_experts": [m.num_experts for m in layers],
         "top_k": [m.top_k for m in layers],
         "scoring": sorted({m.scoring for m in layers}),
         "normalized": sorted({m.normalized for m in layers}),
         "selection_bias": sorted({m.selection_bias for m in layers}),
-        "total_params": loaded.anatomy.total_params,
-        "active_params": loaded.anatomy.active_params,
-    }
-
-
-def _coverage(state: RunState, shape: AggregateShape, tokens: int) -> dict[str, Any]:
-    """Check that every router saw every token, and say which experts were never chosen.
-
-    Raises:
-        CoverageError: the counts of a layer do not add up to tokens × K.
-    """
-    counts = state.phases["prefill"].arrays["cluster_counts"].sum(0)
-    never: dict[str, list[int]] = {}
-    for i, layer in enumerate(shape.layers):
-        seen = int(counts[i].sum())
-        if seen != tokens * shape.top_k[i]:
-            raise CoverageError(
-                f"layer {layer}: {seen} assignments were counted, expected {tokens} tokens × "
-                f"{shape.top_k[i]} experts; the run cannot be trusted"
-            )
-        unused = np.flatnonzero(counts[i, : shape.num_experts[i]] == 0)
-        if unused.size:
-            never[str(layer)] = unused.tolist()
-    return {
-        "routers_expected": len(shape.layers),
-        "routers_seen": int((counts.sum(-1) > 0).sum()),
-        "tokens_per_router": tokens,
-        "tokens_by_phase": {
-            name: int(a.arrays["cluster_tokens"].sum()) for name, a in state.phases.items()
-        },
-        "experts_never_chosen": never,
+        "total_params": anatomy.total_params,
+        "active_params": anatomy.active_params,
     }

@@ -7,12 +7,13 @@ This module knows files; what the numbers mean is for others.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,10 @@ __all__ = [
     "MANIFEST",
     "SCHEMA_VERSION",
     "Manifest",
+    "Merged",
+    "MergedPart",
     "Stored",
+    "copy_stored",
     "read_json",
     "read_manifest",
     "read_parquet",
@@ -55,10 +59,41 @@ class Stored(BaseModel):
     documents: int = 0
 
 
+class MergedPart(BaseModel):
+    """One of the runs that a merged run was joined from."""
+
+    model_config = ConfigDict(extra="forbid")
+    shard: str | None
+    corpus: str
+    fingerprint: str
+    documents: int
+    tokens: int
+    created: str
+    state_sha256: str
+
+
+class Merged(BaseModel):
+    """What a merged run was joined from, in the order in which sums were added.
+
+    ``shards``: into how many the corpus was cut; None when the parts are runs of different texts.
+    ``missing``: shards that were not there. ``each_part``: settings that every part applied by
+    itself: with n parts up to n times as many tokens as a single run would take.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    shards: int | None
+    missing: list[int] = Field(default_factory=list)
+    each_part: dict[str, int | None] = Field(default_factory=dict)
+    parts: list[MergedPart]
+
+
 class Manifest(BaseModel):
     """``manifest.json``: what was run, how far it came, and which files are whole.
 
-    ``model``, ``corpus`` and ``options`` identify the run: ``--resume`` refuses others.
+    ``model``, ``corpus``, ``options`` and ``source`` identify the run: ``--resume`` refuses others.
+    ``source`` is empty for a trace. For a run imported from what a serving engine captured it holds
+    ``engine``, ``engine_version``, ``files`` (name, bytes and sha256 of each), ``domain``,
+    ``ordered``, ``on_error``, ``notes``, and ``absent``: what the run does not know, and why.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -69,9 +104,11 @@ class Manifest(BaseModel):
     model: dict[str, Any]
     corpus: dict[str, Any]
     options: dict[str, Any]
+    source: dict[str, Any] = Field(default_factory=dict)
     domains: list[str] = Field(default_factory=list)
     progress: dict[str, Any] = Field(default_factory=dict)
     coverage: dict[str, Any] = Field(default_factory=dict)
+    merged: Merged | None = None
     state: Stored | None = None
     documents: list[Stored] = Field(default_factory=list)
     shards: list[Stored] = Field(default_factory=list)
@@ -79,7 +116,7 @@ class Manifest(BaseModel):
     vocabulary: Stored | None = None
 
 
-@contextmanager
+@contextlib.contextmanager
 def _writing(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success flush it to disk and rename it into place."""
     temporary = path.with_name(path.name + ".partial")
@@ -174,6 +211,30 @@ def _checked(run: Path, stored: Stored) -> Path:
             f"{stored.sha256[:12]}…; restore it or trace again"
         )
     return path
+
+
+def copy_stored(run: Path, stored: Stored, target: Path, *, link: bool = False) -> None:
+    """Copy a file of a run to another place, atomically, after checking its checksum.
+
+    Args:
+        run: the run that the file belongs to.
+        stored: the file.
+        target: where the copy goes.
+        link: share the bytes on disk instead, where the file system can; files of a run are never
+            changed in place.
+
+    Raises:
+        RunError: the file is missing, truncated or altered.
+        WriteError: disk full or no permission.
+    """
+    source = _checked(run, stored)
+    with _writing(target) as temporary:
+        temporary.unlink(missing_ok=True)
+        if link:
+            with contextlib.suppress(OSError):
+                os.link(source, temporary)
+        if not temporary.exists():
+            shutil.copyfile(source, temporary)
 
 
 def read_tensors(run: Path, stored: Stored) -> dict[str, NDArray[Any]]:

@@ -201,8 +201,8 @@ def require_model(loaded: LoadedModel, run: Run) -> None:
         mine, theirs = getattr(loaded, f"{what}_hash"), model.get(f"{what}_sha256")
         if theirs is not None and mine != theirs:
             raise RunError(
-                f"{run.path} is a run of another model ({model.get('name')}): its {what} is not "
-                f"that of {loaded.spec.model}; give the model of the run"
+                f"{run.path} is a run of another model ({model.get('name')}) than "
+                f"{loaded.spec.model}: {what} not the same; give the model of the run"
             )
 
 

@@ -36,6 +36,18 @@ const M = {};
   M.fill = (host, ...children) => host.replaceChildren(...children.flat(Infinity).filter((c) => c !== null && c !== undefined));
   M.absent = (text) => M.h("p", { class: "absent" }, text);
 
+  // What an imported run does not know: the figure says why, and offers nothing to choose.
+  M.missing = function (name, what) {
+    const reason = M.data.absent[what];
+    if (!reason) return false;
+    M.fill(M.id(`plot-${name}`), M.absent(`Absent: ${reason}.`));
+    for (const part of ["controls", "table"]) {
+      const host = M.id(`${part}-${name}`);
+      if (host) host.style.display = "none";
+    }
+    return true;
+  };
+
   // Columns to rows; the view of the chosen phase.
   M.rows = function (columns) {
     const names = Object.keys(columns);

@@ -72,6 +72,8 @@
     router_entropy: "router entropy", topk_entropy: "top-k entropy", topk_mass: "top-k mass", margin_first: "first margin", margin_kth: "last margin",
   };
   M.section("decisive", ["phase", "decisive"], () => {
+    M.title("decisive", M.view().titles.decisiveness);
+    if (M.missing("decisive", "weights")) return;
     const names = lineDomains();
     const key = M.state.decisive;
     const table = M.rows(M.view().decisiveness);
@@ -89,6 +91,7 @@
   M.state.hist = "logit";
   const HIST = { logit: "router logits", probability: "router probabilities", topk_weight: "weights of the chosen, as shares" };
   M.section("hist", ["phase", "layer", "hist"], () => {
+    if (M.missing("hist", "weights")) return M.title("hist", "Distributions");
     const made = M.view().histograms[M.state.hist];
     if (!made) return M.fill(M.id("plot-hist"), M.absent("No histogram was kept."));
     const counts = made.counts[M.state.layer];
@@ -112,7 +115,8 @@
     return undefined;
   }, () => M.id("controls-hist").append(M.layerControl(), M.choice("Of", "hist", Object.keys(HIST).map((k) => ({ value: k, label: k.replace("topk_weight", "chosen weight") })))));
 
-  M.state.repeat = "first";
+  const ordered = !M.data.absent.order;
+  M.state.repeat = ordered ? "first" : "any";
   M.section("repetition", ["phase", "repeat"], () => {
     const names = lineDomains();
     const key = M.state.repeat;
@@ -133,6 +137,6 @@
       { key: "first", label: "same first", format: M.fmt.percent }, { key: "first_low", label: "95 % from", format: M.fmt.percent }, { key: "first_high", label: "to", format: M.fmt.percent },
       { key: "first_chance", label: "even chance", format: M.fmt.percent }, { key: "first_by_load", label: "by load", format: M.fmt.percent },
       { key: "any", label: "any in common", format: M.fmt.percent }, { key: "any_chance", label: "even chance", format: M.fmt.percent },
-    ], () => table);
-  }, () => M.id("controls-repetition").append(M.choice("Neighbours with", "repeat", [{ value: "first", label: "the same first choice" }, { value: "any", label: "any expert in common" }])));
+    ].filter((c) => ordered || !c.key.startsWith("first")), () => table);
+  }, () => ordered && M.id("controls-repetition").append(M.choice("Neighbours with", "repeat", [{ value: "first", label: "the same first choice" }, { value: "any", label: "any expert in common" }])));
 })();

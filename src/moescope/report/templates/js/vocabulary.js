@@ -75,6 +75,7 @@
 
   M.state.committee = "all";
   M.section("committee", ["phase", "committee"], () => {
+    if (M.missing("committee", "weights")) return;
     const rows = M.view().committee.filter((r) => r.tokens_used === M.state.committee);
     const host = M.id("plot-committee");
     if (!rows.length) {

@@ -1,0 +1,233 @@
+"""`moescope ablate`: what is lost without some experts, or without each one of a layer."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import pyarrow as pa
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from moescope.cli.ablate_config import AblateConfig, resolve_ablation
+from moescope.cli.common import Format, errors, output, print_table, write_config
+
+if TYPE_CHECKING:
+    from moescope.intervene import Damage, ExpertSweep
+    from moescope.intervene.trials import OnProgress
+    from moescope.models import LoadedModel
+    from moescope.trace.windows import TextWindow
+
+_HELP = """Take experts away and measure the damage, by domain, beside random experts of like load.
+
+Say which with --plan or --experts, or take each expert of --layers on its own with --each, which
+ranks them and tells which routing statistics would have foretold it. Writes ablation.json, tables
+and a page. Interrupted, it goes on with --resume.
+
+Example: moescope ablate MODEL --experts L5E9,L3E0-3 --corpus texts/ --target law -o removed
+
+Example: moescope ablate MODEL --each --layers 3 --corpus texts/ -o layer3
+"""
+
+_PLAN_COLUMNS = {
+    "text": "text", "ce_change": "ΔCE", "ce_change_low": "low", "ce_change_high": "high",
+    "ce_change_p_overlap": "p", "ce_change_controls_min": "controls from",
+    "ce_change_controls_max": "to", "kl": "KL", "flips": "flips", "detectable": "detectable",
+    "tokens": "tokens", "documents": "documents",
+}  # fmt: skip
+
+_EACH_COLUMNS = {
+    "name": "expert", "rank": "rank", "ce_change": "ΔCE", "ce_change_low": "low",
+    "ce_change_high": "high", "kl": "KL", "flips": "flips", "load": "load", "reap": "REAP",
+    "contribution": "contribution", "lift": "lift",
+}  # fmt: skip
+
+_SHOWN = 40
+"""Experts that are printed, of all layers together."""
+
+_LAYERS_SHOWN = 3
+
+_RHO_COLUMNS = ("basis", "layer", "score", "rho", "low", "high", "p", "q", "experts")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("ablate", help=_HELP)(_with_options(ablate))
+
+
+def ablate(config: AblateConfig, resume: bool, form: Format) -> None:
+    """Measure, write, and print what was found."""
+    from moescope.intervene.ablation_files import ablation_data, save_ablation
+    from moescope.models import load_model
+    from moescope.report.ablation_page import write_ablation_page
+
+    folder = config.folder()
+    with _progress() as show:
+        show(f"loading {config.model}")
+        loaded = load_model(config.model_spec())
+        show("reading the text")
+        windows = config.windows(loaded)
+        show("measuring")
+        result = _measure(config, loaded, windows, folder, resume, show.update)
+    data = ablation_data(result, config.source())
+    save_ablation(result, data, folder)
+    page = write_ablation_page(data, folder / "ablation.html")
+    write_config(folder, config.model_dump())
+    _print(result, data, form)
+    errors.print(str(page), soft_wrap=True, markup=False)
+
+
+def _measure(
+    config: AblateConfig,
+    loaded: LoadedModel,
+    windows: list[TextWindow],
+    folder: Path,
+    resume: bool,
+    on_progress: OnProgress,
+) -> Damage | ExpertSweep:
+    from moescope.intervene import measure_damage, sweep_experts
+
+    shared: dict[str, Any] = {
+        "edit": config.edit, "targets": config.target, "seed": config.seed,
+        "batch_tokens": config.batch_tokens, "folder": folder, "resume": resume,
+        "on_progress": on_progress,
+    }  # fmt: skip
+    if config.each:
+        return sweep_experts(loaded, windows, config.layer_numbers(), **shared)
+    experts = config.chosen_experts()
+    return measure_damage(
+        loaded, windows, experts, controls=config.controls, match=config.match, **shared
+    )
+
+
+def _print(result: Damage | ExpertSweep, data: dict[str, Any], form: Format) -> None:
+    """Sentences and tables; as csv and json the whole table of damages alone."""
+    from moescope.intervene import ExpertSweep
+
+    for note in data["notes"]:
+        style = "yellow" if note["level"] == "warn" else ""
+        errors.print(f"note: {note['text']}", style=style, markup=False, soft_wrap=True)
+    if form != "table":
+        print_table(result.to_arrow(), form)
+        return
+    for answer in data["answers"]:
+        output.print(answer, markup=False, soft_wrap=True)
+    if isinstance(result, ExpertSweep):
+        _print_sweep(result)
+    else:
+        rows = [{**r, "text": _group(r["scope"], r["domain"])} for r in result.plan_rows()]
+        print_table(_columns(rows, _PLAN_COLUMNS), form, "nats per token, by domain")
+    errors.print(data["cost"], markup=False, soft_wrap=True)
+
+
+def _print_sweep(result: ExpertSweep) -> None:
+    """The most important experts of every layer, and the scores; the files have all."""
+    ranking, most = result.ranking(), max(3, _SHOWN // len(result.layers))
+    rows = [r for r in ranking if r["rank"] <= most]
+    print_table(_columns(rows, _EACH_COLUMNS), "table", "nats per token, by expert")
+    found = [r for r in result.correlations.to_pylist() if r["importance"] == "ce_change"]
+    several = len(result.layers) > _LAYERS_SHOWN
+    bases = ["within layers"] if several else ["layer", "within layers"]
+    chosen = [r for r in found if r["basis"] in bases]
+    chosen.sort(key=lambda r: (bases.index(r["basis"]), r["layer"] or 0, -_known(r["rho"])))
+    title = "rank correlation with measured importance (ΔCE)"
+    print_table(_columns(chosen, {n: n for n in _RHO_COLUMNS}), "table", title)
+    if len(rows) < len(ranking) or several:
+        errors.print(f"{len(rows)} of {len(ranking)} experts; each.parquet and the page have all")
+
+
+def _group(scope: str, domain: str) -> str:
+    if scope == "all":
+        return "all text"
+    return domain if scope == "domain" else f"{scope.replace('-', ' ')}: {domain}"
+
+
+def _known(value: float) -> float:
+    return value if math.isfinite(value) else -2.0
+
+
+def _columns(rows: list[dict[str, Any]], names: dict[str, str]) -> pa.Table:
+    return pa.table({shown: pa.array([r[name] for r in rows]) for name, shown in names.items()})
+
+
+class _Show:
+    """A line on stderr: what is done, how far, tokens a second, time left."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("starting", total=None, figures="")
+        self._first: tuple[float, int] | None = None
+
+    def __call__(self, words: str) -> None:
+        self._progress.update(self._task, description=words)
+
+    def update(self, done: int, total: int, tokens: int) -> None:
+        """Edited passes done, of all, and the tokens that were scored in them."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, tokens)
+        seconds, made = now - self._first[0], tokens - self._first[1]
+        rate = f" · {made / seconds:,.0f} tok/s" if seconds > 0.5 else ""
+        self._progress.update(
+            self._task, completed=done, total=total, figures=f"{done}/{total} edited passes{rate}"
+        )
+
+
+@contextmanager
+def _progress() -> Iterator[_Show]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True) as progress:
+        yield _Show(progress)
+
+
+def _with_options(body: Callable[[AblateConfig, bool, Format], None]) -> Callable[..., None]:
+    """Give the command the flags of `AblateConfig`."""
+
+    def command(**given: Any) -> None:
+        resume, form, config = (given.pop(n) for n in ("resume", "form", "config"))
+        known = {k: v for k, v in given.items() if v is not None and v != []}
+        body(resolve_ablation(known, config), resume, form)
+
+    parameters = []
+    for name, field in AblateConfig.model_fields.items():
+        flag = "--" + name.replace("_", "-")
+        hint = str(field.description)
+        if field.default not in (None, True, False, "") and not field.is_required():
+            hint += f" [{field.default}]" if isinstance(field.default, int | str) else ""
+        kind: Any = typer.Option(flag, help=hint)
+        if name == "model":
+            kind = typer.Argument(help=hint, metavar="MODEL")
+        elif name == "out":
+            kind = typer.Option(flag, "-o", help=hint)
+        elif field.annotation is bool:
+            kind = typer.Option(f"{flag}/--no-{flag[2:]}", help=hint)
+        annotation: Any = field.annotation
+        if type(None) not in getattr(annotation, "__args__", ()):
+            annotation = annotation | None
+        parameters.append(_parameter(name, Annotated[annotation, kind], None))
+    resume = typer.Option("--resume", help="go on with an interrupted measurement")
+    form = typer.Option("--format", help="how to print")
+    config = typer.Option("--config", help="YAML file with any of these settings")
+    parameters.append(_parameter("resume", Annotated[bool, resume], False))
+    parameters.append(_parameter("form", Annotated[Format, form], "table"))
+    parameters.append(_parameter("config", Annotated[Path | None, config], None))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__, command.__name__ = body.__doc__, body.__name__
+    return command
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)

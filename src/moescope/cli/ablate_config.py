@@ -1,0 +1,209 @@
+"""The settings of `moescope ablate`, defined once for flags, YAML files and the copy kept."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from moescope.cli.config import parse_layers
+from moescope.errors import BadInputError
+
+if TYPE_CHECKING:
+    from moescope.intervene.damage import Experts
+    from moescope.models import LoadedModel, ModelSpec
+    from moescope.trace import TraceOptions
+    from moescope.trace.windows import TextWindow
+
+__all__ = ["AblateConfig", "resolve_ablation"]
+
+
+class AblateConfig(BaseModel):
+    """Everything that `ablate` can be told."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str = Field(description="hub id or folder of the model")
+    corpus: str | None = Field(None, description="text: file, folder, or hf:owner/name")
+    run: str | None = Field(
+        None, description="instead of --corpus: the text that a run of this model was made on"
+    )
+    out: str | None = Field(None, description="folder to write [RUN/ablation with --run]")
+    plan: str | None = Field(None, description="JSON file that names the experts")
+    experts: str | None = Field(None, description="experts, such as L5E9,L3E0-3,L7E*")
+    each: bool = Field(False, description="every expert of --layers on its own")
+    layers: str | None = Field(None, description="with --each: MoE layers, such as 0,3,8-11 [all]")
+    edit: str = Field(
+        "zero", description="zero, zero-renormalize, mask (re-routed), or scale=FACTOR"
+    )
+    target: list[str] = Field(
+        default=[], description="domain that the experts should serve; may be repeated"
+    )
+    controls: int = Field(20, ge=0, description="random plans to hold the experts against; 0: none")
+    match: Literal["load", "target-load", "size"] = Field(
+        "load", description="controls of like load on all text, on the targets, or of like size"
+    )
+    tokens: int = Field(2000, ge=1, description="tokens of each domain")
+    window: int = Field(
+        256, ge=2, description="most tokens of one window; shorter brings more documents"
+    )
+    seed: int = Field(0, description="of the choice of text, controls and resampling")
+    batch_tokens: int | None = Field(None, ge=1, description="tokens of one batch")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="precision; auto: as stored, where the processor has it"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    trust_remote_code: bool = Field(False, description="run Python code that the model brings")
+    text_field: str = Field("text", description="field of a record that holds its text")
+    domain_field: str = Field("domain", description="field that holds its domain")
+    id_field: str = Field("id", description="field that holds its id")
+    domain: str | None = Field(None, description="domain of every record that names none")
+    on_error: Literal["fail", "skip"] = Field(
+        "fail", description="stop at a broken record, or leave it out"
+    )
+    split: Literal["train", "test"] | None = Field(
+        None, description="only this part, decided by a hash of the document id"
+    )
+    test_share: float = Field(0.2, gt=0, lt=1, description="share of documents in --split test")
+    text_unit: Literal["paragraph", "line", "file"] = Field(
+        "paragraph", description="what one document of a .txt or .md file is"
+    )
+    dataset_split: str = Field("train", description="split of a Hugging Face dataset")
+    dataset_config: str | None = Field(None, description="configuration of such a dataset")
+    context: int | None = Field(None, ge=2, description="tokens that a document is cut into")
+    chat_template: bool = Field(False, description="wrap documents in the model's chat template")
+
+    def model_spec(self) -> ModelSpec:
+        """The part that says which model."""
+        from moescope.models import ModelSpec
+
+        return ModelSpec(self.model, self.revision, self.dtype, self.device, self.trust_remote_code)
+
+    def folder(self) -> Path:
+        """Where to write."""
+        if self.out is not None:
+            return Path(self.out)
+        assert self.run is not None
+        return Path(self.run) / "ablation"
+
+    def windows(self, loaded: LoadedModel) -> list[TextWindow]:
+        """The text to measure on."""
+        from moescope.corpus import CorpusSpec
+        from moescope.metrics.runs import open_run
+        from moescope.trace.windows import choose_windows, run_windows
+
+        if self.run is not None:
+            return run_windows(
+                loaded,
+                open_run(self.run),
+                tokens_per_domain=self.tokens,
+                window_tokens=self.window,
+            )
+        shared = CorpusSpec.model_fields.keys() & AblateConfig.model_fields.keys()
+        return choose_windows(
+            loaded,
+            CorpusSpec(path=str(self.corpus), **self.model_dump(include=set(shared))),
+            tokens_per_domain=self.tokens,
+            window_tokens=self.window,
+            options=self._trace_options(),
+        )
+
+    def _trace_options(self) -> TraceOptions:
+        from moescope.trace import TraceOptions
+
+        return TraceOptions(context=self.context, chat_template=self.chat_template, seed=self.seed)
+
+    def source(self) -> dict[str, Any]:
+        """Where the text came from, for the reader of a result."""
+        return {
+            "corpus": self.corpus,
+            "run": self.run,
+            "tokens_per_domain": self.tokens,
+            "window_tokens": self.window,
+            "split": self.split,
+        }
+
+    def layer_numbers(self) -> tuple[int, ...] | None:
+        """The layers of a sweep; None for all."""
+        return None if self.layers is None else parse_layers(self.layers)
+
+    def chosen_experts(self) -> Experts:
+        """The experts of a plan or of ``--experts``."""
+        from moescope.axes import ExpertPlan
+
+        return ExpertPlan.read(self.plan) if self.plan is not None else str(self.experts)
+
+
+def resolve_ablation(given: dict[str, Any], config_file: Path | None) -> AblateConfig:
+    """Flags over file over defaults, validated.
+
+    Raises:
+        BadInputError: an unreadable file, an unknown key, a missing or impossible value, or
+            settings that contradict each other.
+    """
+    settings = {**_read(config_file), **given} if config_file else given
+    try:
+        config = AblateConfig.model_validate(settings)
+    except ValidationError as error:
+        raise BadInputError(_first_problem(error, config_file)) from error
+    _refuse_contradictions(config)
+    return config
+
+
+def _refuse_contradictions(config: AblateConfig) -> None:
+    named = [n for n in ("plan", "experts", "each") if getattr(config, n)]
+    if len(named) != 1:
+        both = f", got --{' and --'.join(named)}" if named else ""
+        raise BadInputError(
+            f"say which experts to take away: one of --plan FILE, --experts L5E9 or --each{both}"
+        )
+    if config.layers is not None and not config.each:
+        raise BadInputError(
+            "--layers belongs to --each; for whole layers give --experts L3E* with --controls 0"
+        )
+    if (config.corpus is None) == (config.run is None):
+        raise BadInputError("give the text to measure on: --corpus PATH, or --run RUN")
+    if config.out is None and config.run is None:
+        raise BadInputError("say where the results go: -o FOLDER")
+    if config.run is not None:
+        plain = AblateConfig.model_fields
+        odd = [n for n in _TEXT_SETTINGS if getattr(config, n) != plain[n].default]
+        if odd:
+            raise BadInputError(
+                f"--{odd[0].replace('_', '-')} says how a corpus is read, but a run's text is read "
+                "as the run did; leave it out, or give --corpus"
+            )
+
+
+_TEXT_SETTINGS = (
+    "text_field", "domain_field", "id_field", "domain", "on_error", "split", "test_share",
+    "text_unit", "dataset_split", "dataset_config", "context", "chat_template",
+)  # fmt: skip
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInputError(f"--config {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise BadInputError(f"--config {path}: expected settings such as 'edit: mask'")
+    return {str(k): v for k, v in data.items()}
+
+
+def _first_problem(error: ValidationError, config_file: Path | None) -> str:
+    problem = error.errors()[0]
+    name = ".".join(str(p) for p in problem["loc"])
+    where = f"{config_file}: " if config_file else ""
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name, AblateConfig.model_fields, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        known = ", ".join(AblateConfig.model_fields)
+        return f"{where}unknown setting {name!r}{hint} Settings: {known}"
+    if problem["type"] == "missing":
+        return f"{where}{name} is missing; give {name.upper()} or set it in --config"
+    return f"{where}--{name.replace('_', '-')}: {problem['msg']}, got {problem['input']!r}"

@@ -1,0 +1,153 @@
+"""A profile as text for a terminal: the summary, then the numbers behind it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from moescope.cli.common import output
+from moescope.profiles.facts import Absent, PartnerList, Profile, PushList
+from moescope.profiles.summary import quote
+
+__all__ = ["print_profile"]
+
+_ROWS = 6
+
+
+def print_profile(profile: Profile) -> None:
+    """Print one profile on stdout."""
+    name = Text(str(profile.expert), style="bold")
+    if profile.flags:
+        name.append(f"  {', '.join(profile.flags)}", style="bold red")
+    output.print(name)
+    output.print(profile.summary, markup=False)
+    _print_load(profile)
+    _print_domains(profile)
+    _print_lists(profile)
+    _print_contexts(profile)
+    _print_partners(profile)
+    output.print()
+
+
+def _print_load(profile: Profile) -> None:
+    load, a = profile.load, profile.contribution
+    table = _table("how often, how much", ["", "value", "95 %", "by chance"])
+    table.add_row(
+        "rate of tokens", _pc(load.rate), _between(load.rate_low, load.rate_high, _pc),
+        _pc(load.rate_chance),
+    )  # fmt: skip
+    table.add_row("load", _pc(load.load), "–", _pc(load.even))
+    table.add_row(
+        "gate mass", _num(load.gate_mass), _between(load.gate_low, load.gate_high, _num), "–"
+    )
+    if isinstance(a, Absent):
+        table.add_row("contribution", Text(f"absent: {a.absent}", style="dim"), "", "")
+    else:
+        table.add_row("contribution ‖w·E(x)‖", _num(a.mean), _between(a.low, a.high, _num), "–")
+        table.add_row("share of contributions", _pc(a.share), "–", f"{_pc(a.load_share)} by load")
+    output.print(table)
+
+
+def _print_domains(profile: Profile) -> None:
+    if isinstance(profile.domains, Absent):
+        output.print(f"domains: absent, {profile.domains.absent}", style="dim", markup=False)
+        return
+    table = _table("domains", ["domain", "rate", "95 %", "lift", "95 %", "q", "of its tokens"])
+    for d in sorted(profile.domains, key=lambda d: -d.rate)[: 2 * _ROWS]:
+        table.add_row(
+            Text(d.domain), _pc(d.rate), _between(d.low, d.high, _pc), _num(d.lift),
+            _between(d.lift_low, d.lift_high, _num), _num(d.q), _pc(d.of_expert),
+        )  # fmt: skip
+    output.print(table)
+
+
+def _print_lists(profile: Profile) -> None:
+    tokens, pushes = profile.tokens_in, profile.pushes
+    if isinstance(tokens, Absent):
+        output.print(f"tokens in: absent, {tokens.absent}", style="dim", markup=False)
+    else:
+        listed = "  ".join(f"{quote(t.token)} {t.lift:.1f}×" for t in tokens.rows[:10])
+        agreed = "not compared" if math.isnan(tokens.overlap) else _pc(tokens.overlap)
+        output.print(f"tokens in (halves share {agreed}): {listed}", markup=False)
+    if isinstance(pushes, Absent):
+        output.print(f"pushes: absent, {pushes.absent}", style="dim", markup=False)
+    else:
+        _print_pushes(pushes)
+    speech = profile.parts_of_speech
+    if isinstance(speech, Absent):
+        output.print(f"parts of speech: absent, {speech.absent}", style="dim", markup=False)
+    else:
+        parts = "  ".join(f"{s.tag} {_pc(s.share)} ({s.lift:.1f}×)" for s in speech.rows[:_ROWS])
+        output.print(f"parts of speech: {parts}", markup=False)
+
+
+def _print_pushes(pushes: PushList) -> None:
+    rows = (
+        ("towards", pushes.promoted, pushes.promoted_overlap),
+        ("away from", pushes.suppressed, pushes.suppressed_overlap),
+    )
+    for words, listed, overlap in rows:
+        named = "  ".join(f"{quote(t.token)} {t.beyond:+.2f}" for t in listed[:10])
+        output.print(f"pushes {words} (halves share {_pc(overlap)}): {named}", markup=False)
+
+
+def _print_contexts(profile: Profile) -> None:
+    contexts = profile.contexts
+    if isinstance(contexts, Absent):
+        output.print(f"contexts: absent, {contexts.absent}", style="dim", markup=False)
+        return
+    output.print("where it contributes most:", style="bold")
+    for row in contexts.rows[:_ROWS]:
+        line = Text(f"  {row['contribution']:7.2f}  ")
+        line.append(_flat(row["before"])[-40:], style="dim")
+        line.append(_flat(row["token"]), style="bold reverse")
+        line.append(_flat(row["after"])[:30], style="dim")
+        output.print(line, soft_wrap=True)
+
+
+def _print_partners(profile: Profile) -> None:
+    named = (
+        ("before", profile.previous),
+        ("beside", profile.coactivated),
+        ("after", profile.following),
+    )
+    for words, part in named:
+        if isinstance(part, PartnerList) and part.rows:
+            listed = "  ".join(
+                f"{r.expert} {r.lift:.2f}× {_between(r.low, r.high, _num)}" for r in part.rows[:3]
+            )
+            output.print(f"partners {words}: {listed}", markup=False)
+    similar = profile.similar
+    if not isinstance(similar, Absent):
+        listed = "  ".join(f"{r.expert} {r.cosine:.2f}" for r in similar.rows[:3])
+        output.print(f"most similar (cosine of outputs): {listed}", markup=False)
+
+
+def _table(title: str, names: list[str]) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for i, name in enumerate(names):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    return table
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split("\n"))
+
+
+def _pc(value: float) -> str:
+    if not math.isfinite(value):
+        return "–"
+    return f"{100 * value:.2f} %" if 0 < value < 0.01 else f"{100 * value:.1f} %"
+
+
+def _num(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "–"
+
+
+def _between(low: float, high: float, form: Any) -> str:
+    if not math.isfinite(low) and not math.isfinite(high):
+        return "–"
+    return f"[{form(low).removesuffix(' %')}, {form(high) if math.isfinite(high) else '∞'}]"

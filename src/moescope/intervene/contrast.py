@@ -1,0 +1,318 @@
+"""Which experts work on one set of texts more than on another, and which of them to steer.
+
+The risk difference of SteerMoE: Δ = P(expert active | token of the one) − P(active | token of the
+other), with intervals and tests over documents, the part that token identity explains, and a
+choice of experts on one half of the texts that is tested on the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moescope.axes import ExpertRef
+from moescope.errors import BadInputError
+from moescope.intervene.contrast_result import ContrastResult, Proposal
+from moescope.intervene.contrast_statistics import (
+    DocumentCounts,
+    RateDifferences,
+    columns_of,
+    compare_rates,
+    rate_difference,
+    smallest_p,
+    token_part,
+)
+from moescope.intervene.contrast_texts import (
+    RoutedTexts,
+    Span,
+    Texts,
+    TextSet,
+    read_texts,
+    route_texts,
+)
+from moescope.metrics.statistics import MIN_CLUSTERS, benjamini_hochberg
+from moescope.models.anatomy import MoELayer
+from moescope.models.loading import LoadedModel
+from moescope.trace.options import TraceOptions
+
+__all__ = ["ContrastResult", "Proposal", "contrast"]
+
+HOLDOUT_DOCUMENTS = 20
+"""With so many documents (pairs) on each side one half chooses experts and the other tests them."""
+
+CANDIDATES = 10
+"""Experts that are chosen by the size of their difference."""
+
+TOKENS = 100_000
+"""Budget of tokens of each set."""
+
+LEVEL = 0.05
+"""A candidate with a smaller q is confirmed."""
+
+
+def contrast(
+    loaded: LoadedModel,
+    with_texts: Texts,
+    without_texts: Texts,
+    *,
+    paired: bool = False,
+    span: Span = "all",
+    holdout: bool | None = None,
+    candidates: int = CANDIDATES,
+    layers: Sequence[int] | None = None,
+    tokens: int = TOKENS,
+    options: TraceOptions | None = None,
+    on_tokens: Callable[[int], None] | None = None,
+) -> ContrastResult:
+    """Compare how often each expert is active on two sets of texts.
+
+    Args:
+        loaded: the model.
+        with_texts: texts with the property (a corpus, or strings).
+        without_texts: texts without it.
+        paired: text n of the one belongs to text n of the other: pairs are resampled, and labels
+            swapped within pairs.
+        span: for pairs, which tokens count: ``all``, those ``differing`` between the members, or
+            those that they ``share`` (the same tokens in another context).
+        holdout: choose experts on one half of the documents and test them on the other; by default
+            with at least 20 documents (pairs) on each side.
+        candidates: experts to choose, by the size of Δ.
+        layers: the model's own numbers; all by default.
+        tokens: budget of each set; whole documents, chosen by a hash of their id.
+        options: context, chat template and seed.
+        on_tokens: called after each batch with its counted tokens.
+
+    Returns:
+        See `ContrastResult`. Below 5 documents on a side there is no interval and no test, and so
+        nothing is confirmed.
+
+    Raises:
+        CorpusError: texts that cannot be read, or sets of unequal size when paired.
+        BadInputError: a span without pairs, or too few documents for a holdout.
+
+    Example::
+
+        found = contrast(loaded, ["She said yes.", …], ["She said no.", …], paired=True)
+        found.to_pandas().nlargest(10, "delta")
+    """
+    options = options or TraceOptions()
+    if span not in ("all", "differing", "shared"):
+        raise BadInputError(f"span {span!r} is unknown; choose all, differing or shared")
+    if span != "all" and not paired:
+        raise BadInputError(f"--span {span} compares the members of a pair; it needs --paired")
+    if candidates < 1 or tokens < 1:
+        raise BadInputError("candidates and tokens must be at least 1")
+    wanted = loaded.anatomy.select(None if layers is None else tuple(layers))
+    sets = read_texts(
+        loaded, with_texts, without_texts, paired=paired, span=span, tokens=tokens, options=options
+    )
+    halved = _holds_out(sets, holdout)
+    a, b = (route_texts(loaded, s, wanted, on_tokens) for s in sets)
+    return _result(loaded, wanted, sets, (a, b), paired, span, halved, candidates, options.seed)
+
+
+def _holds_out(sets: tuple[TextSet, TextSet], asked: bool | None) -> bool:
+    fewest = min(len(s.documents) for s in sets)
+    if asked and fewest < 2 * MIN_CLUSTERS:
+        raise BadInputError(
+            f"--holdout needs at least {2 * MIN_CLUSTERS} texts on each side, so that "
+            f"{MIN_CLUSTERS} are left to test on; the smaller side has {fewest}"
+        )
+    return fewest >= HOLDOUT_DOCUMENTS if asked is None else asked
+
+
+def _result(
+    loaded: LoadedModel,
+    layers: Sequence[MoELayer],
+    sets: tuple[TextSet, TextSet],
+    routed: tuple[RoutedTexts, RoutedTexts],
+    paired: bool,
+    span: Span,
+    halved: bool,
+    candidates: int,
+    seed: int,
+) -> ContrastResult:
+    a, b = (r.counts(layers) for r in routed)
+    refs = [ExpertRef(m.layer_idx, e) for m in layers for e in range(m.num_experts)]
+    whole = compare_rates(a, b, paired=paired, seed=seed)
+    parts, shared = _parts(routed, layers)
+    q = benjamini_hochberg(whole.p)
+    if halved:
+        picked = _tested_apart(layers, sets, routed, (a, b), paired, candidates, seed)
+    else:
+        picked = _tested_together(whole, q, parts, candidates)
+    columns: dict[str, NDArray[Any]] = {
+        "layer": np.array([r.layer_idx for r in refs]),
+        "expert": np.array([r.expert for r in refs]),
+        "name": np.array([str(r) for r in refs]),
+        "rate_with": whole.rate_with,
+        "rate_without": whole.rate_without,
+        "delta": whole.delta,
+        "ci_low": whole.low,
+        "ci_high": whole.high,
+        "p": whole.p,
+        "q": q,
+        **parts,
+    }
+    return ContrastResult(
+        model=loaded.spec.model,
+        hashes=(loaded.config_hash, loaded.weights_hash),
+        columns=columns,
+        proposals=tuple(_named(refs, picked)),
+        num_documents=(len(sets[0].documents), len(sets[1].documents)),
+        num_tokens=(int(a.tokens.sum()), int(b.tokens.sum())),
+        shared_tokens=shared,
+        paired=paired,
+        span=span,
+        holdout=halved,
+        seed=seed,
+        notes=tuple(_notes(sets, (a, b), paired, halved, candidates)),
+    )
+
+
+def _parts(
+    routed: tuple[RoutedTexts, RoutedTexts], layers: Sequence[MoELayer]
+) -> tuple[dict[str, NDArray[np.float64]], tuple[float, float]]:
+    """Columns of the tokens' part, and the share of tokens that it refers to."""
+    ids = (routed[0].token_id, routed[1].token_id)
+    made = {
+        m.layer_idx: token_part(
+            ids, (routed[0].chosen[m.layer_idx], routed[1].chosen[m.layer_idx]), m.num_experts
+        )
+        for m in layers
+    }
+    return columns_of(made), next(iter(made.values())).shared
+
+
+class _Picked(NamedTuple):
+    """Candidates: rows of the table, Δ that they were chosen by, and what the test said, (P,)."""
+
+    rows: NDArray[np.int64]
+    chosen_by: NDArray[np.float64]
+    tested: RateDifferences
+    q: NDArray[np.float64]
+    parts: dict[str, NDArray[np.float64]]
+
+
+def _largest(delta: NDArray[np.float64], number: int) -> NDArray[np.int64]:
+    size = np.nan_to_num(np.abs(delta))
+    order = np.argsort(-size, kind="stable")[:number]
+    return order[size[order] > 0]
+
+
+def _tested_together(
+    whole: RateDifferences,
+    q: NDArray[np.float64],
+    parts: dict[str, NDArray[np.float64]],
+    candidates: int,
+) -> _Picked:
+    rows = _largest(whole.delta, candidates)
+    tested = RateDifferences(*(v[rows] for v in whole))
+    return _Picked(rows, whole.delta[rows], tested, q[rows], {k: v[rows] for k, v in parts.items()})
+
+
+def _tested_apart(
+    layers: Sequence[MoELayer],
+    sets: tuple[TextSet, TextSet],
+    routed: tuple[RoutedTexts, RoutedTexts],
+    counts: tuple[DocumentCounts, DocumentCounts],
+    paired: bool,
+    candidates: int,
+    seed: int,
+) -> _Picked:
+    """Choose on one half of the documents, test on the other."""
+    first = _half(sets[0].keys, seed)
+    chosen_on = (first, first if paired else _half(sets[1].keys, seed))
+    one = [c.take(rows) for c, rows in zip(counts, chosen_on, strict=True)]
+    other = [c.take(~rows) for c, rows in zip(counts, chosen_on, strict=True)]
+    delta = rate_difference(one[0], one[1])
+    rows = _largest(delta, candidates)
+    # one test for each candidate, so the family of the correction is the candidates
+    held = [DocumentCounts(c.counts[:, rows], c.tokens) for c in other]
+    tested = compare_rates(held[0], held[1], paired=paired, seed=seed)
+    apart = [r.of_documents(~taken) for r, taken in zip(routed, chosen_on, strict=True)]
+    parts, _ = _parts((apart[0], apart[1]), layers)
+    return _Picked(
+        rows,
+        delta[rows],
+        tested,
+        benjamini_hochberg(tested.p),
+        {k: v[rows] for k, v in parts.items()},
+    )
+
+
+def _half(keys: Sequence[str], seed: int) -> NDArray[np.bool_]:
+    """The half of the documents whose ids hash lowest; the larger half of an odd number."""
+    digests = [hashlib.blake2b(f"{seed}\0half\0{k}".encode(), digest_size=8).digest() for k in keys]
+    order = sorted(range(len(keys)), key=lambda i: (digests[i], i))
+    half = np.zeros(len(keys), np.bool_)
+    half[order[: (len(keys) + 1) // 2]] = True
+    return half
+
+
+def _named(refs: Sequence[ExpertRef], picked: _Picked) -> list[Proposal]:
+    made = []
+    t = picked.tested
+    for i, row in enumerate(picked.rows):
+        same_way = bool(np.sign(t.delta[i]) == np.sign(picked.chosen_by[i]))
+        made.append(
+            Proposal(
+                expert=str(refs[int(row)]),
+                delta_chosen_on=float(picked.chosen_by[i]),
+                delta=float(t.delta[i]),
+                low=float(t.low[i]),
+                high=float(t.high[i]),
+                p=float(t.p[i]),
+                q=float(picked.q[i]),
+                delta_shared=float(picked.parts["delta_shared"][i]),
+                by_token=float(picked.parts["by_token"][i]),
+                confirmed=bool(picked.q[i] < LEVEL) and same_way,
+            )
+        )
+    return made
+
+
+def _notes(
+    sets: tuple[TextSet, TextSet],
+    counts: tuple[DocumentCounts, DocumentCounts],
+    paired: bool,
+    halved: bool,
+    candidates: int,
+) -> list[str]:
+    """What a reader must know before believing a row."""
+    sizes = [int((c.tokens > 0).sum()) for c in counts]
+    what = "pairs" if paired else "texts"
+    notes = []
+    left = sum(s.left_out for s in sets)
+    if left:
+        notes.append(f"{left} texts were left out: the budget of tokens (--tokens) was used up.")
+    idle = [int((c.tokens == 0).sum()) for c in counts]
+    if sum(idle):
+        notes.append(
+            f"No token counts in {idle[0]} texts of the first set and {idle[1]} of the second."
+        )
+    if min(sizes) < MIN_CLUSTERS:
+        notes.append(
+            f"Fewer than {MIN_CLUSTERS} {what} on a side: no interval, no test, so nothing is "
+            "confirmed; give more texts."
+        )
+        return notes
+    tests = candidates if halved else counts[0].counts.shape[1]
+    tested = [n // 2 for n in sizes] if halved else sizes
+    least = smallest_p(tested[0], tested[1], paired, tests)
+    if least > LEVEL / tests:
+        notes.append(
+            f"So few {what} give p = {least:.2g} at best, and a lone difference among {tests} "
+            f"needs {LEVEL / tests:.2g}: only several together can pass; give more texts."
+        )
+    if not halved:
+        notes.append(
+            "Experts were chosen and tested on the same texts: their Δ is somewhat too large (q "
+            f"is corrected for all {tests}). From {HOLDOUT_DOCUMENTS} {what} a side on, one half "
+            "tests what the other chose."
+        )
+    return notes

@@ -1,0 +1,265 @@
+"""Differences of activation rates between two sets of texts: interval, test, and the tokens' part.
+
+The document (or the pair of documents) is the unit of the interval and of the test, as everywhere
+(see `moescope.metrics.statistics`). Arrays only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import comb, ldexp
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moescope.metrics.statistics import (
+    BOOTSTRAP_SAMPLES,
+    MIN_CLUSTERS,
+    permutation_p,
+    permutations_for,
+)
+
+__all__ = [
+    "DocumentCounts",
+    "RateDifferences",
+    "TokenPart",
+    "compare_rates",
+    "rate_difference",
+    "smallest_p",
+    "swap_p",
+    "token_part",
+]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_ENDS = (0.025, 0.975)
+_CELLS = 20_000_000
+_SLACK = 1e-9
+
+
+class DocumentCounts(NamedTuple):
+    """One set of texts.
+
+    ``counts`` (N, M): tokens of each document that chose each of M experts. ``tokens`` (N,):
+    counted tokens of each document.
+    """
+
+    counts: Ints
+    tokens: Ints
+
+    def take(self, rows: NDArray[np.bool_]) -> DocumentCounts:
+        """Some of the documents."""
+        return DocumentCounts(self.counts[rows], self.tokens[rows])
+
+
+class RateDifferences(NamedTuple):
+    """Of M experts, each (M,).
+
+    ``rate_with``, ``rate_without``: share of the tokens of each set that chose the expert.
+    ``delta``: their difference, −1 to 1; 0 by chance. ``low``, ``high``: its 95 % interval from
+    resampled documents. ``p``: two-sided, labels permuted over documents, or swapped within pairs.
+    Interval and p are NaN below `MIN_CLUSTERS` documents of either set, p also for an expert that
+    no token chose.
+    """
+
+    rate_with: Floats
+    rate_without: Floats
+    delta: Floats
+    low: Floats
+    high: Floats
+    p: Floats
+
+
+def rate_difference(a: DocumentCounts, b: DocumentCounts) -> Floats:
+    """Δ = A₁/N₁ − A₂/N₂ pooled over tokens, (M,); NaN when a set has no token.
+
+    Example: 3 of 4 tokens against 1 of 4.
+        >>> one = DocumentCounts(np.array([[1], [2]]), np.array([2, 2]))
+        >>> other = DocumentCounts(np.array([[1]]), np.array([4]))
+        >>> rate_difference(one, other).tolist()
+        [0.5]
+    """
+    return _rate(a) - _rate(b)
+
+
+def _rate(side: DocumentCounts) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rate: Floats = side.counts.sum(0) / np.float64(side.tokens.sum())
+    return rate
+
+
+def compare_rates(
+    a: DocumentCounts, b: DocumentCounts, *, paired: bool, seed: int = 0
+) -> RateDifferences:
+    """Differences of rates with intervals and tests.
+
+    Args:
+        a: the texts with the property.
+        b: the texts without it; document n of both belong together when ``paired``.
+        paired: resample pairs and swap within pairs, instead of resampling each set on its own and
+            permuting labels over all documents.
+        seed: of the resampling.
+    """
+    rng = np.random.default_rng(seed)
+    low, high = _interval(a, b, paired, rng)
+    rounds = permutations_for(a.counts.shape[1], len(a.tokens) + len(b.tokens))
+    p = swap_p(a, b, rng, rounds) if paired else _label_p(a, b, rng, rounds)
+    p[(a.counts.sum(0) + b.counts.sum(0)) == 0] = np.nan
+    return RateDifferences(_rate(a), _rate(b), rate_difference(a, b), low, high, p)
+
+
+def _usable(a: DocumentCounts, b: DocumentCounts, paired: bool) -> bool:
+    both = (int((a.tokens > 0).sum()), int((b.tokens > 0).sum()))
+    if paired:
+        return int(((a.tokens > 0) | (b.tokens > 0)).sum()) >= MIN_CLUSTERS and min(both) > 0
+    return min(both) >= MIN_CLUSTERS
+
+
+def _interval(
+    a: DocumentCounts, b: DocumentCounts, paired: bool, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    width = a.counts.shape[1]
+    if not _usable(a, b, paired):
+        return np.full(width, np.nan), np.full(width, np.nan)
+    draws_a = _draws(len(a.tokens), rng)
+    draws_b = draws_a if paired else _draws(len(b.tokens), rng)
+    low, high = np.empty(width), np.empty(width)
+    step = max(1, _CELLS // BOOTSTRAP_SAMPLES)
+    for start in range(0, width, step):
+        part = slice(start, start + step)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            drawn = (draws_a @ a.counts[:, part]) / (draws_a @ a.tokens)[:, None]
+            drawn = drawn - (draws_b @ b.counts[:, part]) / (draws_b @ b.tokens)[:, None]
+        low[part], high[part] = np.nanquantile(drawn, _ENDS, axis=0)
+    return low, high
+
+
+def _draws(n: int, rng: np.random.Generator) -> Floats:
+    return rng.multinomial(n, np.full(n, 1.0 / n), size=BOOTSTRAP_SAMPLES).astype(np.float64)
+
+
+def _label_p(a: DocumentCounts, b: DocumentCounts, rng: np.random.Generator, rounds: int) -> Floats:
+    counts, tokens = np.concatenate([a.counts, b.counts]), np.concatenate([a.tokens, b.tokens])
+    side = np.repeat([0, 1], [len(a.tokens), len(b.tokens)])
+    p: Floats = permutation_p(counts, tokens, side, 2, rng, rounds)[0]
+    return p
+
+
+def swap_p(a: DocumentCounts, b: DocumentCounts, rng: np.random.Generator, rounds: int) -> Floats:
+    """Two-sided p of `rate_difference` when members of each pair may swap places, (M,).
+
+    Under the null the two members of a pair are exchangeable. All 2ⁿ swaps are tried where there
+    are no more than ``rounds``, and then p = share of them at least as extreme (the pairs as they
+    are among them); else random ones, p = (1 + #) / (1 + rounds). With n pairs p is at least 2/2ⁿ.
+
+    Args:
+        a: one member of each pair.
+        b: the other.
+        rng: random numbers.
+        rounds: random swaps.
+
+    Returns:
+        NaN below `MIN_CLUSTERS` pairs.
+    """
+    width = a.counts.shape[1]
+    if not _usable(a, b, paired=True):
+        return np.full(width, np.nan)
+    used = (a.tokens > 0) | (b.tokens > 0)
+    a, b = a.take(used), b.take(used)
+    n = len(a.tokens)
+    exact = n < 62 and 2**n <= rounds
+    total = 2**n if exact else rounds
+    observed = np.abs(rate_difference(a, b))
+    hits = np.zeros(width, np.int64)
+    step = int(max(1, min(total, _CELLS // max(width, n))))
+    for start in range(0, total, step):
+        size = min(step, total - start)
+        if exact:
+            swaps = (np.arange(start, start + size)[:, None] >> np.arange(n)) & 1
+        else:
+            swaps = rng.integers(0, 2, size=(size, n))
+        drawn = np.abs(_swapped(a, b, swaps.astype(np.float64)))
+        # a swap that leaves one side without a token has no rate: it counts against a finding
+        hits += (~(drawn < observed - _SLACK)).sum(0)
+    return hits / total if exact else (1 + hits) / (1 + total)
+
+
+def _swapped(a: DocumentCounts, b: DocumentCounts, swaps_RN: Floats) -> Floats:
+    """Rate differences with the members of some pairs swapped, (R, M)."""
+    gained = swaps_RN @ (b.counts - a.counts)
+    moved = swaps_RN @ (b.tokens - a.tokens)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        one = (a.counts.sum(0) + gained) / (a.tokens.sum() + moved)[:, None]
+        other = (b.counts.sum(0) - gained) / (b.tokens.sum() - moved)[:, None]
+    difference: Floats = one - other
+    return difference
+
+
+def smallest_p(num_with: int, num_without: int, paired: bool, num_tests: int) -> float:
+    """The smallest p that so many documents (or pairs) can give, however clear the case."""
+    rounds = permutations_for(num_tests, num_with + num_without)
+    if paired:
+        return max(ldexp(1.0, 1 - num_with), 1 / (1 + rounds))
+    ways = comb(num_with + num_without, num_with)
+    return max((2 if num_with == num_without else 1) / ways, 1 / (1 + rounds))
+
+
+class TokenPart(NamedTuple):
+    """How much of a difference the token ids explain, over tokens whose id occurs in both sets.
+
+    ``delta_shared`` (E,): the measured difference over these tokens. ``by_token`` (E,): what it
+    would be if each expert's activation depended on the token id alone, with the rate of the id
+    pooled over both sets. Their difference is what is left beside the mix of tokens. ``shared``:
+    share of the tokens of each set that these are.
+    """
+
+    delta_shared: Floats
+    by_token: Floats
+    shared: tuple[float, float]
+
+
+def token_part(
+    tokens: tuple[Ints, Ints], chosen: tuple[NDArray[np.integer], NDArray[np.integer]], width: int
+) -> TokenPart:
+    """Split the difference of rates in one layer by what token ids predict.
+
+    Σ_x r_x·(P(x | with) − P(x | without)) with r_x the rate of the expert on token id x over both
+    sets, x over ids that both have. NaN when no id is shared.
+
+    Args:
+        tokens: token ids of both sets, (T₁,) and (T₂,).
+        chosen: experts of each token, (T₁, K) and (T₂, K).
+        width: E.
+
+    Example: expert 0 follows token 7 and nothing else; the sets only use 7 differently.
+        >>> ids = np.array([7, 7, 7, 8]), np.array([7, 8, 8, 8])
+        >>> part = token_part(ids, tuple((i == 8).astype(int)[:, None] for i in ids), 2)
+        >>> part.delta_shared.tolist(), part.by_token.tolist()
+        ([0.5, -0.5], [0.5, -0.5])
+    """
+    common = np.intersect1d(*tokens)
+    if common.size == 0:
+        nan = np.full(width, np.nan)
+        return TokenPart(nan, nan.copy(), (0.0, 0.0))
+    counts, sizes = [], []
+    for ids, experts in zip(tokens, chosen, strict=True):
+        kept = np.isin(ids, common)
+        place = np.searchsorted(common, ids[kept])
+        sizes.append(np.bincount(place, minlength=common.size))
+        cells = (place[:, None] * width + experts[kept]).reshape(-1)
+        counts.append(np.bincount(cells, minlength=common.size * width).reshape(-1, width))
+    mix = sizes[0] / sizes[0].sum() - sizes[1] / sizes[1].sum()
+    pooled = (counts[0] + counts[1]) / (sizes[0] + sizes[1])[:, None]
+    measured = counts[0].sum(0) / sizes[0].sum() - counts[1].sum(0) / sizes[1].sum()
+    shared = (float(sizes[0].sum() / tokens[0].size), float(sizes[1].sum() / tokens[1].size))
+    return TokenPart(measured, mix @ pooled, shared)
+
+
+def columns_of(parts: Mapping[int, TokenPart]) -> dict[str, Floats]:
+    """The parts of all layers as columns, in the order of the layers."""
+    return {
+        "delta_shared": np.concatenate([p.delta_shared for p in parts.values()]),
+        "by_token": np.concatenate([p.by_token for p in parts.values()]),
+    }

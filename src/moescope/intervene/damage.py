@@ -1,0 +1,267 @@
+"""How much harm it does to take some experts away, against taking away others like them.
+
+A plan's experts are edited and the change of every token's prediction is measured; then the same is
+done to random plans of the same size and about the same load. Figures are per token, their unit of
+uncertainty is the document. How the model is run is the business of `moescope.intervene.trials`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from moescope.axes import ExpertPlan, ExpertRef, PlanEntry
+from moescope.errors import BadInputError
+from moescope.intervene.choices import Prepared, prepare
+from moescope.intervene.controls import exceed_chance
+from moescope.intervene.damage_edits import DamageEdit, damage_edit
+from moescope.intervene.damage_table import Selectivity, damage_table, selectivity
+from moescope.intervene.identity import describe_model, finite, identity, require_resident
+from moescope.intervene.journal import Journal
+from moescope.intervene.saving import Saving
+from moescope.intervene.scopes import Scopes
+from moescope.intervene.trials import Measured, OnProgress, Trial, TrialRunner, batch_budget
+from moescope.models.edits import check_edits, check_exist, select_experts
+from moescope.models.loading import LoadedModel
+from moescope.trace.windows import TextWindow
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["JOURNAL", "Damage", "Experts", "Match", "make_plan", "measure_damage"]
+
+JOURNAL = "measured.jsonl"
+"""File in the folder of a measurement that holds what was measured, batch by batch."""
+
+Match = Literal["load", "target-load", "size"]
+
+Experts = ExpertPlan | str | Sequence[str | ExpertRef]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What `measure_damage` found.
+
+    Attributes:
+        entries: the experts, with the reasons of their plan.
+        edit: what was done to them.
+        match: what the controls share with the plan besides its size.
+        requested: controls asked for.
+        prepared: controls, and how often the experts of each trial are chosen.
+        chance: for k = 0, 1, … the chance that at most k controls are as harmful as a plan of no
+            interest (see `moescope.intervene.controls.exceed_chance`).
+        table: one row for each trial and group of documents.
+        selectivity: damage on target against off target; None without targets.
+        scopes: documents, domains and targets.
+        measured: sums by window, and what was computed.
+        model: what was measured.
+        seed: of controls and resampling.
+    """
+
+    entries: tuple[PlanEntry, ...]
+    edit: DamageEdit
+    match: Match
+    requested: int
+    prepared: Prepared
+    chance: list[float]
+    table: pa.Table
+    selectivity: Selectivity | None
+    scopes: Scopes
+    measured: Measured
+    model: dict[str, Any]
+    seed: int
+
+    @property
+    def experts(self) -> tuple[ExpertRef, ...]:
+        """The plan's experts."""
+        return tuple(entry.expert for entry in self.entries)
+
+    @property
+    def num_controls(self) -> int:
+        """Controls that were measured."""
+        return 0 if self.prepared.controls is None else len(self.prepared.controls.plans)
+
+    @property
+    def saving(self) -> Saving:
+        """What was computed, beside what full passes would have."""
+        return self.measured.saving
+
+    def plan_rows(self) -> list[dict[str, Any]]:
+        """The rows of the plan itself, one for each group of documents."""
+        return [row for row in self.table.to_pylist() if row["trial"] == "plan"]
+
+    def to_arrow(self) -> pa.Table:
+        """One row for each trial (the plan, each control) and group of documents."""
+        return self.table
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The same as a data frame."""
+        return self.table.to_pandas()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON takes it; numbers that are unknown are None."""
+        data = {
+            "kind": "plan",
+            "model": self.model,
+            "edit": self.edit.name,
+            "experts": [
+                {"expert": str(e.expert), "reason": e.reason, "score": e.score}
+                for e in self.entries
+            ],
+            "layer_loads": self.prepared.layer_loads,
+            "targets": self.scopes.targets,
+            "text": self.scopes.describe(self.measured.tokens),
+            "controls": self._describe_controls(),
+            "selectivity": self.selectivity and self.selectivity._asdict(),
+            "rows": self.table.to_pylist(),
+            "saving": self.saving.to_dict(),
+            "seed": self.seed,
+        }
+        made: dict[str, Any] = finite(data)
+        return made
+
+    def _describe_controls(self) -> dict[str, Any]:
+        controls = self.prepared.controls
+        listed: list[dict[str, Any]] = []
+        if controls is not None:
+            figures = zip(
+                controls.plans, controls.ratios.tolist(), controls.worst.tolist(), strict=True
+            )
+            listed = [
+                {"experts": [str(e) for e in plan], "load_ratio": ratio, "worst_layer": worst}
+                for plan, ratio, worst in figures
+            ]
+        return {
+            "match": self.match,
+            "requested": self.requested,
+            "possible": controls and controls.possible,
+            "matched": controls and controls.matched,
+            "chance_beyond_all": self.chance[0] if self.chance else None,
+            "plans": listed,
+        }
+
+
+def measure_damage(
+    loaded: LoadedModel,
+    windows: Sequence[TextWindow],
+    experts: Experts,
+    *,
+    edit: str = "zero",
+    targets: Sequence[str] = (),
+    controls: int = 20,
+    match: Match = "load",
+    seed: int = 0,
+    batch_tokens: int | None = None,
+    folder: Path | None = None,
+    resume: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Damage:
+    """Measure what an edit of some experts does, by domain, beside random controls.
+
+    Change of cross-entropy (nats per token), KL(plain‖edited) (nats per token, full vocabulary) and
+    the share of tokens whose preferred next token changes, over the counted tokens that have a
+    counted next token. Intervals: documents resampled, the same ones for the plain and the edited
+    model. The chance level is that of the controls.
+
+    Args:
+        loaded: the model.
+        windows: the text, from `moescope.trace.windows`.
+        experts: a plan, selectors such as ``"L5E9,L3E0-3"``, or experts.
+        edit: ``zero``, ``zero-renormalize``, ``mask``, ``scale=0.5``; see `damage_edit`.
+        targets: domains that the experts are supposed to serve.
+        controls: random plans to measure beside it; 0 for none.
+        match: what controls share with the plan besides the number of experts in each layer: the
+            load on all text, the load on the target domains, or nothing.
+        seed: of controls and resampling.
+        batch_tokens: tokens run at once, padding included; automatic by default.
+        folder: where results are kept as they come; None keeps nothing.
+        resume: go on with what the folder holds.
+        on_progress: called with trials done, trials in all, and tokens.
+
+    Returns:
+        See `Damage`.
+
+    Raises:
+        BadInputError: experts that do not exist, a plan of another model, an unknown edit or
+            target, or a plan that leaves too few experts for controls.
+        ModelError: an edit that this architecture cannot take.
+        RunError: the folder holds another measurement.
+    """
+    require_resident(loaded)
+    plan, chosen = make_plan(loaded, experts), damage_edit(edit)
+    check_edits(loaded.anatomy, [chosen.make(plan.experts)])
+    scopes, batch = Scopes(windows, targets), batch_budget(loaded, batch_tokens)
+    if match == "target-load" and not scopes.targets:
+        raise BadInputError("--match target-load needs a target; name one with --target DOMAIN")
+    on = scopes.windows_on_target() if match == "target-load" else np.ones(len(windows), np.bool_)
+    settings = {
+        "kind": "plan", "experts": [str(r) for r in plan.experts], "edit": edit, "match": match,
+        "controls": controls, "targets": scopes.targets, "seed": seed,
+    }  # fmt: skip
+    journal = Journal(
+        None if folder is None else folder / JOURNAL,
+        identity(loaded, windows, batch, **settings),
+        resume=resume,
+    )
+    prepared = prepare(
+        loaded, windows, plan.experts, journal, controls=controls, by_load=match != "size",
+        matched_on=on, seed=seed, batch_tokens=batch,
+    )  # fmt: skip
+    others = () if prepared.controls is None else prepared.controls.plans
+    trials = [
+        Trial("plan" if j == 0 else f"control-{j:02d}", (chosen.make(refs),))
+        for j, refs in enumerate([plan.experts, *others])
+    ]
+    layers = loaded.anatomy.select(tuple(sorted({r.layer_idx for r in plan.experts})))
+    measured = TrialRunner(
+        loaded, windows, layers, batch_tokens=batch, journal=journal, on_progress=on_progress
+    ).run(trials)
+    chance = exceed_chance(plan.experts, others, seed) if others else []
+    return Damage(
+        entries=plan.entries,
+        edit=chosen,
+        match=match,
+        requested=controls,
+        prepared=prepared,
+        chance=chance,
+        table=damage_table(measured, prepared, scopes, chance, seed),
+        selectivity=selectivity(measured, scopes, chance, seed),
+        scopes=scopes,
+        measured=measured,
+        model=describe_model(loaded),
+        seed=seed,
+    )
+
+
+def make_plan(loaded: LoadedModel, experts: Experts, reason: str = "named by hand") -> ExpertPlan:
+    """A plan for this model, from selectors, experts or a plan that is checked.
+
+    Args:
+        loaded: the model.
+        experts: as in `measure_damage`.
+        reason: of experts that come without one.
+
+    Raises:
+        BadInputError: experts that do not exist, or a plan of another model.
+    """
+    anatomy = loaded.anatomy
+    shape = (anatomy.layer_numbers, tuple(m.num_experts for m in anatomy.layers))
+    if isinstance(experts, ExpertPlan):
+        experts.require_model(loaded.spec.model, loaded.config_hash, *shape)
+        return experts
+    names = experts.split(",") if isinstance(experts, str) else [str(e) for e in experts]
+    refs = select_experts(anatomy, names)
+    check_exist(anatomy, refs)
+    return ExpertPlan(
+        model=loaded.spec.model,
+        config_sha256=loaded.config_hash,
+        layers=shape[0],
+        num_experts=shape[1],
+        entries=tuple(PlanEntry(ref, reason) for ref in refs),
+        created_by="moescope ablate",
+    )

@@ -1,0 +1,175 @@
+"""From sums by window to the table of damages: one row for each trial and group of documents."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from moescope.intervene.choices import Prepared
+from moescope.intervene.resampling import Means, contrast, document_means, minimum_detectable
+from moescope.intervene.scopes import Scopes
+from moescope.intervene.trials import Measured
+from moescope.metrics.statistics import benjamini_hochberg
+
+__all__ = ["MEASURES", "Selectivity", "damage_table", "selectivity"]
+
+MEASURES = ("ce_change", "kl", "flips")
+
+Floats = NDArray[np.float64]
+
+
+class Selectivity(NamedTuple):
+    """Change of cross-entropy on target against off target (nats per token).
+
+    ``ratio`` is None where the off-target damage is not clearly above 0. ``p``: share of the
+    controls (and the plan itself) whose difference is at least the plan's; ``p_overlap`` allows for
+    experts that controls share. Intervals at 95 %, the two sides resampled separately.
+    """
+
+    on: float
+    off: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    p: float
+    p_overlap: float
+
+
+def damage_table(
+    measured: Measured, prepared: Prepared, scopes: Scopes, chance: list[float], seed: int
+) -> pa.Table:
+    """All figures of the plan (trial 0) and its controls.
+
+    Args:
+        measured: sums by window of each trial.
+        prepared: how often the experts of each trial were chosen.
+        scopes: documents and their groups.
+        chance: see `Damage.chance`.
+        seed: of the resampling.
+
+    Returns:
+        Columns: see docs/concepts/damage.md. What a control has no figure for is null.
+    """
+    sums_NM = scopes.add_up(np.concatenate([getattr(measured, m) for m in MEASURES]).T)
+    tokens_N, ce_N = scopes.add_up(measured.tokens), scopes.add_up(measured.ce)
+    chosen_NJ, total_N = scopes.add_up(prepared.chosen.T), scopes.add_up(prepared.total)
+    rows: list[dict[str, Any]] = []
+    for place, group in enumerate(scopes.groups()):
+        on = group.mask
+        if not tokens_N[on].sum():
+            continue
+        rng = np.random.default_rng([seed, 2, place])
+        means = document_means(sums_NM[on], tokens_N[on], rng)
+        shared = {
+            "scope": group.scope,
+            "domain": group.domain,
+            "documents": int((tokens_N[on] > 0).sum()),
+            "tokens": int(tokens_N[on].sum()),
+            "ce": float(ce_N[on].sum() / tokens_N[on].sum()),
+        }
+        loads = chosen_NJ[on].sum(0) / max(1, total_N[on].sum())
+        rows += _group_rows(shared, means, loads, chance)
+    _add_q(rows)
+    return pa.Table.from_pylist(rows)
+
+
+def _group_rows(
+    shared: dict[str, Any], means: Means, loads: Floats, chance: list[float]
+) -> list[dict[str, Any]]:
+    trials = loads.size
+    rows = []
+    for j in range(trials):
+        row = {"trial": "plan" if j == 0 else f"control-{j:02d}", **shared, "load": float(loads[j])}
+        for m, name in enumerate(MEASURES):
+            at = m * trials + j
+            row |= {
+                name: float(means.mean[at]),
+                f"{name}_low": float(means.low[at]),
+                f"{name}_high": float(means.high[at]),
+            }
+        row["ce_change_se"] = float(means.se[j])
+        row["detectable"] = float(minimum_detectable(means.se[j : j + 1])[0])
+        for m, name in enumerate(MEASURES):
+            own = means.mean[m * trials : (m + 1) * trials]
+            row |= _against(name, own, chance) if j == 0 else dict.fromkeys(_names(name))
+        rows.append(row)
+    return rows
+
+
+def _names(measure: str) -> list[str]:
+    ends = ("mean", "min", "max", "low", "high")
+    return [*(f"{measure}_controls_{e}" for e in ends), f"{measure}_p", f"{measure}_p_overlap"]
+
+
+def _against(measure: str, values_J: Floats, chance: list[float]) -> dict[str, float | None]:
+    """The plan (place 0) beside its controls: their span, quantiles and the two p."""
+    others = values_J[1:]
+    if not others.size:
+        return dict.fromkeys(_names(measure))
+    low, high = np.quantile(others, [0.025, 0.975])
+    p, p_overlap = beyond(values_J, chance)
+    figures = (others.mean(), others.min(), others.max(), low, high, p, p_overlap)
+    return {n: float(v) for n, v in zip(_names(measure), figures, strict=True)}
+
+
+def beyond(values_J: Floats, chance: list[float]) -> tuple[float, float]:
+    """Two p of the first value among all: (1 + #{others ≥ it}) / (1 + #others); with overlap.
+
+    The second allows for experts that controls share, and is never below the first.
+    """
+    others = values_J[1:]
+    count = int((others >= values_J[0]).sum())
+    p = (1 + count) / (1 + others.size)
+    return p, max(p, chance[count])
+
+
+def _add_q(rows: list[dict[str, Any]]) -> None:
+    """Benjamini–Hochberg over the domains, of the plan's p for the change of cross-entropy."""
+    family = [
+        r
+        for r in rows
+        if r["scope"] == "domain" and r["trial"] == "plan" and r["ce_change_p"] is not None
+    ]
+    for row in rows:
+        row["ce_change_q"] = None
+    if family:
+        q = benjamini_hochberg(np.array([r["ce_change_p_overlap"] for r in family]))
+        for row, value in zip(family, q.tolist(), strict=True):
+            row["ce_change_q"] = value
+
+
+def selectivity(
+    measured: Measured, scopes: Scopes, chance: list[float], seed: int
+) -> Selectivity | None:
+    """On target against off target; None without targets.
+
+    Raises:
+        ValueError: never for scopes that have both sides, which `Scopes` makes sure of.
+    """
+    if not scopes.targets:
+        return None
+    sums_NJ = scopes.add_up(measured.ce_change.T)
+    tokens_N, on = scopes.add_up(measured.tokens), scopes.on_target
+    made = contrast(sums_NJ, tokens_N, on, np.random.default_rng([seed, 3]))
+    on_mean = float(sums_NJ[on, 0].sum() / max(1, tokens_N[on].sum()))
+    p = p_overlap = float("nan")
+    if sums_NJ.shape[1] > 1:
+        p, p_overlap = beyond(made.difference, chance)
+    return Selectivity(
+        on=on_mean,
+        off=on_mean - float(made.difference[0]),
+        ratio=float(made.ratio[0]),
+        ratio_low=float(made.ratio_low[0]),
+        ratio_high=float(made.ratio_high[0]),
+        difference=float(made.difference[0]),
+        difference_low=float(made.low[0]),
+        difference_high=float(made.high[0]),
+        p=p,
+        p_overlap=p_overlap,
+    )

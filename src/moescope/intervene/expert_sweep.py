@@ -1,0 +1,179 @@
+"""Every expert of some layers taken away on its own: which matter, and which score would have told.
+
+Importance is measured: the change of cross-entropy when one expert is edited. Beside it stand the
+scores that are used in its place (load, gate mass, output norms, specialization), from the same
+text, and how well each of them ranks the experts. How the model is run is the business of
+`moescope.intervene.trials`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from moescope.axes import ExpertRef
+from moescope.intervene.damage import JOURNAL
+from moescope.intervene.damage_edits import DamageEdit, damage_edit
+from moescope.intervene.expert_sweep_tables import correlation_table, expert_table, repeatabilities
+from moescope.intervene.identity import describe_model, finite, identity, require_resident
+from moescope.intervene.journal import Journal
+from moescope.intervene.saving import Saving
+from moescope.intervene.scopes import Scopes
+from moescope.intervene.scores import ScoreKeeper
+from moescope.intervene.trials import Measured, OnProgress, Trial, TrialRunner, batch_budget
+from moescope.models.loading import LoadedModel
+from moescope.trace.windows import TextWindow
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ExpertSweep", "sweep_experts"]
+
+
+@dataclass(frozen=True)
+class ExpertSweep:
+    """What `sweep_experts` found.
+
+    Attributes:
+        layers: numbers of the layers. experts: all of them, by layer and number.
+        edit: what was done to each.
+        table: one row for each expert and group of documents; the scores stand in the rows of
+            scope ``all``.
+        correlations: Spearman's ρ of every score with measured importance.
+        repeatability: by layer, ρ of importance between halves of the documents.
+        scopes: documents and domains.
+        measured: sums by window, and what was computed.
+        score_notes: scores that this architecture does not have.
+        model: what was measured.
+        seed: of the resampling.
+    """
+
+    layers: tuple[int, ...]
+    experts: tuple[ExpertRef, ...]
+    edit: DamageEdit
+    table: pa.Table
+    correlations: pa.Table
+    repeatability: dict[int, float]
+    scopes: Scopes
+    measured: Measured
+    score_notes: list[str]
+    model: dict[str, Any]
+    seed: int
+
+    @property
+    def saving(self) -> Saving:
+        """What was computed, beside what full passes would have."""
+        return self.measured.saving
+
+    def ranking(self) -> list[dict[str, Any]]:
+        """The rows over all text, most important expert of each layer first."""
+        rows = self.table.filter(pc.equal(self.table["scope"], "all")).to_pylist()
+        return sorted(rows, key=lambda r: (r["layer"], r["rank"]))
+
+    def to_arrow(self) -> pa.Table:
+        """One row for each expert and group of documents."""
+        return self.table
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The same as a data frame."""
+        return self.table.to_pandas()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON takes it; numbers that are unknown are None."""
+        data = {
+            "kind": "each",
+            "model": self.model,
+            "edit": self.edit.name,
+            "layers": self.layers,
+            "targets": self.scopes.targets,
+            "text": self.scopes.describe(self.measured.tokens),
+            "rows": self.table.to_pylist(),
+            "correlations": self.correlations.to_pylist(),
+            "repeatability": self.repeatability,
+            "saving": self.saving.to_dict(),
+            "seed": self.seed,
+        }
+        made: dict[str, Any] = finite(data)
+        return made
+
+
+def sweep_experts(
+    loaded: LoadedModel,
+    windows: Sequence[TextWindow],
+    layers: Sequence[int] | None = None,
+    *,
+    edit: str = "zero",
+    targets: Sequence[str] = (),
+    seed: int = 0,
+    batch_tokens: int | None = None,
+    folder: Path | None = None,
+    resume: bool = False,
+    on_progress: OnProgress | None = None,
+) -> ExpertSweep:
+    """Edit every expert of these layers on its own, and see which scores would have told.
+
+    Units, denominators and intervals are those of `measure_damage`.
+
+    Args:
+        loaded: the model.
+        windows: the text, from `moescope.trace.windows`.
+        layers: numbers of MoE layers; all by default.
+        edit: ``zero``, ``zero-renormalize``, ``mask``, ``scale=0.5``.
+        targets: domains that get a common figure, and all others one.
+        seed: of the resampling.
+        batch_tokens: tokens run at once, padding included; automatic by default.
+        folder: where results are kept as they come; None keeps nothing.
+        resume: go on with what the folder holds.
+        on_progress: called with trials done, trials in all, and tokens.
+
+    Returns:
+        See `ExpertSweep`.
+
+    Raises:
+        BadInputError: an unknown edit or target.
+        ModelError: a layer that is no MoE layer, or an edit that this architecture cannot take.
+        RunError: the folder holds another measurement.
+    """
+    require_resident(loaded)
+    chosen, scopes = damage_edit(edit), Scopes(windows, targets)
+    swept = loaded.anatomy.select(None if layers is None else tuple(layers))
+    numbers = tuple(m.layer_idx for m in swept)
+    experts = tuple(ExpertRef(m.layer_idx, e) for m in swept for e in range(m.num_experts))
+    batch = batch_budget(loaded, batch_tokens)
+    settings = {
+        "kind": "each", "layers": numbers, "edit": edit, "targets": scopes.targets, "seed": seed,
+    }  # fmt: skip
+    journal = Journal(
+        None if folder is None else folder / JOURNAL,
+        identity(loaded, windows, batch, **settings),
+        resume=resume,
+    )
+    place = {name: i for i, name in enumerate(scopes.domains)}
+    domain_of = np.asarray([place[w.domain] for w in windows], np.int64)
+    keeper = ScoreKeeper(loaded, swept, domain_of, len(scopes.domains))
+    runner = TrialRunner(
+        loaded, windows, swept, batch_tokens=batch, journal=journal, observe=keeper.observe,
+        on_progress=on_progress,
+    )  # fmt: skip
+    measured = runner.run([Trial(str(ref), (chosen.make([ref]),)) for ref in experts])
+    scores = keeper.scores(measured.observed)
+    table = expert_table(experts, measured, scopes, scores, seed)
+    return ExpertSweep(
+        layers=numbers,
+        experts=experts,
+        edit=chosen,
+        table=table,
+        correlations=correlation_table(table, numbers, seed),
+        repeatability=repeatabilities(experts, measured, scopes, seed),
+        scopes=scopes,
+        measured=measured,
+        score_notes=keeper.notes,
+        model=describe_model(loaded),
+        seed=seed,
+    )

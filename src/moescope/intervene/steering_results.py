@@ -1,0 +1,252 @@
+"""What steering gives back: the shapes of `SteeringResult` and `SweepResult`, and their tables."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from moescope.intervene.steering_controls import Controls
+from moescope.intervene.steering_distributions import Shift
+from moescope.intervene.steering_prompts import Prompt, WordToken, visible
+from moescope.intervene.steering_use import Choice, Effect, ExpertUse
+
+__all__ = [
+    "SteeringResult",
+    "SweepPoint",
+    "SweepResult",
+    "Text",
+    "TokenShift",
+    "WordShift",
+    "percent",
+]
+
+
+class TokenShift(NamedTuple):
+    """A token of the vocabulary and what happened to it."""
+
+    token_id: int
+    text: str
+    shift: Shift
+
+
+class WordShift(NamedTuple):
+    """A word's first token and what happened to it."""
+
+    word: WordToken
+    shift: Shift
+
+
+class Text(NamedTuple):
+    """A generated text; see `Continuation`."""
+
+    token_ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    text: str
+    ended: bool
+
+
+@dataclass(frozen=True)
+class SteeringResult:
+    """One edit beside the unedited model.
+
+    Attributes:
+        model: name of the model.
+        prompt: its tokens, numbered from 0.
+        targets: positions where the edits hold; None: everywhere, generated tokens included.
+        edits: in words, each with its positions where they differ.
+        tokens: the first tokens of the next-token distribution, before or after.
+        words: the words that were asked for; each may have two forms.
+        kl: KL(before ‖ after) of the next-token distribution, nats.
+        entropy_before, entropy_after: of that distribution, nats.
+        uses: how often each edited expert was chosen where its edit holds.
+        choices: what the edited layers chose at the targets (at the last token without any).
+        effect: whether the edit reached the next token; notes for the reader.
+        controls: the same edit on other experts; None when not asked for.
+        before, after: the generated texts; None when not asked for.
+        first_difference: index of the first generated token that differs; None: they are the same.
+        temperature, seed: of the generation; the same on both sides.
+    """
+
+    model: str
+    prompt: Prompt
+    targets: tuple[int, ...] | None
+    edits: tuple[str, ...]
+    tokens: tuple[TokenShift, ...]
+    words: tuple[WordShift, ...]
+    kl: float
+    entropy_before: float
+    entropy_after: float
+    uses: tuple[ExpertUse, ...]
+    choices: tuple[Choice, ...]
+    effect: Effect
+    controls: Controls | None
+    before: Text | None
+    after: Text | None
+    first_difference: int | None
+    temperature: float
+    seed: int
+
+    def where(self) -> str:
+        """Where the edit holds, in words."""
+        if self.targets is None:
+            return "everywhere, generated tokens included"
+        named = [f"{t} {visible(self.prompt.pieces[t])}" for t in self.targets[:6]]
+        more = f" and {len(self.targets) - 6} more" if len(self.targets) > 6 else ""
+        several = "tokens" if len(self.targets) > 1 else "token"
+        return f"at {several} {', '.join(named)}{more} of the prompt only"
+
+    def summary(self) -> list[str]:
+        """What happened, in a few sentences."""
+        return [s for s in (_on_next(self), _on_controls(self), _on_text(self)) if s]
+
+    def to_arrow(self) -> pa.Table:
+        """The next-token distribution: one row per token of `tokens`."""
+        rows = [{"token_id": t.token_id, "text": t.text, **t.shift._asdict()} for t in self.tokens]
+        return pa.Table.from_pylist(rows)
+
+    def to_pandas(self) -> Any:
+        """`to_arrow` as a data frame; needs pandas."""
+        return self.to_arrow().to_pandas()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        plain: dict[str, Any] = _plain(self)
+        return plain
+
+
+class SweepPoint(NamedTuple):
+    """One strength.
+
+    ``kl``: KL(unedited ‖ edited) in nats. ``entropy``: nats. ``token_id``, ``token``, ``prob``: the
+    most probable next token. ``words``: of each word. ``chosen``: of the prompt tokens where the
+    edit holds, how often its experts were chosen, out of ``places``. ``text``: generated, None when
+    not asked for; ``first_difference``: from the unedited text, None when they are the same.
+    """
+
+    strength: float
+    kl: float
+    entropy: float
+    token_id: int
+    token: str
+    prob: float
+    words: tuple[Shift, ...]
+    chosen: int
+    places: int
+    text: Text | None
+    first_difference: int | None
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """An edit over its strength.
+
+    Attributes:
+        kind: ``bias`` (logits added; 0 is no edit) or ``scale`` (factor; 1 is no edit) or another
+            word of the caller's.
+        words: whose shifts the points hold, in that order.
+        points: by ascending strength.
+        before: the unedited text.
+    """
+
+    kind: str
+    words: tuple[WordToken, ...]
+    points: tuple[SweepPoint, ...]
+    before: Text | None
+
+    def to_arrow(self) -> pa.Table:
+        """One row per strength; a pair of columns for each word."""
+        rows = []
+        for p in self.points:
+            row: dict[str, Any] = {
+                n: getattr(p, n)
+                for n in ("strength", "kl", "entropy", "token", "prob", "chosen", "places")
+            }
+            for word, shift in zip(self.words, p.words, strict=True):
+                row[f"logit_change {word.text}"] = shift.logit_change
+                row[f"log_prob_change {word.text}"] = shift.log_prob_change
+            row["text"] = p.text.text if p.text else None
+            rows.append(row)
+        return pa.Table.from_pylist(rows)
+
+    def to_pandas(self) -> Any:
+        """`to_arrow` as a data frame; needs pandas."""
+        return self.to_arrow().to_pandas()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        plain: dict[str, Any] = _plain(self)
+        return plain
+
+
+def _on_next(result: SteeringResult) -> str:
+    old = min(result.tokens, key=lambda t: t.shift.rank_before)
+    new = min(result.tokens, key=lambda t: t.shift.rank_after)
+    moved = f"KL(before‖after) = {result.kl:.3g} nats"
+    if result.effect.kind == "none":
+        return "The next-token distribution is the same, bit for bit."
+    if old.token_id == new.token_id:
+        a, b = old.shift.prob_before, old.shift.prob_after
+        return (
+            f"The most probable next token stays “{visible(old.text)}” ({percent(a)} → "
+            f"{percent(b)}); {moved}."
+        )
+    return (
+        f"The most probable next token changes from “{visible(old.text)}” "
+        f"({percent(old.shift.prob_before)}) to “{visible(new.text)}” "
+        f"({percent(new.shift.prob_after)}); {moved}."
+    )
+
+
+def _on_controls(result: SteeringResult) -> str:
+    controls = result.controls
+    if controls is None:
+        return ""
+    if controls.kl is None:
+        return controls.note
+    n, (rank, p) = len(controls.draws), controls.kl
+    if result.kl == 0.0:
+        moved = sum(c.kl > 0.0 for c in controls.draws)
+        return f"The same edit on other experts changed something in {moved} of {n} controls."
+    several = "controls" if n > 1 else "control"
+    layer = "layers" if len({u.expert.split("E")[0] for u in result.uses}) > 1 else "layer"
+    return (
+        f"Beside {n} {several} (the same edit on other experts of the {layer}) its KL is number "
+        f"{rank} of {n + 1} (p = {p:.2g}, at best {1 / (n + 1):.2g})."
+    )
+
+
+def _on_text(result: SteeringResult) -> str:
+    if result.before is None or result.after is None:
+        return ""
+    if result.first_difference is None:
+        return f"The generated text is the same, all {len(result.before.token_ids)} tokens."
+    return f"The generated texts part at token {result.first_difference + 1}."
+
+
+def percent(share: float) -> str:
+    """A probability: one decimal, two significant digits when small.
+
+    Example:
+        >>> percent(0.1234), percent(0.00042), percent(0.0)
+        ('12.3 %', '0.042 %', '0.0 %')
+    """
+    value = 100 * share
+    if value >= 0.095 or value == 0:
+        return f"{value:.1f} %"
+    return f"{value:.2g} %" if value >= 1e-4 else "< 0.0001 %"
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and named tuples as dicts, other tuples as lists, no number as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "_asdict"):
+        return {k: _plain(v) for k, v in value._asdict().items()}
+    if hasattr(value, "__dataclass_fields__"):
+        return {k: _plain(getattr(value, k)) for k in value.__dataclass_fields__}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,171 @@
+"""What workers are told, and the folder ``RUN/parts`` in which their runs grow.
+
+``parts/launch.json`` says what is traced and into how many shards it was cut, so that an
+interrupted launch goes on with the same shards and nothing else. It starts no process.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from moescope.corpus import CorpusSpec, Shard
+from moescope.errors import RunError
+from moescope.models import ModelSpec
+from moescope.models.loading import EngineName
+from moescope.trace import TraceOptions
+from moescope.trace.store import MANIFEST, read_manifest, write_bytes
+
+__all__ = ["PARTS", "Job", "LaunchOptions", "Parts"]
+
+PARTS = "parts"
+"""The folder of the parts, inside that of the run."""
+
+_LAUNCH = "launch.json"
+
+
+class LaunchOptions(BaseModel):
+    """How a corpus is spread over workers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    launcher: Literal["local", "ray"] = Field(
+        "local", description="local: processes on this machine; ray: tasks of a Ray cluster"
+    )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="workers at a time; with ray by default as many as the cluster has room for",
+    )
+    shards: int | None = Field(
+        None, ge=1, description="parts to cut the corpus into; by default one for each worker"
+    )
+    worker_cpus: float = Field(
+        1.0, gt=0, description="processors that a Ray task asks for; also its threads"
+    )
+    worker_gpus: float = Field(0.0, ge=0, description="GPUs that a Ray task asks for")
+    ray_address: str | None = Field(
+        None, description="address of a Ray cluster; without it Ray is started on this machine"
+    )
+    keep_parts: bool = Field(False, description="keep the run of each shard in RUN/parts")
+
+
+class Job(BaseModel):
+    """What every worker does, the shard aside."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: ModelSpec
+    engine: EngineName = "auto"
+    memory: str | None = None
+    corpus: CorpusSpec
+    options: TraceOptions
+
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """What decides the results, as far as it is known without the model and the text."""
+        return {
+            "model": {"name": self.model.model, "dtype": self.model.dtype},
+            "corpus": self.corpus.model_dump(mode="json", exclude={"path", "shard"}),
+            "options": self.options.identity(),
+        }
+
+
+class Parts:
+    """The folder of the parts of one launch."""
+
+    def __init__(self, run: Path, shards: int) -> None:
+        self.folder = run / PARTS
+        self.shards = [Shard(i, shards) for i in range(1, shards + 1)]
+
+    def run_of(self, shard: Shard) -> Path:
+        """The run folder of a shard."""
+        width = len(str(shard.total))
+        return self.folder / f"{shard.number:0{width}d}-of-{shard.total}"
+
+    def tokens(self, shard: Shard) -> int:
+        """Tokens of a shard that are committed."""
+        run = self.run_of(shard)
+        if not (run / MANIFEST).is_file():
+            return 0
+        return int(read_manifest(run).progress.get("tokens", 0))
+
+    def is_done(self, shard: Shard) -> bool:
+        """Is the run of this shard finished?"""
+        run = self.run_of(shard)
+        return (run / MANIFEST).is_file() and read_manifest(run).status == "complete"
+
+    @classmethod
+    def begun(cls, run: Path) -> Parts | None:
+        """What an earlier launch left in this folder, or None when nothing of it was committed."""
+        stored = _read(run)
+        if stored is None:
+            return None
+        parts = cls(run, int(stored["shards"]))
+        return parts if any(map(parts._has_work, parts.shards)) else None
+
+    def _has_work(self, shard: Shard) -> bool:
+        run = self.run_of(shard)
+        return (run / MANIFEST).is_file() and read_manifest(run).state is not None
+
+    def write(self, job: Job) -> None:
+        """Say what is launched here.
+
+        Raises:
+            RunError: a folder of that name holds something that no launch has made.
+        """
+        if (
+            _read(self.folder.parent) is None
+            and self.folder.exists()
+            and any(self.folder.iterdir())
+        ):
+            raise RunError(f"{self.folder} holds something else; give another folder with -o")
+        stored = {"shards": len(self.shards), "identity": job.identity()}
+        write_bytes(self.folder / _LAUNCH, json.dumps(stored, indent=1).encode())
+
+    def require(self, job: Job) -> None:
+        """Refuse to go on with anything but what was begun.
+
+        Raises:
+            RunError: model, corpus or options differ; names the first difference.
+        """
+        stored = _read(self.folder.parent) or {}
+        for what, mine in job.identity().items():
+            theirs = stored.get("identity", {}).get(what, {})
+            for key in sorted({*mine, *theirs}):
+                if mine.get(key) != theirs.get(key):
+                    raise RunError(
+                        f"{self.folder} was begun with another {what} ({key}: there "
+                        f"{theirs.get(key)!r}, now {mine.get(key)!r}); resume it with what it was "
+                        "started with, or give another folder with -o"
+                    )
+
+    @staticmethod
+    def remove(run: Path) -> None:
+        """Remove the parts that a launch left in a run, and last the file that tells what they are.
+
+        A folder of that name that no launch has made is left alone.
+        """
+        folder = run / PARTS
+        if not (folder / _LAUNCH).is_file():
+            return
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != _LAUNCH:
+                path.unlink()
+        shutil.rmtree(folder)
+
+
+def _read(run: Path) -> dict[str, Any] | None:
+    path = run / PARTS / _LAUNCH
+    if not path.is_file():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return {"shards": int(stored["shards"]), "identity": dict(stored["identity"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({error}); launch into a new folder") from error

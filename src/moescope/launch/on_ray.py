@@ -1,0 +1,145 @@
+"""Workers that are tasks of a Ray cluster.
+
+Ray places them, starts them and gives a task whose worker or node died to another one; a shard's
+run then goes on where it was committed. Tasks and not actors: an actor holds its processor while it
+is idle, and can starve whatever else runs in the cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moescope.corpus import Shard
+from moescope.errors import LaunchError, MissingExtraError
+from moescope.launch.job import Job, LaunchOptions
+from moescope.launch.watch import RETRIES, Watch
+from moescope.launch.worker import Outcome, attempt
+from moescope.models.memory import available_memory
+
+__all__ = ["ray_workers", "run_on_ray", "with_ray"]
+
+_POLL_SECONDS = 1.0
+_SHARE_OF_MEMORY = 0.9
+
+
+@contextlib.contextmanager
+def with_ray(how: LaunchOptions) -> Iterator[Any]:
+    """Ray, connected to a cluster or started here; what was started is stopped again.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        LaunchError: it does not answer or does not start.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtraError("ray", "ray", "--launcher ray") from error
+    if ray.is_initialized():
+        yield ray
+        return
+    here: dict[str, Any] = {} if how.ray_address else {"include_dashboard": False}
+    try:
+        ray.init(address=how.ray_address, log_to_driver=False, logging_level=logging.ERROR, **here)
+    except Exception as error:
+        where = f"at {how.ray_address}" if how.ray_address else "on this machine"
+        raise LaunchError(f"Ray {where} does not start or answer ({_first(error)})") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def ray_workers(ray: Any, how: LaunchOptions) -> int:
+    """As many tasks as were asked for, or as the cluster has room for at a time.
+
+    Raises:
+        LaunchError: it has room for none.
+    """
+    if how.workers is not None:
+        return how.workers
+    found = ray.cluster_resources()
+    room = int(found.get("CPU", 0) / how.worker_cpus)
+    if how.worker_gpus:
+        room = min(room, int(found.get("GPU", 0) / how.worker_gpus))
+    if room < 1:
+        raise LaunchError(
+            f"a worker asks for {how.worker_cpus:g} processors and {how.worker_gpus:g} GPUs; the "
+            f"cluster has {found.get('CPU', 0):g} and {found.get('GPU', 0):g}"
+        )
+    return room
+
+
+def run_on_ray(ray: Any, job: Job, watch: Watch, how: LaunchOptions, workers: int) -> None:
+    """Trace all shards that are not finished by tasks of Ray.
+
+    Model, corpus and run must lie where every node finds them under the same path.
+
+    Raises:
+        LaunchError: a shard was lost too often.
+        BadInputError: what a worker says of its input.
+    """
+    task = ray.remote(num_cpus=how.worker_cpus, num_gpus=how.worker_gpus, max_retries=RETRIES)(
+        _trace_shard
+    )
+    text = _everywhere(job).model_dump_json()
+    waiting, running = deque(watch.todo), dict[Any, Shard]()
+    watch.tell()
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                shard = waiting.popleft()
+                run = str(watch.parts.run_of(shard).absolute())
+                running[task.remote(text, tuple(shard), run, how.worker_cpus)] = shard
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
+            for reference in ready:
+                shard = running.pop(reference)
+                if not watch.finish(shard, _outcome(ray, reference)):
+                    waiting.appendleft(shard)
+            for shard in running.values():
+                with contextlib.suppress(OSError):  # a network file system may be late
+                    watch.advance(shard, watch.parts.tokens(shard))
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _outcome(ray: Any, reference: Any) -> Outcome:
+    try:
+        return Outcome(*ray.get(reference))
+    except ray.exceptions.RayTaskError as error:
+        return Outcome(f"Ray cannot run it ({_first(error.cause)})", final=True)
+    except ray.exceptions.RayError as error:  # Ray has given it to other workers already
+        return Outcome(f"Ray lost its worker {RETRIES + 1} times ({_first(error)})", final=True)
+
+
+def _first(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _trace_shard(text: str, shard: tuple[int, int], run: str, cpus: float) -> tuple[Any, ...]:
+    """The task: one shard in a process of Ray, which keeps the model for its next shard."""
+    import torch
+
+    torch.set_num_threads(max(1, int(cpus)))
+    job = Job.model_validate_json(text)
+    if job.memory is None and job.engine != "resident":
+        part = min(1.0, cpus / (os.cpu_count() or 1))
+        share = int(_SHARE_OF_MEMORY * available_memory() * part)
+        job = job.model_copy(update={"memory": str(share)})
+    return tuple(attempt(job, Shard(*shard), Path(run)))
+
+
+def _everywhere(job: Job) -> Job:
+    """Paths that do not depend on the folder in which a task happens to run."""
+    corpus, model = job.corpus, job.model
+    if Path(corpus.path).exists():
+        corpus = corpus.model_copy(update={"path": str(Path(corpus.path).absolute())})
+    if Path(model.model).is_dir():
+        model = type(model)(**{**vars(model), "model": str(Path(model.model).absolute())})
+    return job.model_copy(update={"corpus": corpus, "model": model})

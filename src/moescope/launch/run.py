@@ -1,0 +1,163 @@
+"""`launch`: cut a corpus into shards, have workers trace them, merge, clean up.
+
+Everything is decided by what lies in the folder: which shards are finished, which have begun. So
+the same command with ``resume`` goes on after whatever interrupted it, the merge included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from moescope.corpus import CorpusSpec, open_corpus
+from moescope.errors import BadInputError, RunError
+from moescope.launch.job import Job, LaunchOptions, Parts
+from moescope.launch.local import run_local
+from moescope.launch.on_ray import ray_workers, run_on_ray, with_ray
+from moescope.launch.watch import LaunchProgress, Watch
+from moescope.models import ModelSpec
+from moescope.models.loading import EngineName
+from moescope.trace import TraceOptions
+from moescope.trace.merge import merge_runs
+from moescope.trace.store import MANIFEST, Manifest, read_manifest
+
+__all__ = ["launch"]
+
+
+def launch(
+    model: ModelSpec,
+    corpus: CorpusSpec,
+    run: str | Path,
+    options: TraceOptions | None = None,
+    how: LaunchOptions | None = None,
+    *,
+    engine: EngineName = "auto",
+    memory: str | None = None,
+    resume: bool = False,
+    on_progress: Callable[[LaunchProgress], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> Path:
+    """Trace a corpus by several workers and join their runs.
+
+    Each shard is a run of its own in ``run/parts`` until all are finished and merged; only then are
+    they removed. A worker that dies loses what it had not committed, and its shard goes on in
+    another one.
+
+    Args:
+        model: what every worker loads.
+        corpus: the whole text.
+        run: folder of the joined run.
+        options: how to trace; see `TraceOptions`. ``limit`` and ``token_budget`` count in each
+            shard by themselves.
+        how: how many workers and where; see `LaunchOptions`.
+        engine: how each worker holds the model; see `open_model`.
+        memory: what each worker may take.
+        resume: go on with a launch that was interrupted.
+        on_progress: called whenever a worker says how far it is.
+        on_stage: called with a few words when a stage begins.
+
+    Returns:
+        The folder of the joined run.
+
+    Raises:
+        RunError: the folder holds something else, or another launch.
+        LaunchError: workers cannot be started or died too often; finished shards stay.
+        MissingExtraError: Ray is not installed.
+        MoescopeError: what a worker says of its input.
+    """
+    how, run = how or LaunchOptions(), Path(run)
+    say = on_stage or (lambda _: None)
+    job = Job(
+        model=model, engine=engine, memory=memory, corpus=corpus, options=options or TraceOptions()
+    )
+    if corpus.shard is not None:
+        raise BadInputError(
+            f"a launch cuts the corpus itself; leave the shard out, got {corpus.shard}"
+        )
+    open_corpus(corpus)  # text that is not there leaves no folder behind
+    if _is_finished(run, job, resume):
+        _clean_up(run, how)
+        return run
+    parts = _trace_parts(job, run, how, resume, on_progress, say)
+    say("merging")
+    merge_runs([parts.run_of(s) for s in parts.shards], run, link=True)
+    _clean_up(run, how)
+    return run
+
+
+def _trace_parts(
+    job: Job,
+    run: Path,
+    how: LaunchOptions,
+    resume: bool,
+    on_progress: Callable[[LaunchProgress], None] | None,
+    say: Callable[[str], None],
+) -> Parts:
+    """Have every shard traced."""
+    if how.launcher == "ray":
+        say("connecting to Ray")
+        with with_ray(how) as ray:
+            workers = ray_workers(ray, how)
+            parts = _prepare(job, run, how.shards or workers, how, resume)
+            say("tracing")
+            run_on_ray(ray, job, Watch(parts, on_progress), how, workers)
+        return parts
+    if how.workers is None:
+        raise BadInputError("--launcher local needs --workers N: how many processes at a time")
+    parts = _prepare(job, run, how.shards or how.workers, how, resume)
+    say("tracing")
+    run_local(job, Watch(parts, on_progress), how.workers)
+    return parts
+
+
+def _is_finished(run: Path, job: Job, resume: bool) -> bool:
+    """Was the launch in this folder merged already? Anything else there is refused."""
+    if run.is_file():
+        raise RunError(f"{run} is a file; give a folder with -o")
+    if not (run / MANIFEST).is_file():
+        return False
+    old = read_manifest(run)
+    if old.merged is not None and old.status != "complete":
+        return False  # killed while it was merging
+    if resume and old.merged is not None and old.merged.shards is not None and _is_of(old, job):
+        return True
+    raise RunError(
+        f"{run} already holds {'another' if resume else 'a'} run; give another folder with -o"
+    )
+
+
+def _is_of(old: Manifest, job: Job) -> bool:
+    name, mine = str(old.model["name"]), job.model.model
+    wanted = job.identity()
+    return (
+        name in (mine, str(Path(mine).absolute()))
+        and old.options == wanted["options"]
+        and all(old.corpus.get(key) == value for key, value in wanted["corpus"].items())
+    )
+
+
+def _prepare(job: Job, run: Path, shards: int, how: LaunchOptions, resume: bool) -> Parts:
+    """The folder of the parts: new, or that of the launch that is resumed."""
+    begun = Parts.begun(run)
+    if begun is None:
+        parts = Parts(run, shards)
+        parts.write(job)
+        return parts
+    if not resume:
+        raise RunError(
+            f"{begun.folder} holds a launch that was interrupted; go on with it by --resume, or "
+            "give another folder with -o"
+        )
+    begun.require(job)
+    if how.shards is not None and how.shards != len(begun.shards):
+        raise RunError(
+            f"{begun.folder} was cut into {len(begun.shards)} shards, now {how.shards} are asked "
+            "for; leave --shards out, or give another folder with -o"
+        )
+    return begun
+
+
+def _clean_up(run: Path, how: LaunchOptions) -> None:
+    """The joined run is committed: the parts have served, unless they are to be kept."""
+    if not how.keep_parts:
+        Parts.remove(run)

@@ -1,0 +1,101 @@
+"""What is known of the shards while workers trace them: done, tokens, how often one was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from moescope.corpus import Shard
+from moescope.errors import BadInputError, LaunchError
+from moescope.launch.job import Parts
+from moescope.launch.worker import Outcome
+
+__all__ = ["RETRIES", "LaunchProgress", "Watch"]
+
+RETRIES = 3
+"""How often a shard whose worker died is given to another one."""
+
+
+class LaunchProgress(NamedTuple):
+    """How far all shards are.
+
+    ``done``: numbers of the finished ones among ``shards``; ``share`` of the text, in [0, 1], as
+    far as it is known; ``tokens`` counted, those of earlier launches included; ``lost``: workers
+    that died, as far as Ray does not replace them itself.
+    """
+
+    done: tuple[int, ...]
+    shards: int
+    share: float
+    tokens: int
+    lost: int
+
+
+class Watch:
+    """Keeps account of the shards and tells about it.
+
+    Args:
+        parts: the shards and their folders.
+        on_progress: called whenever something is known.
+    """
+
+    def __init__(
+        self, parts: Parts, on_progress: Callable[[LaunchProgress], None] | None = None
+    ) -> None:
+        self.parts = parts
+        self._say = on_progress or (lambda _: None)
+        self._done = {s for s in parts.shards if parts.is_done(s)}
+        self._tokens = {s: parts.tokens(s) for s in parts.shards}
+        self._share: dict[Shard, float] = {}
+        self._lost: dict[Shard, int] = {}
+
+    @property
+    def todo(self) -> list[Shard]:
+        """The shards that are not finished, in order."""
+        return [s for s in self.parts.shards if s not in self._done]
+
+    def tell(self) -> None:
+        """Report how far all shards are."""
+        shares = sum(1.0 if s in self._done else self._share.get(s, 0.0) for s in self._tokens)
+        shards = len(self.parts.shards)
+        done = tuple(sorted(shard.number for shard in self._done))
+        tokens, lost = sum(self._tokens.values()), sum(self._lost.values())
+        self._say(LaunchProgress(done, shards, shares / shards, tokens, lost))
+
+    def advance(self, shard: Shard, tokens: int, share: float = 0.0) -> None:
+        """A worker says how far it is."""
+        self._tokens[shard] = tokens
+        self._share[shard] = share
+        self.tell()
+
+    def finish(self, shard: Shard, outcome: Outcome) -> bool:
+        """A worker says that it is done, or what went wrong.
+
+        Returns:
+            True when the shard is finished, False when it is to be tried again.
+
+        Raises:
+            BadInputError: it would go wrong again.
+            LaunchError: likewise, or it went wrong too often.
+        """
+        if outcome.message is None and self.parts.is_done(shard):
+            self._done.add(shard)
+            self._tokens[shard] = self.parts.tokens(shard)
+            self.tell()
+            return True
+        if outcome.final:
+            kind = BadInputError if outcome.exit_code == BadInputError.exit_code else LaunchError
+            raise kind(f"shard {shard}: {outcome.message}")
+        self._lose(shard, outcome.message or "its run is not finished")
+        return False
+
+    def _lose(self, shard: Shard, reason: str) -> None:
+        self._lost[shard] = self._lost.get(shard, 0) + 1
+        self._tokens[shard] = self.parts.tokens(shard)
+        self.tell()
+        if self._lost[shard] > RETRIES:
+            raise LaunchError(
+                f"shard {shard}: {self._lost[shard]} workers died over it, the last: {reason}; "
+                f"{len(self._done)} of {len(self.parts.shards)} shards are finished and stay; mend "
+                "the cause and give the same command with --resume"
+            )

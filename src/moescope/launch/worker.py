@@ -1,0 +1,187 @@
+"""One worker: loads the model once and traces the shards that it is given.
+
+``python -m moescope.launch`` is told its job and then one shard after another on standard
+input, and says on standard output how far it is, a line of JSON each. When the input ends, because
+all is done or because the launcher died, it stops at once: a commit is atomic, so it may stop
+anywhere. A task of Ray calls `attempt` with one shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from moescope.corpus import Shard
+from moescope.errors import LaunchError, MoescopeError
+from moescope.launch.job import Job
+from moescope.models import LoadedModel, open_model
+from moescope.trace import Progress, trace
+
+__all__ = ["Outcome", "attempt", "main"]
+
+_LOCK_SECONDS = 60.0
+_SAY_SECONDS = 0.5
+_loaded: dict[str, LoadedModel] = {}
+
+
+class Outcome(NamedTuple):
+    """How a shard went.
+
+    ``message`` is None when it is done. ``final``: it would go wrong again, so it is not retried;
+    ``exit_code`` is then that of the error.
+    """
+
+    message: str | None = None
+    final: bool = False
+    exit_code: int = 1
+
+
+def attempt(
+    job: Job, shard: Shard, run: Path, on_progress: Callable[[Progress], None] | None = None
+) -> Outcome:
+    """Trace one shard, or go on with it; never raises for what went wrong in it.
+
+    Args:
+        job: the model, the corpus and the options.
+        shard: which part of the corpus.
+        run: the folder of its run.
+        on_progress: called after every batch.
+    """
+    corpus = job.corpus.model_copy(update={"shard": str(shard)})
+    try:
+        with _alone(run):
+            loaded = _model(job)
+            trace(loaded, corpus, run, job.options, resume=True, on_progress=on_progress)
+    except MoescopeError as error:
+        return Outcome(str(error), final=True, exit_code=error.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        return Outcome(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    return Outcome()
+
+
+def _model(job: Job) -> LoadedModel:
+    """The model, loaded once in this process."""
+    key = job.model_dump_json(include={"model", "engine", "memory"})
+    if key not in _loaded:
+        _loaded.clear()
+        _loaded[key] = open_model(
+            job.model,
+            engine=job.engine,
+            memory=job.memory,
+            batch_tokens=job.options.batch_tokens,
+        )
+    return _loaded[key]
+
+
+@contextlib.contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Hold the shard's lock: two workers in one folder would remove each other's files.
+
+    The system drops the lock when its holder dies. The file names the holder. Where files cannot be
+    locked nothing is checked.
+    """
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with run.with_name(f"{run.name}.lock").open("a+", encoding="utf-8") as lock:
+        _wait_for(lock, run)
+        lock.truncate(0)
+        lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        lock.flush()
+        yield
+
+
+def _wait_for(lock: TextIO, run: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        return
+    give_up = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                lock.seek(0)
+                raise LaunchError(
+                    f"{run} is being traced by another process ({lock.read()}); wait for it or "
+                    "end it, then go on with --resume"
+                ) from None
+            time.sleep(0.2)
+        except OSError:  # a file system without locks
+            return
+
+
+def main() -> int:
+    """Serve shards until the input ends; see the module."""
+    say = _speaker()
+    job = Job.model_validate_json(sys.stdin.readline())
+    _use_threads()
+    for shard, run in _requests():
+        outcome = attempt(job, shard, run, _reporter(shard, say))
+        say({"shard": shard.number, **outcome._asdict(), "ended": True})
+        if outcome.message is not None:
+            return 1
+    return 0
+
+
+def _speaker() -> Callable[[dict[str, Any]], None]:
+    """Write to what standard output was; what libraries print there goes to standard error."""
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def say(message: dict[str, Any]) -> None:
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
+
+    return say
+
+
+def _use_threads() -> None:
+    import torch
+
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdigit():
+        torch.set_num_threads(max(1, int(threads)))
+
+
+def _requests() -> Iterator[tuple[Shard, Path]]:
+    """Shards as they are given; the process ends with its input, in the middle of one if need be.
+
+    A thread waits for the input, so a launcher that was killed takes its workers with it.
+    """
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            waiting.put(line)
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        given = json.loads(waiting.get())
+        yield Shard(*given["shard"]), Path(given["run"])
+
+
+def _reporter(shard: Shard, say: Callable[[dict[str, Any]], None]) -> Callable[[Progress], None]:
+    """Say how far a shard is, twice a second at most."""
+    last = 0.0
+
+    def report(at: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SAY_SECONDS:
+            last = time.monotonic()
+            share = at.chars / at.total_chars if at.total_chars else 0.0
+            say({"shard": shard.number, "tokens": at.tokens, "share": min(1.0, share)})
+
+    return report

@@ -1,0 +1,80 @@
+"""The sampled tokens of a run, by document: halves, weights and resamples for a profile.
+
+A sample holds about as many tokens of every domain, a run its own mix. Where an interval from the
+sample stands beside a figure of the whole run, documents are weighted so that each domain has the
+share that it has in the run. It knows no model.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moescope.metrics.view import PhaseView
+from moescope.profiles.cells import half_of_documents
+from moescope.profiles.intervals import document_draws
+from moescope.trace.reader import TokenRows
+
+__all__ = ["SampledDocuments"]
+
+
+class SampledDocuments:
+    """Sampled tokens of one phase with their documents.
+
+    Args:
+        view: one phase of a run.
+        tokens: its sampled tokens; at least one.
+
+    Attributes:
+        tokens: as given, T rows.
+        doc_T: document of each token, 0 … N − 1.
+        domain_N: domain of each document.
+        half_N: half (0 or 1) of each document.
+        tokens_N: tokens of each document.
+        weight_N: weight that gives every domain its share in the run.
+    """
+
+    def __init__(self, view: PhaseView, tokens: TokenRows) -> None:
+        self.tokens = tokens
+        self._view = view
+        used, first, doc = np.unique(tokens.doc, return_index=True, return_inverse=True)
+        self.doc_T: NDArray[np.int64] = doc.reshape(-1)
+        self.domain_N: NDArray[np.int64] = tokens.domain[first]
+        names = [tokens.doc_names[int(d)] for d in used]
+        self.half_N = half_of_documents(names, self.domain_N.tolist())
+        self.tokens_N = np.bincount(self.doc_T).astype(np.float64)
+        held = np.bincount(self.domain_N, self.tokens_N, len(view.domains))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(held > 0, view.domain_tokens / held, 0.0)
+        self.weight_N = share[self.domain_N]
+
+    @property
+    def documents(self) -> int:
+        """N."""
+        return int(self.domain_N.size)
+
+    @cached_property
+    def draws_RN(self) -> NDArray[np.float32]:
+        """Resamples of the documents, the same for the same run."""
+        return document_draws(self.domain_N, self._view.rng(7))
+
+    def by_document(
+        self, rows: NDArray[np.int64], values: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
+        """Sum of values (or count) of some token rows, by document: (N,)."""
+        return np.bincount(self.doc_T[rows], values, self.documents).astype(np.float64)
+
+    def by_document_and_expert(
+        self,
+        layer_idx: int,
+        num_experts: int,
+        values_TK: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]:
+        """Assignments (or the sum of ``values_TK`` over them) by document and expert, (N, E)."""
+        ids_TK = self.tokens.ids[layer_idx]
+        keys = (self.doc_T[:, None] * num_experts + ids_TK).reshape(-1)
+        values = None if values_TK is None else values_TK.reshape(-1)
+        size = self.documents * num_experts
+        return np.bincount(keys, values, size).astype(np.float64).reshape(-1, num_experts)

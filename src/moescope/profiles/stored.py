@@ -1,0 +1,221 @@
+"""What was measured with the model, kept beside the run, and read back without the model.
+
+``RUN/profiles/measured-KEY.*``: arrays by cell (safetensors), the tokens that experts promote and
+suppress and their contexts (Parquet, for people too), and a JSON that says what they are. The JSON
+is written last, so a measurement that was cut short is measured again. The key is a hash of the
+run, the model, the text and the version: nothing is ever shown for another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_tensors
+
+from moescope.profiles.cells import Cells
+from moescope.profiles.contexts import Context, WindowTexts
+from moescope.profiles.measure import Measured
+from moescope.profiles.pushes import Pushed, rank_pushes
+from moescope.trace.reader import Run
+from moescope.trace.store import write_bytes, write_parquet, write_tensors
+
+__all__ = ["FOLDER", "StoredMeasures", "keep_measures", "measure_key", "read_measures"]
+
+FOLDER = "profiles"
+"""Folder in a run that profiles are written to."""
+
+_FORMAT = 1
+
+_SIDES = ("promoted", "suppressed")
+
+
+@dataclass(frozen=True)
+class StoredMeasures:
+    """A measurement, read back.
+
+    Attributes:
+        about: ``text`` (tokens and documents by domain), ``compared``, ``absent``, ``lens``,
+            ``settings``, ``norms`` (names, in the order of ``arrays["norms"]``).
+        arrays: the figures of `Measured`, and ``push_…`` as in `Pushed`, by cell.
+        pushes: rows of promoted and suppressed tokens: layer, expert, side, rank, token_id, token,
+            own, others, beyond, half_a, half_b.
+        contexts: rows of contexts: layer, expert, rank, and the fields of `Context`.
+    """
+
+    about: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+    pushes: pa.Table
+    contexts: pa.Table
+
+
+def measure_key(run: Run, tokens_per_domain: int, window_tokens: int, dtype: str) -> str:
+    """What a measurement depends on, as twelve hexadecimal digits."""
+    model, state = run.manifest.model, run.manifest.state
+    parts = {
+        "format": _FORMAT,
+        "moescope": version("moescope"),
+        "state": state.sha256 if state else None,
+        "model": [model.get(f"{w}_sha256") for w in ("config", "weights", "tokenizer")],
+        "tokens_per_domain": tokens_per_domain,
+        "window_tokens": window_tokens,
+        "seed": run.manifest.options["seed"],
+        "dtype": dtype,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _paths(run: Run, key: str) -> dict[str, Path]:
+    folder = run.path / FOLDER
+    return {
+        "arrays": folder / f"measured-{key}.safetensors",
+        "pushes": folder / f"measured-{key}-lens.parquet",
+        "contexts": folder / f"measured-{key}-contexts.parquet",
+        "about": folder / f"measured-{key}.json",
+    }
+
+
+def keep_measures(
+    run: Run,
+    key: str,
+    made: Measured,
+    texts: WindowTexts,
+    token_text: Any,
+    cells: Cells,
+    settings: dict[str, Any],
+) -> StoredMeasures:
+    """Rank what was measured and write it.
+
+    Args:
+        run: the run.
+        key: see `measure_key`.
+        made: the measurement.
+        texts: the windows that it was made on.
+        token_text: gives the text of a list of token ids.
+        cells: the order of cells.
+        settings: how it was made, for people.
+
+    Raises:
+        WriteError: disk full or no permission.
+    """
+    arrays = dict(made.figures)
+    arrays["norms"] = np.stack([*made.norms.values(), np.full(cells.total, np.nan)])[:-1]
+    pushed = {
+        slot: rank_pushes(made.lens, pushes)
+        for slot, pushes in made.pushes.items()
+        if made.lens is not None
+    }
+    arrays |= _push_arrays(pushed, cells)
+    about = {
+        "settings": settings,
+        "text": {
+            "domains": made.text.domains,
+            "tokens": made.text.tokens.tolist(),
+            "documents": made.text.documents.tolist(),
+        },
+        "compared": made.compared,
+        "absent": made.absent,
+        "norms": list(made.norms),
+        "lens": None
+        if made.lens is None
+        else {
+            "norm": made.lens.norm,
+            "kind": "LayerNorm" if made.lens.centred else "RMSNorm",
+            "note": made.lens.note,
+            "paths": {str(n): f for n, f in made.lens.paths.items() if isinstance(f, float)},
+        },
+    }
+    stored = StoredMeasures(
+        about, arrays, _push_rows(pushed, cells, token_text), _context_rows(made, texts, cells)
+    )
+    paths = _paths(run, key)
+    write_tensors(paths["arrays"], arrays)
+    write_parquet(paths["pushes"], stored.pushes)
+    write_parquet(paths["contexts"], stored.contexts)
+    write_bytes(paths["about"], json.dumps(about, indent=1, ensure_ascii=False).encode())
+    return stored
+
+
+def read_measures(run: Run, key: str) -> StoredMeasures | None:
+    """A measurement that was kept, or None when there is none or it is damaged."""
+    paths = _paths(run, key)
+    if not all(p.is_file() for p in paths.values()):
+        return None
+    try:
+        return StoredMeasures(
+            json.loads(paths["about"].read_text(encoding="utf-8")),
+            dict(load_tensors(paths["arrays"].read_bytes())),
+            pq.read_table(paths["pushes"]),
+            pq.read_table(paths["contexts"]),
+        )
+    except Exception:  # whatever is wrong with a file that can be made again, it is made again
+        return None
+
+
+def _push_arrays(pushed: dict[int, Pushed], cells: Cells) -> dict[str, NDArray[Any]]:
+    out: dict[str, NDArray[Any]] = {
+        "push_agreement": np.full(cells.total, np.nan),
+        "push_spread": np.full(cells.total, np.nan),
+        "push_overlap": np.full((2, cells.total), np.nan),
+        "push_counts": np.zeros((2, cells.total), np.int64),
+    }
+    for slot, made in pushed.items():
+        cut = cells.of_layer(cells.layers[slot])
+        out["push_agreement"][cut], out["push_spread"][cut] = made.agreement, made.spread
+        out["push_overlap"][:, cut], out["push_counts"][:, cut] = made.overlap, made.counts
+    return out
+
+
+def _push_rows(pushed: dict[int, Pushed], cells: Cells, token_text: Any) -> pa.Table:
+    parts: dict[str, list[NDArray[Any]]] = {}
+    for slot, made in pushed.items():
+        side, expert, rank = np.nonzero(made.ids >= 0)
+        at = (side, expert, rank)
+        columns = {
+            "layer": np.full(side.size, cells.layers[slot].layer_idx),
+            "expert": expert,
+            "side": side,
+            "rank": rank,
+            "token_id": made.ids[at],
+            "own": made.own[at],
+            "others": made.own[at] - made.beyond[at],
+            "beyond": made.beyond[at],
+            "half_a": made.halves[0][at],
+            "half_b": made.halves[1][at],
+        }
+        for name, values in columns.items():
+            parts.setdefault(name, []).append(values)
+    joined = {name: np.concatenate(values) for name, values in parts.items()}
+    ids = joined.get("token_id", np.zeros(0, np.int64))
+    names = np.asarray(_SIDES, dtype=object)
+    side = joined.get("side", np.zeros(0, np.int64))
+    table = {n: pa.array(v) for n, v in joined.items()}
+    table["side"] = pa.array(names[side].tolist(), pa.string())
+    table["token"] = pa.array(token_text(ids.tolist()), pa.string())
+    return pa.table(table)
+
+
+def _context_rows(made: Measured, texts: WindowTexts, cells: Cells) -> pa.Table:
+    rows: dict[str, list[Any]] = {n: [] for n in ("layer", "expert", "rank", *Context._fields)}
+    for slot, found in enumerate(made.candidates):
+        layer = cells.layers[slot]
+        starts = np.searchsorted(found.expert, np.arange(layer.num_experts + 1))
+        for e in range(layer.num_experts):
+            cut = slice(starts[e], starts[e + 1])
+            picked = texts.pick(found.place[cut], found.contribution[cut], found.weight[cut])
+            for rank, context in enumerate(picked):
+                values = (layer.layer_idx, e, rank, *context)
+                for column, value in zip(rows.values(), values, strict=True):
+                    column.append(value)
+    kinds = {"doc": pa.string(), "domain": pa.string(), "before": pa.string(),
+             "token": pa.string(), "after": pa.string(), "contribution": pa.float64(),
+             "weight": pa.float64()}  # fmt: skip
+    return pa.table({n: pa.array(v, kinds.get(n, pa.int64())) for n, v in rows.items()})

@@ -1,0 +1,317 @@
+"""One sentence or two about an expert, made from its numbers by rule. No language model.
+
+Every threshold is a named constant here, and is listed in the concept page. What does not pass is
+not claimed; where nothing stands out, that is what is said.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from moescope.metrics.balance import COLD_SHARE, DEAD_SHARE
+from moescope.metrics.statistics import MIN_CLUSTERS
+from moescope.profiles.facts import (
+    Absent,
+    Contribution,
+    DomainUse,
+    Load,
+    PushList,
+    Role,
+    Sureness,
+    TokenList,
+    VocabularyUse,
+)
+
+__all__ = [
+    "flags_of",
+    "quote",
+    "role_of",
+    "summarize",
+    "sureness",
+]
+
+MIN_ASSIGNMENTS = 100
+"""With fewer assignments nothing but the load is said."""
+
+HIGH_ASSIGNMENTS, HIGH_DOCUMENTS = 1000, 30
+"""From here on the summary is called sure: high."""
+
+MODERATE_ASSIGNMENTS, MODERATE_DOCUMENTS = 300, 10
+"""From here on: moderate; below: low."""
+
+DEAD_EXPECTED = 10
+"""An expert is called dead or cold only if an expert at the threshold would have been chosen so
+often."""
+
+Q_LEVEL = 0.05
+"""False discovery rate at which a domain may be claimed."""
+
+STANDOUT_LIFT = 1.5
+"""A domain stands out at this lift over the other domains; below its inverse it is avoided."""
+
+TOKEN_EXPERT_SHARE = 0.5
+"""A token expert gives so much of its assignments to one token id."""
+
+TYPICAL_LIFT = 1.5
+"""A token is typical of an expert at this lift over the expert's overall rate."""
+
+MOSTLY_SHARE = 0.5
+"""The typical tokens of an expert are what it mostly serves from this share of its assignments."""
+
+REPEATED_OVERLAP = 0.5
+"""A list of tokens is claimed only if two halves of the documents share so much of it."""
+
+SUPER_RATIO = 10.0
+"""A super expert's largest output component is so many times the median expert's, besides the
+published rule."""
+
+_NAMED_TOKENS = 3
+
+
+def flags_of(
+    load: Load,
+    top_k: int,
+    vocabulary: VocabularyUse | Absent,
+    contribution: Contribution | Absent,
+) -> list[str]:
+    """Flags that hold, each with enough text to tell."""
+    assignments = load.tokens * top_k
+    flags = []
+    if load.count == 0:
+        flags.append("never chosen")
+    elif load.load < DEAD_SHARE and assignments * DEAD_SHARE >= DEAD_EXPECTED:
+        flags.append("dead")
+    elif load.load < COLD_SHARE and assignments * COLD_SHARE >= DEAD_EXPECTED:
+        flags.append("cold")
+    if isinstance(contribution, Contribution) and _is_super(contribution):
+        flags.append("super")
+    if isinstance(vocabulary, VocabularyUse) and _is_token_expert(load, vocabulary):
+        flags.append("token expert")
+    return flags
+
+
+def _is_super(contribution: Contribution) -> bool:
+    return contribution.super_rule and contribution.peak_ratio >= SUPER_RATIO
+
+
+def _is_token_expert(load: Load, vocabulary: VocabularyUse) -> bool:
+    return load.count >= MIN_ASSIGNMENTS and vocabulary.top_share >= TOKEN_EXPERT_SHARE
+
+
+def sureness(load: Load) -> Sureness:
+    """How much text stands behind the profile."""
+    count, documents = load.count, load.documents
+    if count < MIN_ASSIGNMENTS or documents < MIN_CLUSTERS:
+        level = "none"
+    elif count >= HIGH_ASSIGNMENTS and documents >= HIGH_DOCUMENTS:
+        level = "high"
+    elif count >= MODERATE_ASSIGNMENTS and documents >= MODERATE_DOCUMENTS:
+        level = "moderate"
+    else:
+        level = "low"
+    return Sureness(level, count, documents)
+
+
+def role_of(
+    load: Load,
+    flags: Sequence[str],
+    domains: list[DomainUse] | Absent,
+    vocabulary: VocabularyUse | Absent,
+) -> Role:
+    """What the expert is, the first rule that applies.
+
+    Kinds: ``never chosen``, ``dead``, ``too few tokens``, ``token expert``, ``domain``,
+    ``avoids``, ``none`` (no domain stands out), ``untested``.
+    """
+    for kind in ("never chosen", "dead"):
+        if kind in flags:
+            return Role(kind, kind)
+    if sureness(load).level == "none":
+        return Role("too few tokens", "too few tokens")
+    if "token expert" in flags and isinstance(vocabulary, VocabularyUse):
+        words = f"token expert: {quote(vocabulary.top_token)} {_percent(vocabulary.top_share)}"
+        return Role("token expert", words, vocabulary.top_token)
+    if isinstance(domains, Absent) or not any(math.isfinite(d.q) for d in domains):
+        return Role("untested", "domains were not compared")
+    served = _standing_out(domains)
+    if served:
+        first = served[0]
+        return Role("domain", f"serves {first.domain}, {_times(first.lift)}", first.domain)
+    avoided = _avoided(domains)
+    if avoided:
+        first = avoided[0]
+        return Role("avoids", f"avoids {first.domain}, {_times(first.lift)}", first.domain)
+    return Role("none", "no domain stands out")
+
+
+def _standing_out(domains: list[DomainUse]) -> list[DomainUse]:
+    """Domains with q < 0.05 and lift ≥ 1.5, by the low end of the lift."""
+    found = [d for d in domains if d.q < Q_LEVEL and d.lift >= STANDOUT_LIFT]
+    return sorted(found, key=lambda d: -_or(d.lift_low, d.lift))
+
+
+def _avoided(domains: list[DomainUse]) -> list[DomainUse]:
+    found = [d for d in domains if d.q < Q_LEVEL and d.lift <= 1 / STANDOUT_LIFT]
+    return sorted(found, key=lambda d: _or(d.lift_high, d.lift))
+
+
+def _or(value: float, otherwise: float) -> float:
+    return value if math.isfinite(value) else otherwise
+
+
+def summarize(
+    name: str,
+    role: Role,
+    sure: Sureness,
+    flags: Sequence[str],
+    load: Load,
+    domains: list[DomainUse] | Absent,
+    tokens: TokenList | Absent,
+    vocabulary: VocabularyUse | Absent,
+    pushes: PushList | Absent,
+    contribution: Contribution | Absent,
+) -> str:
+    """The summary: role, tokens, pushes, flags, and how sure it is."""
+    if role.kind in ("never chosen", "dead"):
+        return _unused(name, role, load)
+    if role.kind == "too few tokens":
+        return (
+            f"{name} served too few tokens to say more: {load.count:,} assignments in "
+            f"{load.documents:,} documents, of {load.tokens:,} tokens."
+        )
+    parts = [_role_clause(role, domains, vocabulary), _tokens_clause(tokens, role)]
+    parts.append(_push_clause(pushes))
+    text = name + "; ".join(p for p in parts if p) + "."
+    extra = []
+    if "cold" in flags:
+        extra.append(
+            f"Cold: {_percent(load.load)} of the layer's assignments on {load.tokens:,} tokens, "
+            f"where an even share is {_percent(load.even)}."
+        )
+    if "super" in flags and isinstance(contribution, Contribution):
+        extra.append(
+            f"Super expert: its largest output component is {contribution.peak_ratio:,.0f}× the "
+            "median expert's."
+        )
+    sentence = (
+        f"Sure: {sure.level} ({sure.assignments:,} assignments, {sure.documents:,} documents)."
+    )
+    return " ".join([text, *extra, sentence])
+
+
+def _unused(name: str, role: Role, load: Load) -> str:
+    if role.kind == "never chosen":
+        return (
+            f"{name} was never chosen on {load.tokens:,} tokens; an even share would be "
+            f"{_percent(load.rate_chance)} of them."
+        )
+    return (
+        f"{name} is dead on {load.tokens:,} tokens: chosen {load.count:,} times, "
+        f"{_percent(load.load)} of the layer's assignments, where an even share is "
+        f"{_percent(load.even)}."
+    )
+
+
+def _role_clause(
+    role: Role, domains: list[DomainUse] | Absent, vocabulary: VocabularyUse | Absent
+) -> str:
+    if role.kind == "token expert" and isinstance(vocabulary, VocabularyUse):
+        return (
+            f" is a token expert: {_percent(vocabulary.top_share)} of its assignments are "
+            f"{quote(vocabulary.top_token)}"
+        )
+    if isinstance(domains, Absent):
+        return f": {domains.absent}"
+    if role.kind == "domain":
+        first, *more = _standing_out(domains)
+        also = [f"{d.domain} ({_times(d.lift)})" for d in more[:2]]
+        return (
+            f" serves {first.domain}: {_percent(first.of_expert)} of its assignments are "
+            f"{first.domain} ({_percent(first.of_text)} of the text), {_lift_words(first)}"
+            + (f"; also {' and '.join(also)}" if also else "")
+        )
+    if role.kind == "avoids":
+        first = _avoided(domains)[0]
+        return f" avoids {first.domain}: {_lift_words(first)}"
+    if role.kind == "untested":
+        return ": domains were not compared (one domain, or too few documents)"
+    tested = [d for d in domains if math.isfinite(d.lift)]
+    most = max(tested, key=lambda d: d.lift, default=None)
+    if most is None:
+        return ": no domain stands out"
+    q = "q < 0.05" if most.q < Q_LEVEL else f"q = {most.q:.2f}"
+    return f": no domain stands out (most: {most.domain}, {_times(most.lift)}, {q})"
+
+
+def _lift_words(d: DomainUse) -> str:
+    q = "q < 0.001" if d.q < 0.001 else f"q = {d.q:.3f}"
+    if not math.isfinite(d.lift):
+        return f"served nowhere else, {q}"
+    known = math.isfinite(d.lift_low)
+    interval = f" [{d.lift_low:.1f}, {_end(d.lift_high)}]" if known else ""
+    return f"{_times(d.lift)} the other domains' rate{interval}, {q}"
+
+
+def _end(value: float) -> str:
+    return f"{value:.1f}" if math.isfinite(value) else "∞"
+
+
+def _tokens_clause(tokens: TokenList | Absent, role: Role) -> str:
+    if isinstance(tokens, Absent):
+        return ""
+    typical = [t for t in tokens.rows if t.lift >= TYPICAL_LIFT]
+    if role.kind == "token expert":
+        typical = [t for t in typical if t.token != role.about]
+    if not typical:
+        return "" if role.kind == "token expert" else "no token stands out"
+    if math.isfinite(tokens.overlap) and tokens.overlap < REPEATED_OVERLAP:
+        return (
+            "its tokens do not repeat between halves of the documents "
+            f"(overlap {tokens.overlap:.2f})"
+        )
+    named = ", ".join(quote(t.token) for t in typical[:_NAMED_TOKENS])
+    if role.kind == "token expert":
+        return f"then {named}"
+    if sum(t.share for t in typical) >= MOSTLY_SHARE:
+        return f"its tokens are mostly {named}"
+    share = sum(t.share for t in typical[:_NAMED_TOKENS])
+    return f"most typical tokens {named} ({_percent(share)} of its assignments)"
+
+
+def _push_clause(pushes: PushList | Absent) -> str:
+    if isinstance(pushes, Absent):
+        return ""
+    if not pushes.promoted_overlap >= REPEATED_OVERLAP:
+        return (
+            "what it pushes towards does not repeat between halves of the documents "
+            f"(overlap {pushes.promoted_overlap:.2f})"
+        )
+    named = ", ".join(quote(t.token) for t in pushes.promoted[:_NAMED_TOKENS])
+    return f"it pushes towards {named}"
+
+
+def quote(token: str) -> str:
+    """A token in quotes, its line ends and tabs made visible; blanks where nothing else is."""
+    shown = token.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+    if not token.strip():
+        shown = re.sub(" +", _blanks, shown)
+    return f"‘{shown}’"
+
+
+def _blanks(found: re.Match[str]) -> str:
+    size = len(found[0])
+    return "␣" if size == 1 else f"␣×{size}"
+
+
+def _percent(share: float) -> str:
+    if 0 < share < 0.01:
+        return f"{100 * share:.2g} %"
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
+
+
+def _times(value: float) -> str:
+    if not math.isfinite(value):
+        return "nowhere else"
+    return f"{value:.1f}×" if value >= 0.95 else f"{value:.2f}×"

@@ -1,0 +1,178 @@
+"""The page of measured damage: a plan beside its controls, or every expert of some layers.
+
+One self-contained file like the report of a trace (see `moescope.report.page`). Data goes in as the
+plain dict that `moescope.intervene.ablation_files.ablation_data` makes; nothing here knows a model.
+What a reader must see even without scripts (answers, notes, cost) is written as escaped text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moescope.report.about import label
+from moescope.report.frames import tidy
+from moescope.report.page import fill_page
+from moescope.trace.store import write_bytes
+
+__all__ = ["ablation_page", "write_ablation_page"]
+
+_SCRIPTS = (
+    "core.js", "theme.js", "controls.js", "tables.js", "ablation_core.js",
+    "ablation_plan.js", "ablation_each.js", "ablation_scores.js", "main.js",
+)  # fmt: skip
+_MEASURES = ("ce_change", "kl", "flips")
+_ENDS = ("", "_low", "_high")
+
+
+def write_ablation_page(data: Mapping[str, Any], path: str | Path) -> Path:
+    """Write the page; returns its path.
+
+    Args:
+        data: see `ablation_page`.
+        path: where to; folders are made.
+
+    Raises:
+        WriteError: disk full or no permission.
+    """
+    target = Path(path)
+    write_bytes(target, ablation_page(data).encode("utf-8", "replace"))
+    return target
+
+
+def ablation_page(data: Mapping[str, Any]) -> str:
+    """The page that shows a measurement; the same data gives the same bytes.
+
+    Args:
+        data: of `ablation_data`; ``kind`` is ``plan`` or ``each``.
+    """
+    plan = data["kind"] == "plan"
+    figures = _plan_figures(data) if plan else _each_figures(data)
+    return fill_page(
+        "ablation.html.j2",
+        ("style.css",),
+        _SCRIPTS,
+        tidy({"phases": ["text"], "kind": data["kind"], "edit": data["edit_words"], **figures}),
+        plan=plan,
+        name=label(data["model"]["name"]),
+        title=_title(data),
+        subtitle=_subtitle(data),
+        answers=data["answers"],
+        notes=data["notes"],
+        cost=data["cost"],
+        facts=_facts(data),
+        targets=data["targets"],
+        controls=len(data["controls"]["plans"]) if plan else 0,
+        scores=[(data["score_names"][name], what) for name, what in data["scores"].items()],
+        domains=len(data["text"]["domains"]),
+    )
+
+
+def _title(data: Mapping[str, Any]) -> str:
+    if data["kind"] == "each":
+        layers = ", ".join(map(str, data["layers"]))
+        return f"Every expert of layer{'s' if len(data['layers']) > 1 else ''} {layers}"
+    names = [e["expert"] for e in data["experts"]]
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"Without {shown}"
+
+
+def _subtitle(data: Mapping[str, Any]) -> str:
+    text, source = data["text"], data["source"]
+    where = label(source.get("corpus") or source.get("run"))
+    domains = len(text["domains"])
+    return (
+        f"{label(data['model']['name'])} · edit: {data['edit']} · {text['tokens']:,} predicted "
+        f"tokens of {text['documents']:,} documents, {domains} domain{'s' if domains > 1 else ''}"
+        + (f", from {where}" if where else "")
+    )
+
+
+def _layers(data: Mapping[str, Any], numbers: list[int]) -> list[dict[str, int]]:
+    model = data["model"]
+    known = zip(model["layers"], model["num_experts"], model["top_k"], strict=True)
+    return [{"layer": n, "experts": e, "top_k": k} for n, e, k in known if n in set(numbers)]
+
+
+def _plan_figures(data: Mapping[str, Any]) -> dict[str, Any]:
+    trials: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in data["rows"]:
+        trials.setdefault((row["scope"], row["domain"]), []).append(row)
+    groups = []
+    for rows in trials.values():
+        own, others = rows[0], rows[1:]
+        groups.append(
+            {
+                **own,
+                "controls": {m: [r[m] for r in others] for m in _MEASURES},
+                "control_loads": [r["load"] for r in others],
+            }
+        )
+    experts = [
+        {**e, "layer": int(e["expert"][1:].split("E")[0]), "reason": e["reason"]}
+        for e in data["experts"]
+    ]
+    return {
+        "layers": _layers(data, [int(n) for n in data["layer_loads"]]),
+        "groups": groups,
+        "experts": experts,
+        "layer_loads": data["layer_loads"],
+        "controls": data["controls"],
+        "targets": data["targets"],
+    }
+
+
+def _each_figures(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows over all text whole; of each other group only the figures, expert by expert."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in data["rows"]:
+        groups.setdefault((row["scope"], row["domain"]), []).append(row)
+    everywhere = groups[("all", "all")]
+    figures = [
+        {
+            "scope": scope,
+            "domain": domain,
+            "tokens": rows[0]["tokens"],
+            "documents": rows[0]["documents"],
+            "values": {m + e: [r[m + e] for r in rows] for m in _MEASURES for e in _ENDS},
+        }
+        for (scope, domain), rows in groups.items()
+    ]
+    names = ("name", "layer", "expert", "rank", "chosen", *data["scores"])
+    return {
+        "layers": _layers(data, list(data["layers"])),
+        "experts": [{n: row[n] for n in names} for row in everywhere],
+        "groups": figures,
+        "scores": data["scores"],
+        "score_names": data["score_names"],
+        "correlations": data["correlations"],
+        "repeatability": data["repeatability"],
+    }
+
+
+def _facts(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What is needed to measure again, as sections of name and value."""
+    model, source = data["model"], data["source"]
+    shown = ("model_type", "revision", "dtype", "config_sha256", "weights_sha256")
+    text = {**source, "corpus": label(source.get("corpus")), "run": label(source.get("run"))}
+    settings = {
+        "edit": data["edit"],
+        "targets": ", ".join(data["targets"]),
+        "seed": data["seed"],
+        "measured": data["created"],
+    }
+    sections = {
+        "Model": {"name": label(model["name"]), **{n: model[n] for n in shown}},
+        "Text": text,
+        "Settings": settings,
+        "Versions": data["versions"],
+    }
+    return [
+        (title, [(k.replace("_", " "), _plain(v)) for k, v in entries.items()])
+        for title, entries in sections.items()
+    ]
+
+
+def _plain(value: Any) -> str:
+    return "–" if value in (None, "") else str(value)

@@ -1,0 +1,67 @@
+"""The page of profiles: one self-contained file to browse every expert, or to read one.
+
+Like the report it loads nothing, and text of a corpus enters it as text only (see
+`moescope.report.page`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from moescope.metrics.runs import AnalyzedRun
+from moescope.profiles.facts import Profile
+from moescope.profiles.stored import FOLDER
+from moescope.report.page import fill_page
+from moescope.report.profile_data import profiles_data
+from moescope.trace.store import write_bytes
+
+__all__ = ["build_profile_page", "render_profile_page"]
+
+_SCRIPTS = (
+    "core.js", "theme.js", "controls.js", "tables.js", "profiles_inflate.js",
+    "profiles_data.js", "profiles_map.js",
+    "profiles_list.js", "profiles_parts.js", "profiles_text.js", "profiles_panel.js", "main.js",
+)  # fmt: skip
+
+
+def build_profile_page(
+    run: AnalyzedRun, profiles: Sequence[Profile], path: str | Path | None = None
+) -> Path:
+    """Write the page of all experts, or of one.
+
+    Args:
+        run: the run.
+        profiles: those of every expert, by layer and number, or a single one.
+        path: where to; ``RUN/profiles/index.html`` by default, ``L5E9.html`` for a single one.
+
+    Returns:
+        The path. The same profiles give the same bytes.
+
+    Raises:
+        ValueError: several profiles, but not one for each expert of the run.
+        WriteError: disk full or no permission.
+    """
+    name = "index.html" if len(profiles) != 1 else f"{profiles[0].expert}.html"
+    target = run.path / FOLDER / name if path is None else Path(path)
+    # half a surrogate pair in a token cannot be written as UTF-8
+    write_bytes(target, render_profile_page(run, profiles).encode("utf-8", "replace"))
+    return target
+
+
+def render_profile_page(run: AnalyzedRun, profiles: Sequence[Profile]) -> str:
+    """The text of the page; see `build_profile_page`."""
+    total = sum(run.shape.num_experts)
+    if len(profiles) not in (1, total):
+        raise ValueError(
+            f"the page shows one expert or all {total} of the run, got {len(profiles)} profiles"
+        )
+    data = profiles_data(run, profiles)
+    return fill_page(
+        "profiles.html.j2",
+        ("style.css", "profiles.css"),
+        _SCRIPTS,
+        data,
+        name=data["about"]["model"]["name"],
+        single=str(profiles[0].expert) if len(profiles) == 1 else "",
+    )

@@ -1,0 +1,168 @@
+"""A similarity for a paper: heat maps and maps of outputs as PDF and PNG, drawn with matplotlib.
+
+Experts stand in the order of their clusters. Fonts are embedded as TrueType.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moescope.errors import MissingExtraError
+from moescope.profiles.similarity_result import Similarity
+from moescope.profiles.similarity_tables import clustered_order
+from moescope.report.figures import _COLORS, _DIVERGING, _SEQUENTIAL, _STYLE, _WIDTH, _plain
+from moescope.report.similarity_data import METHOD_NAMES
+
+__all__ = ["require_matplotlib", "write_similarity_figures"]
+
+_MOST_DOMAINS = 8
+
+
+def require_matplotlib() -> None:
+    """Refuse early where figures cannot be drawn.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "figures", "drawing figures")
+
+
+def write_similarity_figures(made: Similarity, folder: str | Path) -> list[Path]:
+    """Draw, for each layer, its matrices and its maps.
+
+    Args:
+        made: from `similarity` or `open_similarity`.
+        folder: where to; made when it is not there.
+
+    Returns:
+        The paths written: ``similarity-L5.pdf``, ``map-pca-L5.pdf`` and so on, each as PNG too.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    written = []
+    with mpl.rc_context(_STYLE):
+        for row in made.about["layers"]:
+            figures = {f"similarity-L{row['layer']}": Figure(layout="constrained")}
+            figures |= {
+                f"map-{m['map']}-L{row['layer']}": Figure(layout="constrained")
+                for m in made.about["maps"]
+                if m["layer"] == row["layer"]
+            }
+            for name, figure in figures.items():
+                kind = name.split("-")[1]
+                if name.startswith("map"):
+                    _draw_map(figure, made, row["layer"], kind)
+                elif not _draw_matrices(figure, made, row["layer"]):
+                    continue
+                written += _save(figure, target, name)
+    return written
+
+
+def _save(figure: Any, folder: Path, name: str) -> list[Path]:
+    paths = []
+    for suffix, extra in ((".pdf", {"CreationDate": None}), (".png", {})):
+        path = folder / f"{name}{suffix}"
+        figure.savefig(path, dpi=300, metadata=extra)
+        paths.append(path)
+    return paths
+
+
+def _draw_matrices(figure: Any, made: Similarity, layer: int) -> bool:
+    """One panel for each method, all in the order of the first method's clusters."""
+    computed = [r for r in made.about["summary"] if r["layer"] == layer and r["mean"] is not None]
+    if not computed:
+        return False
+    columns = min(2, len(computed))
+    rows = -(-len(computed) // columns)
+    side = _WIDTH / columns
+    figure.set_size_inches(side * columns, rows * side * 0.94)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    order = clustered_order(made.matrix(layer, computed[0]["method"]))
+    for axis, row in zip(axes, computed, strict=False):
+        matrix = made.matrix(layer, row["method"])[np.ix_(order, order)]
+        np.fill_diagonal(matrix, np.nan)
+        low, high = float(np.nanmin(matrix)), float(np.nanmax(matrix))
+        limit = max(abs(low), abs(high)) or 1.0
+        plain = row["method"] == "cka"
+        image = axis.imshow(
+            matrix, cmap=_SEQUENTIAL if plain else _DIVERGING,
+            vmin=low if plain else -limit, vmax=high if plain else limit,
+        )  # fmt: skip
+        ticks = range(0, len(order), max(1, len(order) // 8))
+        axis.set_xticks(ticks, [str(order[t]) for t in ticks])
+        axis.set_yticks(ticks, [str(order[t]) for t in ticks])
+        axis.set_title(f"{METHOD_NAMES[row['method']]}, mean {row['mean']:.3f}", loc="left")
+        figure.colorbar(image, ax=axis, shrink=0.8)
+    for axis in axes[len(computed) :]:
+        axis.set_visible(False)
+    first = METHOD_NAMES[computed[0]["method"]]
+    figure.supxlabel(f"expert of layer {layer}, in the order of clusters by {first}", fontsize=8)
+    return True
+
+
+def _draw_map(figure: Any, made: Similarity, layer: int, kind: str) -> None:
+    """The same points twice: coloured by expert, and by domain."""
+    table = made.maps.to_pandas()
+    part = table[(table["layer"] == layer) & (table["map"] == kind)]
+    about = next(m for m in made.about["maps"] if m["layer"] == layer and m["map"] == kind)
+    figure.set_size_inches(_WIDTH, _WIDTH * 0.56)
+    by_expert, by_domain = figure.subplots(1, 2)
+    _by_expert(figure, by_expert, part)
+    domains = [d["name"] for d in made.about["text"]["domains"]]
+    for n, name in enumerate(domains[:_MOST_DOMAINS]):
+        own = part[part["domain"] == name]
+        by_domain.scatter(own["x"], own["y"], s=2, lw=0, color=_COLORS[n], label=_plain(name))
+    rest = part[~part["domain"].isin(domains[:_MOST_DOMAINS])]
+    if len(rest):
+        by_domain.scatter(rest["x"], rest["y"], s=2, lw=0, color="0.7", label="others")
+    by_domain.set_title("by domain", loc="left")
+    figure.legend(*by_domain.get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                  markerscale=3)  # fmt: skip
+    limits = _square(part["x"].to_numpy(), part["y"].to_numpy())
+    for n, axis in enumerate((by_expert, by_domain)):
+        axis.set(xlim=limits[0], ylim=limits[1], aspect="equal")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_xlabel(_axis_words(about, 0))
+        if n == 0:
+            axis.set_ylabel(_axis_words(about, 1))
+
+
+def _square(*axes: NDArray[np.float64]) -> list[tuple[float, float]]:
+    """Limits of equal width that hold all but the outermost hundredth at each end of each axis.
+
+    A few far points would otherwise hide the rest.
+    """
+    ends = [np.quantile(values, [0.01, 0.99]) for values in axes]
+    reach = 0.56 * max(high - low for low, high in ends) or 1.0
+    return [
+        (float((low + high) / 2 - reach), float((low + high) / 2 + reach)) for low, high in ends
+    ]
+
+
+def _by_expert(figure: Any, axis: Any, part: Any) -> None:
+    experts: NDArray[np.int64] = part["expert"].to_numpy()
+    drawn = axis.scatter(part["x"], part["y"], s=2, lw=0, c=experts, cmap="turbo")
+    axis.set_title("by expert", loc="left")
+    figure.colorbar(drawn, ax=axis, shrink=0.7, label="expert")
+
+
+def _axis_words(about: dict[str, Any], axis: int) -> str:
+    shares = about["explained"]
+    if not shares:
+        return f"UMAP {axis + 1}"
+    share = shares[axis]
+    return f"PC {axis + 1}" + ("" if share is None else f" ({100 * share:.1f} % of variance)")

@@ -1,0 +1,100 @@
+"use strict";
+// The experts that match a search, and moving from one to the next.
+(function () {
+  if (M.size < 2) return;
+  const STEP = 80;
+  let shown = STEP;
+  const SORTS = {
+    order: { label: "by layer", value: (_, i) => i },
+    load: { label: "by load", value: (p) => -p.load.load },
+    lift: { label: "by strongest domain", value: (p) => (M.missing(p.domains) || !p.domains.best ? 0 : -p.domains.best[1]) },
+    vocabulary: { label: "by vocabulary", value: (p) => (M.missing(p.vocabulary) ? 0 : -p.vocabulary.excess) },
+    contribution: { label: "by contribution", value: (p) => (M.missing(p.contribution) ? 0 : -p.contribution.mean) },
+    sure: { label: "by assignments", value: (p) => -p.sure.assignments },
+  };
+  M.sorted = () => d3.sort(M.found(), (i) => SORTS[M.state.sort].value(M.profile(i), i), (i) => i);
+
+  function select(label, key, options) {
+    const element = M.h("select", { "aria-label": label, onchange: () => M.set({ [key]: options[element.selectedIndex].value }) },
+      options.map((o) => M.h("option", {}, o.label)));
+    const update = () => {
+      element.selectedIndex = Math.max(0, options.findIndex((o) => o.value === M.state[key]));
+    };
+    M.watch(key, update);
+    update();
+    return element;
+  }
+  const control = (label, element) => M.h("div", { class: "control" }, M.h("span", { class: "name" }, label), element);
+
+  function setup() {
+    const search = M.h("input", { type: "search", placeholder: "a token, a word, L3, L3E17", "aria-label": "Search experts by name, token or word", oninput: () => M.set({ search: search.value }) });
+    const roles = [{ value: "", label: "all" }, ...M.data.roles.map((r) => ({ value: r, label: M.ROLES[r] || r }))];
+    const domains = [{ value: "", label: "any" }, ...M.data.domains.map((d, i) => ({ value: String(i), label: M.shorten(d, 40) }))];
+    const flags = [...new Set(M.data.profiles.flatMap((p) => p.f))].sort();
+    const flagged = [{ value: "", label: "any" }, ...flags.map((f) => ({ value: f, label: f })), ...["high", "moderate", "low"].map((v) => ({ value: v, label: `sure: ${v}` }))];
+    const clear = M.h("button", { type: "button", onclick: () => {
+      search.value = "";
+      M.set({ search: "", role: "", domain: "", flag: "" });
+    } }, "clear");
+    M.id("controls-filter").append(control("Search", search), control("Show", select("Show experts that", "role", roles)),
+      M.data.domains.length > 1 ? control("Serves", select("Serves a domain", "domain", domains)) : "",
+      control("Flag", select("Flag or sureness", "flag", flagged)), clear);
+    sorter = select("Order of the list", "sort", Object.entries(SORTS).map(([value, s]) => ({ value, label: s.label })));
+    ["search", "role", "domain", "flag", "sort"].forEach((key) => M.watch(key, () => {
+      shown = STEP;
+    }));
+  }
+  let sorter = null;
+
+  // Where no domain stands out, its typical tokens say more.
+  function inWords(p) {
+    if (p.role.kind !== "none" || M.missing(p.tokens)) return p.role.words;
+    const typical = p.tokens.rows.filter((t) => t.lift >= 1.5).slice(0, 5);
+    return typical.length ? typical.map((t) => M.tokenText(t.id).trim() || M.tokenShown(t.id)).join(" · ") : p.role.words;
+  }
+
+  M.section("list", ["search", "role", "domain", "flag", "sort", "shown"], () => {
+    const found = M.sorted();
+    const host = M.id("plot-list");
+    const count = M.filtered() ? `${M.fmt.count(found.length)} of ${M.fmt.count(M.size)} experts` : `${M.fmt.count(M.size)} experts`;
+    const items = found.slice(0, shown).map((i) => {
+      const p = M.profile(i);
+      const link = M.h("a", { href: `#${p.name}`, title: `${p.name}: ${p.role.words}` },
+        M.h("span", { class: "swatch", style: { background: M.roleColor(p), outline: "1px solid var(--faint)" } }), M.h("b", {}, p.name), M.h("span", {}, inWords(p)));
+      link.dataset.expert = i;
+      return M.h("li", {}, link);
+    });
+    const list = M.h("ol", {}, items.length ? items : M.h("li", { class: "absent", style: { padding: ".6rem .8rem" } }, "No expert matches; clear the search to see all."));
+    list.addEventListener("keydown", walk);
+    const more = found.length > shown ? M.h("button", { type: "button", class: "more", onclick: () => {
+      shown += 4 * STEP;
+      M.set({ shown });
+    } }, `show more (${M.fmt.count(found.length - shown)} left)`) : null;
+    M.fill(host, M.h("p", { class: "count" }, M.h("span", {}, count), sorter), list, more);
+    current();
+  }, setup);
+
+  // The chosen one is marked and kept in sight.
+  function current() {
+    const host = M.id("plot-list");
+    host.querySelectorAll("a[aria-current]").forEach((a) => a.removeAttribute("aria-current"));
+    const mine = host.querySelector(`a[data-expert="${M.state.expert}"]`);
+    if (!mine) return;
+    mine.setAttribute("aria-current", "true");
+    const list = mine.closest("ol");
+    const [top, height] = [mine.offsetTop - list.offsetTop, mine.offsetHeight];
+    if (top < list.scrollTop || top + height > list.scrollTop + list.clientHeight) list.scrollTop = top - list.clientHeight / 2;
+  }
+  M.watch("expert", current);
+
+  function walk(event) {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const links = [...event.currentTarget.querySelectorAll("a")];
+    const now = links.indexOf(document.activeElement);
+    if (!step || now < 0) return;
+    event.preventDefault();
+    const next = links[Math.max(0, Math.min(links.length - 1, now + step))];
+    next.focus({ preventScroll: false });
+    M.choose(Number(next.dataset.expert), true);
+  }
+})();

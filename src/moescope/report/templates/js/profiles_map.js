@@ -1,0 +1,157 @@
+"use strict";
+// Layer × expert: every expert a cell, coloured by a chosen quantity; click or arrow keys choose one.
+(function () {
+  if (M.size < 2) return;
+  const widest = d3.max(M.layers, (l) => l.experts);
+  const ROLES = {
+    domain: "serves a domain", avoids: "avoids a domain", none: "no domain stands out", "token expert": "token expert",
+    "too few tokens": "too few tokens", dead: "dead", "never chosen": "never chosen", untested: "domains not compared",
+  };
+  M.ROLES = ROLES;
+
+  // The colour of a domain, fuller with the lift: pale at 1.5, full from 6 on.
+  const fuller = (color, lift) => d3.interpolateRgb(M.css("band"), color)(lift === null ? 1 : Math.max(0.35, Math.min(1, Math.log2(lift) / Math.log2(6))));
+
+  function roleColor(p) {
+    const at = M.data.domains.indexOf(p.role.about);
+    if (p.role.kind === "domain" && at >= 0) return fuller(M.domainInk(at), p.domains && p.domains.best ? p.domains.best[1] : null);
+    return { avoids: M.css("grey"), "token expert": M.css("ink"), none: M.css("band"), untested: M.css("band"), dead: M.css("bad"), "never chosen": M.css("bad") }[p.role.kind] || M.css("empty");
+  }
+  M.roleColor = roleColor;
+
+  // Colour of every cell and the legend of the chosen quantity.
+  function scale() {
+    const key = M.state.color;
+    const quantity = M.QUANTITIES[key];
+    if (key === "role") return { color: (i) => roleColor(M.profile(i)), legend: roleLegend(), told: (i) => M.profile(i).role.words };
+    const values = d3.range(M.size).map((i) => quantity.of(M.profile(i), M.place(i).layer));
+    const sorted = values.filter((v) => v !== null && (!quantity.log || v > 0)).sort(d3.ascending);
+    const told = (i) => (values[i] === null ? "not known" : `${quantity.label}: ${quantity.format(values[i])}`);
+    if (quantity.log) {
+      const size = (v) => Math.log2(Math.max(v, 1e-3));
+      const limit = Math.max(1, Math.min(5, d3.max([d3.quantile(sorted, 0.01), d3.quantile(sorted, 0.99)], (v) => Math.abs(size(v || 1)))));
+      const color = M.diverging(limit);
+      const ticks = [[0, `${quantity.format(2 ** -limit)} or less`], [0.5, "1×"], [1, `${quantity.format(2 ** limit)} or more`]];
+      return { color: (i) => (values[i] === null ? null : color(size(values[i]))), legend: M.scaleLegend(color, -limit, limit, ticks, quantity.label), told };
+    }
+    const top = quantity.top || d3.quantile(sorted, 0.99) || 1;
+    const color = M.sequential(top);
+    const legend = M.scaleLegend(color, 0, top, [[0, "0"], [1, quantity.format(top) + (quantity.top ? "" : " or more")]], quantity.label);
+    return { color: (i) => (values[i] === null ? null : color(values[i])), legend, told };
+  }
+  function roleLegend() {
+    const served = d3.rollup(d3.range(M.size).map(M.profile).filter((p) => p.role.kind === "domain"), (v) => v.length, (p) => p.role.about);
+    const domains = M.data.domains.map((name, i) => ({ name, i })).filter((d) => served.has(d.name));
+    const entries = domains.map((d) => ({ color: M.domainInk(d.i), label: `serves ${M.shorten(d.name, 26)} (${served.get(d.name)})` }));
+    const others = d3.rollup(d3.range(M.size).map(M.profile).filter((p) => p.role.kind !== "domain"), (v) => v.length, (p) => p.role.kind);
+    for (const [kind, n] of others) entries.push({ color: roleColor({ role: { kind } }), label: `${ROLES[kind] || kind} (${n})`, style: { outline: "1px solid var(--faint)" } });
+    const legend = M.legend(entries);
+    if (domains.length) legend.append(M.h("span", {}, "fuller colour: larger lift"));
+    return legend;
+  }
+
+  let draw = () => {};
+  function build() {
+    const width = M.width("map");
+    const [left, top, bottom] = [44, 4, 34];
+    const cw = Math.max(4, Math.min(36, (width - left - 8) / widest));
+    const ch = M.layers.length <= 8 ? 26 : M.layers.length <= 20 ? 17 : M.layers.length <= 36 ? 12 : 9;
+    const size = [Math.ceil(left + cw * widest + 8), Math.ceil(top + ch * M.layers.length + bottom)];
+    const ratio = Math.min(2, window.devicePixelRatio || 1);
+    const canvas = M.h("canvas", {
+      class: "experts", tabindex: 0, role: "img", width: Math.round(size[0] * ratio), height: Math.round(size[1] * ratio),
+      style: { width: `${size[0]}px`, height: `${size[1]}px` }, "aria-label": "Map of all experts by layer and number. The arrow keys choose one; its profile is below.",
+    });
+    const pen = canvas.getContext("2d");
+    const made = scale();
+    M.fill(M.id("legend-map"), made.legend);
+    M.title("map", M.state.color === "role" ? "What stands out, by layer and expert" : M.QUANTITIES[M.state.color].title);
+    draw = function () {
+      pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+      pen.clearRect(0, 0, ...size);
+      const filtered = M.filtered();
+      for (let i = 0; i < M.size; i++) {
+        const at = M.place(i);
+        const [x, y] = [left + at.expert * cw, top + at.layer * ch];
+        pen.globalAlpha = !filtered || M.matches(i) ? 1 : 0.13;
+        pen.fillStyle = made.color(i) || M.css("empty");
+        pen.fillRect(x, y, cw - (cw >= 7 ? 1.5 : 0.5), ch - 1.5);
+        mark(pen, M.profile(i), x, y, cw, ch);
+      }
+      pen.globalAlpha = 1;
+      axes(pen, left, top, cw, ch);
+      const chosen = M.place(M.state.expert);
+      pen.strokeStyle = M.css("ink");
+      pen.lineWidth = 2.5;
+      pen.strokeRect(left + chosen.expert * cw - 1.2, top + chosen.layer * ch - 1.2, cw + 1, ch + 1);
+      canvas.dataset.marks = String(M.size);
+    };
+    const under = (event) => {
+      const box = canvas.getBoundingClientRect();
+      const at = { expert: Math.floor((event.clientX - box.left - left) / cw), layer: Math.floor((event.clientY - box.top - top) / ch) };
+      if (!M.layers[at.layer] || at.expert < 0 || at.expert >= M.layers[at.layer].experts) return null;
+      return M.cell(at.layer, at.expert);
+    };
+    canvas.addEventListener("pointermove", (event) => {
+      const i = under(event);
+      if (i === null) return M.tip.hide();
+      const p = M.profile(i);
+      M.tip.show(event.clientX, event.clientY, M.h("div", {}, M.h("b", {}, p.name), ` ${p.role.words}`),
+        M.state.color === "role" ? null : M.h("div", {}, made.told(i)), M.h("div", { class: "strip" }, M.shorten(p.summary.replace(/^[^ :]+:? ?/, ""), 220)));
+      return undefined;
+    });
+    canvas.addEventListener("pointerleave", () => M.tip.hide());
+    canvas.addEventListener("click", (event) => {
+      const i = under(event);
+      if (i !== null) M.choose(i);
+    });
+    canvas.addEventListener("keydown", (event) => {
+      const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+      if (!move) return;
+      event.preventDefault();
+      event.stopPropagation();
+      const now = M.place(M.state.expert);
+      const layer = Math.max(0, Math.min(M.layers.length - 1, now.layer + move[0]));
+      const expert = Math.max(0, Math.min(M.layers[layer].experts - 1, now.expert + move[1]));
+      M.choose(M.cell(layer, expert), true);
+    });
+    M.fill(M.id("plot-map"), M.h("div", { class: "scroll" }, canvas));
+    draw();
+  }
+  // A dot for flags, so that they can be seen whatever the colour.
+  function mark(pen, p, x, y, cw, ch) {
+    if (!p.flags.some((f) => f !== "token expert") || cw < 6) return;
+    pen.beginPath();
+    pen.arc(x + cw / 2 - 0.5, y + ch / 2 - 0.5, Math.min(3, cw / 4, ch / 4), 0, 7);
+    pen.fillStyle = p.flags.includes("super") ? M.css("warn") : M.css("bad");
+    pen.fill();
+    pen.strokeStyle = M.css("panel");
+    pen.lineWidth = 1;
+    pen.stroke();
+  }
+  function axes(pen, left, top, cw, ch) {
+    const every = (count, size, room) => [1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64].find((s) => s * size >= room) || count;
+    pen.fillStyle = M.css("soft");
+    pen.font = `11px ${M.css("sans")}`;
+    pen.textBaseline = "middle";
+    pen.textAlign = "right";
+    for (let i = 0; i < M.layers.length; i += every(M.layers.length, ch, 12)) pen.fillText(String(M.layers[i].layer), left - 6, top + i * ch + ch / 2);
+    pen.textAlign = "center";
+    const end = top + M.layers.length * ch;
+    for (let j = 0; j < widest; j += every(widest, cw, 8 * String(widest).length + 6)) pen.fillText(String(j), left + j * cw + cw / 2, end + 9);
+    pen.textAlign = "left";
+    pen.fillText("expert →", left, end + 25);
+    pen.save();
+    pen.translate(8, top + (M.layers.length * ch) / 2);
+    pen.rotate(-Math.PI / 2);
+    pen.textAlign = "center";
+    pen.fillText("layer", 0, 0);
+    pen.restore();
+  }
+
+  M.section("map", ["color"], build, () => {
+    const options = M.offered.map((k) => ({ value: k, label: M.QUANTITIES[k].label }));
+    M.id("controls-map").append(M.choice("Colour", "color", options, 10));
+    ["expert", "search", "role", "domain", "flag"].forEach((key) => M.watch(key, () => draw()));
+  });
+})();

@@ -1,0 +1,334 @@
+"""`import_traces`: what a serving engine captured becomes a run that tables and report read.
+
+Files are read one entry after the other; requests gather in pools, and after each pool the sums are
+up to date in memory and committed every few seconds, as in a trace. A process that dies is resumed
+at the entry after the last commit, and the result is the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from moescope.corpus.seen import SeenIds
+from moescope.errors import BadInputError, CorpusError, RunError
+from moescope.models.loading import ModelSpec
+from moescope.trace.aggregates import AggregateShape
+from moescope.trace.commit import commit, coverage, finish
+from moescope.trace.importers import llamacpp, sglang, vllm
+from moescope.trace.importers.common import Item, RefusedError, Request, refuse
+from moescope.trace.importers.files import CaptureFile, find_captures, read_items
+from moescope.trace.importers.pool import RequestPool
+from moescope.trace.importers.rows import count_request
+from moescope.trace.importers.served import ServedModel, describe_served, open_served
+from moescope.trace.importers.source import describe_source, notes
+from moescope.trace.options import TraceOptions
+from moescope.trace.pool import PoolResult
+from moescope.trace.record import Progress
+from moescope.trace.record import _token_texts as token_texts
+from moescope.trace.state import RunState
+from moescope.trace.store import (
+    MANIFEST,
+    Manifest,
+    read_manifest,
+    read_parquet,
+    read_tensors,
+    write_manifest,
+)
+
+__all__ = ["ENGINES", "EngineKind", "import_traces"]
+
+EngineKind = Literal["vllm", "sglang", "llamacpp"]
+ENGINES: tuple[str, ...] = get_args(EngineKind)
+"""The engines whose captures can be read."""
+
+_READERS = {"vllm": vllm, "sglang": sglang, "llamacpp": llamacpp}
+_PLAIN: dict[str, Callable[[Item, ServedModel, str | None], Iterator[Request]]] = {
+    "vllm": vllm.requests,
+    "sglang": sglang.requests,
+}
+_OPTIONS = (
+    "layers", "keep", "seed", "sample_tokens", "token_budget", "pool_tokens", "checkpoint_seconds",
+    "predictions",
+)  # fmt: skip
+_POOL_TOKENS = 32_768
+_COUNTERS = ("left_out", "domain_tokens", "skipped", "requests")
+
+
+def import_traces(
+    engine: EngineKind,
+    files: Sequence[str | Path],
+    run: str | Path,
+    model: ModelSpec,
+    options: TraceOptions | None = None,
+    *,
+    domain: str | None = None,
+    ordered: bool = False,
+    on_error: Literal["fail", "skip"] = "fail",
+    engine_version: str | None = None,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Write a run from routed-expert ids that a serving engine captured.
+
+    Weights, probabilities and losses are not in such a capture; what needs them is absent from the
+    run. Without ``ordered`` so is everything about a token's first choice.
+
+    Args:
+        engine: ``vllm``, ``sglang`` or ``llamacpp``.
+        files: capture files, or folders of them; see docs/how-to/import-serving-traces.md.
+        run: folder to write; must not hold another run.
+        model: the model that was served. Configuration and tokenizer are read, no weights.
+        options: ``layers``, ``keep``, ``seed``, ``sample_tokens``, ``token_budget``,
+            ``pool_tokens`` and ``checkpoint_seconds`` may be set; the others concern a trace only.
+        domain: domain of every request that names none itself.
+        ordered: the engine names the K experts of a token by descending weight.
+        on_error: stop at the first request that cannot be used, or leave it out and count it.
+        engine_version: to be written into the manifest.
+        resume: go on with an import that was interrupted.
+        on_progress: called after every entry.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        BadInputError: an unknown engine, or an option that concerns a trace only.
+        ModelError: the model is unknown or dense.
+        CorpusError: a file or request cannot be used; what was imported before stays.
+        RunError: the folder holds a run, or ``resume`` finds another one.
+        WriteError: the disk is full.
+    """
+    if engine not in ENGINES:
+        raise BadInputError(f"engine {engine!r} is unknown; choose {', '.join(ENGINES)}")
+    label = " ".join((domain or "").split()) or None
+    if label == "all":
+        raise BadInputError("--domain all: that is the name of the total; call it otherwise")
+    source = {"domain": label, "ordered": ordered, "on_error": on_error}
+    asked = _import_options(options or TraceOptions())
+    maker = _Importer(engine, files, Path(run), model, asked, source, on_progress)
+    maker.manifest.source["engine_version"] = engine_version
+    return maker.go(resume)
+
+
+def _import_options(options: TraceOptions) -> TraceOptions:
+    """Those options, with nothing predicted; refused where one could have no effect."""
+    for name, field in TraceOptions.model_fields.items():
+        if name not in _OPTIONS and getattr(options, name) != field.default:
+            raise BadInputError(f"the option {name} concerns a trace, not an import; leave it out")
+    return options.model_copy(update={"predictions": False})
+
+
+class _Importer:
+    """One call of `import_traces`."""
+
+    def __init__(
+        self,
+        engine: str,
+        files: Sequence[str | Path],
+        run: Path,
+        model: ModelSpec,
+        options: TraceOptions,
+        source: dict[str, Any],
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.engine, self.run, self.options, self.source = engine, run, options, source
+        self.served = open_served(model)
+        self.layers = self.served.anatomy.select(options.layers)
+        if len({m.top_k for m in self.layers}) > 1:
+            raise BadInputError(
+                "layers with different numbers of experts per token cannot be imported together; "
+                "choose some by --layers"
+            )
+        self.files = find_captures(files, _READERS[engine].SUFFIXES)
+        described = describe_source(engine, self.files, source)
+        self.shape = AggregateShape(
+            layers=tuple(m.layer_idx for m in self.layers),
+            num_experts=tuple(m.num_experts for m in self.layers),
+            top_k=tuple(m.top_k for m in self.layers),
+            token_budget=options.token_budget,
+            absent=frozenset({"weights"} if source["ordered"] else {"weights", "order"}),
+        )
+        self.state = RunState(self.shape, options.sample_tokens, options.seed)
+        self.manifest = Manifest(
+            model=describe_served(self.served, self.layers),
+            corpus={"path": _corpus_name(engine, self.files)},
+            options=options.identity(),
+            source=described,
+        )
+        self.on_progress = on_progress
+        self.pool, self.pending = RequestPool(options), list[PoolResult]()
+        self.seen, self.counters = SeenIds(), {n: Counter[str]() for n in _COUNTERS}
+        self.entries = self.done = self.tokens = self.bytes = 0
+
+    def go(self, resume: bool) -> Path:
+        if self.run.is_file():
+            raise RunError(f"{self.run} is a file; give a folder with -o")
+        if (self.run / MANIFEST).exists() and read_manifest(self.run).state is not None:
+            if not resume:
+                raise RunError(
+                    f"{self.run} already holds a run; go on with it by --resume, or give another "
+                    "folder with -o"
+                )
+            self._restore()
+            if self.manifest.status == "complete":
+                return self.run
+        self._import()
+        self._finish()
+        return self.run
+
+    def _start(self) -> None:
+        """The folder is made when the first pool is whole, so a bad file leaves none behind."""
+        self.manifest.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        names = ("moescope", "transformers", "numpy", "pyarrow")
+        self.manifest.versions = {n: version(n) for n in names}
+        self.manifest.versions["python"] = platform.python_version()
+        write_manifest(self.run, self.manifest)
+
+    def _restore(self) -> None:
+        old = read_manifest(self.run)
+        for what in ("model", "options", "source"):
+            mine, theirs = getattr(self.manifest, what), getattr(old, what)
+            differing = [
+                f"{key}: run has {_short(theirs.get(key))}, now {_short(mine.get(key))}"
+                for key in sorted({*mine, *theirs} - {"name", "notes", "engine_version"})
+                if mine.get(key) != theirs.get(key)
+            ]
+            if differing:
+                raise RunError(
+                    f"{self.run} is a run of another {what} ({differing[0]}); resume it with what "
+                    "it was started with, or give another folder with -o"
+                )
+        self.manifest = old
+        assert old.state is not None
+        arrays = read_tensors(self.run, old.state)
+        self.state = RunState.from_arrays(
+            arrays, self.shape, self.options.sample_tokens, self.options.seed
+        )
+        self.done, self.tokens = int(old.progress["documents_read"]), int(old.progress["tokens"])
+        for name, counter in self.counters.items():
+            counter.update(old.progress[name])
+        for part in old.documents:
+            for doc_id in read_parquet(self.run, part)["doc"].to_pylist():
+                self.seen.add(doc_id)
+
+    def _import(self) -> None:
+        last_commit = time.monotonic()
+        for item in self._entries():
+            self.entries += 1
+            if self.entries <= self.done:
+                continue
+            self._take(item)
+            if self.pool.tokens >= (self.options.pool_tokens or _POOL_TOKENS):
+                self._record()
+                if time.monotonic() - last_commit >= self.options.checkpoint_seconds:
+                    self._commit()
+                    last_commit = time.monotonic()
+        if self.entries < self.done:
+            raise RunError(
+                f"{self.run} has read {self.done} entries, but the files hold {self.entries}; give "
+                "another folder with -o"
+            )
+        if self.pool.tokens:
+            self._record()
+        if not self.tokens:
+            raise CorpusError(self._nothing())
+        self._commit()
+
+    def _entries(self) -> Iterator[Item | RefusedError]:
+        whole = 0
+        for file in self.files:
+            for item in read_items(file):
+                if isinstance(item, Item):
+                    self.bytes = whole + item.bytes_read
+                yield item
+            whole += file.size
+
+    def _take(self, item: Item | RefusedError) -> None:
+        """Add one entry's requests, all of them or, when one of them is refused, none."""
+        try:
+            if isinstance(item, RefusedError):
+                raise item
+            made = [
+                count_request(r, self.served, self.layers, ordered=self.source["ordered"])
+                for r in self._requests(item)
+            ]
+            for one in made:
+                if not self.seen.add(one.doc_id):
+                    refuse("duplicate id", item.where, repr(one.doc_id), "make ids unique")
+        except RefusedError as error:
+            if self.source["on_error"] == "fail":
+                raise CorpusError(error.problem.message()) from error
+            self.counters["skipped"][error.problem.reason] += 1
+            return
+        for one in made:
+            self.counters["left_out"].update(one.left_out)
+            requests = self.counters["requests"]
+            requests.update(imported=1, masked=int(one.masked), unnamed_tokens=one.unnamed)
+            if not one.num_tokens:
+                self.counters["skipped"]["requests without a counted token"] += 1
+                continue
+            self.counters["domain_tokens"][one.domain] += one.num_tokens
+            self.tokens += one.num_tokens
+            self.pool.add(one)
+        self._advance()
+
+    def _requests(self, item: Item) -> Iterator[Request]:
+        domain = self.source["domain"]
+        if self.engine == "llamacpp":
+            return llamacpp.requests(item, self.served, domain, self.layers)
+        return _PLAIN[self.engine](item, self.served, domain)
+
+    def _advance(self) -> None:
+        if self.on_progress is None:
+            return
+        packed = any(file.packed for file in self.files)
+        total = None if packed else sum(file.size for file in self.files)
+        documents = self.counters["requests"]["imported"]
+        self.on_progress(Progress(self.bytes, total, documents, self.tokens))
+
+    def _record(self) -> None:
+        self.pending.append(self.pool.record(self.state))
+
+    def _commit(self) -> None:
+        if not self.manifest.created:
+            self._start()
+        progress: dict[str, Any] = {"documents_read": self.entries, "tokens": self.tokens}
+        progress |= {"fingerprint": _fingerprint(self.files)}
+        progress |= {name: dict(counter) for name, counter in self.counters.items()}
+        commit(self.run, self.manifest, self.state, self.pending, progress)
+        self.pending = []
+
+    def _finish(self) -> None:
+        manifest, skipped = self.manifest, dict(self.counters["skipped"])
+        manifest.coverage = coverage(self.state, self.tokens, tuple(self.state.phases))
+        manifest.coverage["skipped_records"] = skipped
+        manifest.source["notes"] = notes(manifest, self.served)
+        ids, tokenizer = self.state.token_ids(), self.served.tokenizer
+        texts = {} if tokenizer is None else token_texts(tokenizer, ids)
+        finish(self.run, manifest, self.state, keep=self.options.keep, texts=texts)
+
+    def _nothing(self) -> str:
+        reasons = [f"{n} × {why}" for why, n in self.counters["skipped"].items()]
+        skipped = f" (left out: {'; '.join(reasons)})" if reasons else ""
+        return f"{self.files[0].path}: no token was counted{skipped}; check the captures"
+
+
+def _corpus_name(engine: str, files: Sequence[CaptureFile]) -> str:
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    return f"requests captured by {_READERS[engine].NAME} ({files[0].name}{more})"
+
+
+def _fingerprint(files: Sequence[CaptureFile]) -> str:
+    """Files have checksums of their own; one of them, or a word, stands for the text."""
+    return files[0].sha256 if len(files) == 1 else f"see source: {len(files)} files"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -1,0 +1,104 @@
+"""The model that was served, as far as an import needs it: anatomy and tokenizer, no weights."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from moescope.errors import ModelError
+from moescope.models.anatomy import Anatomy, MoELayer
+from moescope.models.loading import ModelSpec, load_meta
+from moescope.models.loading import _hash as text_hash
+from moescope.models.loading import _load_config as load_config
+from moescope.models.loading import _load_tokenizer as load_tokenizer
+from moescope.trace.record import describe_layers
+
+__all__ = ["ServedModel", "describe_served", "open_served"]
+
+
+class ServedModel(NamedTuple):
+    """What is known of the model without its weights.
+
+    Attributes:
+        name: hub id or folder.
+        revision: what the hub gave, if it was the hub.
+        anatomy: MoE layers, E, K, scoring.
+        tokenizer: None when there is none beside the configuration.
+        special_ids: tokens that never stand for text: BOS, EOS, padding and the like.
+        vocab_size: rows of the embedding; None when the configuration does not say.
+        config_sha256: of the configuration.
+        tokenizer_sha256: of the tokenizer, if there is one.
+    """
+
+    name: str
+    revision: str | None
+    anatomy: Anatomy
+    tokenizer: Any | None
+    special_ids: frozenset[int]
+    vocab_size: int | None
+    config_sha256: str
+    tokenizer_sha256: str | None
+
+
+def open_served(spec: ModelSpec) -> ServedModel:
+    """Read configuration and tokenizer of a model.
+
+    A folder with a configuration alone will do: then token texts are not known, and special tokens
+    are only those that the configuration names.
+
+    Raises:
+        ModelError: unknown model, dense model, or an architecture that cannot be read.
+    """
+    anatomy, config = load_meta(spec), load_config(spec)
+    text = config.get_text_config()
+    vocab_size = getattr(text, "vocab_size", None)
+    tokenizer = _tokenizer(spec, vocab_size)
+    return ServedModel(
+        name=spec.model,
+        revision=getattr(config, "_commit_hash", None) or spec.revision,
+        anatomy=anatomy,
+        tokenizer=tokenizer,
+        special_ids=_special_ids(tokenizer, text),
+        vocab_size=vocab_size if isinstance(vocab_size, int) else None,
+        config_sha256=text_hash(config.to_json_string(use_diff=False)),
+        tokenizer_sha256=None
+        if tokenizer is None
+        else text_hash(tokenizer.backend_tokenizer.to_str()),
+    )
+
+
+def _tokenizer(spec: ModelSpec, vocab_size: Any) -> Any | None:
+    """None where there is none, or only the empty one that transformers makes up for a config."""
+    try:
+        tokenizer = load_tokenizer(spec)
+    except ModelError:
+        return None
+    made_up = isinstance(vocab_size, int) and 2 * len(tokenizer) < vocab_size
+    return None if made_up else tokenizer
+
+
+def _special_ids(tokenizer: Any | None, config: Any) -> frozenset[int]:
+    """As a trace leaves them out; an unknown character (``unk``) stands for text."""
+    if tokenizer is not None:
+        unk = getattr(tokenizer, "unk_token_id", None)
+        return frozenset(int(i) for i in tokenizer.all_special_ids if i != unk)
+    found: list[Any] = []
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, name, None)
+        found += value if isinstance(value, list) else [value]
+    return frozenset(i for i in found if isinstance(i, int))
+
+
+def describe_served(served: ServedModel, layers: tuple[MoELayer, ...]) -> dict[str, Any]:
+    """The model's part of a manifest; weights and precision are those of the engine, not known."""
+    return {
+        "name": served.name,
+        "revision": served.revision,
+        "model_type": served.anatomy.model_type,
+        "config_sha256": served.config_sha256,
+        "tokenizer_sha256": served.tokenizer_sha256,
+        "weights_sha256": None,
+        "dtype": None,
+        "stored_dtype": None,
+        "device": None,
+        **describe_layers(served.anatomy, layers),
+    }

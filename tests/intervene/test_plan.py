@@ -1,0 +1,136 @@
+"""A plan is a set of experts bound to one shape of model; anything else is refused in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moescope.axes import ExpertPlan, ExpertRef, PlanEntry
+from moescope.errors import BadInputError, WriteError
+from moescope.intervene.damage import make_plan
+from moescope.models import LoadedModel
+
+ENTRIES = (
+    PlanEntry(ExpertRef(3, 9), "largest lift on law", 4.5),
+    PlanEntry(ExpertRef(1, 0), "beside it"),
+)
+
+
+def plan(**changes: Any) -> ExpertPlan:
+    given: dict[str, Any] = {
+        "model": "small", "config_sha256": "abc", "layers": (1, 3), "num_experts": (8, 16),
+        "entries": ENTRIES, "created_by": "a test",
+    }  # fmt: skip
+    return ExpertPlan(**{**given, **changes})
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    path = plan().write(tmp_path / "new" / "plan.json")
+    assert ExpertPlan.read(path) == plan()
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_experts_are_sorted_by_layer_and_number() -> None:
+    assert plan().experts == (ExpertRef(1, 0), ExpertRef(3, 9))
+
+
+def test_the_file_is_made_to_be_read(tmp_path: Path) -> None:
+    data = json.loads(plan().write(tmp_path / "plan.json").read_text())
+    assert data["schema_version"] == 1
+    assert data["model"] == {
+        "name": "small", "config_sha256": "abc", "layers": [1, 3], "num_experts": [8, 16],
+    }  # fmt: skip
+    assert data["experts"] == [
+        {"expert": "L1E0", "reason": "beside it", "score": None},
+        {"expert": "L3E9", "reason": "largest lift on law", "score": 4.5},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"entries": ()}, "at least one expert"),
+        ({"entries": (ENTRIES[0], ENTRIES[0])}, "names L3E9 more than once"),
+        ({"entries": (PlanEntry(ExpertRef(2, 0), ""),)}, "layer 2 is no MoE layer.*are 1, 3"),
+        ({"entries": (PlanEntry(ExpertRef(1, 8), ""),)}, "has experts E0 to E7"),
+        ({"entries": (PlanEntry(ExpertRef(1, 0), "", float("nan")),)}, "score of L1E0 is nan"),
+        ({"num_experts": (8,)}, "2 layers but 1 numbers"),
+    ],
+)
+def test_an_impossible_plan_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInputError, match=said):
+        plan(**changes)
+
+
+def test_another_model_is_refused_by_its_configuration() -> None:
+    with pytest.raises(BadInputError, match=r"made for small \(configuration abc…\), not for big"):
+        plan().require_model("big", "xyz", (1, 3), (8, 16))
+
+
+def test_the_same_configuration_with_other_layers_is_refused() -> None:
+    with pytest.raises(BadInputError, match="expects MoE layers"):
+        plan().require_model("small", "abc", (1,), (8,))
+    plan().require_model("small", "abc", (1, 3), (8, 16))
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    data = json.loads(plan().to_json())
+    for name, value in changes.items():
+        if value is None:
+            del data[name]
+        else:
+            data[name] = value
+    path = folder / "plan.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schema_version": 2}, "schema version 2, expected 1"),
+        ({"schema_version": None}, "schema version None"),
+        ({"model": None}, "'model' should be a dict"),
+        ({"experts": "L1E0"}, "'experts' should be a list"),
+        ({"experts": [{"expert": "first"}]}, "'first' names no expert"),
+        ({"experts": [{"expert": "L1E0", "score": "high"}]}, "'score' should be a number"),
+        ({"experts": [{"expert": "L9E0"}]}, "layer 9 is no MoE layer"),
+        ({"experts": ["L1E0"]}, "should hold 'expert'"),
+        ({"created_by": None}, "'created_by' should be a str"),
+    ],
+)
+def test_a_damaged_file_says_what_is_wrong_and_where(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInputError, match=said) as caught:
+        ExpertPlan.read(written(tmp_path, **changes))
+    assert "plan.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_plan_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="cannot be read"):
+        ExpertPlan.read(tmp_path / "none.json")
+    (tmp_path / "text.json").write_text("experts: L1E0")
+    with pytest.raises(BadInputError, match="is no plan: expected JSON"):
+        ExpertPlan.read(tmp_path / "text.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(BadInputError, match="schema version None"):
+        ExpertPlan.read(tmp_path / "list.json")
+
+
+def test_a_place_that_cannot_be_written_is_a_write_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match="cannot write the plan"):
+        plan().write(tmp_path / "file" / "plan.json")
+
+
+def test_a_plan_is_made_from_names_and_fits_its_model(tiny_loaded: LoadedModel) -> None:
+    made = make_plan(tiny_loaded, "L1E0-1, L3E7")
+    assert [str(e) for e in made.experts] == ["L1E0", "L1E1", "L3E7"]
+    assert make_plan(tiny_loaded, made) is made
+    with pytest.raises(BadInputError, match="made for small"):
+        make_plan(tiny_loaded, plan())
+    with pytest.raises(BadInputError, match="L3E8"):
+        make_plan(tiny_loaded, "L3E8")

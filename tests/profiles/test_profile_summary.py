@@ -1,0 +1,195 @@
+"""The summary says what the numbers say, by rule, and no more."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from moescope.profiles.facts import (
+    Absent,
+    Contribution,
+    DomainUse,
+    Load,
+    Profile,
+    PushedToken,
+    PushList,
+    TokenList,
+    TokenUse,
+    VocabularyUse,
+    plain,
+)
+from moescope.profiles.summary import flags_of, quote, role_of, summarize, sureness
+
+NAN = math.nan
+LOAD = Load(
+    count=8112, tokens=200_000, documents=96, load=0.0101, even=1 / 64, rate=0.04, rate_low=0.03,
+    rate_high=0.05, rate_chance=0.125, gate_mass=0.01, gate_low=NAN, gate_high=NAN, first_share=0.1,
+)  # fmt: skip
+VOCABULARY = VocabularyUse(0.3, 0.1, 0.2, (0.2, 0.2), " the", 0.1, 20, 90, 10)
+CONTRIBUTION = Contribution(
+    tokens=5000, documents=50, mean=1.0, low=0.9, high=1.1, share=0.02, load_share=0.01,
+    weight=0.1, activation=10.0, activation_share=0.01, peak=5.0, counted_peak=5.0,
+    peak_ratio=1.0, super_rule=False,
+)  # fmt: skip
+
+
+def domain(name: str, lift: float, q: float, **changes: Any) -> DomainUse:
+    made = DomainUse(
+        domain=name, tokens=1000, count=100, documents=20, rate=0.1 * lift, low=NAN, high=NAN,
+        others=0.1, lift=lift, lift_low=lift * 0.9, lift_high=lift * 1.15, q=q, of_expert=0.31,
+        of_text=0.078, gate_mass=0.1, gate_low=NAN, gate_high=NAN, by_token=0.1,
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def tokens(*rows: tuple[str, float, float], overlap: float = 0.9) -> TokenList:
+    used = [TokenUse(t, n, 100, share, 0.5, lift, 20) for n, (t, share, lift) in enumerate(rows)]
+    return TokenList(used, 8112, 10, overlap)
+
+
+def pushes(*names: str, overlap: float = 0.8) -> PushList:
+    rows = [PushedToken(t, n, 0.5, 0.1, 0.4, 0.4, 0.4) for n, t in enumerate(names)]
+    return PushList(rows, rows, 5000, 0.9, overlap, overlap, 0.1, 1.0, "")
+
+
+TYPICAL = tokens((" return", 0.3, 8.0), (" def", 0.2, 7.0), ("self", 0.1, 6.0))
+
+
+def sentence(
+    load: Load = LOAD,
+    domains: Any = None,
+    listed: Any = TYPICAL,
+    vocabulary: Any = VOCABULARY,
+    pushed: Any = None,
+    contribution: Any = CONTRIBUTION,
+    top_k: int = 8,
+) -> str:
+    domains = (
+        [domain("code", 4.1, 0.0004), domain("text", 0.9, 0.6)] if domains is None else domains
+    )
+    pushed = pushes(" self", " None") if pushed is None else pushed
+    flags = flags_of(load, top_k, vocabulary, contribution)
+    role = role_of(load, flags, domains, vocabulary)
+    return summarize(
+        "L3E17", role, sureness(load), flags, load, domains, listed, vocabulary, pushed,
+        contribution,
+    )  # fmt: skip
+
+
+def test_an_expert_of_a_domain() -> None:
+    assert sentence() == (
+        "L3E17 serves code: 31 % of its assignments are code (7.8 % of the text), 4.1× the other "
+        "domains' rate [3.7, 4.7], q < 0.001; its tokens are mostly ‘ return’, ‘ def’, ‘self’; it "
+        "pushes towards ‘ self’, ‘ None’. Sure: high (8,112 assignments, 96 documents)."
+    )
+
+
+def test_the_domain_with_the_surest_lift_leads_not_the_largest() -> None:
+    wild = domain("rare", 9.0, 0.01, lift_low=1.2, lift_high=60.0)
+    text = sentence(domains=[wild, domain("code", 4.1, 0.001), domain("math", 2.0, 0.001)])
+    assert text.startswith("L3E17 serves code")
+    assert "; also math (2.0×) and rare (9.0×)" in text
+
+
+@pytest.mark.parametrize(
+    ("used", "says"),
+    [
+        ([domain("code", 4.1, 0.051)], "no domain stands out (most: code, 4.1×, q = 0.05)"),
+        ([domain("code", 1.49, 0.001)], "no domain stands out (most: code, 1.5×, q < 0.05)"),
+        ([domain("code", 1.1, 0.6)], "no domain stands out (most: code, 1.1×, q = 0.60)"),
+        ([domain("code", 0.7, 0.001)], "no domain stands out"),
+    ],
+)
+def test_what_does_not_pass_is_not_claimed(used: list[DomainUse], says: str) -> None:
+    text = sentence(domains=used)
+    assert text.startswith(f"L3E17: {says}")
+    assert "serves" not in text
+
+
+def test_a_domain_that_is_hardly_served() -> None:
+    text = sentence(domains=[domain("legal", 0.25, 0.002), domain("code", 1.2, 0.2)])
+    assert text.startswith(
+        "L3E17 avoids legal: 0.25× the other domains' rate [0.2, 0.3], q = 0.002"
+    )
+
+
+def test_a_domain_that_no_other_text_uses_has_no_number_for_a_lift() -> None:
+    only = domain("code", math.inf, 0.001, lift_low=math.inf, lift_high=math.inf)
+    assert "(7.8 % of the text), served nowhere else, q = 0.001;" in sentence(domains=[only])
+
+
+def test_a_token_expert_is_called_one_whatever_its_domains() -> None:
+    vocabulary = replace(VOCABULARY, top_token=" the", top_share=0.7)
+    text = sentence(vocabulary=vocabulary, listed=tokens((" the", 0.7, 9.0), (" a", 0.1, 5.0)))
+    assert text.startswith(
+        "L3E17 is a token expert: 70 % of its assignments are ‘ the’; then ‘ a’; it pushes"
+    )
+
+
+def test_dead_cold_and_never_chosen_need_enough_text() -> None:
+    dead = replace(LOAD, count=3, load=0.00001, documents=2)
+    assert sentence(load=dead).startswith(
+        "L3E17 is dead on 200,000 tokens: chosen 3 times, 0.001 % of the layer's assignments"
+    )
+    never = replace(LOAD, count=0, load=0.0, documents=0)
+    assert "was never chosen on 200,000 tokens" in sentence(load=never)
+    cold = replace(LOAD, load=0.004, count=6400)
+    assert "Cold: 0.4 % of the layer's assignments on 200,000 tokens" in sentence(load=cold)
+    short = replace(dead, tokens=1000)  # 8,000 assignments: at 0.1 % one expects 8, at 0.5 % 40
+    assert flags_of(short, 8, VOCABULARY, CONTRIBUTION) == ["cold"]
+    assert flags_of(replace(short, tokens=200), 8, VOCABULARY, CONTRIBUTION) == []
+    assert "served too few tokens to say more: 3 assignments in 2 documents" in sentence(load=short)
+
+
+@pytest.mark.parametrize(
+    ("count", "documents", "level"),
+    [(1000, 30, "high"), (1000, 29, "moderate"), (999, 30, "moderate"), (300, 10, "moderate"),
+     (299, 10, "low"), (100, 5, "low"), (99, 50, "none"), (5000, 4, "none")],
+)  # fmt: skip
+def test_how_sure_follows_assignments_and_documents(count: int, documents: int, level: str) -> None:
+    assert sureness(replace(LOAD, count=count, documents=documents)).level == level
+
+
+def test_lists_that_do_not_repeat_are_not_named() -> None:
+    text = sentence(listed=replace(TYPICAL, overlap=0.3), pushed=pushes(" x", overlap=0.4))
+    assert "its tokens do not repeat between halves of the documents (overlap 0.30)" in text
+    assert "what it pushes towards does not repeat" in text
+    assert "‘ return’" not in text
+    assert "‘ x’" not in text
+
+
+def test_mostly_is_said_of_half_of_the_assignments_only() -> None:
+    some = tokens((" return", 0.10, 8.0), (" def", 0.05, 7.0), ("the", 0.9, 1.1))
+    assert "most typical tokens ‘ return’, ‘ def’ (15 % of its assignments)" in sentence(
+        listed=some
+    )
+    assert "no token stands out" in sentence(listed=tokens(("the", 0.9, 1.2)))
+
+
+def test_super_experts_need_the_rule_and_the_distance() -> None:
+    rule = replace(CONTRIBUTION, super_rule=True)
+    assert flags_of(LOAD, 8, VOCABULARY, rule) == []  # the rule alone always names one
+    assert flags_of(LOAD, 8, VOCABULARY, replace(rule, peak_ratio=60.0)) == ["super"]
+    assert "60× the median expert's" in sentence(contribution=replace(rule, peak_ratio=60.0))
+    assert flags_of(LOAD, 8, VOCABULARY, replace(CONTRIBUTION, peak_ratio=60.0)) == []
+
+
+def test_what_is_absent_is_left_out_of_the_sentence() -> None:
+    none = Absent("made without the model")
+    text = sentence(pushed=none, contribution=none, listed=none, domains=Absent("one domain only"))
+    assert text == "L3E17: one domain only. Sure: high (8,112 assignments, 96 documents)."
+    untested = [replace(domain("code", 2.0, NAN), lift_low=NAN, lift_high=NAN)]
+    assert "domains were not compared" in sentence(domains=untested)
+
+
+def test_tokens_are_quoted_with_their_blanks_made_visible() -> None:
+    assert quote(" a\n") == "‘ a⏎’"
+    assert quote(" ") == "‘␣’"
+    assert quote("\n        ") == "‘⏎␣×8’"
+
+
+def test_what_is_not_a_number_leaves_as_none() -> None:
+    made = plain({"a": [NAN, math.inf, 1 / 3], "b": (True, 2), "c": Absent("so")})
+    assert made == {"a": [None, None, 0.333333], "b": [True, 2], "c": {"absent": "so"}}
+    assert set(Profile.__dataclass_fields__) >= {"summary", "sure", "flags", "pushes"}

@@ -218,7 +218,8 @@ class TestCorrelation:
         best = mine.loc[mine.rho.idxmax()]
         answer = sweep_answers(swept)[0]
         assert answer.startswith("In layer 1 ")
-        assert f"ρ = {best.rho:.2f} [{best.low:.2f}, {best.high:.2f}]" in answer
+        said = f"ρ = {best.rho:.2f} [{best.low:.2f}, {best.high:.2f}]".replace("-", "−")
+        assert said in answer
         assert f"best of {len(mine)} scores" in answer
         clear = best.low > 0 and best.q <= 0.05
         assert ("predicts measured importance best" in answer) == clear

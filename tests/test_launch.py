@@ -37,10 +37,10 @@ from moescope.trace.store import read_manifest
 
 OPTIONS = TraceOptions(
     keep="all", context=64, pool_tokens=256, batch_tokens=128, sample_tokens=500, generate=3,
-    checkpoint_seconds=0,
 )  # fmt: skip
 
-pytestmark = pytest.mark.slow  # starts processes of its own; not all of it passes yet
+COMMITTING = OPTIONS.model_copy(update={"checkpoint_seconds": 0.0})
+"""The same run, with a commit after every pool, so that a worker can be caught in the middle."""
 
 
 @dataclasses.dataclass
@@ -61,7 +61,7 @@ class Place:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("launch")
     model = ModelSpec(str(save_tiny("olmoe", folder / "moe")))
-    path = write_corpus(folder / "texts.jsonl", documents_per_domain=60, domains=3)
+    path = write_corpus(folder / "texts.jsonl", documents_per_domain=40, domains=3)
     corpus, loaded = CorpusSpec(path=str(path)), load_model(model)
     whole = trace(loaded, corpus, folder / "whole", OPTIONS)
     specs = [corpus.model_copy(update={"shard": f"{n}/3"}) for n in (1, 2, 3)]
@@ -122,7 +122,7 @@ def test_workers_that_are_killed_lose_nothing_and_double_nothing(
                 os.kill(pid, signal.SIGKILL)
                 killed.append(run)
 
-    folder = launch(place.model, place.corpus, tmp_path / "run", OPTIONS, TWO, on_progress=kill)
+    folder = launch(place.model, place.corpus, tmp_path / "run", COMMITTING, TWO, on_progress=kill)
     assert len(killed) == 2
     assert seen[-1].lost == 2
     assert seen[-1].done == (1, 2, 3)
@@ -208,7 +208,7 @@ def test_a_ray_worker_that_is_killed_loses_nothing_and_doubles_nothing(
             killed.append(pid)
 
     how = LaunchOptions(launcher="ray", workers=1, shards=3, keep_parts=True)
-    folder = launch(place.model, place.corpus, tmp_path / "run", OPTIONS, how, on_progress=kill)
+    folder = launch(place.model, place.corpus, tmp_path / "run", COMMITTING, how, on_progress=kill)
     assert len(killed) == 1
     pids = {json.loads(p.read_text())["pid"] for p in (tmp_path / "run" / "parts").glob("*.lock")}
     assert killed[0] not in pids  # another worker finished what it had begun
@@ -258,8 +258,8 @@ def test_a_shard_over_which_every_worker_dies_is_given_up_with_one_line(
     body: str, said: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finished = Parts(tmp_path / "run", 2)
-    assert attempt(place.job(), Shard(1, 2), finished.run_of(Shard(1, 2))).message is None
     finished.write(place.job())
+    assert attempt(place.job(), Shard(1, 2), finished.run_of(Shard(1, 2))).message is None
     pretend(monkeypatch, body)
     how = LaunchOptions(workers=2, shards=2)
     with pytest.raises(LaunchError) as caught:

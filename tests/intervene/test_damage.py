@@ -108,6 +108,32 @@ class TestBruteForce:
 
 
 class TestWhatIsLeftOut:
+    @pytest.mark.parametrize("takes_off", [True, False])
+    @pytest.mark.parametrize("skips", [True, False])
+    @pytest.mark.parametrize("full", [True, False])
+    def test_leaving_less_out_gives_the_same(
+        self, takes_off: bool, skips: bool, full: bool
+    ) -> None:
+        """Each thing that is left out, switched off on its own and together."""
+        loaded, windows = loaded_of("olmoe"), some_windows()
+        edits = (zero("L1E1"), zero("L3E1"), scale(["L1E0", "L1E2"], 0.5), zero(["L1E1", "L3E0"]))
+        runner = TrialRunner(
+            loaded, windows, loaded.anatomy.layers, batch_tokens=64, journal=Journal(None, {})
+        )
+        runner.quick.takes_off, runner.quick.skips = takes_off, skips
+        runner.quick.full = {1, 2, 3, 4} if full else set()
+        measured = runner.run([Trial(str(n), (edit,)) for n, edit in enumerate(edits)])
+        assert measured.saving.full_passes == full
+        assert (runner.quick.takes_off, runner.quick.skips) == (takes_off, skips)
+        if full:
+            longest = measured.saving.windows * 21  # no window is padded beyond 21 tokens
+            assert 0 < measured.saving.layer_tokens <= 4 * longest
+        for j, edit in enumerate(edits):
+            expected = by_hand(loaded, windows, edit)
+            np.testing.assert_allclose(measured.ce_change[j], expected.ce_change, atol=2e-5)
+            np.testing.assert_allclose(measured.kl[j], expected.kl, atol=2e-5)
+            assert measured.flips[j].tolist() == expected.flips.tolist()
+
     def test_layers_below_the_edit_and_tokens_out_of_reach(self) -> None:
         """4 layers, the last edited: nothing is run but the norm and the head, and the head only
         at tokens that chose the expert."""

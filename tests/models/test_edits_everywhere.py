@@ -270,6 +270,17 @@ def test_a_token_that_chooses_by_its_own_number_cannot_be_kept_from_an_expert() 
     assert (tiny.run([zero(expert)])[0] != tiny.logits).any()
 
 
+def test_gemma_multiplies_the_weight_of_a_forced_expert_by_its_own_scale_too() -> None:
+    tiny = Tiny("gemma4_text")
+    per_expert = tiny.model.get_submodule(tiny.layer.site.router).per_expert_scale.detach()
+    assert per_expert.std() > 0.05
+    rare = int(tiny.before.topk_ids.flatten().bincount(minlength=8).argmin())
+    _, after = tiny.run([force(ExpertRef(tiny.number, rare))])
+    shares = tiny.before.logits.gather(-1, after.topk_ids)  # its router hands out probabilities
+    expected = shares / shares.sum(-1, keepdim=True) * per_expert[after.topk_ids]
+    torch.testing.assert_close(after.topk_weights, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_longcat_takes_no_single_expert() -> None:
     tiny = Tiny("longcat_flash")
     with pytest.raises(ModelError, match=r"LongcatFlashExperts.*at least 2"):

@@ -105,15 +105,20 @@ def test_the_budget_keeps_the_windows_of_lowest_hash_and_no_more_than_it_needs(
 ) -> None:
     spec, options = CorpusSpec(path=str(tiny_corpus)), TraceOptions(context=16, seed=5)
     everything = choose_windows(tiny_loaded, spec, tokens_per_domain=None, options=options)
-    for budget in (1, 40, 90, 10_000):
+    domains = ("domain0", "domain1", "domain2")
+    ranked = {
+        domain: sorted(
+            (w for w in everything if w.domain == domain),
+            key=lambda w: span_priority(w.doc, w.window, 5),
+        )
+        for domain in domains
+    }
+    exactly = sum(w.num_tokens for w in ranked["domain0"][:3])
+    for budget in (1, 40, 90, exactly, 10_000):
         chosen = choose_windows(tiny_loaded, spec, tokens_per_domain=budget, options=options)
-        for domain in ("domain0", "domain1", "domain2"):
-            ranked = sorted(
-                (w for w in everything if w.domain == domain),
-                key=lambda w: span_priority(w.doc, w.window, 5),
-            )
+        for domain in domains:
             kept, total = set(), 0
-            for window in ranked:
+            for window in ranked[domain]:
                 if total >= budget:
                     break
                 kept.add(name(window))

@@ -69,7 +69,7 @@ def damage_answers(damage: Damage) -> list[str]:
 
 def _against_controls(damage: Damage, row: dict[str, Any], where: str) -> str:
     count, span = damage.num_controls, f"{_s(row['ce_change_controls_min'])} to "
-    span += _s(row["ce_change_controls_max"])
+    span += f"{_s(row['ce_change_controls_max'])} (smallest to largest)"
     matched = damage.prepared.controls is not None and damage.prepared.controls.matched
     kind = "the same size" + (" and similar load" if matched else "")
     beyond = round(row["ce_change_p"] * (count + 1)) - 1

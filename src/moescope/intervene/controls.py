@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -119,16 +120,24 @@ class _Pool:
 
     def near(self, rng: np.random.Generator) -> tuple[int, ...]:
         """For each of the plan's experts another one of nearly its load, none twice."""
-        logs, left = np.log(self.counts + 0.5), self.others
-        chosen = []
+        chosen: list[int] = []
         for expert in rng.permutation(self.taken).tolist():
-            far = np.abs(logs[left] - logs[expert])
-            within = int((far <= math.log(CALIPER)).sum())
-            nearest = np.argsort(far, kind="stable")[: max(within, _LEAST_CHOICE)]
-            pick = int(left[rng.choice(nearest)])
-            chosen.append(pick)
-            left = left[left != pick]
+            ordered, within = self._neighbours[expert]
+            free = [e for e in ordered[:within] if e not in chosen]
+            if len(free) < _LEAST_CHOICE:
+                free = [e for e in ordered if e not in chosen][:_LEAST_CHOICE]
+            chosen.append(free[int(rng.integers(len(free)))])
         return tuple(sorted(chosen))
+
+    @cached_property
+    def _neighbours(self) -> dict[int, tuple[list[int], int]]:
+        """Of each expert of the plan: all others by distance in load, and how many are matched."""
+        logs, found = np.log(self.counts + 0.5), {}
+        for expert in self.taken:
+            far = np.abs(logs[self.others] - logs[expert])
+            within = int((far <= math.log(CALIPER)).sum())
+            found[expert] = (self.others[np.argsort(far, kind="stable")].tolist(), within)
+        return found
 
     def any(self, rng: np.random.Generator) -> tuple[int, ...]:
         """As many others as the plan takes, whatever their load."""

@@ -23,8 +23,15 @@ from moescope.report.frames import number, tidy
 
 __all__ = ["PAGE_BYTES", "Caps", "pack", "profiles_data", "unpack"]
 
-PAGE_BYTES = 4_000_000
+PAGE_BYTES = 5_000_000
 """Bytes of the packed profiles on the page; the libraries add half a million."""
+
+
+_JUDGED = 128
+"""Profiles by which the size of all is judged, before all are packed."""
+
+_STRIDE = 7919
+"""A prime, so that those come from all over the model."""
 
 
 class Caps(NamedTuple):
@@ -79,14 +86,30 @@ def profiles_data(run: AnalyzedRun, profiles: Sequence[Profile]) -> dict[str, An
         "measured": profiles[0].source["measured"] if profiles else None,
         "cut": None,
     }
-    for caps in LEVELS:
+    for caps in _likely(profiles, domains):
         data["cut"] = None if caps is LEVELS[0] else _cut(caps)
-        texts: dict[str, str] = {}
-        rows = [_packed(p, caps, domains, texts) for p in profiles]
-        data["packed"] = pack({"profiles": rows, "texts": texts})
+        data["packed"] = _pack_all(profiles, caps, domains)
         if len(data["packed"]["bytes"]) <= PAGE_BYTES:
             break
     return data
+
+
+def _pack_all(profiles: Sequence[Profile], caps: Caps, domains: list[str]) -> dict[str, Any]:
+    texts: dict[str, str] = {}
+    rows = [_packed(p, caps, domains, texts) for p in profiles]
+    return pack({"profiles": rows, "texts": texts})
+
+
+def _likely(profiles: Sequence[Profile], domains: list[str]) -> tuple[Caps, ...]:
+    """The levels from the first on that may fit, judged by some of the profiles."""
+    if len(profiles) <= _JUDGED:
+        return LEVELS
+    some = [profiles[(i * _STRIDE) % len(profiles)] for i in range(_JUDGED)]
+    for i, caps in enumerate(LEVELS):
+        size = len(_pack_all(some, caps, domains)["bytes"])
+        if size / len(some) * len(profiles) <= PAGE_BYTES * 1.05:
+            return LEVELS[i:]
+    return LEVELS[-1:]
 
 
 def pack(data: Any) -> dict[str, Any]:
@@ -104,16 +127,20 @@ def unpack(packed: dict[str, Any]) -> Any:
 
 
 def _cut(caps: Caps) -> str:
-    contexts = (
-        f"{caps.contexts} contexts of {caps.around} characters on each side"
-        if caps.contexts
-        else "no contexts"
-    )
+    def most(count: int, one: str, many: str) -> str:
+        return f"{count or 'no'} {one if count == 1 else many}"
+
+    parts = [
+        f"{most(caps.domains, 'domain', 'domains')} (what stands out most)",
+        most(caps.tokens, "token", "tokens"),
+        most(caps.contexts, "context", "contexts"),
+        f"{most(caps.pushes, 'token', 'tokens')} on each side of its pushes",
+        f"{most(caps.partners, 'partner', 'partners')} in each list",
+        most(caps.speech, "part of speech", "parts of speech"),
+    ]
     return (
-        f"So many experts do not fit whole: each shows at most {caps.domains} domains (the ones "
-        f"that stand out most), {caps.tokens} tokens, {contexts}, {caps.pushes} promoted and "
-        f"suppressed tokens, {caps.partners} partners in each list and {caps.speech} parts of "
-        "speech. The JSON of each expert beside this page has all."
+        f"So many experts do not fit whole: each shows at most {', '.join(parts)}. The JSON of "
+        "each expert beside this page has all."
     )
 
 

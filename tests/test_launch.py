@@ -1,27 +1,21 @@
-"""A corpus spread over workers: nothing is lost and nothing doubled, whoever is killed."""
+"""A corpus spread over workers: shards, locks, resuming, refusals, and flags."""
 
-import contextlib
 import dataclasses
+import errno
 import fcntl
-import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.same_run import assert_same_sums, assert_same_tokens, kept_tokens
-from tests.support.saved import save_tiny, write_corpus
+from tests.support.launched import OPTIONS, Place, assert_is_the_run, make_place
+from tests.support.same_run import assert_same_sums
 
 from moescope.analysis import report_on
-from moescope.cli import main
+from moescope.cli import analyze_cmd, main
 from moescope.corpus import CorpusSpec, Shard
-from moescope.errors import BadInputError, LaunchError, MissingExtraError, RunError
-from moescope.launch import LaunchOptions, LaunchProgress, launch
+from moescope.errors import BadInputError, LaunchError, MissingExtraError, RunError, WriteError
+from moescope.launch import LaunchOptions, LaunchProgress, alone, launch
 from moescope.launch import local as local_module
 from moescope.launch import run as run_module
 from moescope.launch import worker as worker_module
@@ -30,43 +24,17 @@ from moescope.launch.local import _environment, _share_memory, run_local
 from moescope.launch.watch import Watch
 from moescope.launch.worker import attempt
 from moescope.metrics.runs import open_run
-from moescope.models import ModelSpec, load_model
-from moescope.trace import Run, TraceOptions, trace
+from moescope.models import load_model
+from moescope.trace import TraceOptions, trace
 from moescope.trace.merge import merge_runs
 from moescope.trace.store import read_manifest
 
-OPTIONS = TraceOptions(
-    keep="all", context=64, pool_tokens=256, batch_tokens=128, sample_tokens=500, generate=3,
-)  # fmt: skip
-
-COMMITTING = OPTIONS.model_copy(update={"checkpoint_seconds": 0.0})
-"""The same run, with a commit after every pool, so that a worker can be caught in the middle."""
-
-
-@dataclasses.dataclass
-class Place:
-    """A model, a corpus that takes seconds, the run of it by one process, and of three shards."""
-
-    model: ModelSpec
-    corpus: CorpusSpec
-    whole: Path
-    merged: Path
-
-    def job(self, **changes: object) -> Job:
-        given = {"model": self.model, "corpus": self.corpus, "options": OPTIONS, **changes}
-        return Job(**given)
+TWO = LaunchOptions(workers=2, shards=3)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    folder = tmp_path_factory.mktemp("launch")
-    model = ModelSpec(str(save_tiny("olmoe", folder / "moe")))
-    path = write_corpus(folder / "texts.jsonl", documents_per_domain=40, domains=3)
-    corpus, loaded = CorpusSpec(path=str(path)), load_model(model)
-    whole = trace(loaded, corpus, folder / "whole", OPTIONS)
-    specs = [corpus.model_copy(update={"shard": f"{n}/3"}) for n in (1, 2, 3)]
-    parts = [trace(loaded, s, folder / f"part{n}", OPTIONS) for n, s in enumerate(specs)]
-    return Place(model, corpus, whole, merge_runs(parts, folder / "merged"))
+    return make_place(tmp_path_factory.mktemp("launch"), documents_per_domain=6)
 
 
 @pytest.fixture
@@ -78,154 +46,6 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
             watch.finish(shard, attempt(job, shard, watch.parts.run_of(shard)))
 
     monkeypatch.setattr(run_module, "run_local", serve)
-
-
-TWO = LaunchOptions(workers=2, shards=3)
-
-
-def assert_is_the_run(folder: Path, place: Place) -> None:
-    """Bit for bit that of three shards never interrupted; in sums that of one process."""
-    names = ["documents.parquet", "sample.parquet", "vocabulary.json"]
-    names += [p.relative_to(place.merged).as_posix() for p in place.merged.glob("shards/*")]
-    names += [p.relative_to(place.merged).as_posix() for p in place.merged.glob("aggregates/*")]
-    assert len(names) > 5
-    for name in names:
-        assert (folder / name).read_bytes() == (place.merged / name).read_bytes(), name
-    one, other = open_run(place.whole), open_run(folder)
-    assert_same_sums(one, other)
-    assert_same_tokens(one, other, kept_tokens(one), kept_tokens(other))
-    assert one.manifest.progress == other.manifest.progress
-
-
-def holders(parts: Path) -> dict[Path, int]:
-    """Process ids of the workers that are in the middle of a shard."""
-    found = {}
-    for manifest in parts.glob("*/manifest.json"):
-        run = manifest.parent
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            told = json.loads(manifest.read_text())
-            if told["status"] == "running" and told["progress"].get("tokens"):
-                found[run] = int(json.loads(run.with_name(f"{run.name}.lock").read_text())["pid"])
-    return found
-
-
-def test_workers_that_are_killed_lose_nothing_and_double_nothing(
-    place: Place, tmp_path: Path
-) -> None:
-    killed: list[Path] = []
-    seen: list[LaunchProgress] = []
-
-    def kill(at: LaunchProgress) -> None:
-        seen.append(at)
-        for run, pid in holders(tmp_path / "run" / "parts").items():
-            if len(killed) < 2 and run not in killed:
-                os.kill(pid, signal.SIGKILL)
-                killed.append(run)
-
-    folder = launch(place.model, place.corpus, tmp_path / "run", COMMITTING, TWO, on_progress=kill)
-    assert len(killed) == 2
-    assert seen[-1].lost == 2
-    assert seen[-1].done == (1, 2, 3)
-    assert seen[-1].share == 1.0
-    assert seen[-1].tokens == Run(place.whole).manifest.progress["tokens"]
-    assert not (folder / "parts").exists()
-    assert_is_the_run(folder, place)
-
-
-def wait_for(what: Callable[[], object], seconds: float = 240.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{pid}/stat")
-    return not (stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
-
-
-def test_a_launcher_that_is_killed_takes_its_workers_along_and_resumes(
-    place: Place, tmp_path: Path
-) -> None:
-    command = [
-        sys.executable, "-m", "moescope", "trace", place.model.model, place.corpus.path,
-        "-o", str(tmp_path / "run"), "--launcher", "local", "--workers", "2", "--shards", "3",
-        "--keep", "all", "--context", "64", "--pool-tokens", "256", "--batch-tokens", "128",
-        "--sample-tokens", "500", "--generate", "3", "--checkpoint-seconds", "0", "--keep-parts",
-    ]  # fmt: skip
-    parts = tmp_path / "run" / "parts"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: holders(parts) or process.poll() is not None)
-    pids = list(holders(parts).values())
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert pids
-    wait_for(lambda: not any(map(is_alive, pids)), 60)
-    assert not (tmp_path / "run" / "manifest.json").exists()
-
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 2
-    assert "holds a launch that was interrupted; go on with it by --resume" in again.stderr
-    finished = {p: p.stat().st_mtime_ns for p in parts.glob("*/documents.parquet")}
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("is done") == 3
-    assert done.stdout.strip() == str(tmp_path / "run")
-    assert {p: p.stat().st_mtime_ns for p in finished} == finished  # not run again
-    assert len(list(parts.glob("*/manifest.json"))) == 3
-    assert_is_the_run(tmp_path / "run", place)
-
-
-def ray_or_skip() -> Iterator[object]:
-    ray = pytest.importorskip("ray")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    except Exception as error:
-        pytest.skip(f"Ray does not start here: {' '.join(str(error).split())[:120]}")
-    yield ray
-    ray.shutdown()
-
-
-ray_here = pytest.fixture(ray_or_skip, scope="module")
-
-
-def test_a_ray_worker_that_is_killed_loses_nothing_and_doubles_nothing(
-    place: Place, tmp_path: Path, ray_here: object
-) -> None:
-    killed: list[int] = []
-    tokens: list[int] = []
-
-    def kill(at: LaunchProgress) -> None:
-        tokens.append(at.tokens)
-        for pid in list(holders(tmp_path / "run" / "parts").values())[: 1 - len(killed)]:
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
-
-    how = LaunchOptions(launcher="ray", workers=1, shards=3, keep_parts=True)
-    folder = launch(place.model, place.corpus, tmp_path / "run", COMMITTING, how, on_progress=kill)
-    assert len(killed) == 1
-    pids = {json.loads(p.read_text())["pid"] for p in (tmp_path / "run" / "parts").glob("*.lock")}
-    assert killed[0] not in pids  # another worker finished what it had begun
-    assert tokens[-1] == Run(place.whole).manifest.progress["tokens"]
-    assert_is_the_run(folder, place)
-
-
-def test_what_a_ray_worker_says_of_its_input_is_one_line(
-    place: Place, tmp_path: Path, ray_here: object
-) -> None:
-    how = LaunchOptions(launcher="ray", shards=2)
-    wrong = OPTIONS.model_copy(update={"layers": (77,)})
-    with pytest.raises(BadInputError, match=r"^shard ./2: .*MoE layers are 0-3"):
-        launch(place.model, place.corpus, tmp_path / "run", wrong, how)
-    greedy = LaunchOptions(launcher="ray", worker_cpus=64)
-    with pytest.raises(LaunchError, match="asks for 64 processors and 0 GPUs; the cluster has 2"):
-        launch(place.model, place.corpus, tmp_path / "run", OPTIONS, greedy)
 
 
 def test_without_ray_the_line_that_installs_it_is_said(
@@ -265,7 +85,8 @@ def test_a_shard_over_which_every_worker_dies_is_given_up_with_one_line(
     with pytest.raises(LaunchError) as caught:
         launch(place.model, place.corpus, tmp_path / "run", OPTIONS, how, resume=True)
     line = str(caught.value)
-    assert line.startswith(f"shard 2/2: 4 workers died over it, the last: {said} (log: ")
+    assert line.startswith("shard 2/2: 4 workers died over it and got no further, the last: ")
+    assert f"the last: {said} (log: " in line
     assert "1 of 2 shards are finished and stay" in line
     assert "--resume" in line
     assert read_manifest(finished.run_of(Shard(1, 2))).status == "complete"
@@ -307,6 +128,9 @@ def test_a_launch_is_resumed_with_what_it_was_begun_with_only(
     shorter = OPTIONS.model_copy(update={"context": 32})
     with pytest.raises(RunError, match=r"with another options \(context: there 64, now 32\)"):
         launch(place.model, place.corpus, run, shorter, TWO, resume=True)
+    pinned = dataclasses.replace(place.model, revision="v2")
+    with pytest.raises(RunError, match=r"with another model \(revision: there None, now 'v2'\)"):
+        launch(pinned, place.corpus, run, OPTIONS, TWO, resume=True)
     half = place.corpus.model_copy(update={"split": "test"})
     with pytest.raises(RunError, match=r"with another corpus \(split: there None, now 'test'\)"):
         launch(place.model, half, run, OPTIONS, TWO, resume=True)
@@ -357,6 +181,16 @@ def test_nothing_of_others_is_removed(place: Place, tmp_path: Path) -> None:
         launch(place.model, place.corpus, place.whole, OPTIONS, TWO)
 
 
+def test_two_launchers_never_work_in_one_folder(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "_LOCK_SECONDS", 0.1)
+    run = tmp_path / "run"
+    with alone(run, Parts.lock(run), 1), pytest.raises(LaunchError, match="by another process"):
+        launch(place.model, place.corpus, run, OPTIONS, TWO)
+    assert not run.exists()
+
+
 def test_two_workers_never_write_one_shard(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,14 +198,83 @@ def test_two_workers_never_write_one_shard(
     run = tmp_path / "1-of-3"
     with (tmp_path / "1-of-3.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        other.write('{"pid": 12345}')
+        other.write('{"pid": 12345, "host": "node7"}')
         other.flush()
         outcome = attempt(place.job(), Shard(1, 3), run)
-    assert outcome.final
+    assert not outcome.final  # it may be dying
     assert outcome.message is not None
-    assert 'is being traced by another process ({"pid": 12345})' in outcome.message
+    assert "is being written by another process (process 12345 on node7)" in outcome.message
     assert not run.exists()
     assert attempt(place.job(), Shard(1, 3), run).message is None
+
+
+def test_a_shard_that_a_scheduler_starts_twice_is_written_once(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(analyze_cmd, "_LOCK_SECONDS", 0.1)
+    run = tmp_path / "run"
+    words = (place.model.model, place.corpus.path, "-o", run, "--shard", "1/3", "--context", 64)
+    with alone(run, run / "trace.lock", 1):
+        for verb in ("trace", "analyze"):
+            assert command(monkeypatch, verb, *words) == 1
+            assert "is being written by another process" in capsys.readouterr().err
+        assert [path.name for path in run.iterdir()] == ["trace.lock"]
+    assert command(monkeypatch, "trace", *words) == 0
+    assert not (run / "trace.lock").exists()
+
+
+FULL = Path("/dev/full")
+"""A file on a disk that is always full."""
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
+@pytest.mark.usefixtures("here")
+def test_a_disk_that_fills_is_one_line_and_what_was_finished_stays(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = tmp_path / "run"
+    parts = Parts(run, 3)
+    parts.write(place.job())
+    first, second, _ = parts.shards
+    assert attempt(place.job(), first, parts.run_of(first)).message is None
+    parts.run_of(second).mkdir()
+    (parts.run_of(second) / "manifest.json.partial").symlink_to(FULL)
+    with pytest.raises(LaunchError) as caught:
+        launch(place.model, place.corpus, run, OPTIONS, TWO, resume=True)
+    line = str(caught.value)
+    assert line.startswith("shard 2/3: cannot write ")
+    assert "the disk is full; what was finished before is whole: make room" in line
+    assert parts.is_done(first)
+
+    (run / "manifest.json.partial").symlink_to(FULL)  # now the merge meets it
+    with pytest.raises(WriteError, match=r"the disk is full; .*--resume"):
+        launch(place.model, place.corpus, run, OPTIONS, TWO, resume=True)
+    assert all(map(parts.is_done, parts.shards))
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "manifest.json.partial").symlink_to(FULL)
+    shards = [parts.run_of(shard) for shard in parts.shards]
+    assert command(monkeypatch, "merge", *shards, "-o", tmp_path / "all") == 1
+    said = capsys.readouterr().err
+    assert "the disk is full; the runs are untouched: make room and give the same command" in said
+
+    launch(place.model, place.corpus, run, OPTIONS, TWO, resume=True)
+    assert_is_the_run(run, place)
+
+
+def test_a_full_disk_below_moescope_is_not_tried_again(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_args: object, **_more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "scratch")
+
+    monkeypatch.setattr(worker_module, "trace", fails)
+    outcome = attempt(place.job(), Shard(1, 3), tmp_path / "1-of-3")
+    assert outcome.final
+    assert (outcome.message or "").startswith(
+        "the disk is full (scratch); what was committed stays"
+    )
 
 
 def test_a_fault_in_a_worker_is_said_and_may_be_tried_again(
@@ -401,15 +304,18 @@ def test_threads_and_free_memory_are_divided_among_workers(
 ) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
     monkeypatch.setattr(local_module, "available_memory", lambda: 10_000_000_000)
-    assert _environment(0, 3)["OMP_NUM_THREADS"] == "2"
-    assert _environment(0, 16)["OMP_NUM_THREADS"] == "1"
+    assert _environment(place.job(), 0, 3)["OMP_NUM_THREADS"] == "2"
+    assert _environment(place.job(), 0, 16)["OMP_NUM_THREADS"] == "1"
     assert _share_memory(place.job(), 3).memory == "3000000000"
     assert _share_memory(place.job(memory="4GB"), 3).memory == "4GB"
     assert _share_memory(place.job(engine="resident"), 3).memory is None
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert [_environment(i, 3)["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["4", "6", "4"]
+    seen = [_environment(place.job(), i, 3)["CUDA_VISIBLE_DEVICES"] for i in range(3)]
+    assert seen == ["4", "6", "4"]
+    named = place.job(model=dataclasses.replace(place.model, device="cuda:1"))
+    assert _environment(named, 0, 3)["CUDA_VISIBLE_DEVICES"] == "4,6"
 
 
 def test_nothing_is_started_when_all_shards_are_finished(
@@ -437,6 +343,7 @@ BAD = {
     ("--workers", "2"): "--workers needs --launcher local or ray",
     ("--keep-parts",): "--keep-parts needs --launcher local or ray",
     ("--launcher", "ray", "--shard", "1/3"): "--launcher ray cuts the shards itself",
+    ("--launcher", "local", "--worker-gpus", "1"): "--worker-gpus needs --launcher ray",
 }
 
 

@@ -280,13 +280,16 @@ def test_what_does_not_belong_together_is_named_in_one_line(
     second = CorpusSpec(path=str(corpus), shard="2/3")
     other = trace(model, second, tmp_path / "other-model", OPTIONS)
     assert "_sha256: '" in refusal(one, other, out=out)
-    assert "are runs of different model (" in refusal(one, other, out=out)
+    said = refusal(one, other, out=out)
+    assert (
+        f"are runs of {tiny_loaded.spec.model} and {tmp_path / 'model'} with different mod" in said
+    )
     longer = OPTIONS.model_copy(update={"context": 48})
     other = trace(tiny_loaded, second, tmp_path / "other-options", longer)
-    assert "runs of different options (context: 32 against 48)" in refusal(one, other, out=out)
+    assert "runs with different options (context: 32 against 48)" in refusal(one, other, out=out)
     spec = second.model_copy(update={"split": "test"})
     other = trace(tiny_loaded, spec, tmp_path / "other-spec", OPTIONS)
-    assert "runs of different corpus (split: None against 'test')" in refusal(one, other, out=out)
+    assert "runs with different corpus (split: None against 'test')" in refusal(one, other, out=out)
     changed = tmp_path / "changed.jsonl"
     changed.write_text(corpus.read_text().replace("river", "water", 1))
     spec = CorpusSpec(path=str(changed), shard="2/3")

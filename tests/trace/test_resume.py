@@ -25,19 +25,21 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from moescope.corpus import CorpusSpec
-from moescope.models import ModelSpec, load_model
+from moescope.models import ModelSpec, open_model
 from moescope.trace import TraceOptions, trace
-model, corpus, run = sys.argv[1:]
-loaded = load_model(ModelSpec(model))
+model, corpus, run, engine = sys.argv[1:]
+loaded = open_model(ModelSpec(model), engine=engine)
 print("loaded", flush=True)
-options = TraceOptions(keep="all", context=64, pool_tokens=256, batch_tokens=128,
-                       sample_tokens=500, generate=3, checkpoint_seconds=0)
+streamed = engine == "streamed"  # it goes through all layers for a pool, and does not generate
+options = TraceOptions(keep="all", context=64, pool_tokens=1024 if streamed else 256,
+                       batch_tokens=128, sample_tokens=500, generate=0 if streamed else 3,
+                       checkpoint_seconds=0)
 trace(loaded, CorpusSpec(path=corpus), Path(run), options, resume=True)
 """
 
 
-def start(model: Path, corpus: Path, run: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", SCRIPT, str(model), str(corpus), str(run)]
+def start(model: Path, corpus: Path, run: Path, engine: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", SCRIPT, str(model), str(corpus), str(run), engine]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=dict(os.environ)
     )
@@ -52,17 +54,20 @@ def tables_of(run: Path) -> dict[str, bytes]:
     return {n: (run / "tables" / f"{n}.parquet").read_bytes() for n in table_names()}
 
 
-def test_killed_at_random_moments_and_resumed_gives_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["resident", "streamed"])
+def test_killed_at_random_moments_and_resumed_gives_the_same_bytes(
+    engine: str, tmp_path: Path
+) -> None:
     model = save_tiny("olmoe", tmp_path / "model")
     corpus = write_corpus(tmp_path / "texts.jsonl", documents_per_domain=60, domains=3)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = start(model, corpus, whole)
+    process = start(model, corpus, whole, engine)
     began = time.monotonic()  # start-up is not counted: the kills must fall into the trace
     assert process.wait() == 0
     lasted = time.monotonic() - began
-    rng, killed, seen = random.Random(7), 0, []
+    rng, killed, seen, scratch = random.Random(7), 0, [], []
     while killed < 6:
-        process = start(model, corpus, broken)
+        process = start(model, corpus, broken, engine)
         time.sleep(rng.uniform(0.02, 0.12) * lasted)
         if process.poll() is not None:
             break
@@ -71,11 +76,13 @@ def test_killed_at_random_moments_and_resumed_gives_the_same_bytes(tmp_path: Pat
         killed += 1
         manifest = broken / "manifest.json"
         seen.append(json.loads(manifest.read_text())["progress"] if manifest.exists() else {})
+        scratch.append(any((broken / "streaming").glob("hidden-*")))
     assert killed >= 5, "the run finished before it was killed five times"
-    assert start(model, corpus, broken).wait() == 0
+    assert start(model, corpus, broken, engine).wait() == 0
     reached = [p.get("tokens", 0) for p in seen]
     assert reached == sorted(reached)
     assert reached[-1] > 0
+    assert any(scratch) == (engine == "streamed")  # it was killed between two layers
     assert tables_of(whole) == tables_of(broken)
     for name in ("documents.parquet", "sample.parquet", "vocabulary.json"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes()

@@ -70,8 +70,15 @@ def test_checkpoints_in_several_files_and_in_bfloat16_are_read_too(
     (folder / "model.safetensors").unlink(missing_ok=True)
     assert len(list(folder.glob("model-*.safetensors"))) > 2
     spec = ModelSpec(str(folder), dtype="float32")
+    loaded = load_streamed(spec)
+    assert loaded.streamed is not None
+    loaded.streamed.load_layer(1)
+    dtypes = {n.split(".")[-1]: p.dtype for n, p in loaded.streamed.layers[1].named_parameters()}
+    assert dtypes.pop("gate_up_proj") == dtypes.pop("down_proj") == torch.bfloat16
+    assert set(dtypes.values()) == {torch.float32}  # the experts alone stay as they are stored
+    loaded.streamed.drop_layer(1)
     trace(load_model(spec), corpus, tmp_path / "a", OPTIONS)
-    trace(load_streamed(spec), corpus, tmp_path / "b", OPTIONS)
+    trace(loaded, corpus, tmp_path / "b", OPTIONS)
     assert same_run(tmp_path / "a", tmp_path / "b") < 1e-5
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,10 @@ Example: moescope analyze allenai/OLMoE-1B-7B-0924 texts/ -o my-run
 """
 
 
+_LOCK_SECONDS = 120.0
+"""A network file system needs so long to notice that the machine of a lock is gone."""
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     app.command("analyze", help=_HELP)(with_run_options(analyze))
@@ -39,18 +44,32 @@ def analyze(config: RunConfig, resume: bool) -> None:
             done = report_on(launch_shards(config, resume, bar), on_stage=bar.stage)
         else:
             bar.stage(f"loading {config.model}")
-            done = analyze_corpus(
-                config.open_model(),
-                config.corpus_spec(),
-                config.out,
-                config.trace_options(),
-                resume=resume,
-                on_progress=bar.update,
-                on_stage=bar.stage,
-            )
+            with shard_alone(config):
+                done = analyze_corpus(
+                    config.open_model(),
+                    config.corpus_spec(),
+                    config.out,
+                    config.trace_options(),
+                    resume=resume,
+                    on_progress=bar.update,
+                    on_stage=bar.stage,
+                )
     write_config(Path(config.out), config.model_dump())
     summarize(done.run)
     output.print(str(done.report), soft_wrap=True)
+
+
+@contextmanager
+def shard_alone(config: RunConfig) -> Iterator[None]:
+    """Hold the folder of a shard: a scheduler may start a task again that is still running."""
+    if config.shard is None:
+        yield
+        return
+    from moescope.launch import alone
+
+    folder = Path(config.out)
+    with alone(folder, folder / "trace.lock", _LOCK_SECONDS):
+        yield
 
 
 def launch_shards(config: RunConfig, resume: bool, bar: TraceBar) -> Path:

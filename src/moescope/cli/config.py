@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -151,14 +151,18 @@ class RunConfig(BaseModel):
                     f"--shard {self.shard} is for a process of its own; --launcher "
                     f"{self.launcher} cuts the shards itself, --shards N says how many"
                 )
+            if self.launcher == "local":
+                self._refuse_set(_OF_RAY, "--launcher ray")
             return True
         if self.launcher == "shard" and self.shard is None:
             raise BadInputError("--launcher shard needs --shard i/n, such as --shard 3/16")
-        for name in _OF_LAUNCHER:
-            if getattr(self, name) != RunConfig.model_fields[name].default:
-                flag = "--" + name.replace("_", "-")
-                raise BadInputError(f"{flag} needs --launcher local or ray")
+        self._refuse_set(_OF_LAUNCHER, "--launcher local or ray")
         return False
+
+    def _refuse_set(self, names: Iterable[str], without: str) -> None:
+        for name in names:
+            if getattr(self, name) != RunConfig.model_fields[name].default:
+                raise BadInputError(f"--{name.replace('_', '-')} needs {without}")
 
     def launch_options(self) -> LaunchOptions:
         """The part that says how the work is spread."""
@@ -176,9 +180,8 @@ class RunConfig(BaseModel):
 
 
 _ARGUMENTS = ("model", "corpus")
-_OF_LAUNCHER = (
-    "workers", "shards", "worker_cpus", "worker_gpus", "ray_address", "keep_parts",
-)  # fmt: skip
+_OF_RAY = ("worker_cpus", "worker_gpus", "ray_address")
+_OF_LAUNCHER = ("workers", "shards", "keep_parts", *_OF_RAY)
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

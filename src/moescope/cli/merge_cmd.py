@@ -9,6 +9,7 @@ import typer
 
 from moescope.cli.analyze_cmd import summarize
 from moescope.cli.common import errors, output
+from moescope.errors import WriteError
 
 _HELP = """Join finished runs of one model into one run, exactly.
 
@@ -36,8 +37,14 @@ def merge(
     from moescope.trace.merge import merge_runs
 
     with errors.status("merging") as shown:
-        folder = merge_runs(
-            runs, out, partial=partial, on_part=lambda run: shown.update(f"merging {run}")
-        )
+        try:
+            folder = merge_runs(
+                runs, out, partial=partial, on_part=lambda run: shown.update(f"merging {run}")
+            )
+        except WriteError as error:  # says how a trace goes on, which a merge cannot
+            raise WriteError(
+                f"{str(error).partition(';')[0]}; the runs are untouched: make room and give the "
+                "same command again"
+            ) from error
     summarize(Run(folder))
     output.print(str(folder), soft_wrap=True)

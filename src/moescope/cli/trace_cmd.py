@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from moescope.cli.analyze_cmd import launch_shards, summarize
+from moescope.cli.analyze_cmd import launch_shards, shard_alone, summarize
 from moescope.cli.common import output, tracing_progress, write_config
 from moescope.cli.config import RunConfig, with_run_options
 
@@ -31,16 +31,17 @@ def trace(config: RunConfig, resume: bool) -> None:
             folder = launch_shards(config, resume, bar)
         else:
             bar.stage(f"loading {config.model}")
-            loaded = config.open_model()
-            bar.stage("tracing")
-            folder = trace_corpus(
-                loaded,
-                config.corpus_spec(),
-                Path(config.out),
-                config.trace_options(),
-                resume=resume,
-                on_progress=bar.update,
-            )
+            with shard_alone(config):
+                loaded = config.open_model()
+                bar.stage("tracing")
+                folder = trace_corpus(
+                    loaded,
+                    config.corpus_spec(),
+                    Path(config.out),
+                    config.trace_options(),
+                    resume=resume,
+                    on_progress=bar.update,
+                )
     write_config(folder, config.model_dump())
     run = Run(folder)
     summarize(run)

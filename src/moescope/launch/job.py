@@ -25,7 +25,7 @@ __all__ = ["PARTS", "Job", "LaunchOptions", "Parts"]
 PARTS = "parts"
 """The folder of the parts, inside that of the run."""
 
-_LAUNCH = "launch.json"
+_LAUNCH, _LOCK = "launch.json", "launch.lock"
 
 
 class LaunchOptions(BaseModel):
@@ -68,7 +68,11 @@ class Job(BaseModel):
     def identity(self) -> dict[str, dict[str, Any]]:
         """What decides the results, as far as it is known without the model and the text."""
         return {
-            "model": {"name": self.model.model, "dtype": self.model.dtype},
+            "model": {
+                "name": self.model.model,
+                "revision": self.model.revision,
+                "dtype": self.model.dtype,
+            },
             "corpus": self.corpus.model_dump(mode="json", exclude={"path", "shard"}),
             "options": self.options.identity(),
         }
@@ -85,6 +89,24 @@ class Parts:
         """The run folder of a shard."""
         width = len(str(shard.total))
         return self.folder / f"{shard.number:0{width}d}-of-{shard.total}"
+
+    def lock_of(self, shard: Shard) -> Path:
+        """The file that says which worker has a shard."""
+        run = self.run_of(shard)
+        return run.with_name(f"{run.name}.lock")
+
+    @staticmethod
+    def lock(run: Path) -> Path:
+        """The file that says which launcher is at work in a run.
+
+        Raises:
+            RunError: a folder of that name holds something that no launch has made.
+        """
+        folder = run / PARTS
+        ours = not folder.exists() or (folder / _LAUNCH).is_file()
+        if not ours and any(path.name != _LOCK for path in folder.iterdir()):
+            raise RunError(f"{folder} holds something else; give another folder with -o")
+        return folder / _LOCK
 
     def tokens(self, shard: Shard) -> int:
         """Tokens of a shard that are committed."""
@@ -112,17 +134,7 @@ class Parts:
         return (run / MANIFEST).is_file() and read_manifest(run).state is not None
 
     def write(self, job: Job) -> None:
-        """Say what is launched here.
-
-        Raises:
-            RunError: a folder of that name holds something that no launch has made.
-        """
-        if (
-            _read(self.folder.parent) is None
-            and self.folder.exists()
-            and any(self.folder.iterdir())
-        ):
-            raise RunError(f"{self.folder} holds something else; give another folder with -o")
+        """Say what is launched here."""
         stored = {"shards": len(self.shards), "identity": job.identity()}
         write_bytes(self.folder / _LAUNCH, json.dumps(stored, indent=1).encode())
 
@@ -154,10 +166,10 @@ class Parts:
             return
         for path in folder.iterdir():
             if path.is_dir():
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
             elif path.name != _LAUNCH:
-                path.unlink()
-        shutil.rmtree(folder)
+                path.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read(run: Path) -> dict[str, Any] | None:

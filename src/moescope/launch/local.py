@@ -63,11 +63,15 @@ class _Worker:
             self.process.stdin.write(message + "\n")
             self.process.stdin.flush()
 
-    def stop(self) -> None:
-        """Close its input, which ends it; make sure that it has ended."""
+    def let_go(self) -> None:
+        """Close its input, which ends it."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()
+
+    def stop(self) -> None:
+        """Let it go and make sure that it has ended."""
+        self.let_go()
         try:
             self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -94,13 +98,15 @@ class _Pool:
                 self._hear(*self.said.get())
         finally:
             for worker in self.workers.values():
+                worker.let_go()  # all at once, then wait for each
+            for worker in self.workers.values():
                 worker.stop()
 
     def _start(self, slot: int) -> None:
         """Start a process for the next shard."""
         log = self.watch.parts.folder / f"worker-{slot + 1}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
         try:
+            log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a", encoding="utf-8") as stderr:
                 process = subprocess.Popen(
                     _COMMAND,
@@ -109,7 +115,7 @@ class _Pool:
                     stderr=stderr,
                     text=True,
                     encoding="utf-8",
-                    env=_environment(slot, self.slots),
+                    env=_environment(self.job, slot, self.slots),
                 )
         except OSError as error:
             raise LaunchError(f"a worker cannot be started ({error})") from error
@@ -183,8 +189,8 @@ def _share_memory(job: Job, workers: int) -> Job:
     return job.model_copy(update={"memory": str(share)})
 
 
-def _environment(slot: int, workers: int) -> dict[str, str]:
-    """What a worker finds: its part of the threads, and one GPU where there are several."""
+def _environment(job: Job, slot: int, workers: int) -> dict[str, str]:
+    """What a worker finds: its part of the threads, and one GPU where none was named."""
     import torch
 
     environment = dict(os.environ)
@@ -192,6 +198,6 @@ def _environment(slot: int, workers: int) -> dict[str, str]:
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = visible.split(",") if visible else [str(i) for i in range(count)]
-    if count > 1:
+    if count > 1 and job.model.device in ("auto", "cuda"):
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     return environment

@@ -17,6 +17,7 @@ from typing import Any
 
 from moescope.corpus import Shard
 from moescope.errors import LaunchError, MissingExtraError
+from moescope.launch.alone import holder
 from moescope.launch.job import Job, LaunchOptions
 from moescope.launch.watch import RETRIES, Watch
 from moescope.launch.worker import Outcome, attempt
@@ -25,6 +26,9 @@ from moescope.models.memory import available_memory
 __all__ = ["ray_workers", "run_on_ray", "with_ray"]
 
 _POLL_SECONDS = 1.0
+_LOOKS_A_SECOND = 50
+"""At how many shards' files the launcher looks, however many there are."""
+
 _SHARE_OF_MEMORY = 0.9
 
 
@@ -43,11 +47,13 @@ def with_ray(how: LaunchOptions) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    here: dict[str, Any] = {} if how.ray_address else {"include_dashboard": False}
+    # without an address Ray would join whatever cluster was last started on this machine
+    address = how.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    here: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=how.ray_address, log_to_driver=False, logging_level=logging.ERROR, **here)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
     except Exception as error:
-        where = f"at {how.ray_address}" if how.ray_address else "on this machine"
+        where = "on this machine" if address == "local" else f"at {address}"
         raise LaunchError(f"Ray {where} does not start or answer ({_first(error)})") from error
     try:
         yield ray
@@ -89,33 +95,53 @@ def run_on_ray(ray: Any, job: Job, watch: Watch, how: LaunchOptions, workers: in
     )
     text = _everywhere(job).model_dump_json()
     waiting, running = deque(watch.todo), dict[Any, Shard]()
+    holders: dict[Shard, str] = {}
     watch.tell()
     try:
         while waiting or running:
             while waiting and len(running) < workers:
                 shard = waiting.popleft()
+                holders.pop(shard, None)
                 run = str(watch.parts.run_of(shard).absolute())
                 running[task.remote(text, tuple(shard), run, how.worker_cpus)] = shard
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
+            pause = max(_POLL_SECONDS, len(running) / _LOOKS_A_SECOND)
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=pause)
             for reference in ready:
                 shard = running.pop(reference)
                 if not watch.finish(shard, _outcome(ray, reference)):
                     waiting.appendleft(shard)
             for shard in running.values():
                 with contextlib.suppress(OSError):  # a network file system may be late
-                    watch.advance(shard, watch.parts.tokens(shard))
+                    _look(watch, shard, holders)
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
 
 
+def _look(watch: Watch, shard: Shard, holders: dict[Shard, str]) -> None:
+    """How far a shard is; and whether Ray has given it to another worker, because one was lost."""
+    now, before = holder(watch.parts.lock_of(shard)), holders.get(shard)
+    if now is not None:
+        holders[shard] = now
+        if before is not None and before != now:
+            watch.lose(shard, f"Ray lost {before}")
+    watch.advance(shard, watch.parts.tokens(shard))
+
+
 def _outcome(ray: Any, reference: Any) -> Outcome:
+    lost = ray.exceptions
     try:
         return Outcome(*ray.get(reference))
-    except ray.exceptions.RayTaskError as error:
-        return Outcome(f"Ray cannot run it ({_first(error.cause)})", final=True)
-    except ray.exceptions.RayError as error:  # Ray has given it to other workers already
-        return Outcome(f"Ray lost its worker {RETRIES + 1} times ({_first(error)})", final=True)
+    except (
+        lost.WorkerCrashedError,
+        lost.NodeDiedError,
+        lost.LocalRayletDiedError,
+        lost.OutOfMemoryError,
+        lost.ObjectLostError,
+    ) as error:
+        return Outcome(f"Ray lost its worker ({_first(error)})")
+    except lost.RayError as error:
+        return Outcome(f"Ray cannot run it ({_first(getattr(error, 'cause', error))})", final=True)
 
 
 def _first(error: BaseException) -> str:
@@ -123,7 +149,7 @@ def _first(error: BaseException) -> str:
 
 
 def _trace_shard(text: str, shard: tuple[int, int], run: str, cpus: float) -> tuple[Any, ...]:
-    """The task: one shard in a process of Ray, which keeps the model for its next shard."""
+    """The task: one shard. Without a GPU the process may keep the model for its next shard."""
     import torch
 
     torch.set_num_threads(max(1, int(cpus)))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from moescope.corpus import CorpusSpec, open_corpus
 from moescope.errors import BadInputError, RunError
+from moescope.launch.alone import alone
 from moescope.launch.job import Job, LaunchOptions, Parts
 from moescope.launch.local import run_local
 from moescope.launch.on_ray import ray_workers, run_on_ray, with_ray
@@ -22,6 +23,9 @@ from moescope.trace.merge import merge_runs
 from moescope.trace.store import MANIFEST, Manifest, read_manifest
 
 __all__ = ["launch"]
+
+_LOCK_SECONDS = 5.0
+"""For a launcher that is just dying."""
 
 
 def launch(
@@ -75,13 +79,14 @@ def launch(
             f"a launch cuts the corpus itself; leave the shard out, got {corpus.shard}"
         )
     open_corpus(corpus)  # text that is not there leaves no folder behind
-    if _is_finished(run, job, resume):
-        _clean_up(run, how)
-        return run
-    parts = _trace_parts(job, run, how, resume, on_progress, say)
-    say("merging")
-    merge_runs([parts.run_of(s) for s in parts.shards], run, link=True)
-    _clean_up(run, how)
+    if not _is_finished(run, job, resume):
+        with alone(run, Parts.lock(run), _LOCK_SECONDS):
+            if not _is_finished(run, job, resume):  # nor has another launcher finished it meanwhile
+                parts = _trace_parts(job, run, how, resume, on_progress, say)
+                say("merging")
+                merge_runs([parts.run_of(s) for s in parts.shards], run, link=True)
+    if not how.keep_parts:
+        Parts.remove(run)
     return run
 
 
@@ -155,9 +160,3 @@ def _prepare(job: Job, run: Path, shards: int, how: LaunchOptions, resume: bool)
             "for; leave --shards out, or give another folder with -o"
         )
     return begun
-
-
-def _clean_up(run: Path, how: LaunchOptions) -> None:
-    """The joined run is committed: the parts have served, unless they are to be kept."""
-    if not how.keep_parts:
-        Parts.remove(run)

@@ -13,7 +13,7 @@ from moescope.launch.worker import Outcome
 __all__ = ["RETRIES", "LaunchProgress", "Watch"]
 
 RETRIES = 3
-"""How often a shard whose worker died is given to another one."""
+"""How often a shard whose worker died is given to another one that gets no further."""
 
 
 class LaunchProgress(NamedTuple):
@@ -21,7 +21,7 @@ class LaunchProgress(NamedTuple):
 
     ``done``: numbers of the finished ones among ``shards``; ``share`` of the text, in [0, 1], as
     far as it is known; ``tokens`` counted, those of earlier launches included; ``lost``: workers
-    that died, as far as Ray does not replace them itself.
+    that died.
     """
 
     done: tuple[int, ...]
@@ -47,7 +47,9 @@ class Watch:
         self._done = {s for s in parts.shards if parts.is_done(s)}
         self._tokens = {s: parts.tokens(s) for s in parts.shards}
         self._share: dict[Shard, float] = {}
-        self._lost: dict[Shard, int] = {}
+        self._lost = 0
+        self._in_vain: dict[Shard, int] = {}
+        self._committed = dict(self._tokens)
 
     @property
     def todo(self) -> list[Shard]:
@@ -59,8 +61,8 @@ class Watch:
         shares = sum(1.0 if s in self._done else self._share.get(s, 0.0) for s in self._tokens)
         shards = len(self.parts.shards)
         done = tuple(sorted(shard.number for shard in self._done))
-        tokens, lost = sum(self._tokens.values()), sum(self._lost.values())
-        self._say(LaunchProgress(done, shards, shares / shards, tokens, lost))
+        tokens = sum(self._tokens.values())
+        self._say(LaunchProgress(done, shards, shares / shards, tokens, self._lost))
 
     def advance(self, shard: Shard, tokens: int, share: float = 0.0) -> None:
         """A worker says how far it is."""
@@ -86,16 +88,27 @@ class Watch:
         if outcome.final:
             kind = BadInputError if outcome.exit_code == BadInputError.exit_code else LaunchError
             raise kind(f"shard {shard}: {outcome.message}")
-        self._lose(shard, outcome.message or "its run is not finished")
+        self.lose(shard, outcome.message or "its run is not finished")
         return False
 
-    def _lose(self, shard: Shard, reason: str) -> None:
-        self._lost[shard] = self._lost.get(shard, 0) + 1
-        self._tokens[shard] = self.parts.tokens(shard)
+    def lose(self, shard: Shard, reason: str) -> None:
+        """A worker died; what it had not committed is not counted any more.
+
+        Deaths count against a shard only while it gets no further: a long one may outlive many
+        workers.
+
+        Raises:
+            LaunchError: so many workers died over it that another one would too.
+        """
+        tokens = self.parts.tokens(shard)
+        further = tokens > self._committed[shard]
+        self._in_vain[shard] = 1 if further else self._in_vain.get(shard, 0) + 1
+        self._committed[shard] = self._tokens[shard] = tokens
+        self._lost += 1
         self.tell()
-        if self._lost[shard] > RETRIES:
+        if self._in_vain[shard] > RETRIES:
             raise LaunchError(
-                f"shard {shard}: {self._lost[shard]} workers died over it, the last: {reason}; "
-                f"{len(self._done)} of {len(self.parts.shards)} shards are finished and stay; mend "
-                "the cause and give the same command with --resume"
+                f"shard {shard}: {self._in_vain[shard]} workers died over it and got no further, "
+                f"the last: {reason}; {len(self._done)} of {len(self.parts.shards)} shards are "
+                "finished and stay; mend the cause and give the same command with --resume"
             )

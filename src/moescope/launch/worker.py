@@ -9,27 +9,30 @@ anywhere. A task of Ray calls `attempt` with one shard.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import queue
-import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from moescope.corpus import Shard
 from moescope.errors import LaunchError, MoescopeError
+from moescope.launch.alone import alone
 from moescope.launch.job import Job
 from moescope.models import LoadedModel, open_model
 from moescope.trace import Progress, trace
 
 __all__ = ["Outcome", "attempt", "main"]
 
-_LOCK_SECONDS = 60.0
+_LOCK_SECONDS = 120.0
+"""A network file system needs so long to notice that the machine of a lock is gone."""
+
 _SAY_SECONDS = 0.5
 _loaded: dict[str, LoadedModel] = {}
 
@@ -59,15 +62,30 @@ def attempt(
     """
     corpus = job.corpus.model_copy(update={"shard": str(shard)})
     try:
-        with _alone(run):
+        with alone(run, run.with_name(f"{run.name}.lock"), _LOCK_SECONDS):
             loaded = _model(job)
             trace(loaded, corpus, run, job.options, resume=True, on_progress=on_progress)
+    except LaunchError as error:  # a worker that was given up may still be dying
+        return Outcome(str(error))
     except MoescopeError as error:
         return Outcome(str(error), final=True, exit_code=error.exit_code)
     except Exception as error:
-        traceback.print_exc()
-        return Outcome(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return _fault(error)
     return Outcome()
+
+
+def _fault(error: Exception) -> Outcome:
+    """What nobody expected; a full disk is said as such, because no other worker has more of it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" ({error.filename})" if error.filename else ""
+        return Outcome(
+            f"the disk is full{where}; what was committed stays: make room and give the same "
+            "command with --resume",
+            final=True,
+        )
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)
+    return Outcome(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
 def _model(job: Job) -> LoadedModel:
@@ -82,44 +100,6 @@ def _model(job: Job) -> LoadedModel:
             batch_tokens=job.options.batch_tokens,
         )
     return _loaded[key]
-
-
-@contextlib.contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Hold the shard's lock: two workers in one folder would remove each other's files.
-
-    The system drops the lock when its holder dies. The file names the holder. Where files cannot be
-    locked nothing is checked.
-    """
-    run.parent.mkdir(parents=True, exist_ok=True)
-    with run.with_name(f"{run.name}.lock").open("a+", encoding="utf-8") as lock:
-        _wait_for(lock, run)
-        lock.truncate(0)
-        lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-        lock.flush()
-        yield
-
-
-def _wait_for(lock: TextIO, run: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:
-        return
-    give_up = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > give_up:
-                lock.seek(0)
-                raise LaunchError(
-                    f"{run} is being traced by another process ({lock.read()}); wait for it or "
-                    "end it, then go on with --resume"
-                ) from None
-            time.sleep(0.2)
-        except OSError:  # a file system without locks
-            return
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from torch import nn
 from moescope.errors import CoverageError
 from moescope.models.anatomy import Site
 
-__all__ = ["Routing", "RoutingCapture", "read_router_output"]
+__all__ = ["EnoughSeen", "Routing", "RoutingCapture", "read_router_output"]
 
 
 class Routing(NamedTuple):
@@ -35,8 +35,9 @@ class Routing(NamedTuple):
 class _Tap:
     """The two hooks of one layer; refilled at every forward pass."""
 
-    def __init__(self, site: Site, model: nn.Module) -> None:
+    def __init__(self, site: Site, model: nn.Module, seen: Callable[[], None]) -> None:
         self.site = site
+        self._seen = seen
         self.routings: list[Routing] = []
         self._logits: torch.Tensor | None = None
         router = model.get_submodule(site.router)
@@ -51,6 +52,7 @@ class _Tap:
 
     def _read_whole(self, module: nn.Module, _args: Any, output: Any) -> None:
         self.routings.append(read_router_output(module, output))
+        self._seen()
 
     def _read_logits(self, _module: nn.Module, _args: Any, output: Any) -> None:
         logits = output[0] if isinstance(output, tuple) else output
@@ -71,6 +73,11 @@ class _Tap:
             )
         )
         self._logits = None
+        self._seen()
+
+
+class EnoughSeen(Exception):
+    """Every layer was read: the rest of the forward pass is not needed."""
 
 
 class RoutingCapture:
@@ -85,16 +92,23 @@ class RoutingCapture:
     Args:
         model: the model that will run.
         sites: the layers to read.
+        stop: end the forward pass by `EnoughSeen` as soon as every layer has been read, before the
+            experts of the last one run. A layer that is called twice goes unnoticed then.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
+    def __init__(self, model: nn.Module, sites: Sequence[Site], *, stop: bool = False) -> None:
         self._model = model
         self._sites = sites
+        self._stop = stop
         self._taps: list[_Tap] = []
 
     def __enter__(self) -> Self:
-        self._taps = [_Tap(site, self._model) for site in self._sites]
+        self._taps = [_Tap(site, self._model, self._after_one) for site in self._sites]
         return self
+
+    def _after_one(self) -> None:
+        if self._stop and all(tap.routings for tap in self._taps):
+            raise EnoughSeen
 
     def __exit__(
         self,

@@ -22,6 +22,7 @@ from torch import nn
 
 from moescope.errors import ModelError
 from moescope.models.anatomy import Anatomy
+from moescope.models.experts import sorts_experts
 from moescope.models.memory import (
     available_memory,
     parse_memory,
@@ -209,6 +210,7 @@ def load_streamed(
         dtype,
         int(0.9 * available_memory()) if memory is None else memory,
         batch_tokens,
+        sorts=sorts_experts(model),
     )
     streamed.load_rest()
     tokenizer = _load_tokenizer(spec)

@@ -109,6 +109,8 @@ def plan_streaming(
     dtype: torch.dtype,
     memory: int,
     batch_tokens: int | None = None,
+    *,
+    sorts: bool = False,
 ) -> StreamedNeed:
     """The largest batch with which streaming keeps within a promise.
 
@@ -119,12 +121,14 @@ def plan_streaming(
         dtype: of the computation.
         memory: the promise, in bytes.
         batch_tokens: a batch that was asked for; otherwise the largest that fits is taken.
+        sorts: the experts run one after the other (`moescope.models.experts`), so that the rows of
+            one of them are in memory instead of all assignments.
 
     Raises:
         ModelError: it does not fit; says what the smallest batch needs.
     """
     sizes = _BATCHES if batch_tokens is None else (batch_tokens,)
-    per_token = _activation_bytes(anatomy, dtype)
+    per_token = _activation_bytes(anatomy, dtype, sorts)
     held = held_memory()
     for size in sizes:
         need = StreamedNeed(held, outside, layer, size, size * per_token + 8 * HEAD_CELLS)
@@ -136,12 +140,16 @@ def plan_streaming(
     )
 
 
-def _activation_bytes(anatomy: Anatomy, dtype: torch.dtype) -> int:
-    """Per token: the residual and attention, and the gathered rows of the chosen experts."""
+def _activation_bytes(anatomy: Anatomy, dtype: torch.dtype, sorts: bool) -> int:
+    """Per token: the residual and attention, and the gathered rows of the chosen experts.
+
+    Sorted experts hold the rows of one expert, which every token may have chosen.
+    """
     widest = 0
     for layer in anatomy.layers:
         inner = layer.expert_hidden_size or 4 * layer.hidden_size
-        experts = layer.top_k * (3 * layer.hidden_size + 4 * inner)
+        times = 1 if sorts else layer.top_k
+        experts = times * (3 * layer.hidden_size + 4 * inner) + 6 * layer.top_k
         shared = 4 * layer.shared_params // max(1, 3 * layer.hidden_size)
         widest = max(widest, 14 * layer.hidden_size + experts + shared + 6 * layer.num_experts)
     return widest * dtype.itemsize

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +32,17 @@ __all__ = [
     "pick_stacked",
     "places",
     "read_header",
+    "reading",
     "refuse_shape",
     "stacked_side",
 ]
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -75,11 +84,12 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 class Stored(NamedTuple):
-    """A tensor in a file: its shape, first byte and length in bytes."""
+    """A tensor in a file: its shape, first byte, length in bytes, and dtype where it is known."""
 
     shape: tuple[int, ...]
     begin: int
     length: int
+    dtype: torch.dtype | None
 
 
 def read_header(path: Path) -> dict[str, Stored]:
@@ -94,8 +104,52 @@ def read_header(path: Path) -> dict[str, Stored]:
     for key, entry in header.items():
         if key != "__metadata__":
             begin, end = entry["data_offsets"]
-            found[key] = Stored(tuple(entry["shape"]), 8 + size + begin, end - begin)
+            dtype = _DTYPES.get(entry["dtype"])
+            found[key] = Stored(tuple(entry["shape"]), 8 + size + begin, end - begin, dtype)
     return found
+
+
+class _Reader:
+    """Reads whole tensors of an open file into memory of their own.
+
+    The library maps a file, and every page that was touched counts as this process's memory until
+    the file is closed: a layer would count twice.
+    """
+
+    def __init__(self, path: Path, handle: Any, header: dict[str, Stored], file: int) -> None:
+        self._path, self._handle, self._header, self._file = path, handle, header, file
+        self.get_slice = handle.get_slice
+
+    def get_tensor(self, key: str) -> torch.Tensor:
+        """The tensor of this name."""
+        entry = self._header.get(key)
+        if entry is None or entry.dtype is None or not entry.shape:
+            return self._handle.get_tensor(key)  # type: ignore[no-any-return]
+        made = torch.empty(entry.shape, dtype=entry.dtype)
+        view = memoryview(made.view(torch.uint8).reshape(-1).numpy().data)
+        if len(view) != entry.length:
+            raise ModelError(f"{self._path}: {key} has another size than its header says")
+        done = 0
+        while done < len(view):
+            count = os.preadv(self._file, [view[done:]], entry.begin + done)
+            if not count:
+                raise ModelError(f"{self._path} ends in the middle of {key}; fetch it again")
+            done += count
+        return made
+
+
+@contextlib.contextmanager
+def reading(path: Path, header: dict[str, Stored]) -> Iterator[Any]:
+    """A safetensors file of which nothing stays in memory but what is asked for."""
+    with opened(path) as handle:
+        if not hasattr(os, "preadv"):
+            yield handle
+            return
+        file = os.open(path, os.O_RDONLY)
+        try:
+            yield _Reader(path, handle, header, file)
+        finally:
+            os.close(file)
 
 
 @dataclass

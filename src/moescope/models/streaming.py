@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from moescope.errors import ModelError
+from moescope.models.experts import expert_weights, sorts_experts
 from moescope.models.memory import StreamedNeed
 from moescope.models.stored import (
     Stored,
@@ -35,6 +36,7 @@ from moescope.models.stored import (
     pick_stacked,
     places,
     read_header,
+    reading,
     refuse_shape,
     stacked_side,
 )
@@ -85,6 +87,7 @@ class StreamedModel:
         self.layers = list(self._layer_modules())
         self._slot: dict[tuple[str, ...], torch.Tensor] = {}
         self._check_shapes()
+        self._as_stored = self._stay_as_stored()
 
     # -- which tensors make which parameter
 
@@ -147,6 +150,23 @@ class StreamedModel:
             if dim is not None:
                 check_stack(name, shape, dim, stored, target.converter.source_patterns)
 
+    def _stay_as_stored(self) -> dict[str, torch.dtype]:
+        """Experts' weights that are kept in half precision and widened one expert at a time.
+
+        Where a processor computes in float32 what is stored in half of it, that halves the memory
+        of a layer; the numbers are the same.
+        """
+        if self.dtype != torch.float32 or not sorts_experts(self.model):
+            return {}
+        made = {n: t for part in self._by_layer.values() for n, t in part.items()}
+        kept = {}
+        for name in expert_weights(self.model):
+            sources = made[name].sources if name in made else []
+            dtypes = {self._header(key).dtype for key, _ in sources}
+            if len(dtypes) == 1 and dtypes <= {torch.bfloat16, torch.float16}:
+                kept[name] = dtypes.pop()
+        return {n: d for n, d in kept.items() if d is not None}
+
     def _is_tied(self, name: str) -> bool:
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         return name in tied
@@ -154,11 +174,15 @@ class StreamedModel:
     def _header(self, key: str) -> Stored:
         """Shape and place of a stored tensor."""
         path = self._files[key]
+        header = self._header_of(path)
+        if key not in header:
+            raise ModelError(f"{path.name} does not hold {key}, which the index says it does")
+        return header[key]
+
+    def _header_of(self, path: Path) -> dict[str, Stored]:
         if path not in self._headers:
             self._headers[path] = read_header(path)
-        if key not in self._headers[path]:
-            raise ModelError(f"{path.name} does not hold {key}, which the index says it does")
-        return self._headers[path][key]
+        return self._headers[path]
 
     # -- sizes
 
@@ -224,7 +248,7 @@ class StreamedModel:
         needed = {key for target in targets.values() for key, _ in target.sources}
         with contextlib.ExitStack() as stack:
             handles = {
-                path: stack.enter_context(opened(path))
+                path: stack.enter_context(reading(path, self._header_of(path)))
                 for path in sorted({self._files[key] for key in needed})
             }
             for name, target in targets.items():
@@ -359,7 +383,9 @@ class StreamedModel:
         return found[0] if isinstance(found, list) else found  # type: ignore[no-any-return]
 
     def _kept_dtype(self, name: str) -> torch.dtype:
-        """The dtype asked for, but for what the modules keep in float32 and for integers."""
+        """The dtype asked for, but for what the modules keep in float32, integers, and experts."""
+        if name in self._as_stored:
+            return self._as_stored[name]
         empty: torch.Tensor = self._meta[name]
         if not empty.is_floating_point() or empty.dtype == torch.float32 != self.dtype:
             return empty.dtype

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from moescope.corpus import Batch
 from moescope.errors import ModelError
 from moescope.models.anatomy import MoELayer
-from moescope.models.capture import Routing, RoutingCapture
+from moescope.models.capture import EnoughSeen, Routing, RoutingCapture
+from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
 
 __all__ = ["BatchResult", "Engine", "GenerationResult", "ResidentEngine", "predict"]
@@ -73,6 +74,10 @@ class Engine(Protocol):
 class ResidentEngine:
     """The whole model in memory, one forward pass per batch.
 
+    What routing does not need is left out: without predictions the LM head, the experts of the last
+    layer that is read, and all layers after it. The first batch runs through the whole model all
+    the same, so that a router which is called more than once is found out.
+
     Args:
         loaded: the model.
         layers: the MoE layers to read.
@@ -92,6 +97,7 @@ class ResidentEngine:
         self._loaded = loaded
         self._sites = [layer.site for layer in layers]
         self._predictions = predictions
+        self._checked = predictions
         vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         affordable = _LOGIT_CELLS // vocabulary if predictions else _DEFAULT_BATCH_TOKENS
         self._batch_tokens = batch_tokens or max(256, min(_DEFAULT_BATCH_TOKENS, affordable))
@@ -109,18 +115,24 @@ class ResidentEngine:
 
     def run(self, batches: Iterable[Batch]) -> Iterator[BatchResult]:
         """One forward pass per batch, in order."""
+        for batch in batches:
+            yield self._run_batch(batch)
+
+    @torch.inference_mode()
+    def _run_batch(self, batch: Batch) -> BatchResult:
         model: Any = self._loaded.model
         forward = model if self._predictions else model.base_model
-        with RoutingCapture(self._loaded.model, self._sites) as capture, torch.inference_mode():
-            for batch in batches:
-                ids = torch.as_tensor(batch.token_ids, device=self._device)
-                mask = torch.as_tensor(batch.attention_mask, device=self._device).long()
-                output = _call(forward, ids, mask)
-                routing = capture.take(expected_rows=ids.numel())
-                pred_id = nll = None
-                if self._predictions:
-                    pred_id, nll = predict(output.logits, ids, mask)
-                yield BatchResult(batch, routing, pred_id, nll)
+        ids = torch.as_tensor(batch.token_ids, device=self._device)
+        mask = torch.as_tensor(batch.attention_mask, device=self._device).long()
+        stop = self._checked and not self._predictions
+        with fast_experts(model), RoutingCapture(model, self._sites, stop=stop) as capture:
+            output = _call(forward, ids, mask)
+            routing = capture.take(expected_rows=ids.numel())
+        self._checked = True
+        pred_id = nll = None
+        if self._predictions:
+            pred_id, nll = predict(output.logits, ids, mask)
+        return BatchResult(batch, routing, pred_id, nll)
 
     def generate(self, prompts: NDArray[np.int64], num_tokens: int) -> GenerationResult:
         """Greedy decoding with the model's own cache; prompts must not need padding."""
@@ -128,7 +140,11 @@ class ResidentEngine:
         ids = torch.as_tensor(prompts, device=self._device)
         tokenizer = self._loaded.tokenizer
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        with RoutingCapture(self._loaded.model, self._sites) as capture, torch.inference_mode():
+        with (
+            fast_experts(model),
+            RoutingCapture(model, self._sites) as capture,
+            torch.inference_mode(),
+        ):
             try:
                 output = model.generate(
                     ids,
@@ -154,6 +170,8 @@ class ResidentEngine:
 def _call(forward: Any, ids: torch.Tensor, mask: torch.Tensor) -> Any:
     try:
         return forward(input_ids=ids, attention_mask=mask, use_cache=False)
+    except EnoughSeen:
+        return None
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"out of memory on a batch of {ids.shape[0]} × {ids.shape[1]} tokens; use a smaller "

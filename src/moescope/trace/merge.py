@@ -140,10 +140,12 @@ def _require_same(first: _Part, other: _Part, what: str, but: Iterable[str]) -> 
     mine, theirs = (getattr(p.manifest, what) for p in (first, other))
     for key in sorted({*mine, *theirs} - {*but}):
         if mine.get(key) != theirs.get(key):
+            names = [str(p.manifest.model["name"]) for p in (first, other)]
+            of = f" of {names[0]} and {names[1]}" if names[0] != names[1] else ""
             raise RunError(
-                f"{first.path} and {other.path} are runs of different {what} ({key}: "
+                f"{first.path} and {other.path} are runs{of} with different {what} ({key}: "
                 f"{_short(mine.get(key))} against {_short(theirs.get(key))}); only runs of the "
-                "same model and options can be merged"
+                "same model, options and rules of reading can be merged"
             )
 
 

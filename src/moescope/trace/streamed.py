@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from moescope.corpus import Batch
 from moescope.errors import ModelError, WriteError
 from moescope.models.anatomy import MoELayer
-from moescope.models.capture import Routing, RoutingCapture
+from moescope.models.capture import EnoughSeen, Routing, RoutingCapture
+from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
 from moescope.models.memory import HEAD_CELLS
 from moescope.models.streaming import StreamedModel
@@ -97,7 +98,8 @@ class StreamedEngine:
         model: StreamedModel = self._streamed
         last = max(self._sites) if not self._predictions else len(model.layers) - 1
         for index in range(last + 1):
-            self._run_layer(index, listed, pool)
+            only_routing = index == last and not self._predictions
+            self._run_layer(index, listed, pool, only_routing)
             self._on_layer(index + 1, last + 1)
         for number, batch in enumerate(listed):
             routing = {n: pool.routing(n, number) for n in self._sites}
@@ -107,23 +109,37 @@ class StreamedEngine:
             yield BatchResult(batch, routing, pred_id, nll)
         pool.remove()
 
-    def _run_layer(self, index: int, batches: list[Batch], pool: _Pool) -> None:
+    def _run_layer(self, index: int, batches: list[Batch], pool: _Pool, only_routing: bool) -> None:
+        """All batches through one layer; of the last one only the routing may be wanted."""
         todo = [n for n in range(len(batches)) if not pool.passed(index, n)]
         if not todo:
             return
-        model, site = self._streamed, self._sites.get(index)
+        model = self._streamed
         model.load_layer(index)
         model.read_ahead(index + 1)
         try:
             for number in todo:
                 ids, mask = self._inputs(batches[number])
                 below = pool.hidden(index - 1, number) if index else None
-                with RoutingCapture(self._loaded.model, [site] if site else []) as capture:
-                    hidden = model.run_layer(index, ids, mask, below)
-                    routing = capture.take(expected_rows=ids.numel()) if site else {}
-                pool.keep(index, number, hidden, routing.get(index))
+                stop = only_routing and number != todo[0]
+                hidden, routing = self._pass(index, ids, mask, below, stop)
+                pool.keep(index, number, hidden, routing)
         finally:
             model.drop_layer(index)
+
+    def _pass(
+        self, index: int, ids: torch.Tensor, mask: torch.Tensor, below: Any, stop: bool
+    ) -> tuple[Any, Routing | None]:
+        """What a loaded layer makes of one batch, and its routing; nothing is made if it stops."""
+        site, whole = self._sites.get(index), self._loaded.model
+        sites = [site] if site else []
+        with fast_experts(whole), RoutingCapture(whole, sites, stop=stop) as capture:
+            try:
+                hidden = self._streamed.run_layer(index, ids, mask, below)
+            except EnoughSeen:
+                hidden = torch.empty(0)
+            routing = capture.take(expected_rows=ids.numel()) if site else {}
+        return hidden, routing.get(index)
 
     def _inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         device = self._streamed.device

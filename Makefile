@@ -22,7 +22,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/trace_speed.py
+	$(BIN)/python benchmarks/engine_speed.py --out benchmarks/engine_speed.json
 	$(BIN)/python benchmarks/train_speed.py
 
 docs: $(STAMP)

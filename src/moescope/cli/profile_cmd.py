@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 def profile(
     run: Annotated[Path, typer.Argument(help="run folder", metavar="RUN")],
     experts: Annotated[
-        list[str] | None, typer.Argument(help="experts, such as L5E9 L5E10", metavar="[EXPERT]...")
+        list[str] | None, typer.Argument(help="experts, such as L5E9 L5E10", metavar="EXPERT...")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="every expert, with an index page")] = False,
     form: Annotated[

@@ -56,12 +56,19 @@ def _print_domains(profile: Profile) -> None:
         output.print(f"domains: absent, {profile.domains.absent}", style="dim", markup=False)
         return
     table = _table("domains", ["domain", "rate", "95 %", "lift", "95 %", "q", "of its tokens"])
-    for d in sorted(profile.domains, key=lambda d: -d.rate)[: 2 * _ROWS]:
+    listed = sorted(profile.domains, key=lambda d: -d.rate)
+    left_out = listed[_ROWS:-_ROWS] if len(listed) > 2 * _ROWS else []
+    for d in [d for d in listed if d not in left_out]:
         table.add_row(
             Text(d.domain), _pc(d.rate), _between(d.low, d.high, _pc), _num(d.lift),
             _between(d.lift_low, d.lift_high, _num), _num(d.q), _pc(d.of_expert),
         )  # fmt: skip
     output.print(table)
+    if left_out:
+        output.print(
+            f"{len(left_out)} domains between the highest and the lowest rates are in the JSON",
+            style="dim",
+        )
 
 
 def _print_lists(profile: Profile) -> None:

@@ -1,6 +1,7 @@
 """From arrays by cell to the profile of one expert, with what is absent and why.
 
-Here the minima are applied below which a part is not given. It computes nothing else.
+Here the minima are applied below which a part is not given. Besides, it
+reckons what takes all experts at once: the published super rule, peak ratios, chance levels.
 """
 
 from __future__ import annotations

@@ -197,7 +197,7 @@ class Contribution:
     ``weight``: mean w; ``activation``: mean ‖E(x)‖ (EAN), ``activation_share`` of the layer's sum.
     ``peak``: largest |component| of E(x) over all tokens read, ``counted_peak`` over counted ones,
     ``peak_ratio``: over the median expert's. ``super_rule``: the published rule for super experts
-    holds (see the concept page; it always holds for the largest of early layers).
+    holds (see the concept page; the largest of all experts always meets it if its layer is early).
     """
 
     tokens: int
@@ -272,7 +272,8 @@ class SimilarExpert:
 
 @dataclass(frozen=True)
 class SimilarList:
-    """Most similar experts of the layer, on ``tokens`` inputs that were not chosen for either."""
+    """Most similar experts of the layer, on ``tokens`` inputs spread evenly over the text, whichever
+    experts they had chosen."""
 
     rows: list[SimilarExpert]
     tokens: int

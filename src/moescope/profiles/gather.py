@@ -31,7 +31,7 @@ class BatchRows(NamedTuple):
     """The rows of one batch, B × S of them.
 
     ``read``: not padding; ``counted``: stands for the document's own text; ``cluster``: document
-    cluster; ``half``: half of its document, 0 or 1; ``place``: number of the token in the list of
+    cluster; ``half``: half of the documents, 0 or 1; ``place``: number of the token in the list of
     all windows' tokens; ``scale``: frozen r_t of the lens, or None; ``compared``: rows on which
     every expert is run, to compare them.
     """

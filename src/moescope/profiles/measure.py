@@ -30,7 +30,8 @@ from moescope.trace.windows import TextWindow, WindowBatch, window_batches
 __all__ = ["COMPARED_TOKENS", "NEAREST_ROWS", "Measured", "MeasuredText", "Pushes", "measure"]
 
 COMPARED_TOKENS = 512
-"""Tokens on which all experts of a layer are run, to compare their outputs."""
+"""Tokens on which all experts of a layer are run, to compare their outputs; a few more, because
+each batch rounds its part up."""
 
 NEAREST_ROWS = 8
 """Most similar experts that are kept of each."""

@@ -38,7 +38,8 @@ class Pushed(NamedTuple):
     ``ids`` (2, E, R): promoted tokens, then suppressed ones, strongest first; ``own`` the same
     shape: mean Δlogit, centred; ``beyond``: own minus that of the layer's other experts, by which
     tokens are ranked; ``halves`` (2, 2, E, R): beyond in each half of the documents, halves first.
-    ``agreement`` (E,): Spearman correlation over the vocabulary between the halves; ``overlap``
+    ``agreement`` (E,): Spearman correlation between the halves, over about 8,192 tokens of
+    the vocabulary at even steps; ``overlap``
     (2, E): share of the 20 strongest that they have in common. ``spread`` (E,): standard deviation
     of beyond over the vocabulary. ``counts`` (2, E): assignments behind the halves.
     """

@@ -61,7 +61,8 @@ MOSTLY_SHARE = 0.5
 """The typical tokens of an expert are what it mostly serves from this share of its assignments."""
 
 REPEATED_OVERLAP = 0.5
-"""A list of tokens is claimed only if two halves of the documents share so much of it."""
+"""A list of tokens is not claimed where two halves of the documents share less of it. Tokens in
+that could not be compared are named with that said; pushes are not named then."""
 
 SUPER_RATIO = 10.0
 """A super expert's largest output component is so many times the median expert's, besides the
@@ -274,10 +275,11 @@ def _tokens_clause(tokens: TokenList | Absent, role: Role) -> str:
     named = ", ".join(quote(t.token) for t in typical[:_NAMED_TOKENS])
     if role.kind == "token expert":
         return f"then {named}"
+    alone = "" if math.isfinite(tokens.overlap) else ", not compared between halves"
     if sum(t.share for t in typical) >= MOSTLY_SHARE:
-        return f"its tokens are mostly {named}"
+        return f"its tokens are mostly {named}{alone}"
     share = sum(t.share for t in typical[:_NAMED_TOKENS])
-    return f"most typical tokens {named} ({_percent(share)} of its assignments)"
+    return f"most typical tokens {named} ({_percent(share)} of its assignments{alone})"
 
 
 def _push_clause(pushes: PushList | Absent) -> str:

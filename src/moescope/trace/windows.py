@@ -178,6 +178,13 @@ def run_windows(
         CorpusError: the corpus cannot be found any more.
     """
     require_model(loaded, run)
+    fingerprint = run.manifest.progress.get("fingerprint")
+    if not fingerprint or run.manifest.source:
+        raise RunError(
+            f"{run.path} does not tell which documents were read (it was imported, or merged from "
+            "parts with a limit each or with one missing), so its text cannot be found again; give "
+            "the corpus itself instead of the run"
+        )
     stored = {k: v for k, v in run.manifest.corpus.items() if k in CorpusSpec.model_fields}
     options = TraceOptions(**run.manifest.options)
     return choose_windows(
@@ -186,7 +193,7 @@ def run_windows(
         tokens_per_domain=options.sample_tokens if tokens_per_domain is None else tokens_per_domain,
         window_tokens=window_tokens,
         options=options,
-        fingerprint=str(run.manifest.progress["fingerprint"]),
+        fingerprint=str(fingerprint),
     )
 
 

@@ -6,7 +6,7 @@ Cases, each in a fresh process, so that its peak memory is its own:
   faster of the two.
 - ``resident``: two decoder layers at OLMoE-1B-7B's width with random weights, 8,192 tokens, beside
   transformers' own forward with ``output_router_logits`` (eager and grouped_mm, several batch
-  sizes, no LM head on either side); and the same for short prompts, which scripts pass one at a time.
+  sizes, no LM head on either side); and for short prompts, which scripts pass one at a time.
 - ``streamed``: a whole OLMoE-1B-7B (16 layers, 13.8 GB, random weights) written to disk and traced
   by the streamed engine under a promise of 3 GB.
 - ``mixtral``: Mixtral-8x7B's width, as many layers as asked for, streamed.

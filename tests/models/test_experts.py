@@ -18,16 +18,42 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
         return model(input_ids=IDS, use_cache=False).logits
 
 
+def seen_with(model: torch.nn.Module, sites: list, *, stop: bool) -> dict:  # type: ignore[type-arg]
+    with torch.inference_mode(), RoutingCapture(model, sites, stop=stop) as capture:
+        if stop:
+            with pytest.raises(EnoughSeen):
+                model.base_model(input_ids=IDS, use_cache=False)
+        else:
+            model.base_model(input_ids=IDS, use_cache=False)
+        return capture.take(IDS.numel())
+
+
 @pytest.mark.parametrize("model_type", SUPPORTED)
-def test_every_architecture_puts_out_the_same(model_type: str) -> None:
+def test_every_architecture_puts_out_the_same_and_shows_the_same_when_it_ends_early(
+    model_type: str,
+) -> None:
     model = tiny_model(model_type)
     before = logits_of(model)
     with fast_experts(model) as switched:
         fast = logits_of(model)
     torch.testing.assert_close(fast, before, rtol=2e-4, atol=2e-5)
-    assert torch.equal(logits_of(model), before)  # and it is as it was
     experts = [m for m in model.modules() if hasattr(m, "_is_expert_parallel")]
     assert switched == bool(experts)
+    sites = [layer.site for layer in find_anatomy(model, model.config).layers]
+    ran: list[bool] = []
+    last = model.get_submodule(sites[-1].experts)
+    handle = last.register_forward_hook(lambda *_: ran.append(True))
+    whole = seen_with(model, sites, stop=False)
+    assert ran
+    ran.clear()
+    seen = seen_with(model, sites, stop=True)
+    handle.remove()
+    assert ran == []  # the experts of the last layer did not run
+    assert list(seen) == [site.layer_idx for site in sites]
+    for number, routing in whole.items():
+        for name, tensor in routing._asdict().items():
+            assert torch.equal(getattr(seen[number], name), tensor), (number, name)
+    assert torch.equal(logits_of(model), before)  # and it is as it was
 
 
 def test_it_is_the_sorted_function_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,32 +151,3 @@ def test_the_config_is_given_back_after_an_error() -> None:
         fails()
     assert inside == ["moescope_sorted"]
     assert model.config._experts_implementation == before
-
-
-@pytest.mark.parametrize("model_type", SUPPORTED)
-def test_a_pass_that_ends_when_all_is_seen_saw_the_same(model_type: str) -> None:
-    model = tiny_model(model_type)
-    layers = find_anatomy(model, model.config).layers
-    sites = [layer.site for layer in layers]
-    before = logits_of(model)
-    ran = []
-    handle = model.get_submodule(sites[-1].experts).register_forward_hook(
-        lambda *_: ran.append(True)
-    )
-    with torch.inference_mode():
-        with RoutingCapture(model, sites) as capture:
-            model.base_model(input_ids=IDS, use_cache=False)
-            whole = capture.take(IDS.numel())
-        assert ran
-        ran.clear()
-        with RoutingCapture(model, sites, stop=True) as capture:
-            with pytest.raises(EnoughSeen):
-                model.base_model(input_ids=IDS, use_cache=False)
-            seen = capture.take(IDS.numel())
-    handle.remove()
-    assert ran == []  # the experts of the last layer did not run
-    assert list(seen) == [layer.layer_idx for layer in layers]
-    for number, routing in whole.items():
-        for name, tensor in routing._asdict().items():
-            assert torch.equal(getattr(seen[number], name), tensor), (number, name)
-    assert torch.equal(logits_of(model), before)

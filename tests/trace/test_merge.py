@@ -1,5 +1,6 @@
 """Runs of shards, merged, are the run of the whole text; what does not belong is refused."""
 
+import doctest
 import json
 import shutil
 from pathlib import Path
@@ -403,3 +404,12 @@ def test_an_empty_shard_is_a_finished_run_that_says_so_when_a_report_is_asked_fo
     assert merged.manifest.progress["tokens"] == full.manifest.progress["tokens"] > 0
     with pytest.raises(RunError, match="nothing to merge"):
         merge_runs([empty.path], tmp_path / "out", partial=True)
+
+
+def test_the_arithmetic_of_the_guide_is_right() -> None:
+    said: list[str] = []
+    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner()
+    source = PAGE.read_text(encoding="utf-8").replace("```", "")
+    result = runner.run(parser.get_doctest(source, {}, PAGE.name, str(PAGE), 0), out=said.append)
+    assert result.attempted > 5
+    assert result.failed == 0, "".join(said)

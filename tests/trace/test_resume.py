@@ -54,7 +54,7 @@ def tables_of(run: Path) -> dict[str, bytes]:
     return {n: (run / "tables" / f"{n}.parquet").read_bytes() for n in table_names()}
 
 
-@pytest.mark.parametrize("engine", ["resident", "streamed"])
+@pytest.mark.parametrize("engine", ["resident", pytest.param("streamed", marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_resumed_gives_the_same_bytes(
     engine: str, tmp_path: Path
 ) -> None:

@@ -122,7 +122,7 @@ def similarity(
     *,
     trace_options: TraceOptions | None = None,
     folder: str | Path | None = None,
-    on_step: Callable[[SimilarityStep], None] = lambda _: None,
+    on_step: Callable[[SimilarityStep], None] | None = None,
 ) -> Similarity:
     """Compare the experts of each layer, pair by pair.
 
@@ -147,7 +147,7 @@ def similarity(
         WriteError: the disk is full.
     """
     options = options or SimilarityOptions()
-    return _Comparison(loaded, text, options, trace_options, folder, on_step).result()
+    return _Comparison(loaded, text, options, trace_options, folder, on_step or _quiet).result()
 
 
 class _Comparison:
@@ -370,6 +370,10 @@ class _Comparison:
     def _say(self, what: str, operations: float) -> None:
         self._done = min(self._done + operations, self._total)
         self._on_step(SimilarityStep(what, self._done, self._total))
+
+
+def _quiet(_step: SimilarityStep) -> None:
+    pass
 
 
 def _table(rows: Rows) -> pa.Table:

@@ -17,7 +17,8 @@ from tests.support.saved import write_corpus
 from typer.testing import CliRunner, Result
 
 from moescope.cli import ablate_cmd
-from moescope.errors import MoescopeError
+from moescope.cli.ablate_config import resolve_ablation
+from moescope.errors import BadInputError, MoescopeError
 from moescope.intervene import measure_damage, sweep_experts
 from moescope.intervene.ablation_files import ablation_data
 from moescope.intervene.damage import make_plan
@@ -92,6 +93,14 @@ class TestFiles:
         data = json.loads((tmp_path / "out" / "ablation.json").read_text())
         assert len(data["rows"]) == 8
         assert data["saving"]["layer_share"] == 0
+
+    def test_a_run_names_its_model(self, tiny_run: AnalyzedRun) -> None:
+        own = str(tiny_run.manifest.model["name"])
+        given = {"run": str(tiny_run.path), "each": True}
+        assert resolve_ablation(given, None).model == own
+        assert resolve_ablation({**given, "model": "other"}, None).model == "other"
+        with pytest.raises(BadInputError, match="model is missing"):
+            resolve_ablation({"corpus": "texts", "each": True, "out": "o"}, None)
 
     def test_csv_and_json_are_the_whole_table_and_nothing_else(
         self, ablate: Moescope, texts: Path, tmp_path: Path

@@ -229,6 +229,18 @@ def test_a_corpus_that_changed_since_the_run_is_refused(
         run_windows(tiny_loaded, run)
 
 
+@pytest.mark.parametrize("change", [{"source": {"engine": "vllm"}}, {"fingerprint": ""}])
+def test_a_run_that_does_not_tell_what_was_read_is_refused(
+    change: dict[str, Any], tiny_loaded: LoadedModel, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    """An imported run, and one that was merged from parts with a limit each."""
+    run = run_of(tiny_loaded, tiny_corpus, tmp_path / "run")
+    run.manifest.progress |= {k: v for k, v in change.items() if k == "fingerprint"}
+    run.manifest.source = change.get("source", {})
+    with pytest.raises(RunError, match=r"imported, or merged .* give the corpus itself"):
+        run_windows(tiny_loaded, run)
+
+
 def test_another_model_or_tokenizer_is_refused(
     tiny_run: AnalyzedRun, tiny_loaded: LoadedModel, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ class AblateConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    model: str = Field(description="hub id or folder of the model")
+    model: str = Field(description="hub id or folder of the model; with --run that of the run")
     corpus: str | None = Field(None, description="text: file, folder, or hf:owner/name")
     run: str | None = Field(
         None, description="instead of --corpus: the text that a run of this model was made on"
@@ -144,14 +144,25 @@ def resolve_ablation(given: dict[str, Any], config_file: Path | None) -> AblateC
     Raises:
         BadInputError: an unreadable file, an unknown key, a missing or impossible value, or
             settings that contradict each other.
+        RunError: the run that should name the model cannot be read.
     """
-    settings = {**_read(config_file), **given} if config_file else given
+    settings = {**_read(config_file), **given} if config_file else dict(given)
+    if settings.get("run") and not settings.get("model"):
+        settings |= _model_of(Path(str(settings["run"])), settings)
     try:
         config = AblateConfig.model_validate(settings)
     except ValidationError as error:
         raise BadInputError(_first_problem(error, config_file)) from error
     _refuse_contradictions(config)
     return config
+
+
+def _model_of(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The model that a run was made with."""
+    from moescope.trace.store import read_manifest
+
+    known = read_manifest(run).model
+    return {"model": known["name"], "revision": settings.get("revision") or known.get("revision")}
 
 
 def _refuse_contradictions(config: AblateConfig) -> None:

@@ -62,6 +62,8 @@ def profile(
         raise BadInputError("name experts such as L5E9, or give --all; one of the two")
     if no_model and model:
         raise BadInputError("--model and --no-model exclude each other")
+    if no_model and tokens is not None:
+        raise BadInputError("--tokens says how much to measure with the model; --no-model has none")
     from moescope.metrics.runs import open_run
     from moescope.profiles.profile import profile_all, profile_experts, write_profiles
     from moescope.report.profile_page import build_profile_page

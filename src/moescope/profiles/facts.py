@@ -272,8 +272,10 @@ class SimilarExpert:
 
 @dataclass(frozen=True)
 class SimilarList:
-    """Most similar experts of the layer, on ``tokens`` inputs spread evenly over the text, whichever
-    experts they had chosen."""
+    """Most similar experts of the layer.
+
+    ``tokens``: inputs that all of them were asked about, spread evenly over the text.
+    """
 
     rows: list[SimilarExpert]
     tokens: int

@@ -263,17 +263,26 @@ def test_a_disk_that_fills_is_one_line_and_what_was_finished_stays(
     assert_is_the_run(run, place)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "scratch"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
 def test_a_full_disk_below_moescope_is_not_tried_again(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_args: object, **_more: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "scratch")
+        raise error
 
     monkeypatch.setattr(worker_module, "trace", fails)
     outcome = attempt(place.job(), Shard(1, 3), tmp_path / "1-of-3")
     assert outcome.final
-    assert (outcome.message or "").startswith(
-        "the disk is full (scratch); what was committed stays"
+    assert outcome.message is not None
+    assert outcome.message.startswith(f"the disk is full ({type(error).__name__}: ")
+    assert outcome.message.endswith(
+        "what was committed stays: make room and give the same command with --resume"
     )
 
 

@@ -122,7 +122,7 @@ def test_an_interrupted_launcher_says_so_and_leaves_no_worker(place: Place, tmp_
     ]  # fmt: skip
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     wait_for(lambda: holders(tmp_path / "run" / "parts") or process.poll() is not None)
     pids = list(holders(tmp_path / "run" / "parts").values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moescope.cli.ablate_config import AblateConfig, resolve_ablation
 from moescope.cli.common import Format, errors, output, print_table, write_config
+from moescope.cli.settings import optional, parameter, sign
 
 if TYPE_CHECKING:
     from moescope.intervene import Damage, ExpertSweep
@@ -212,22 +212,11 @@ def _with_options(body: Callable[[AblateConfig, bool, Format], None]) -> Callabl
             kind = typer.Option(flag, "-o", help=hint)
         elif field.annotation is bool:
             kind = typer.Option(f"{flag}/--no-{flag[2:]}", help=hint)
-        annotation: Any = field.annotation
-        if type(None) not in getattr(annotation, "__args__", ()):
-            annotation = annotation | None
-        parameters.append(_parameter(name, Annotated[annotation, kind], None))
+        parameters.append(parameter(name, Annotated[optional(field.annotation), kind], None))
     resume = typer.Option("--resume", help="go on with an interrupted measurement")
     form = typer.Option("--format", help="how to print")
     config = typer.Option("--config", help="YAML file with any of these settings")
-    parameters.append(_parameter("resume", Annotated[bool, resume], False))
-    parameters.append(_parameter("form", Annotated[Format, form], "table"))
-    parameters.append(_parameter("config", Annotated[Path | None, config], None))
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    command.__doc__, command.__name__ = body.__doc__, body.__name__
-    return command
-
-
-def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+    parameters.append(parameter("resume", Annotated[bool, resume], False))
+    parameters.append(parameter("form", Annotated[Format, form], "table"))
+    parameters.append(parameter("config", Annotated[Path | None, config], None))
+    return sign(command, parameters, body)

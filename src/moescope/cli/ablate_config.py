@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from moescope.cli.config import parse_layers
+from moescope.cli.settings import read_settings, validated
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -146,13 +145,11 @@ def resolve_ablation(given: dict[str, Any], config_file: Path | None) -> AblateC
             settings that contradict each other.
         RunError: the run that should name the model cannot be read.
     """
-    settings = {**_read(config_file), **given} if config_file else dict(given)
+    stored = read_settings(config_file, "edit: mask") if config_file else {}
+    settings = {**stored, **given}
     if settings.get("run") and not settings.get("model"):
         settings |= _model_of(Path(str(settings["run"])), settings)
-    try:
-        config = AblateConfig.model_validate(settings)
-    except ValidationError as error:
-        raise BadInputError(_first_problem(error, config_file)) from error
+    config = validated(AblateConfig, settings, config_file)
     _refuse_contradictions(config)
     return config
 
@@ -194,27 +191,3 @@ _TEXT_SETTINGS = (
     "text_field", "domain_field", "id_field", "domain", "on_error", "split", "test_share",
     "text_unit", "dataset_split", "dataset_config", "context", "chat_template",
 )  # fmt: skip
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInputError(f"--config {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise BadInputError(f"--config {path}: expected settings such as 'edit: mask'")
-    return {str(k): v for k, v in data.items()}
-
-
-def _first_problem(error: ValidationError, config_file: Path | None) -> str:
-    problem = error.errors()[0]
-    name = ".".join(str(p) for p in problem["loc"])
-    where = f"{config_file}: " if config_file else ""
-    if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(name, AblateConfig.model_fields, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        known = ", ".join(AblateConfig.model_fields)
-        return f"{where}unknown setting {name!r}{hint} Settings: {known}"
-    if problem["type"] == "missing":
-        return f"{where}{name} is missing; give {name.upper()} or set it in --config"
-    return f"{where}--{name.replace('_', '-')}: {problem['msg']}, got {problem['input']!r}"

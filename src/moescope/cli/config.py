@@ -6,16 +6,14 @@ field names; flags win over the file; unknown keys are refused.
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from moescope.cli.settings import optional, parameter, read_settings, sign, validated
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -214,25 +212,13 @@ def with_run_options(body: Callable[..., None]) -> Callable[..., None]:
             kind: Any = typer.Argument(help=field.description, metavar=name.upper())
         else:
             kind = typer.Option(*_flags(name, field.annotation), help=_help(name))
-        annotation: Any = Annotated[_optional(field.annotation), kind]
-        parameters.append(_parameter(name, annotation, None))
+        annotation: Any = Annotated[optional(field.annotation), kind]
+        parameters.append(parameter(name, annotation, None))
     config = typer.Option("--config", help="YAML file with any of these settings")
     resume = typer.Option("--resume", help="go on with an interrupted run")
-    parameters.append(_parameter("config", Annotated[Path | None, config], None))
-    parameters.append(_parameter("resume", Annotated[bool, resume], False))
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    command.__doc__, command.__name__ = body.__doc__, body.__name__
-    return command
-
-
-def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=default, annotation=annotation)
-
-
-def _optional(annotation: Any) -> Any:
-    return annotation if type(None) in getattr(annotation, "__args__", ()) else annotation | None
+    parameters.append(parameter("config", Annotated[Path | None, config], None))
+    parameters.append(parameter("resume", Annotated[bool, resume], False))
+    return sign(command, parameters, body)
 
 
 def _flags(name: str, annotation: Any) -> list[str]:
@@ -256,34 +242,5 @@ def resolve(given: dict[str, Any], config_file: Path | None) -> RunConfig:
     Raises:
         BadInputError: an unreadable file, an unknown key, a missing or impossible value.
     """
-    settings = {**_read_yaml(config_file), **given} if config_file else given
-    try:
-        return RunConfig.model_validate(settings)
-    except ValidationError as error:
-        raise BadInputError(_first_problem(error, config_file)) from error
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInputError(f"--config {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise BadInputError(f"--config {path}: expected settings such as 'keep: all', got {data!r}")
-    return {str(k): v for k, v in data.items()}
-
-
-def _first_problem(error: ValidationError, config_file: Path | None) -> str:
-    problem = error.errors()[0]
-    name = ".".join(str(p) for p in problem["loc"])
-    where = f"{config_file}: " if config_file else ""
-    if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(name, RunConfig.model_fields, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        return (
-            f"{where}unknown setting {name!r}{hint} Settings: {', '.join(RunConfig.model_fields)}"
-        )
-    if problem["type"] == "missing":
-        flag = "-o FOLDER" if name == "out" else name.upper()
-        return f"{where}{name} is missing; give {flag} or set it in --config"
-    return f"{where}{name}: {problem['msg']}, got {problem['input']!r}"
+    stored = read_settings(config_file, "keep: all") if config_file else {}
+    return validated(RunConfig, {**stored, **given}, config_file)

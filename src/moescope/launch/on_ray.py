@@ -8,6 +8,7 @@ is idle, and can starve whatever else runs in the cluster.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections import deque
@@ -155,10 +156,14 @@ def _trace_shard(text: str, shard: tuple[int, int], run: str, cpus: float) -> tu
     torch.set_num_threads(max(1, int(cpus)))
     job = Job.model_validate_json(text)
     if job.memory is None and job.engine != "resident":
-        part = min(1.0, cpus / (os.cpu_count() or 1))
-        share = int(_SHARE_OF_MEMORY * available_memory() * part)
-        job = job.model_copy(update={"memory": str(share)})
+        job = job.model_copy(update={"memory": _share_of_memory(cpus)})
     return tuple(attempt(job, Shard(*shard), Path(run)))
+
+
+@functools.cache  # what is free changes once the model is loaded, and another share loads it again
+def _share_of_memory(cpus: float) -> str:
+    part = min(1.0, cpus / (os.cpu_count() or 1))
+    return str(int(_SHARE_OF_MEMORY * available_memory() * part))
 
 
 def _everywhere(job: Job) -> Job:

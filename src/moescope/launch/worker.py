@@ -9,7 +9,6 @@ anywhere. A task of Ray calls `attempt` with one shard.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import queue
@@ -34,6 +33,7 @@ _LOCK_SECONDS = 120.0
 """A network file system needs so long to notice that the machine of a lock is gone."""
 
 _SAY_SECONDS = 0.5
+_FULL = ("No space left on device", "Disk quota exceeded")
 _loaded: dict[str, LoadedModel] = {}
 
 
@@ -76,16 +76,16 @@ def attempt(
 
 def _fault(error: Exception) -> Outcome:
     """What nobody expected; a full disk is said as such, because no other worker has more of it."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" ({error.filename})" if error.filename else ""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if any(words in said for words in _FULL):  # not every library raises an OSError
         return Outcome(
-            f"the disk is full{where}; what was committed stays: make room and give the same "
+            f"the disk is full ({said}); what was committed stays: make room and give the same "
             "command with --resume",
             final=True,
         )
     with contextlib.suppress(OSError):
         traceback.print_exception(error)
-    return Outcome(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    return Outcome(said)
 
 
 def _model(job: Job) -> LoadedModel:

@@ -177,6 +177,10 @@ def test_nothing_of_others_is_removed(place: Place, tmp_path: Path) -> None:
     assert (run / "parts" / "list.txt").read_text() == "screws"
     Parts.remove(run)
     assert (run / "parts" / "list.txt").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "parts").write_text("of a car")
+    with pytest.raises(RunError, match="parts holds something else"):
+        launch(place.model, place.corpus, tmp_path / "other", OPTIONS, LaunchOptions(workers=1))
     with pytest.raises(RunError, match="already holds a run"):
         launch(place.model, place.corpus, place.whole, OPTIONS, TWO)
 
@@ -375,11 +379,12 @@ def test_shards_by_hand_and_merge_are_the_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """What a scheduler without Ray does, as a shell sees it."""
-    spec = place.corpus.model_copy(update={"split": "test"})
+    spec = place.corpus.model_copy(update={"split": "test", "test_share": 0.5})
     options = TraceOptions(context=64)
     whole = open_run(trace(load_model(place.model), spec, tmp_path / "whole", options))
     for n in (1, 2):
-        words = ("trace", place.model.model, place.corpus.path, "--split", "test", "--context", 64)
+        words = ("trace", place.model.model, place.corpus.path, "--context", 64)
+        words += ("--split", "test", "--test-share", 0.5)
         shard = ("--launcher", "shard", "--shard", f"{n}/2", "-o", tmp_path / f"{n}", "--resume")
         assert command(monkeypatch, *words, *shard) == 0
     out = tmp_path / "all"

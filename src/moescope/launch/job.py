@@ -103,8 +103,8 @@ class Parts:
             RunError: a folder of that name holds something that no launch has made.
         """
         folder = run / PARTS
-        ours = not folder.exists() or (folder / _LAUNCH).is_file()
-        if not ours and any(path.name != _LOCK for path in folder.iterdir()):
+        names = {p.name for p in folder.iterdir()} if folder.is_dir() else {PARTS}
+        if folder.exists() and _LAUNCH not in names and names - {_LOCK}:
             raise RunError(f"{folder} holds something else; give another folder with -o")
         return folder / _LOCK
 

@@ -111,7 +111,7 @@ class PhaseAggregates:
     Shapes, with N clusters, C domains, L layers and E the widest layer's experts:
     ``cluster_tokens`` (N,), ``cluster_counts`` (N, L, E), ``cluster_decisive`` (N, L, 5),
     ``gate_mass``, ``prob_sum``, ``last_prob_sum`` (C, L, E), ``last_tokens`` (C,),
-    ``histograms`` (3, C, L, 64), ``coactivation`` (L, E, E), ``flow`` (L−1, E, E),
+    ``histograms`` (C, 3, L, 64), ``coactivation`` (L, E, E), ``flow`` (L−1, E, E),
     ``first_counts`` (C, L, E): tokens whose first choice an expert was;
     ``cluster_repetition`` (N, L, 2): neighbouring tokens with the same first choice, and sharing
     any; ``cluster_pairs`` (N,): neighbouring tokens; ``nll`` (C, 2): sum in nats and tokens that

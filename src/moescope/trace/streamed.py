@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from moescope.corpus import Batch
@@ -212,10 +213,11 @@ class _Pool:
         try:
             save_file(tensors, partial)
             partial.rename(path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # the library's own, when its writing fails
             partial.unlink(missing_ok=True)
+            why = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise WriteError(
-                f"{path} cannot be written ({error.strerror or error}); free some space and give "
+                f"{path} cannot be written ({why}); free some space and give "
                 "the same command again with --resume: it goes on at this layer"
             ) from error
 

@@ -81,7 +81,7 @@ def test_killed_at_random_moments_and_resumed_gives_the_same_bytes(
     assert start(model, corpus, broken, engine).wait() == 0
     reached = [p.get("tokens", 0) for p in seen]
     assert reached == sorted(reached)
-    assert reached[-1] > 0
+    assert reached[-1] > 0 or any(scratch)  # a streamed pool is committed whole, layers before
     assert any(scratch) == (engine == "streamed")  # it was killed between two layers
     assert tables_of(whole) == tables_of(broken)
     for name in ("documents.parquet", "sample.parquet", "vocabulary.json"):

@@ -289,11 +289,8 @@ class TestPlanted:
         assert row["ce_change_low"] > 0.1
         assert row["ce_change"] > row["ce_change_controls_max"]
 
-    @pytest.mark.slow
     def test_in_the_null_the_controls_are_left_as_often_as_is_said_and_no_more(self) -> None:
-        """Forty models, so not with the quick ones, which test the chance level of the controls.
-
-        40 models whose experts are alike, a random expert each: above all 20 controls in 1 of
+        """40 models whose experts are alike, a random expert each: above all 20 controls in 1 of
         21 cases; at most as many as an exact binomial bound (0.5 %) allows."""
         seeds, beyond, low_p = 40, 0, 0
         for seed in range(seeds):

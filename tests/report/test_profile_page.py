@@ -50,7 +50,7 @@ def hostile(profile: Profile) -> Profile:
     tokens = replace(made.tokens_in, rows=[replace(t, token=HOSTILE) for t in made.tokens_in.rows])
     pushes = replace(
         made.pushes,
-        promoted=[replace(t, token=HOSTILE) for t in made.pushes.promoted],
+        promoted=[replace(t, token=HOSTILE + "\ud83d") for t in made.pushes.promoted],
     )
     contexts = replace(
         made.contexts,
@@ -137,7 +137,6 @@ class TestSize:
         assert len(packed["t"]["rows"]) == len(made.tokens_in.rows)
         assert len(packed["g"]["up"]) == len(made.pushes.promoted)
 
-    @pytest.mark.slow
     @pytest.mark.parametrize(("layers", "experts"), [(16, 64)])
     def test_a_large_model_fits_and_says_what_was_cut(
         self, layers: int, experts: int, profiles: list[Profile]
@@ -168,7 +167,6 @@ class TestSize:
             assert len(packed["k"]) <= caps.contexts
             assert len(packed["g"]["up"]) <= caps.pushes
 
-    @pytest.mark.slow
     def test_of_many_domains_those_that_stand_out_are_kept(self, profiles: list[Profile]) -> None:
         made: Any = profiles[0]
         used = [
@@ -256,7 +254,6 @@ class TestBrowser:
         assert "Made without the model" in text
         assert "Absent: made without the model." in text
 
-    @pytest.mark.slow
     def test_hostile_text_is_shown_as_text(
         self, run: AnalyzedRun, profiles: list[Profile], tmp_path: Path
     ) -> None:

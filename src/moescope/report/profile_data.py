@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,9 +24,11 @@ from moescope.report.frames import number, tidy
 
 __all__ = ["PAGE_BYTES", "Caps", "pack", "profiles_data", "unpack"]
 
-PAGE_BYTES = 5_000_000
+PAGE_BYTES = 4_000_000
 """Bytes of the packed profiles on the page; the libraries add half a million."""
 
+
+_HALVES = re.compile("[\ud800-\udfff]")
 
 _JUDGED = 128
 """Profiles by which the size of all is judged, before all are packed."""
@@ -114,6 +117,9 @@ def _likely(profiles: Sequence[Profile], domains: list[str]) -> tuple[Caps, ...]
 
 def pack(data: Any) -> dict[str, Any]:
     """JSON as raw deflate in base64: ``size`` (bytes unpacked) and ``bytes``."""
+    plain = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    if _HALVES.search(plain):  # half a character, which a browser cannot write out as text
+        data = json.loads(_HALVES.sub("\ufffd", plain))
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     deflate = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
     made = deflate.compress(text.encode("ascii")) + deflate.flush()

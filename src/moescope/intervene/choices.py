@@ -140,9 +140,8 @@ def count_choices(
     model: Any = loaded.model
     device = next(loaded.model.parameters()).device
     counts = {m.layer_idx: np.zeros((len(windows), m.num_experts), np.int64) for m in layers}
-    pad = loaded.tokenizer.pad_token_id or 0
     with RoutingCapture(loaded.model, [layer.site for layer in layers]) as capture:
-        for batch in window_batches(windows, batch_tokens, pad_id=pad):
+        for batch in window_batches(windows, batch_tokens, pad_id=loaded.pad_id):
             ids = torch.as_tensor(batch.token_ids, device=device)
             mask = torch.as_tensor(batch.attention_mask, device=device).long()
             model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)

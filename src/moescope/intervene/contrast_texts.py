@@ -235,11 +235,10 @@ def route_texts(
         raise CorpusError("no token of a set counts within the budget; raise --tokens")
     model: Any = loaded.model
     device = next(model.parameters()).device
-    pad = loaded.tokenizer.pad_token_id or 0
     documents, token_ids = [], []
     chosen: dict[int, list[NDArray[np.int16]]] = {m.layer_idx: [] for m in layers}
     with RoutingCapture(model, [m.site for m in layers]) as capture:
-        for batch in window_batches(windows, BATCH_TOKENS, pad):
+        for batch in window_batches(windows, BATCH_TOKENS, loaded.pad_id):
             ids = torch.as_tensor(batch.token_ids, device=device)
             mask = torch.as_tensor(batch.attention_mask, device=device).long()
             model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)

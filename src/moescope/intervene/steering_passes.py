@@ -158,7 +158,6 @@ def _generate(
 ) -> torch.Tensor:
     """The model's own generation; filters and penalties of its configuration are left out."""
     model: Any = loaded.model
-    pad = loaded.tokenizer.pad_token_id
     drawing: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         if temperature > 0
@@ -171,7 +170,7 @@ def _generate(
             max_new_tokens=num_tokens,
             num_beams=1,
             use_cache=True,
-            pad_token_id=pad if pad is not None else 0,
+            pad_token_id=loaded.pad_id,
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
             **drawing,

@@ -72,7 +72,7 @@ class Measured:
 
 def batch_budget(loaded: LoadedModel, wanted: int | None = None) -> int:
     """Tokens of one batch: as wanted, or so many that its logits stay within `LOGIT_CELLS`."""
-    vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    vocabulary = loaded.vocab_size
     return wanted or max(256, min(_BATCH_TOKENS, LOGIT_CELLS // vocabulary))
 
 
@@ -103,8 +103,7 @@ class TrialRunner:
         self._loaded, self._windows, self._layers = loaded, windows, layers
         self._journal, self._observe, self._on_progress = journal, observe, on_progress
         self._head = Head(loaded.model)
-        pad = loaded.tokenizer.pad_token_id
-        self._batches = list(window_batches(windows, batch_tokens, pad_id=pad or 0))
+        self._batches = list(window_batches(windows, batch_tokens, pad_id=loaded.pad_id))
         self.quick = QuickWay(loaded, self._head)
         self._verified = False
         self._done = self._tokens = 0

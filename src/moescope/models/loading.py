@@ -7,14 +7,10 @@ files are refused: only safetensors are read.
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import hashlib
-import json
 import os
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -31,6 +27,14 @@ from moescope.models.memory import (
     resident_need,
 )
 from moescope.models.probe import find_anatomy
+from moescope.models.source import (
+    ModelSpec,
+    checkpoint_folder,
+    guard,
+    load_config,
+    load_tokenizer,
+    text_hash,
+)
 from moescope.models.streaming import StreamedModel
 
 __all__ = [
@@ -53,26 +57,6 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """Which model, and how to hold it.
-
-    Attributes:
-        model: hub id (``allenai/OLMoE-1B-7B-0924``) or a folder with config and safetensors.
-        revision: branch, tag or commit on the hub.
-        dtype: ``bfloat16``, ``float16``, ``float32``, or ``auto``: as stored, but float32 on a
-            processor without bfloat16 arithmetic, where that is up to a hundred times faster.
-        device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        trust_remote_code: run Python code that comes with the model. Off unless you trust it.
-    """
-
-    model: str
-    revision: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    trust_remote_code: bool = False
-
-
-@dataclass(frozen=True)
 class LoadedModel:
     """A model in memory with its tokenizer and anatomy."""
 
@@ -89,6 +73,17 @@ class LoadedModel:
     revision: str | None
     streamed: StreamedModel | None = None
 
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the model knows: the rows of its embedding."""
+        return _embedding_rows(self.model)
+
+    @property
+    def pad_id(self) -> int:
+        """What fills the short texts of a batch: the tokenizer's padding, if the model knows it."""
+        pad: int | None = self.tokenizer.pad_token_id
+        return pad if pad is not None and pad < self.vocab_size else 0
+
 
 def load_meta(spec: ModelSpec) -> Anatomy:
     """The anatomy of a model from its config alone; reads no weights and needs no memory for them.
@@ -96,7 +91,7 @@ def load_meta(spec: ModelSpec) -> Anatomy:
     Raises:
         ModelError: unknown model, dense model, or an architecture that cannot be read.
     """
-    config = _load_config(spec)
+    config = load_config(spec)
     return find_anatomy(_build_meta(spec, config), config)
 
 
@@ -110,10 +105,10 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     from transformers import AutoModelForCausalLM
 
     device = pick_device(spec.device)
-    config = _load_config(spec)
+    config = load_config(spec)
     empty = find_anatomy(_build_meta(spec, config), config)  # refuse before reading gigabytes
     stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
-    model, info = _guard(
+    model, info = guard(
         spec,
         AutoModelForCausalLM.from_pretrained,
         spec.model,
@@ -125,14 +120,15 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     )
     _refuse_partial(spec, info)
     model = model.to(device).eval()
-    tokenizer = _load_tokenizer(spec)
+    refuse_foreign_ids(spec, model)
+    tokenizer = load_tokenizer(spec)
     return LoadedModel(
         spec=spec,
         model=model,
         tokenizer=tokenizer,
         anatomy=find_anatomy(model, config),
-        config_hash=_hash(config.to_json_string(use_diff=False)),
-        tokenizer_hash=_hash(tokenizer.backend_tokenizer.to_str()),
+        config_hash=text_hash(config.to_json_string(use_diff=False)),
+        tokenizer_hash=text_hash(tokenizer.backend_tokenizer.to_str()),
         weights_hash=weights_fingerprint(model),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         stored_dtype=str(stored).removeprefix("torch."),
@@ -164,7 +160,7 @@ def open_model(
     """
     budget = int(0.9 * available_memory()) if memory is None else parse_memory(memory)
     if engine != "streamed":
-        config = _load_config(spec)
+        config = load_config(spec)
         stored = getattr(config.get_text_config(), "dtype", None)
         dtype = _auto_streamed(stored, pick_device(spec.device))
         dtype = dtype if spec.dtype == "auto" else _dtype(spec.dtype)
@@ -196,13 +192,13 @@ def load_streamed(
             that cannot be kept.
     """
     device = pick_device(spec.device)
-    config = _load_config(spec)
+    config = load_config(spec)
     empty = _build_meta(spec, config)
     anatomy = find_anatomy(empty, config)
     stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
     dtype = _auto_streamed(stored, device) if spec.dtype == "auto" else _dtype(spec.dtype)
     model = _build_meta(spec, config, dtype).eval()
-    streamed = StreamedModel(model, _folder(spec), dtype, device)
+    streamed = StreamedModel(model, checkpoint_folder(spec), dtype, device)
     streamed.need = plan_streaming(
         anatomy,
         streamed.outside_bytes(),
@@ -213,14 +209,15 @@ def load_streamed(
         sorts=sorts_experts(model),
     )
     streamed.load_rest()
-    tokenizer = _load_tokenizer(spec)
+    refuse_foreign_ids(spec, model)
+    tokenizer = load_tokenizer(spec)
     return LoadedModel(
         spec=spec,
         model=model,
         tokenizer=tokenizer,
         anatomy=anatomy,
-        config_hash=_hash(config.to_json_string(use_diff=False)),
-        tokenizer_hash=_hash(tokenizer.backend_tokenizer.to_str()),
+        config_hash=text_hash(config.to_json_string(use_diff=False)),
+        tokenizer_hash=text_hash(tokenizer.backend_tokenizer.to_str()),
         weights_hash=streamed.fingerprint(),
         dtype=str(dtype).removeprefix("torch."),
         stored_dtype=str(stored).removeprefix("torch."),
@@ -237,17 +234,26 @@ def _auto_streamed(stored: Any, device: torch.device) -> torch.dtype:
     return torch.float32 if half and device.type == "cpu" and not has_bfloat16() else stored
 
 
-def _folder(spec: ModelSpec) -> Path:
-    """The checkpoint on this disk, fetched from the hub if need be."""
-    if Path(spec.model).is_dir():
-        return Path(spec.model)
-    from huggingface_hub import snapshot_download
+def _embedding_rows(model: nn.Module) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
-    patterns = ["*.json", "*.safetensors"]
-    found: str = _guard(
-        spec, snapshot_download, spec.model, revision=spec.revision, allow_patterns=patterns
-    )
-    return Path(found)
+
+def refuse_foreign_ids(spec: ModelSpec, model: nn.Module) -> None:
+    """From now on a token id that the embedding does not have ends in one line.
+
+    On an accelerator it would end the process instead, and on some it reads other memory.
+    """
+    rows = _embedding_rows(model)
+
+    def check(_: nn.Module, given: tuple[Any, ...]) -> None:
+        ids = given[0] if given else None
+        if isinstance(ids, torch.Tensor) and ids.numel() and int(ids.max()) >= rows:
+            raise ModelError(
+                f"{spec.model}: the text holds token id {int(ids.max())}, the model knows {rows}; "
+                "its tokenizer is another model's, or tokens were added to it and not to the model"
+            )
+
+    model.get_input_embeddings().register_forward_pre_hook(check)  # type: ignore[operator]
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -265,7 +271,7 @@ def _build_meta(spec: ModelSpec, config: Any, dtype: torch.dtype | None = None) 
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model: nn.Module = _guard(
+        model: nn.Module = guard(
             spec,
             AutoModelForCausalLM.from_config,
             config,
@@ -273,46 +279,6 @@ def _build_meta(spec: ModelSpec, config: Any, dtype: torch.dtype | None = None) 
             **({} if dtype is None else {"dtype": dtype}),
         )
     return model
-
-
-def _load_config(spec: ModelSpec) -> Any:
-    from transformers import AutoConfig
-
-    path = Path(spec.model)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ModelError(
-            f"{spec.model}: this folder holds no config.json; expected a model saved with "
-            "save_pretrained"
-        )
-    if path.is_file():
-        raise ModelError(
-            f"{spec.model} is a file; give the folder that holds config.json and safetensors"
-        )
-    return _guard(
-        spec,
-        AutoConfig.from_pretrained,
-        spec.model,
-        revision=spec.revision,
-        trust_remote_code=spec.trust_remote_code,
-    )
-
-
-def _load_tokenizer(spec: ModelSpec) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = _guard(
-        spec,
-        AutoTokenizer.from_pretrained,
-        spec.model,
-        revision=spec.revision,
-        trust_remote_code=spec.trust_remote_code,
-    )
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(
-            f"{spec.model}: only a slow tokenizer ({type(tokenizer).__name__}) was found; moescope "
-            "needs a tokenizer.json to align tokens with text"
-        )
-    return tokenizer
 
 
 def _refuse_partial(spec: ModelSpec, info: dict[str, Any]) -> None:
@@ -323,37 +289,6 @@ def _refuse_partial(spec: ModelSpec, info: dict[str, Any]) -> None:
                 f"{spec.model}: the checkpoint {say} {len(keys)} parameters, first {keys[0]}; they "
                 "would be random, so nothing measured on them would mean anything"
             )
-
-
-def _guard(spec: ModelSpec, call: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call into transformers; turn its many-line errors into one line."""
-    try:
-        return call(*args, **kwargs)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, TypeError) as error:
-        raise ModelError(_explain(spec, error)) from error
-
-
-def _explain(spec: ModelSpec, error: Exception) -> str:
-    first = " ".join(str(error).split())
-    if "trust_remote_code" in first:
-        return f"{spec.model} brings its own Python code; if you trust it, add --trust-remote-code"
-    looks_local = Path(spec.model).exists() or spec.model.startswith((".", "/", "~"))
-    if not looks_local and isinstance(error, OSError) and "safetensors" not in first:
-        return (
-            f"{spec.model!r} is neither a folder here{_near(spec.model)} nor a model that the hub "
-            f"gives: {first[:160]}"
-        )
-    if not Path(spec.model).exists() and looks_local:
-        return f"{spec.model}: no such folder{_near(spec.model)}"
-    return f"{spec.model} cannot be loaded: {first[:240]}"
-
-
-def _near(name: str) -> str:
-    parent = Path(name).expanduser().parent
-    if not parent.is_dir():
-        return ""
-    close = difflib.get_close_matches(Path(name).name, [p.name for p in parent.iterdir()], n=1)
-    return f" (did you mean {parent / close[0]}?)" if close else ""
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -395,9 +330,3 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} cannot be used here ({first}); try --device cpu"
         ) from error
     return device
-
-
-def _hash(text: str) -> str:
-    with contextlib.suppress(json.JSONDecodeError):
-        text = json.dumps(json.loads(text), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -228,8 +228,7 @@ def _run(
     budget = int(np.clip(_BATCH_BYTES // width, 512, 8192))
     total = sum(w.num_tokens for w in windows)
     done = 0
-    pad = loaded.tokenizer.pad_token_id or 0
-    for batch in window_batches(windows, budget, pad):
+    for batch in window_batches(windows, budget, loaded.pad_id):
         ids = torch.as_tensor(batch.token_ids, device=parameter.device)
         mask = torch.as_tensor(batch.attention_mask, device=parameter.device).long()
         with contextlib.ExitStack() as reading:  # the experts run again below, unread

@@ -216,10 +216,9 @@ def capture_inputs(
     first = np.cumsum([0, *(w.num_tokens for w in sample.windows)])
     model: Any = loaded.model
     device = next(loaded.model.parameters()).device
-    pad = loaded.tokenizer.pad_token_id
     batch_tokens = int(np.clip(budget / 8 / wide, 64, _MOST_BATCH_TOKENS))
     with ExpertInputs(loaded.model, layers) as inputs, torch.inference_mode():
-        for batch in window_batches(sample.windows, batch_tokens, 0 if pad is None else pad):
+        for batch in window_batches(sample.windows, batch_tokens, loaded.pad_id):
             ids = torch.as_tensor(batch.token_ids, device=device)
             mask = torch.as_tensor(batch.attention_mask, device=device).long()
             _forward(model.base_model, ids, mask)

@@ -98,7 +98,7 @@ class ResidentEngine:
         self._sites = [layer.site for layer in layers]
         self._predictions = predictions
         self._checked = predictions
-        vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        vocabulary = loaded.vocab_size
         affordable = _LOGIT_CELLS // vocabulary if predictions else _DEFAULT_BATCH_TOKENS
         self._batch_tokens = batch_tokens or max(256, min(_DEFAULT_BATCH_TOKENS, affordable))
         self._device = next(loaded.model.parameters()).device
@@ -138,8 +138,6 @@ class ResidentEngine:
         """Greedy decoding with the model's own cache; prompts must not need padding."""
         model: Any = self._loaded.model
         ids = torch.as_tensor(prompts, device=self._device)
-        tokenizer = self._loaded.tokenizer
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         with (
             fast_experts(model),
             RoutingCapture(model, self._sites) as capture,
@@ -153,7 +151,7 @@ class ResidentEngine:
                     do_sample=False,
                     num_beams=1,
                     use_cache=True,
-                    pad_token_id=pad,
+                    pad_token_id=self._loaded.pad_id,
                     temperature=None,
                     top_p=None,
                     top_k=None,

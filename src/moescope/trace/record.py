@@ -252,8 +252,7 @@ class _Tracer:
             yield made
 
     def _trace(self) -> None:
-        tokenizer = self.loaded.tokenizer
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        pad_id = self.loaded.pad_id
         recorder = PoolRecorder(self.engine, self.layers, self.options, pad_id, self._advance)
         pool_tokens = self.options.pool_tokens or self.engine.pool_tokens
         recorder.stop_at(_stop_ids(self.loaded))

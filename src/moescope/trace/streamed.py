@@ -150,9 +150,7 @@ class StreamedEngine:
     def _head(self, batch: Batch, hidden: Any) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The LM head over a few rows at a time, so that logits stay small."""
         ids, mask = self._inputs(batch)
-        model: Any = self._loaded.model
-        vocabulary = int(model.get_input_embeddings().weight.shape[0])
-        rows = max(1, HEAD_CELLS // (vocabulary * ids.shape[1]))
+        rows = max(1, HEAD_CELLS // (self._loaded.vocab_size * ids.shape[1]))
         made = []
         for start in range(0, ids.shape[0], rows):
             part = slice(start, start + rows)

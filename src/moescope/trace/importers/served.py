@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 from moescope.errors import ModelError
 from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.loading import ModelSpec, load_meta
-from moescope.models.loading import _hash as text_hash
-from moescope.models.loading import _load_config as load_config
-from moescope.models.loading import _load_tokenizer as load_tokenizer
+from moescope.models.source import load_config, load_tokenizer, text_hash
 from moescope.trace.record import describe_layers
 
 __all__ = ["ServedModel", "describe_served", "open_served"]
@@ -51,7 +49,7 @@ def open_served(spec: ModelSpec) -> ServedModel:
     anatomy, config = load_meta(spec), load_config(spec)
     text = config.get_text_config()
     vocab_size = getattr(text, "vocab_size", None)
-    tokenizer = _tokenizer(spec, vocab_size)
+    tokenizer = _tokenizer(spec)
     return ServedModel(
         name=spec.model,
         revision=getattr(config, "_commit_hash", None) or spec.revision,
@@ -66,14 +64,11 @@ def open_served(spec: ModelSpec) -> ServedModel:
     )
 
 
-def _tokenizer(spec: ModelSpec, vocab_size: Any) -> Any | None:
-    """None where there is none, or only the empty one that transformers makes up for a config."""
+def _tokenizer(spec: ModelSpec) -> Any | None:
     try:
-        tokenizer = load_tokenizer(spec)
+        return load_tokenizer(spec)
     except ModelError:
         return None
-    made_up = isinstance(vocab_size, int) and 2 * len(tokenizer) < vocab_size
-    return None if made_up else tokenizer
 
 
 def _special_ids(tokenizer: Any | None, config: Any) -> frozenset[int]:

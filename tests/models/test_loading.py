@@ -82,3 +82,23 @@ def test_padding_that_the_model_does_not_know_is_not_used(folder: Path, tmp_path
         run = trace(loaded, corpus, tmp_path / f"run{turn}", options)
         runs.append(open_run(run))
     assert_same_sums(*runs)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.layers.2.mlp.gate.weight", r"the routing of layer 2 .* for \d+ of \d+ tokens"),
+        ("lm_head.weight", r"the loss .* --dtype bfloat16"),
+    ],
+    ids=["router", "head"],
+)
+@pytest.mark.parametrize("load", [load_model, load_streamed], ids=["resident", "streamed"])
+def test_numbers_that_are_not_finite_are_refused(
+    folder: Path, tmp_path: Path, load: object, name: str, message: str
+) -> None:
+    kept = load_file(folder / "model.safetensors")
+    kept[name][1, 0] = float("nan")
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    corpus = CorpusSpec(path=str(write_corpus(tmp_path / "texts.jsonl")))
+    with pytest.raises(ModelError, match=message):
+        trace(load(ModelSpec(str(folder))), corpus, tmp_path / "run")  # type: ignore[operator]

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from moescope.corpus import Batch, TokenizedDocument, make_batches
+from moescope.errors import ModelError
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import Routing
 from moescope.trace.engine import BatchResult, Engine
@@ -89,6 +90,8 @@ class PoolRecorder:
         for result in self._engine.run(batches):
             block, flat = _block_of(result, docs)
             facts = self._facts(result.routing, flat)
+            if result.nll is not None:
+                _refuse_not_finite("the loss", block.nll[block.next_id >= 0])
             self._add("prefill", block, facts, state, docs, rows)
             _add_documents(block, facts, docs)
             tokens += block.num_tokens
@@ -103,7 +106,10 @@ class PoolRecorder:
             r = routing[layer.layer_idx]
             rows = torch.as_tensor(flat, device=r.topk_ids.device)
             logits, ids, weights = (t.index_select(0, rows) for t in r)
-            facts.append(layer_facts(logits, ids.long(), weights, layer.scoring))
+            found = layer_facts(logits, ids.long(), weights, layer.scoring)
+            numbers = found.margin_first + found.topk_weights.sum(1)
+            _refuse_not_finite(f"the routing of layer {layer.layer_idx}", numbers)
+            facts.append(found)
         return facts
 
     def _add(
@@ -172,6 +178,16 @@ class PoolRecorder:
                 }
             )
         return out
+
+
+def _refuse_not_finite(what: str, numbers: NDArray[np.float32]) -> None:
+    """A NaN still chooses K experts, always the same: counted, it would look like a result."""
+    bad = numbers.size - int(np.isfinite(numbers).sum())
+    if bad:
+        raise ModelError(
+            f"{what} is no finite number for {bad} of {numbers.size} tokens of a batch; float16 "
+            "overflows like this (take --dtype bfloat16 or float32), or the weights are damaged"
+        )
 
 
 def _block_of(result: BatchResult, docs: _Docs) -> tuple[TokenBlock, NDArray[np.int64]]:

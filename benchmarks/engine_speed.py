@@ -11,6 +11,7 @@ Cases, each in a fresh process, so that its peak memory is its own:
   by the streamed engine under a promise of 3 GB.
 - ``mixtral``: Mixtral-8x7B's width, as many layers as asked for, streamed.
 - ``demo``: the shipped model on its samples, with predictions; tables; bytes of a run.
+- ``recording``: what sums cost beside the model, at 45 layers of 128 experts, on one core.
 - ``growth``: time and peak memory over tokens, experts and layers.
 
     python benchmarks/engine_speed.py [--case NAME] [--repeats 3] [--folder DIR] [--out FILE]
@@ -231,39 +232,89 @@ def demo(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def recording(given: argparse.Namespace) -> dict[str, Any]:
+    """Routing as captured, of 45 layers of 128 experts, turned into sums; no model runs."""
+    import numpy as np
+    import torch
+
+    from moescope.trace.aggregates import AggregateShape, PhaseAggregates
+    from moescope.trace.facts import TokenBlock, layer_facts
+
+    torch.set_num_threads(1)
+    layers, experts, top_k, tokens, domains = 45, 128, 8, 2048, 10
+    maker = torch.Generator().manual_seed(0)
+    routing = []
+    for _ in range(layers):
+        logits = 2 * torch.randn(tokens, experts, generator=maker)
+        weights, ids = logits.softmax(-1).topk(top_k)
+        routing.append((logits, ids, weights))
+    row, none = np.arange(tokens), np.full(tokens, -1)
+    doc = row // 256
+    ids = np.random.default_rng(0).integers(0, 50_000, tokens)
+    block = TokenBlock(
+        doc=doc, cluster=doc, domain=doc % domains, window=0 * row, pos=row % 256, token_id=ids,
+        next_id=np.roll(ids, -1), pred_id=none, nll=np.full(tokens, np.nan, np.float32),
+        follows=row % 256 > 0, last=row % 256 == 255,
+    )  # fmt: skip
+    shape = AggregateShape(
+        tuple(range(layers)), (experts,) * layers, (top_k,) * layers, token_budget=1000
+    )
+    seconds: dict[str, list[float]] = {"scalars of each token": [], "sums": []}
+    sums = PhaseAggregates(shape)
+    sums.grow(len(set(doc)), domains)
+    for _ in range(3 + given.repeats):  # by then the budget of tokens with their ids is spent
+        began = time.perf_counter()
+        facts = [layer_facts(*one, "softmax") for one in routing]
+        made = time.perf_counter()
+        sums.add(block, facts)
+        seconds["scalars of each token"].append(made - began)
+        seconds["sums"].append(time.perf_counter() - made)
+    medians = {what: statistics.median(s[3:]) for what, s in seconds.items()}
+    return {
+        "layers": layers,
+        "experts": experts,
+        "top_k": top_k,
+        "tokens": tokens,
+        "seconds": medians,
+        "tokens_per_second_of_one_core": tokens / sum(medians.values()),
+    }
+
+
 def growth(given: argparse.Namespace) -> dict[str, Any]:
     """Time and memory as one thing grows; each point is a process."""
     points: dict[str, list[dict[str, Any]]] = {}
-    base = {"tokens": 25_000, "experts": 32, "layers": 6}
+    base = {"tokens": 25_000, "experts": 32, "layers": 6, "token_budget": 250_000}
+    lengths = [10_000, 25_000, 50_000, 100_000, 200_000, 400_000]
     axes = {
-        "tokens": [10_000, 25_000, 50_000, 100_000, 200_000],
-        "experts": [8, 16, 32, 64, 128, 256],
-        "layers": [2, 4, 8, 16],
+        "tokens": [{"tokens": n} for n in lengths],
+        "tokens, budget spent": [{"tokens": n, "token_budget": 1000} for n in lengths],
+        "experts": [{"experts": n} for n in (8, 16, 32, 64, 128, 256)],
+        "layers": [{"layers": n} for n in (2, 4, 8, 16)],
     }
-    for axis, values in axes.items():
-        for value in values:
-            size = base | {axis: value}
+    for axis, changes in axes.items():
+        for change in changes:
+            size = base | change
             command = [sys.executable, __file__, "--point", json.dumps(size)]
             found = [
                 json.loads(
                     subprocess.run(command, check=True, capture_output=True, text=True)
                     .stdout.splitlines()[-1]
                 )
-                for _ in range(min(given.repeats, 2) if axis != "tokens" else given.repeats)
+                for _ in range(given.repeats)
             ]  # fmt: skip
             points.setdefault(axis, []).append(
                 {
                     **size,
                     "counted": found[0]["tokens"],
                     "seconds": statistics.median(f["seconds"] for f in found),
-                    "peak_rss_bytes": max(f["peak_rss_bytes"] for f in found),
+                    "peak_rss_bytes": statistics.median(f["peak_rss_bytes"] for f in found),
                 }
             )
     return {"aggregates": points}
 
 
 def point(size: dict[str, int]) -> dict[str, Any]:
-    """One point: a small OLMoE with random weights on generated text, sums only."""
+    """One point: a small OLMoE with random weights on words drawn by Zipf's law, sums only."""
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, OlmoeConfig
@@ -284,13 +335,17 @@ def point(size: dict[str, int]) -> dict[str, Any]:
         AutoModelForCausalLM.from_config(config).save_pretrained(place / "model")
         tokenizer.save_pretrained(place / "model")
         rng = np.random.default_rng(0)
+        odds = 1 / (2.7 + np.arange(7700))
+        odds /= odds.sum()
         with (place / "text.jsonl").open("w", encoding="utf-8") as file:
             for n in range(size["tokens"] // 500):  # about as many tokens; the run says how many
-                text = tokenizer.decode(rng.integers(300, 8000, 400).tolist())
+                text = tokenizer.decode((300 + rng.choice(7700, 400, p=odds)).tolist())
                 row = {"id": f"d{n}", "domain": f"domain{n % 4}", "text": text}
                 file.write(json.dumps(row) + "\n")
         loaded = load_model(ModelSpec(str(place / "model")))
-        options = TraceOptions(keep="aggregates", context=WINDOW, predictions=False)
+        options = TraceOptions(
+            keep="aggregates", context=WINDOW, predictions=False, token_budget=size["token_budget"]
+        )
         began = time.perf_counter()
         path = trace(loaded, CorpusSpec(path=str(place / "text.jsonl")), place / "run", options)
         seconds = time.perf_counter() - began
@@ -423,8 +478,8 @@ def forget(folder: Path) -> None:
 
 
 CASES = {
-    "peak": peak, "resident": resident, "demo": demo, "growth": growth, "streamed": streamed,
-    "mixtral": mixtral,
+    "peak": peak, "resident": resident, "demo": demo, "recording": recording, "growth": growth,
+    "streamed": streamed, "mixtral": mixtral,
 }  # fmt: skip
 
 

@@ -15,7 +15,8 @@ sys.path.insert(0, str(ROOT))
 
 from tools.experiment_figures import require_matplotlib  # noqa: E402
 
-TITLES = {"tokens": "tokens of the corpus", "experts": "experts a layer", "layers": "MoE layers"}
+TITLES = {"tokens": "tokens", "experts": "experts a layer", "layers": "MoE layers"}
+SPENT = "tokens, budget spent"
 
 
 def draw(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -29,13 +30,16 @@ def draw(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
         canvas = Figure(figsize=(8.4, 4.2), layout="constrained")
         axes = canvas.subplots(2, len(TITLES), sharex="col")
         for column, (axis, title) in enumerate(TITLES.items()):
-            rows = points[axis]
-            across = [r["counted"] if axis == "tokens" else r[axis] for r in rows]
             above, below = axes[0][column], axes[1][column]
-            above.plot(across, [r["seconds"] for r in rows], marker="o", color="#0b5e8e")
-            below.plot(
-                across, [r["peak_rss_bytes"] / 1e9 for r in rows], marker="o", color="#c4540b"
-            )
+            _line(above, below, points[axis], axis, "o-")
+            if axis == "tokens":
+                _line(above, below, points[SPENT], axis, "s--")
+                below.legend(
+                    below.lines,
+                    ["token ids of 250,000 tokens a domain", "of 1,000 tokens a domain"],
+                    frameon=False,
+                    fontsize=7,
+                )
             below.set_xlabel(title)
             for one in (above, below):
                 one.set_ylim(bottom=0)
@@ -46,6 +50,12 @@ def draw(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axes[1][0].set_ylabel("peak memory, GB")
         path.parent.mkdir(parents=True, exist_ok=True)
         canvas.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _line(above: Any, below: Any, rows: list[dict[str, Any]], axis: str, style: str) -> None:
+    across = [r["counted"] if axis == "tokens" else r[axis] for r in rows]
+    above.plot(across, [r["seconds"] for r in rows], style, ms=4, color="#0b5e8e")
+    below.plot(across, [r["peak_rss_bytes"] / 1e9 for r in rows], style, ms=4, color="#c4540b")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from tests.support.saved import save_tiny, write_corpus
 from moescope.corpus import CorpusSpec, open_corpus
 from moescope.metrics.runs import open_run
 from moescope.models import LoadedModel, ModelSpec, load_model
-from moescope.trace import TraceOptions, trace
+from moescope.trace import TraceOptions, aggregates, trace
+from moescope.trace.aggregates import HISTOGRAMS, LOGIT_EDGES, PROB_EDGES, WEIGHT_EDGES
 
 TYPES = ("olmoe", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss")
 CONTEXT = 24
@@ -141,3 +142,20 @@ def test_the_loss_by_domain_is_the_models_own(
         total, scored = total + float(nll), scored + ids.shape[1] - 2
     assert rows["all"]["scored"] == scored
     assert rows["all"]["loss"] == pytest.approx(total / scored, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("bins", "edges"),
+    zip(aggregates._BINS_OF, (LOGIT_EDGES, PROB_EDGES, WEIGHT_EDGES), strict=True),
+    ids=HISTOGRAMS,
+)
+def test_bins_are_those_of_a_search_among_the_edges(bins: object, edges: np.ndarray) -> None:
+    """At the edges, next to them, at zeros and infinities, and for any pattern of bits."""
+    near = edges.astype(np.float32)
+    nearly = [np.nextafter(near, np.float32(to)) for to in (-np.inf, np.inf)]
+    special = np.array([0.0, -0.0, np.inf, -np.inf, 1e-45, -1e-45, 3e38, -3e38], np.float32)
+    drawn = np.frombuffer(np.random.default_rng(0).bytes(4_000_000), np.float32)
+    values = np.concatenate([near, *nearly, special, drawn[~np.isnan(drawn)]])
+    expected = np.searchsorted(edges, values, side="right")
+    np.testing.assert_array_equal(bins(values), expected)  # type: ignore[operator]
+    assert set(expected) == set(range(64))

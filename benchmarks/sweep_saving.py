@@ -49,9 +49,9 @@ def naive(loaded: Any, windows: Sequence[Any], layer: int) -> list[float]:
     import torch
 
     from moescope.intervene import edited, zero
-    from moescope.intervene.damage_passes import scored_tokens
-    from moescope.intervene.scoring import PlainScores, compare
-    from moescope.intervene.trials import batch_budget
+    from moescope.intervene.passes.head import scored_tokens
+    from moescope.intervene.passes.scoring import PlainScores, compare
+    from moescope.intervene.passes.trials import batch_budget
     from moescope.trace.windows import window_batches
 
     experts = next(m for m in loaded.anatomy.layers if m.layer_idx == layer).num_experts

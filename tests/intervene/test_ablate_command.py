@@ -21,7 +21,7 @@ from moescope.cli.ablate_config import resolve_ablation
 from moescope.errors import BadInputError, MoescopeError
 from moescope.intervene import measure_damage, sweep_experts
 from moescope.intervene.ablation_files import ablation_data
-from moescope.intervene.damage import make_plan
+from moescope.intervene.damage.measure import make_plan
 from moescope.metrics.runs import AnalyzedRun
 from moescope.models import LoadedModel
 from moescope.report.ablation_page import ablation_page

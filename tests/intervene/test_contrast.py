@@ -11,8 +11,8 @@ from tests.support.saved import WORDS
 
 from moescope.corpus import CorpusSpec
 from moescope.errors import BadInputError, CorpusError
-from moescope.intervene.contrast import contrast
-from moescope.intervene.contrast_statistics import (
+from moescope.intervene.contrast.compare import contrast
+from moescope.intervene.contrast.statistics import (
     DocumentCounts,
     compare_rates,
     rate_difference,
@@ -20,7 +20,7 @@ from moescope.intervene.contrast_statistics import (
     swap_p,
     token_part,
 )
-from moescope.intervene.steering_settings import parse_setting
+from moescope.intervene.steering.settings import parse_setting
 from moescope.metrics.statistics import MIN_CLUSTERS, benjamini_hochberg
 from moescope.models import LoadedModel
 from moescope.models.capture import RoutingCapture

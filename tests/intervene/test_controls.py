@@ -8,7 +8,7 @@ from scipy.stats import binom
 
 from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
-from moescope.intervene.controls import CALIPER, draw_controls, exceed_chance
+from moescope.intervene.damage.controls import CALIPER, draw_controls, exceed_chance
 
 
 def refs(layer: int, *experts: int) -> tuple[ExpertRef, ...]:

@@ -17,11 +17,11 @@ from moescope.axes import ExpertRef
 from moescope.errors import BadInputError, ModelError, RunError
 from moescope.intervene import mask, measure_damage, scale, zero
 from moescope.intervene.answers import damage_answers, damage_notes
-from moescope.intervene.damage_edits import damage_edit
-from moescope.intervene.journal import Journal
-from moescope.intervene.resampling import contrast, document_means, minimum_detectable
-from moescope.intervene.scoring import PlainScores, compare
-from moescope.intervene.trials import Trial, TrialRunner
+from moescope.intervene.damage.edits import damage_edit
+from moescope.intervene.damage.resampling import contrast, document_means, minimum_detectable
+from moescope.intervene.passes.journal import Journal
+from moescope.intervene.passes.scoring import PlainScores, compare
+from moescope.intervene.passes.trials import Trial, TrialRunner
 from moescope.metrics.statistics import bootstrap_rates
 from moescope.models import LoadedModel
 from moescope.models.edits import Edit

@@ -8,7 +8,7 @@ import pytest
 
 from moescope.axes import ExpertPlan, ExpertRef, PlanEntry
 from moescope.errors import BadInputError, WriteError
-from moescope.intervene.damage import make_plan
+from moescope.intervene.damage.measure import make_plan
 from moescope.models import LoadedModel
 
 ENTRIES = (

@@ -25,22 +25,22 @@ from moescope.intervene import (
     top_k,
     zero,
 )
-from moescope.intervene.steering_controls import stand
-from moescope.intervene.steering_distributions import (
+from moescope.intervene.steering.controls import stand
+from moescope.intervene.steering.distributions import (
     entropy,
     kl_divergence,
     log_probs,
     shift_of,
     top_union,
 )
-from moescope.intervene.steering_plan import (
+from moescope.intervene.steering.plan import (
     SteeringPlan,
     read_plan,
     require_model_of_plan,
     write_plan,
 )
-from moescope.intervene.steering_prompts import pieces_of, read_prompt, word_tokens
-from moescope.intervene.steering_settings import edits_at, parse_setting, parse_strengths, swept
+from moescope.intervene.steering.prompts import pieces_of, read_prompt, word_tokens
+from moescope.intervene.steering.settings import edits_at, parse_setting, parse_strengths, swept
 from moescope.models import LoadedModel, ModelSpec, load_model
 from moescope.models.capture import RoutingCapture
 from moescope.models.edits import Edit

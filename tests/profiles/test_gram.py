@@ -9,16 +9,16 @@ import torch
 from scipy.stats import t as student
 
 from moescope.errors import WriteError
-from moescope.profiles import row_store
-from moescope.profiles.gram import FunctionOutputs, TokenGroups, cosine_sums, gram_sums
-from moescope.profiles.pair_values import (
+from moescope.profiles.similarity import row_store
+from moescope.profiles.similarity.gram import FunctionOutputs, TokenGroups, cosine_sums, gram_sums
+from moescope.profiles.similarity.pair_values import (
     PairValues,
     cka_values,
     cosine_values,
     flat_cosines,
     jackknife,
 )
-from moescope.profiles.row_store import RowStore
+from moescope.profiles.similarity.row_store import RowStore
 
 SIZES = [7, 12, 5, 9, 8, 11]
 
@@ -274,7 +274,7 @@ class TestWeights:
     def test_pieces_of_a_long_tensor_add_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
         weights = [("w", torch.randn(4, 10, 3, generator=torch.Generator().manual_seed(0)))]
         whole = flat_cosines(weights, 4)
-        monkeypatch.setattr("moescope.profiles.pair_values._CELLS", 7)
+        monkeypatch.setattr("moescope.profiles.similarity.pair_values._CELLS", 7)
         np.testing.assert_allclose(flat_cosines(weights, 4).value, whole.value, atol=1e-12)
 
     def test_equal_weights_have_nothing_left_without_their_mean(self) -> None:

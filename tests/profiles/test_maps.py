@@ -12,10 +12,16 @@ from moescope.corpus import CorpusSpec
 from moescope.errors import MissingExtraError
 from moescope.models import LoadedModel
 from moescope.models.expert_calls import ExpertLayer
-from moescope.profiles import maps
-from moescope.profiles.maps import draw_map, neighbour_shares, pca_map, sample_outputs, umap_map
-from moescope.profiles.similarity import SimilarityOptions, similarity
-from moescope.profiles.similarity_inputs import LayerSample, capture_inputs, take_tokens
+from moescope.profiles.similarity import maps
+from moescope.profiles.similarity.compare import SimilarityOptions, similarity
+from moescope.profiles.similarity.inputs import LayerSample, capture_inputs, take_tokens
+from moescope.profiles.similarity.maps import (
+    draw_map,
+    neighbour_shares,
+    pca_map,
+    sample_outputs,
+    umap_map,
+)
 from moescope.trace.windows import choose_windows
 
 EXPERTS = 8

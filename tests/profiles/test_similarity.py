@@ -19,11 +19,11 @@ from moescope.metrics.runs import AnalyzedRun
 from moescope.models import LoadedModel, ModelSpec, find_anatomy
 from moescope.models.expert_calls import ExpertLayer
 from moescope.models.loading import weights_fingerprint
-from moescope.profiles.shuffled import shuffled_expert
-from moescope.profiles.similarity import SimilarityOptions, similarity
-from moescope.profiles.similarity_inputs import capture_inputs, even_shares, take_tokens
-from moescope.profiles.similarity_result import Similarity, open_similarity
-from moescope.profiles.similarity_tables import clustered_order, nearest
+from moescope.profiles.similarity.compare import SimilarityOptions, similarity
+from moescope.profiles.similarity.inputs import capture_inputs, even_shares, take_tokens
+from moescope.profiles.similarity.result import Similarity, open_similarity
+from moescope.profiles.similarity.shuffled import shuffled_expert
+from moescope.profiles.similarity.tables import clustered_order, nearest
 from moescope.trace.windows import TextWindow, choose_windows
 
 EXPERTS = 8

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moescope.profiles.similarity_tables import clustered_order, mantel, nearest, rank_correlation
+from moescope.profiles.similarity.tables import clustered_order, mantel, nearest, rank_correlation
 
 
 class TestAgreement:

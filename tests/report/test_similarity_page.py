@@ -17,8 +17,8 @@ from moescope.cli import main
 from moescope.errors import MissingExtraError
 from moescope.metrics.runs import AnalyzedRun
 from moescope.models import LoadedModel
-from moescope.profiles.similarity import SimilarityOptions, similarity
-from moescope.profiles.similarity_result import Similarity, open_similarity
+from moescope.profiles.similarity.compare import SimilarityOptions, similarity
+from moescope.profiles.similarity.result import Similarity, open_similarity
 from moescope.report import similarity_data as page_data
 from moescope.report import similarity_figures
 from moescope.report.similarity_data import similarity_data

@@ -19,7 +19,7 @@ from moescope.cli.settings import optional, parameter, sign
 
 if TYPE_CHECKING:
     from moescope.intervene import Damage, ExpertSweep
-    from moescope.intervene.trials import OnProgress
+    from moescope.intervene.passes.trials import OnProgress
     from moescope.models import LoadedModel
     from moescope.trace.windows import TextWindow
 

@@ -12,7 +12,7 @@ from moescope.cli.settings import read_settings, validated
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
-    from moescope.intervene.damage import Experts
+    from moescope.intervene.damage.measure import Experts
     from moescope.models import LoadedModel, ModelSpec
     from moescope.trace import TraceOptions
     from moescope.trace.windows import TextWindow

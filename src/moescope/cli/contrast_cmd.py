@@ -22,7 +22,7 @@ from moescope.cli.config import parse_layers
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
-    from moescope.intervene.contrast import ContrastResult
+    from moescope.intervene.contrast.compare import ContrastResult
 
 _HELP = """Find the experts that work on one set of texts more than on another, to steer by them.
 
@@ -87,8 +87,8 @@ def contrast(
 ) -> None:
     """Print the differences and the settings to steer by."""
     from moescope.corpus import CorpusSpec
-    from moescope.intervene.contrast import contrast as compare
-    from moescope.intervene.steering_plan import write_plan
+    from moescope.intervene.contrast.compare import contrast as compare
+    from moescope.intervene.steering.plan import write_plan
     from moescope.models import ModelSpec, load_model
     from moescope.trace import TraceOptions
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from moescope.corpus import CorpusSpec
     from moescope.metrics.runs import AnalyzedRun
     from moescope.models import ModelSpec
-    from moescope.profiles.similarity import SimilarityStep
-    from moescope.profiles.similarity_result import Similarity
+    from moescope.profiles.similarity.compare import SimilarityStep
+    from moescope.profiles.similarity.result import Similarity
     from moescope.trace import TraceOptions
 
 _HELP = """Compare the experts of each layer: outputs on identical inputs, weights, router rows.
@@ -94,8 +94,8 @@ def similarity(
     """Compare, write, and print the most similar pairs."""
     from moescope.models import load_model
     from moescope.models.memory import parse_memory
-    from moescope.profiles.similarity import METHODS, SimilarityOptions
-    from moescope.profiles.similarity import similarity as compare
+    from moescope.profiles.similarity.compare import METHODS, SimilarityOptions
+    from moescope.profiles.similarity.compare import similarity as compare
     from moescope.report.similarity_figures import require_matplotlib, write_similarity_figures
     from moescope.report.similarity_page import write_similarity_page
 

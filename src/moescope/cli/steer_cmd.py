@@ -16,8 +16,8 @@ from moescope.cli.common import errors, output
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
-    from moescope.intervene.steering import SteeringResult, SweepResult
-    from moescope.intervene.steering_settings import Setting
+    from moescope.intervene.steering.settings import Setting
+    from moescope.intervene.steering.steer import SteeringResult, SweepResult
     from moescope.models import LoadedModel
 
 _HELP = """Boost or ablate experts at one token or everywhere; see what becomes of the text.
@@ -88,8 +88,8 @@ def steer(
 ) -> None:
     """Print the comparison."""
     from moescope.cli.steer_tables import print_steering
-    from moescope.intervene.steering_plan import read_plan, require_model_of_plan
-    from moescope.intervene.steering_settings import parse_setting, parse_strengths
+    from moescope.intervene.steering.plan import read_plan, require_model_of_plan
+    from moescope.intervene.steering.settings import parse_setting, parse_strengths
     from moescope.models import ModelSpec, load_model
 
     if plan_value is not None and plan is None:
@@ -126,7 +126,7 @@ def steer(
 
 def _check(settings: Sequence[Setting], strengths: Sequence[float]) -> None:
     """Refuse what can be refused before a model is read."""
-    from moescope.intervene.steering_settings import swept
+    from moescope.intervene.steering.settings import swept
 
     if not settings:
         raise BadInputError(
@@ -153,8 +153,8 @@ def _run(
     options: dict[str, Any],
 ) -> tuple[SteeringResult, SweepResult | None]:
     """One strength in full, and the sweep over all of them where one is asked for."""
-    from moescope.intervene import steering
-    from moescope.intervene.steering_settings import edits_at, swept
+    from moescope.intervene import steer, sweep
+    from moescope.intervene.steering.settings import edits_at, swept
 
     opened = swept(settings) if strengths else []
     kind = next((s.kind for s in opened if s.open), "bias")
@@ -163,7 +163,7 @@ def _run(
     shown = max(strengths, key=lambda s: (abs(s - neutral), s)) if strengths else None
     edits = edits_at(settings, loaded.anatomy, shown)
     with errors.status("looking at the prompt, its controls and its text"):
-        result = steering.steer(
+        result = steer(
             loaded,
             prompt,
             edits,
@@ -174,7 +174,7 @@ def _run(
     if not strengths:
         return result, None
     with _progress(len(strengths)) as bar:
-        followed = steering.sweep(
+        followed = sweep(
             loaded,
             prompt,
             lambda s: edits_at(opened, loaded.anatomy, s),

@@ -10,14 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from moescope.cli.common import output
-from moescope.intervene.steering_prompts import visible
-from moescope.intervene.steering_results import percent
+from moescope.intervene.steering.prompts import visible
+from moescope.intervene.steering.results import percent
 
 if TYPE_CHECKING:
-    from moescope.intervene.steering import SteeringResult, SweepResult
-    from moescope.intervene.steering_controls import Controls
-    from moescope.intervene.steering_results import Text as Written
-    from moescope.intervene.steering_use import Choice, ExpertUse
+    from moescope.intervene.steering.controls import Controls
+    from moescope.intervene.steering.results import Text as Written
+    from moescope.intervene.steering.steer import SteeringResult, SweepResult
+    from moescope.intervene.steering.use import Choice, ExpertUse
     from moescope.models import Anatomy
 
 _MOST_TOKENS = 60

@@ -5,10 +5,10 @@ The edits themselves live in `moescope.models.edits` and are re-exported here::
     from moescope.intervene import edited, mask, zero, scale, bias, force, top_k
 """
 
-from moescope.intervene.contrast import ContrastResult, contrast
-from moescope.intervene.damage import Damage, measure_damage
-from moescope.intervene.expert_sweep import ExpertSweep, sweep_experts
-from moescope.intervene.steering import SteeringResult, SweepResult, steer, sweep
+from moescope.intervene.contrast.compare import ContrastResult, contrast
+from moescope.intervene.damage.measure import Damage, measure_damage
+from moescope.intervene.expert_sweep.sweep import ExpertSweep, sweep_experts
+from moescope.intervene.steering.steer import SteeringResult, SweepResult, steer, sweep
 from moescope.models.editing import edited
 from moescope.models.edits import Edit, bias, force, mask, scale, select_experts, top_k, zero
 

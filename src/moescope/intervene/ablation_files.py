@@ -20,10 +20,10 @@ from moescope.intervene.answers import (
     sweep_answers,
     sweep_notes,
 )
-from moescope.intervene.damage import Damage
-from moescope.intervene.expert_sweep import ExpertSweep
-from moescope.intervene.identity import finite
-from moescope.intervene.scores import SCORE_NAMES, SCORES
+from moescope.intervene.damage.measure import Damage
+from moescope.intervene.expert_sweep.scores import SCORE_NAMES, SCORES
+from moescope.intervene.expert_sweep.sweep import ExpertSweep
+from moescope.intervene.passes.identity import finite
 from moescope.trace.store import write_bytes, write_parquet
 
 __all__ = ["ABLATION", "SCHEMA_VERSION", "ablation_data", "save_ablation"]

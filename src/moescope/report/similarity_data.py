@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from moescope.profiles.pair_values import upper
-from moescope.profiles.similarity_result import Similarity
-from moescope.profiles.similarity_tables import clustered_order
+from moescope.profiles.similarity.pair_values import upper
+from moescope.profiles.similarity.result import Similarity
+from moescope.profiles.similarity.tables import clustered_order
 from moescope.report.frames import scaled, tidy
 
 __all__ = ["METHOD_NAMES", "PAIRS_AT_MOST", "PAIRS_WITH_INTERVALS", "similarity_data"]

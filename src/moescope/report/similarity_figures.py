@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.errors import MissingExtraError
-from moescope.profiles.similarity_result import Similarity
-from moescope.profiles.similarity_tables import clustered_order
+from moescope.profiles.similarity.result import Similarity
+from moescope.profiles.similarity.tables import clustered_order
 from moescope.report.figures import _COLORS, _DIVERGING, _SEQUENTIAL, _STYLE, _WIDTH, _plain
 from moescope.report.similarity_data import METHOD_NAMES
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moescope.metrics.statistics import MIN_CLUSTERS
-from moescope.profiles.similarity_result import Similarity
+from moescope.profiles.similarity.result import Similarity
 from moescope.report.about import FEW_DOCUMENTS, label
 from moescope.report.frames import number
 from moescope.report.page import fill_page

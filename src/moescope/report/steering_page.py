@@ -18,7 +18,7 @@ from moescope.report.page import fill_page
 from moescope.trace.store import write_bytes
 
 if TYPE_CHECKING:
-    from moescope.intervene.steering_results import SteeringResult, SweepResult
+    from moescope.intervene.steering.results import SteeringResult, SweepResult
 
 __all__ = ["steering_data", "steering_page", "write_steering"]
 

@@ -16,16 +16,21 @@ import torch
 from moescope.errors import ModelError
 from moescope.models import LoadedModel, MoELayer
 from moescope.models.expert_calls import ExpertLayer
-from moescope.profiles.gram import (
+from moescope.profiles.similarity.gram import (
     FunctionOutputs,
     TokenGroups,
     cosine_sums,
     gram_operations,
     gram_sums,
 )
-from moescope.profiles.pair_values import PairValues, cka_values, cosine_values, flat_cosines
-from moescope.profiles.shuffled import shuffled_expert
-from moescope.profiles.similarity_inputs import LayerSample
+from moescope.profiles.similarity.inputs import LayerSample
+from moescope.profiles.similarity.pair_values import (
+    PairValues,
+    cka_values,
+    cosine_values,
+    flat_cosines,
+)
+from moescope.profiles.similarity.shuffled import shuffled_expert
 
 __all__ = ["OUTPUT_METHODS", "LayerValues", "compare_outputs", "compare_parameters", "cost"]
 

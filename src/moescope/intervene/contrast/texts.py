@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from moescope.corpus import CorpusSpec, Document, TokenizedDocument, open_corpus, tokenize_document
 from moescope.errors import CorpusError
-from moescope.intervene.contrast_statistics import DocumentCounts
+from moescope.intervene.contrast.statistics import DocumentCounts
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import RoutingCapture
 from moescope.models.loading import LoadedModel

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moescope.axes import ExpertPlan
 from moescope.errors import BadInputError, RunError
-from moescope.intervene.steering_settings import parse_setting
+from moescope.intervene.steering.settings import parse_setting
 from moescope.models.loading import LoadedModel
 from moescope.trace.store import write_bytes
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moescope.errors import BadInputError
-from moescope.intervene.contrast_texts import Span
-from moescope.intervene.steering_plan import SteeringPlan
+from moescope.intervene.contrast.texts import Span
+from moescope.intervene.steering.plan import SteeringPlan
 
 __all__ = ["ContrastResult", "Proposal"]
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from moescope.axes import ExpertRef
-from moescope.intervene.steering_passes import Continuation, LayerChoice, Look
+from moescope.intervene.steering.passes import Continuation, LayerChoice, Look
 from moescope.models.anatomy import Anatomy
 from moescope.models.edits import Edit
 

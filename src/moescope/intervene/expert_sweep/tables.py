@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from moescope.axes import ExpertRef
-from moescope.intervene.damage_table import MEASURES
-from moescope.intervene.rank_correlation import RankCorrelation, rank_correlation, repeatability
-from moescope.intervene.resampling import document_means, minimum_detectable
-from moescope.intervene.scopes import Scopes
-from moescope.intervene.scores import SCORES
-from moescope.intervene.trials import Measured
+from moescope.intervene.damage.resampling import document_means, minimum_detectable
+from moescope.intervene.damage.scopes import Scopes
+from moescope.intervene.damage.table import MEASURES
+from moescope.intervene.expert_sweep.rank_correlation import (
+    RankCorrelation,
+    rank_correlation,
+    repeatability,
+)
+from moescope.intervene.expert_sweep.scores import SCORES
+from moescope.intervene.passes.trials import Measured
 from moescope.metrics.statistics import benjamini_hochberg
 
 __all__ = ["IMPORTANCE", "correlation_table", "expert_table", "repeatabilities"]

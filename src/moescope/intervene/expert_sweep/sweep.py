@@ -3,7 +3,7 @@
 Importance is measured: the change of cross-entropy when one expert is edited. Beside it stand the
 scores that are used in its place (load, gate mass, output norms, specialization), from the same
 text, and how well each of them ranks the experts. How the model is run is the business of
-`moescope.intervene.trials`.
+`moescope.intervene.passes.trials`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moescope.axes import ExpertRef
-from moescope.intervene.damage import JOURNAL
-from moescope.intervene.damage_edits import DamageEdit, damage_edit
-from moescope.intervene.expert_sweep_tables import correlation_table, expert_table, repeatabilities
-from moescope.intervene.identity import describe_model, finite, identity, require_resident
-from moescope.intervene.journal import Journal
-from moescope.intervene.saving import Saving
-from moescope.intervene.scopes import Scopes
-from moescope.intervene.scores import ScoreKeeper
-from moescope.intervene.trials import Measured, OnProgress, Trial, TrialRunner, batch_budget
+from moescope.intervene.damage.edits import DamageEdit, damage_edit
+from moescope.intervene.damage.measure import JOURNAL
+from moescope.intervene.damage.scopes import Scopes
+from moescope.intervene.expert_sweep.scores import ScoreKeeper
+from moescope.intervene.expert_sweep.tables import correlation_table, expert_table, repeatabilities
+from moescope.intervene.passes.identity import describe_model, finite, identity, require_resident
+from moescope.intervene.passes.journal import Journal
+from moescope.intervene.passes.saving import Saving
+from moescope.intervene.passes.trials import Measured, OnProgress, Trial, TrialRunner, batch_budget
 from moescope.models.loading import LoadedModel
 from moescope.trace.windows import TextWindow
 

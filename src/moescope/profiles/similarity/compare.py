@@ -2,8 +2,8 @@
 
 `similarity` runs some text through a model once, asks every expert of every layer what it makes of
 the same tokens, and compares. Outputs are streamed: memory follows the budget, not the number of
-experts times tokens (see `moescope.profiles.gram`). What the numbers mean, and what they do not:
-docs/concepts/similarity.md.
+experts times tokens (see `moescope.profiles.similarity.gram`). What the numbers mean, and what they
+do not: docs/concepts/similarity.md.
 """
 
 from __future__ import annotations
@@ -26,8 +26,21 @@ from moescope.metrics.runs import AnalyzedRun
 from moescope.metrics.view import Rows
 from moescope.models import LoadedModel, MoELayer
 from moescope.models.expert_calls import ExpertLayer
-from moescope.profiles.gram import TokenGroups
-from moescope.profiles.maps import (
+from moescope.profiles.similarity.gram import TokenGroups
+from moescope.profiles.similarity.inputs import (
+    LayerSample,
+    TokenSample,
+    capture_inputs,
+    take_tokens,
+)
+from moescope.profiles.similarity.layers import (
+    OUTPUT_METHODS,
+    LayerValues,
+    compare_outputs,
+    compare_parameters,
+    cost,
+)
+from moescope.profiles.similarity.maps import (
     MAP_POINTS,
     MapKind,
     draw_map,
@@ -35,22 +48,9 @@ from moescope.profiles.maps import (
     require_umap,
     sample_outputs,
 )
-from moescope.profiles.pair_values import PairValues
-from moescope.profiles.similarity_inputs import (
-    LayerSample,
-    TokenSample,
-    capture_inputs,
-    take_tokens,
-)
-from moescope.profiles.similarity_layers import (
-    OUTPUT_METHODS,
-    LayerValues,
-    compare_outputs,
-    compare_parameters,
-    cost,
-)
-from moescope.profiles.similarity_result import Similarity, plain
-from moescope.profiles.similarity_tables import (
+from moescope.profiles.similarity.pair_values import PairValues
+from moescope.profiles.similarity.result import Similarity, plain
+from moescope.profiles.similarity.tables import (
     PERMUTATIONS,
     add_q,
     agreement_rows,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from moescope.metrics.statistics import MIN_CLUSTERS
-from moescope.profiles.gram import CosineSums, GramSums
+from moescope.profiles.similarity.gram import CosineSums, GramSums
 
 __all__ = [
     "Jackknife",

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from moescope.axes import ExpertRef
-from moescope.intervene.controls import Controls, draw_controls
-from moescope.intervene.journal import Journal
+from moescope.intervene.damage.controls import Controls, draw_controls
+from moescope.intervene.passes.journal import Journal
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import RoutingCapture
 from moescope.models.loading import LoadedModel

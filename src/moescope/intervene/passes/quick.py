@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import torch
 
 from moescope.errors import ModelError
-from moescope.intervene.damage_passes import Head, PlainPass, affected, pick
-from moescope.intervene.scoring import TokenDamage, compare
+from moescope.intervene.passes.head import Head, PlainPass, affected, pick
+from moescope.intervene.passes.scoring import TokenDamage, compare
 from moescope.models.editing import edited
 from moescope.models.edits import Edit
 from moescope.models.expert_calls import ExpertLayer

@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from moescope.errors import BadInputError
-from moescope.intervene.steering_controls import Controls, run_controls
-from moescope.intervene.steering_distributions import entropy, kl_divergence, shift_of, top_union
-from moescope.intervene.steering_passes import Continuation, Look, look, write
-from moescope.intervene.steering_prompts import (
+from moescope.intervene.steering.controls import Controls, run_controls
+from moescope.intervene.steering.distributions import entropy, kl_divergence, shift_of, top_union
+from moescope.intervene.steering.passes import Continuation, Look, look, write
+from moescope.intervene.steering.prompts import (
     Prompt,
     WordToken,
     pieces_of,
     read_prompt,
     word_tokens,
 )
-from moescope.intervene.steering_results import (
+from moescope.intervene.steering.results import (
     SteeringResult,
     SweepPoint,
     SweepResult,
@@ -30,7 +30,7 @@ from moescope.intervene.steering_results import (
     TokenShift,
     WordShift,
 )
-from moescope.intervene.steering_use import choices_at, effect_of, uses_of
+from moescope.intervene.steering.use import choices_at, effect_of, uses_of
 from moescope.models.anatomy import MoELayer
 from moescope.models.edits import Edit, check_edits
 from moescope.models.loading import LoadedModel

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
-from moescope.intervene.contrast_result import ContrastResult, Proposal
-from moescope.intervene.contrast_statistics import (
+from moescope.intervene.contrast.result import ContrastResult, Proposal
+from moescope.intervene.contrast.statistics import (
     DocumentCounts,
     RateDifferences,
     columns_of,
@@ -26,7 +26,7 @@ from moescope.intervene.contrast_statistics import (
     smallest_p,
     token_part,
 )
-from moescope.intervene.contrast_texts import (
+from moescope.intervene.contrast.texts import (
     RoutedTexts,
     Span,
     Texts,

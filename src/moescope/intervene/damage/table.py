@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moescope.intervene.choices import Prepared
-from moescope.intervene.resampling import Means, contrast, document_means, minimum_detectable
-from moescope.intervene.scopes import Scopes
-from moescope.intervene.trials import Measured
+from moescope.intervene.damage.choices import Prepared
+from moescope.intervene.damage.resampling import Means, contrast, document_means, minimum_detectable
+from moescope.intervene.damage.scopes import Scopes
+from moescope.intervene.passes.trials import Measured
 from moescope.metrics.statistics import benjamini_hochberg
 
 __all__ = ["MEASURES", "Selectivity", "damage_table", "selectivity"]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from moescope.errors import MissingExtraError
 from moescope.metrics.statistics import bootstrap_rates
 from moescope.models.expert_calls import ExpertLayer
-from moescope.profiles.similarity_inputs import LayerSample, even_shares
+from moescope.profiles.similarity.inputs import LayerSample, even_shares
 
 __all__ = [
     "MAP_POINTS",

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from moescope.errors import ModelError
-from moescope.intervene.steering_prompts import Prompt, pieces_of
+from moescope.intervene.steering.prompts import Prompt, pieces_of
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import Routing, RoutingCapture
 from moescope.models.editing import edited

@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 
 from moescope.metrics.statistics import benjamini_hochberg
 from moescope.metrics.view import Rows
-from moescope.profiles.pair_values import PairValues, upper
+from moescope.profiles.similarity.pair_values import PairValues, upper
 
 __all__ = [
     "PERMUTATIONS",

@@ -35,7 +35,7 @@ _PAIRS, _MAPS, _ABOUT = "similarity.parquet", "maps.parquet", "similarity.json"
 
 @dataclass(frozen=True)
 class Similarity:
-    """What `moescope.profiles.similarity.similarity` found.
+    """What `moescope.profiles.similarity.compare.similarity` found.
 
     Attributes:
         pairs: one row per layer, method and pair of experts (``expert_a`` < ``expert_b``).

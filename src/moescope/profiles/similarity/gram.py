@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moescope.profiles.row_store import RowStore
+from moescope.profiles.similarity.row_store import RowStore
 
 __all__ = [
     "CosineSums",

@@ -1,10 +1,10 @@
 """Run many edits over the same text and score each against the plain model.
 
 One plain pass over a batch keeps what came out of the layers, and every trial computes only what
-its edits can change (`moescope.intervene.quick`). Whether that gives the same numbers as whole
-passes is not assumed: in the first batch some trials are run both ways, and what does not hold
-there is not used. One batch is in memory at a time; each result is on the disk before the next is
-begun. What is tried, and what the sums mean, is for the callers.
+its edits can change (`moescope.intervene.passes.quick`). Whether that gives the same numbers as
+whole passes is not assumed: in the first batch some trials are run both ways, and what does not
+hold there is not used. One batch is in memory at a time; each result is on the disk before the next
+is begun. What is tried, and what the sums mean, is for the callers.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from moescope.errors import BadInputError
-from moescope.intervene.damage_passes import Head, PlainPass, plain_pass
-from moescope.intervene.journal import Journal
-from moescope.intervene.quick import QuickWay, lowest_layer
-from moescope.intervene.saving import Saving, saving_of
-from moescope.intervene.scoring import LOGIT_CELLS, TokenDamage
+from moescope.intervene.passes.head import Head, PlainPass, plain_pass
+from moescope.intervene.passes.journal import Journal
+from moescope.intervene.passes.quick import QuickWay, lowest_layer
+from moescope.intervene.passes.saving import Saving, saving_of
+from moescope.intervene.passes.scoring import LOGIT_CELLS, TokenDamage
 from moescope.models.anatomy import MoELayer
 from moescope.models.edits import Edit, check_edits
 from moescope.models.loading import LoadedModel

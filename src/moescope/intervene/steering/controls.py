@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moescope.axes import ExpertRef
-from moescope.intervene.steering_passes import Look
+from moescope.intervene.steering.passes import Look
 from moescope.models.anatomy import Anatomy
 from moescope.models.edits import Edit
 

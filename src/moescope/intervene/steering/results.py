@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from moescope.intervene.steering_controls import Controls
-from moescope.intervene.steering_distributions import Shift
-from moescope.intervene.steering_prompts import Prompt, WordToken, visible
-from moescope.intervene.steering_use import Choice, Effect, ExpertUse
+from moescope.intervene.steering.controls import Controls
+from moescope.intervene.steering.distributions import Shift
+from moescope.intervene.steering.prompts import Prompt, WordToken, visible
+from moescope.intervene.steering.use import Choice, Effect, ExpertUse
 
 __all__ = [
     "SteeringResult",

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from moescope.errors import CorpusError, ModelError
 from moescope.models import LoadedModel, MoELayer
 from moescope.models.expert_calls import ExpertInputs
-from moescope.profiles.row_store import RowStore
+from moescope.profiles.similarity.row_store import RowStore
 from moescope.trace.sample import span_priority
 from moescope.trace.windows import TextWindow, window_batches
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from moescope.errors import ModelError
-from moescope.intervene.scoring import PlainScores
+from moescope.intervene.passes.scoring import PlainScores
 from moescope.models.anatomy import MoELayer
 from moescope.models.edits import Edit
 from moescope.models.expert_calls import ExpertInputs, LayerInput

@@ -2,7 +2,7 @@
 
 A plan's experts are edited and the change of every token's prediction is measured; then the same is
 done to random plans of the same size and about the same load. Figures are per token, their unit of
-uncertainty is the document. How the model is run is the business of `moescope.intervene.trials`.
+uncertainty is the document. `moescope.intervene.passes.trials` runs the model.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import pyarrow as pa
 
 from moescope.axes import ExpertPlan, ExpertRef, PlanEntry
 from moescope.errors import BadInputError
-from moescope.intervene.choices import Prepared, prepare
-from moescope.intervene.controls import exceed_chance
-from moescope.intervene.damage_edits import DamageEdit, damage_edit
-from moescope.intervene.damage_table import Selectivity, damage_table, selectivity
-from moescope.intervene.identity import describe_model, finite, identity, require_resident
-from moescope.intervene.journal import Journal
-from moescope.intervene.saving import Saving
-from moescope.intervene.scopes import Scopes
-from moescope.intervene.trials import Measured, OnProgress, Trial, TrialRunner, batch_budget
+from moescope.intervene.damage.choices import Prepared, prepare
+from moescope.intervene.damage.controls import exceed_chance
+from moescope.intervene.damage.edits import DamageEdit, damage_edit
+from moescope.intervene.damage.scopes import Scopes
+from moescope.intervene.damage.table import Selectivity, damage_table, selectivity
+from moescope.intervene.passes.identity import describe_model, finite, identity, require_resident
+from moescope.intervene.passes.journal import Journal
+from moescope.intervene.passes.saving import Saving
+from moescope.intervene.passes.trials import Measured, OnProgress, Trial, TrialRunner, batch_budget
 from moescope.models.edits import check_edits, check_exist, select_experts
 from moescope.models.loading import LoadedModel
 from moescope.trace.windows import TextWindow
@@ -54,7 +54,7 @@ class Damage:
         requested: controls asked for.
         prepared: controls, and how often the experts of each trial are chosen.
         chance: for k = 0, 1, … the chance that at most k controls are as harmful as a plan of no
-            interest (see `moescope.intervene.controls.exceed_chance`).
+            interest (see `moescope.intervene.damage.controls.exceed_chance`).
         table: one row for each trial and group of documents.
         selectivity: damage on target against off target; None without targets.
         scopes: documents, domains and targets.

@@ -1,0 +1,1 @@
+"""Which experts work on one set of texts more than on another."""

@@ -1,0 +1,1 @@
+"""What the next token and the text become when experts are boosted or taken away."""

@@ -1,0 +1,1 @@
+"""How alike the experts of a layer are, on identical inputs and in their weights."""

@@ -76,10 +76,10 @@ def ours(shape: str, case: dict[str, Any]) -> list[float]:
     """Seconds of each step of the lab."""
     import torch
 
-    from moescope.lab.kernels import keep_memory
     from moescope.lab.network import build_network
     from moescope.lab.objective import Workers, balance_weights, run_step
     from moescope.lab.optimizer import Optimizer
+    from moescope.models.memory import keep_memory
 
     keep_memory()
     recipe = recipe_of(shape, case["sequences"], case["micro_batches"])
@@ -105,8 +105,8 @@ def theirs(shape: str, case: dict[str, Any]) -> list[float]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from moescope.lab.kernels import keep_memory
     from moescope.lab.network import build_network
+    from moescope.models.memory import keep_memory
 
     if case["kept"]:
         keep_memory()

@@ -75,8 +75,33 @@ def test_checkpoints_in_several_files_and_in_bfloat16_are_read_too(
     loaded.streamed.load_layer(1)
     dtypes = {n.split(".")[-1]: p.dtype for n, p in loaded.streamed.layers[1].named_parameters()}
     assert dtypes.pop("gate_up_proj") == dtypes.pop("down_proj") == torch.bfloat16
-    assert set(dtypes.values()) == {torch.float32}  # the experts alone stay as they are stored
+    assert set(dtypes.values()) == {torch.float32}  # of a layer, the experts alone stay as stored
     loaded.streamed.drop_layer(1)
+    trace(load_model(spec), corpus, tmp_path / "a", OPTIONS)
+    trace(loaded, corpus, tmp_path / "b", OPTIONS)
+    assert same_run(tmp_path / "a", tmp_path / "b") < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("model_type", "narrow"),
+    [
+        ("olmoe", ["lm_head", "model.embed_tokens"]),
+        ("lfm2_moe", ["lm_head", "model.embed_tokens"]),  # tied
+        ("gemma4_text", []),  # tied, and the embedding computes with its weights
+        ("hy_v4", ["model.embed_tokens"]),  # rounds its last states to the dtype of the head
+        ("cohere2_moe", ["lm_head", "model.embed_tokens"]),
+    ],
+)
+def test_embedding_and_head_stay_as_stored_where_the_numbers_are_the_same(
+    model_type: str, narrow: list[str], corpus: CorpusSpec, tmp_path: Path
+) -> None:
+    folder = save_tiny(model_type, tmp_path / "model")
+    tiny_model(model_type, dtype=torch.bfloat16).save_pretrained(folder)
+    spec = ModelSpec(str(folder), dtype="float32")
+    loaded = load_streamed(spec)
+    ends = ("lm_head", "model.embed_tokens")
+    kept = [n for n in ends if loaded.model.get_submodule(n).weight.dtype == torch.bfloat16]
+    assert kept == narrow
     trace(load_model(spec), corpus, tmp_path / "a", OPTIONS)
     trace(loaded, corpus, tmp_path / "b", OPTIONS)
     assert same_run(tmp_path / "a", tmp_path / "b") < 1e-5

@@ -7,7 +7,6 @@ they can. They know nothing of routing rules, of models or of recipes.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ import torch.nn.functional as F  # noqa: N812
 __all__ = [
     "causal_attention",
     "chunked_cross_entropy",
-    "keep_memory",
     "rms_norm",
     "sorted_experts",
 ]
@@ -337,16 +335,3 @@ def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Te
     """
     result: torch.Tensor = _RMSNorm.apply(hidden, weight, eps)  # type: ignore[no-untyped-call]
     return result
-
-
-def keep_memory() -> None:
-    """Let glibc reuse large blocks; fresh pages at every step cost up to a third of the time.
-
-    Does nothing with another C library. Lasts for the process.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block in a mapping of its own
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back
-    except (OSError, AttributeError):
-        return

@@ -23,7 +23,6 @@ from moescope.errors import InterruptedTrainingError, RunError, TrainingError
 from moescope.lab.checkpoint import export_model, load_checkpoint, read_state, save_checkpoint
 from moescope.lab.data import Sampler, Streams, heldout_windows, prepare_data, unigram_losses
 from moescope.lab.evaluate import evaluate
-from moescope.lab.kernels import keep_memory
 from moescope.lab.log import TrainingLog
 from moescope.lab.losses import update_selection_bias
 from moescope.lab.network import Network, Pass, build_network, capacity_factor
@@ -31,6 +30,7 @@ from moescope.lab.objective import StepResult, Workers, balance_weights, run_ste
 from moescope.lab.optimizer import Optimizer, learning_rate
 from moescope.lab.recipe import Ramp, Recipe, routing_notes
 from moescope.lab.rows import drop_rows, load_rows, routing_row
+from moescope.models.memory import keep_memory
 
 __all__ = ["Kept", "Trained", "TrainingState", "train"]
 

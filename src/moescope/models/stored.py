@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -28,7 +28,6 @@ __all__ = [
     "checkpoint_files",
     "copy_into",
     "opened",
-    "pick",
     "pick_stacked",
     "places",
     "read_header",
@@ -110,7 +109,7 @@ def read_header(path: Path) -> dict[str, Stored]:
 
 
 class _Reader:
-    """Reads whole tensors of an open file into memory of their own.
+    """Reads tensors of an open file into memory of their own.
 
     The library maps a file, and every page that was touched counts as this process's memory until
     the file is closed: a layer would count twice.
@@ -126,27 +125,59 @@ class _Reader:
         if entry is None or entry.dtype is None or not entry.shape:
             return self._handle.get_tensor(key)  # type: ignore[no-any-return]
         made = torch.empty(entry.shape, dtype=entry.dtype)
-        view = memoryview(made.view(torch.uint8).reshape(-1).numpy().data)
+        view = _bytes_of(made)
         if len(view) != entry.length:
             raise ModelError(f"{self._path}: {key} has another size than its header says")
+        self._read(view, entry.begin, key)
+        return made
+
+    def elements(self, key: str, flat: Sequence[int]) -> torch.Tensor:
+        """Some elements of a tensor by their flat index; no more than those is read."""
+        entry = self._header[key]
+        if entry.dtype is None:
+            return self._handle.get_tensor(key).reshape(-1)[list(flat)]  # type: ignore[no-any-return]
+        made = torch.empty(len(flat), dtype=entry.dtype)
+        view, size = _bytes_of(made), entry.dtype.itemsize
+        for n, index in enumerate(flat):
+            self._read(view[n * size : (n + 1) * size], entry.begin + index * size, key)
+        return made
+
+    def _read(self, view: memoryview, begin: int, key: str) -> None:
         done = 0
         while done < len(view):
-            count = os.preadv(self._file, [view[done:]], entry.begin + done)
+            count = _read_at(self._file, view[done:], begin + done)
             if not count:
                 raise ModelError(f"{self._path} ends in the middle of {key}; fetch it again")
             done += count
-        return made
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.view(torch.uint8).reshape(-1).numpy().data)
+
+
+def _read_at(file: int, view: memoryview, begin: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(file, [view], begin)
+    os.lseek(file, begin, os.SEEK_SET)
+    found = os.read(file, len(view))
+    view[: len(found)] = found
+    return len(found)
 
 
 @contextlib.contextmanager
-def reading(path: Path, header: dict[str, Stored]) -> Iterator[Any]:
-    """A safetensors file of which nothing stays in memory but what is asked for."""
+def reading(path: Path, header: dict[str, Stored], *, scattered: bool = False) -> Iterator[_Reader]:
+    """A safetensors file of which nothing stays in memory but what is asked for.
+
+    Args:
+        path: the file.
+        header: what `read_header` found in it.
+        scattered: little is read, here and there: the system is asked not to read ahead.
+    """
     with opened(path) as handle:
-        if not hasattr(os, "preadv"):
-            yield handle
-            return
-        file = os.open(path, os.O_RDONLY)
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
+            if scattered and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
             yield _Reader(path, handle, header, file)
         finally:
             os.close(file)
@@ -234,24 +265,17 @@ def places(
     return parts
 
 
-def pick(stored: Any, flat: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Elements of a stored tensor by their flat index, row by row."""
-    if not shape or torch.Size(shape).numel() < 1 << 16:
-        return stored[:].reshape(-1)[flat]  # type: ignore[no-any-return]
+def pick_stacked(flat: torch.Tensor, shape: Any, parts: Any, dim: int) -> torch.Tensor:
+    """Elements of a stack of experts by their flat index, from the experts' own tensors."""
     picked = []
-    for place in zip(*torch.unravel_index(flat, shape), strict=True):
-        row = stored[int(place[0]) : int(place[0]) + 1]
-        picked.append(row[(0, *(int(i) for i in place[1:]))])
-    return torch.stack(picked)
-
-
-def pick_stacked(index: int, shape: Any, parts: Any, dim: int) -> torch.Tensor:
-    """One element of a stack of experts, from the expert's own tensor."""
-    place = [int(i) for i in torch.unravel_index(torch.tensor(index), tuple(shape))]
-    for experts, begin, end in parts:
-        if begin <= place[dim] < end:
-            key, handle = experts[place[0]]
-            place[dim] -= begin
-            row = handle.get_slice(key)[place[1] : place[1] + 1]
-            return row[(0, *place[2:])]  # type: ignore[no-any-return]
-    raise ModelError(f"no part of the checkpoint holds element {place}")
+    for index in flat.tolist():
+        place = [int(i) for i in torch.unravel_index(torch.tensor(index), tuple(shape))]
+        experts, begin, end = next(p for p in parts if p[1] <= place[dim] < p[2])
+        key, reader = experts[place[0]]
+        place[dim] -= begin
+        own = [*shape[1:dim], end - begin, *shape[dim + 1 :]]
+        within = 0
+        for at, side in zip(place[1:], own, strict=True):
+            within = within * side + at
+        picked.append(reader.elements(key, [within]))
+    return torch.cat(picked)

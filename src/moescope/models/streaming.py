@@ -24,6 +24,7 @@ from torch import nn
 from moescope.errors import ModelError
 from moescope.models.experts import expert_weights, sorts_experts
 from moescope.models.memory import StreamedNeed
+from moescope.models.narrow import narrow_weights, widen_outputs
 from moescope.models.stored import (
     Stored,
     Target,
@@ -31,8 +32,6 @@ from moescope.models.stored import (
     check_stack,
     checkpoint_files,
     copy_into,
-    opened,
-    pick,
     pick_stacked,
     places,
     read_header,
@@ -151,16 +150,17 @@ class StreamedModel:
                 check_stack(name, shape, dim, stored, target.converter.source_patterns)
 
     def _stay_as_stored(self) -> dict[str, torch.dtype]:
-        """Experts' weights that are kept in half precision and widened one expert at a time.
+        """Weights kept in half precision: experts, widened one at a time; embedding and head.
 
         Where a processor computes in float32 what is stored in half of it, that halves the memory
-        of a layer; the numbers are the same.
+        of a layer and of what lies outside; the numbers are the same.
         """
-        if self.dtype != torch.float32 or not sorts_experts(self.model):
+        if self.dtype != torch.float32 or self.device.type != "cpu":
             return {}
         made = {n: t for part in self._by_layer.values() for n, t in part.items()}
         kept = {}
-        for name in expert_weights(self.model):
+        experts = expert_weights(self.model) if sorts_experts(self.model) else []
+        for name in [*experts, *narrow_weights(self.model)]:
             sources = made[name].sources if name in made else []
             dtypes = {self._header(key).dtype for key, _ in sources}
             if len(dtypes) == 1 and dtypes <= {torch.bfloat16, torch.float16}:
@@ -222,6 +222,7 @@ class StreamedModel:
         self._fill(self._by_layer.get(None, {}), {})
         outside = {n for n in self._meta if not _LAYER.match(n)}
         self.model.tie_weights()
+        widen_outputs(self.model, self.dtype)
         self._require(outside)
 
     def load_layer(self, index: int) -> None:
@@ -298,15 +299,18 @@ class StreamedModel:
     ) -> torch.Tensor:
         with contextlib.ExitStack() as stack:
             paths = sorted({self._files[key] for key, _ in target.sources})
-            handles = {path: stack.enter_context(opened(path)) for path in paths}
+            handles = {
+                path: stack.enter_context(reading(path, self._header_of(path), scattered=True))
+                for path in paths
+            }
             reads = [(key, handles[self._files[key]], p) for key, p in target.sources]
             if target.converter is None:
-                return pick(reads[0][1].get_slice(reads[0][0]), flat, tuple(empty.shape))
+                return reads[0][1].elements(reads[0][0], flat.tolist())
             dim = stacked_side(target.converter)
             if dim is None:
                 return self._convert(name, target, reads).reshape(-1)[flat]
             parts = places(target.converter, reads, dim)
-            return torch.stack([pick_stacked(int(i), empty.shape, parts, dim) for i in flat])
+            return pick_stacked(flat, empty.shape, parts, dim)
 
     def read_ahead(self, index: int) -> None:
         """Ask the system to bring the bytes of a layer into its file cache; no memory is taken."""
@@ -383,7 +387,7 @@ class StreamedModel:
         return found[0] if isinstance(found, list) else found  # type: ignore[no-any-return]
 
     def _kept_dtype(self, name: str) -> torch.dtype:
-        """The dtype asked for, but for what the modules keep in float32, integers, and experts."""
+        """The dtype asked for, but for float32 of the modules' own, integers, what stays narrow."""
         if name in self._as_stored:
             return self._as_stored[name]
         empty: torch.Tensor = self._meta[name]

@@ -20,6 +20,7 @@ from moescope.models.anatomy import MoELayer
 from moescope.models.capture import EnoughSeen, Routing, RoutingCapture
 from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
+from moescope.models.memory import keep_memory
 
 __all__ = ["BatchResult", "Engine", "GenerationResult", "ResidentEngine", "predict"]
 
@@ -98,6 +99,8 @@ class ResidentEngine:
         self._sites = [layer.site for layer in layers]
         self._predictions = predictions
         self._checked = predictions
+        if loaded.device == "cpu":
+            keep_memory()
         vocabulary = loaded.vocab_size
         affordable = _LOGIT_CELLS // vocabulary if predictions else _DEFAULT_BATCH_TOKENS
         self._batch_tokens = batch_tokens or max(256, min(_DEFAULT_BATCH_TOKENS, affordable))

@@ -26,7 +26,7 @@ from moescope.models.anatomy import MoELayer
 from moescope.models.capture import EnoughSeen, Routing, RoutingCapture
 from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
-from moescope.models.memory import HEAD_CELLS
+from moescope.models.memory import HEAD_CELLS, keep_memory
 from moescope.models.streaming import StreamedModel
 from moescope.trace.engine import BatchResult, GenerationResult, predict
 
@@ -64,6 +64,8 @@ class StreamedEngine:
     ) -> None:
         if loaded.streamed is None:
             raise ModelError("the streamed engine takes a model from load_streamed")
+        if loaded.device == "cpu":
+            keep_memory()
         self._loaded, self._streamed = loaded, loaded.streamed
         self._sites = {layer.layer_idx: layer.site for layer in layers}
         self._scratch, self._predictions = scratch, predictions

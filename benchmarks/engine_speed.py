@@ -199,7 +199,7 @@ rates, spent, read = [], 0.0, StreamedModel.load_layer
 sides = [torch.randn(2048, 2048) for _ in range(2)]
 
 def timed(self, index):
-    """The peak where and when the trace runs: products before each layer, not counted as its time."""
+    """The peak where and when the trace runs: products before each layer, their time left out."""
     global spent
     began, seconds = time.perf_counter(), []
     for _ in range(5):

@@ -146,7 +146,7 @@ def test_the_loss_by_domain_is_the_models_own(
 
 @pytest.mark.parametrize(
     ("bins", "edges"),
-    zip(aggregates._BINS_OF, (LOGIT_EDGES, PROB_EDGES, WEIGHT_EDGES), strict=True),
+    list(zip(aggregates._BINS_OF, (LOGIT_EDGES, PROB_EDGES, WEIGHT_EDGES), strict=True)),
     ids=HISTOGRAMS,
 )
 def test_bins_are_those_of_a_search_among_the_edges(bins: object, edges: np.ndarray) -> None:

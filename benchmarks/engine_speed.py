@@ -120,9 +120,8 @@ def resident(given: argparse.Namespace) -> dict[str, Any]:
         "moescope, routing only": flops(2, 1, WINDOW) * whole["moescope, routing only"] / 1e9,
         "transformers": work * whole["transformers"] / 1e9,
     }
-    result["peak_gflops"] = (
-        30 * 2 * 2048**3 / products_took / 1e9
-    )  # of the same minutes; the processor's speed changes
+    # of the same minutes: the processor's speed changes
+    result["peak_gflops"] = 30 * 2 * 2048**3 / products_took / 1e9
     result["share_of_peak"] = {
         who: rate / result["peak_gflops"] for who, rate in result["gflops"].items()
     }

@@ -1,6 +1,7 @@
 """The streamed engine: the same run as with the whole model in memory, in every architecture."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tests.support.tiny import tiny_model
 from moescope.corpus import CorpusSpec
 from moescope.errors import BadInputError, ModelError, WriteError
 from moescope.metrics.runs import open_run
-from moescope.models import ModelSpec, load_model, open_model
+from moescope.models import ModelSpec, load_model, open_model, stored
 from moescope.models.loading import load_streamed
 from moescope.models.memory import parse_memory
 from moescope.models.streaming import StreamedModel
@@ -105,6 +106,36 @@ def test_embedding_and_head_stay_as_stored_where_the_numbers_are_the_same(
     trace(load_model(spec), corpus, tmp_path / "a", OPTIONS)
     trace(loaded, corpus, tmp_path / "b", OPTIONS)
     assert same_run(tmp_path / "a", tmp_path / "b") < 1e-5
+
+
+def test_the_fingerprint_reads_what_it_looks_at_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ModelSpec(str(save_tiny("mixtral", tmp_path / "m", vocab_size=20_000)))
+    loaded = load_streamed(spec)
+    assert loaded.streamed is not None
+    looked_at = sum(min(64 * 4, 4 * p.numel()) for p in loaded.model.parameters())
+    stock, sizes = stored._read_at, []
+
+    def counted(file: int, view: memoryview, begin: int) -> int:
+        sizes.append(len(view))
+        return stock(file, view, begin)
+
+    monkeypatch.setattr(stored, "_read_at", counted)
+    assert loaded.streamed.fingerprint() == load_model(spec).weights_hash
+    assert 0 < sum(sizes) < 1.3 * looked_at  # 64 elements of each parameter, a few more in some
+    assert sum(sizes) < (tmp_path / "m" / "model.safetensors").stat().st_size / 50
+
+
+def test_files_are_read_where_the_system_has_no_preadv(
+    corpus: CorpusSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ModelSpec(str(save_tiny("olmoe", tmp_path / "m")))
+    trace(load_model(spec), corpus, tmp_path / "resident", OPTIONS)
+    for name in ("preadv", "posix_fadvise"):
+        monkeypatch.delattr(os, name)
+    trace(load_streamed(spec), corpus, tmp_path / "streamed", OPTIONS)
+    assert same_run(tmp_path / "resident", tmp_path / "streamed") < 1e-5
 
 
 def test_only_one_layer_is_in_memory_at_a_time(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from moescope.models.loading import load_streamed
 from moescope.models.memory import parse_memory
 from moescope.models.streaming import StreamedModel
 from moescope.trace import TraceOptions, trace
+from moescope.trace import streamed as streamed_module
 
 TYPES = [
     "olmoe", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss", "dbrx",
@@ -135,6 +136,102 @@ def test_files_are_read_where_the_system_has_no_preadv(
     for name in ("preadv", "posix_fadvise"):
         monkeypatch.delattr(os, name)
     trace(load_streamed(spec), corpus, tmp_path / "streamed", OPTIONS)
+    assert same_run(tmp_path / "resident", tmp_path / "streamed") < 1e-5
+
+
+def test_what_another_model_or_choice_left_behind_is_not_taken_up(
+    corpus: CorpusSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first commit nothing but the scratch folder says what was begun."""
+    one = ModelSpec(str(save_tiny("olmoe", tmp_path / "one")))
+    other = ModelSpec(str(save_tiny("olmoe", tmp_path / "other", seed=1)))
+    two_layers = OPTIONS.model_copy(update={"layers": (1, 2)})
+    for name, spec, options in (
+        ("model", other, two_layers), ("layers", one, OPTIONS),
+        ("predictions", one, two_layers.model_copy(update={"predictions": False})),
+    ):  # fmt: skip
+        run = tmp_path / name
+        with monkeypatch.context() as patch:
+            patch.setattr(StreamedModel, "run_head", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                trace(load_streamed(one), corpus, run, two_layers)
+        assert any((run / "streaming").glob("hidden-*"))
+        trace(load_streamed(spec), corpus, run, options)
+        fresh = trace(load_streamed(spec), corpus, tmp_path / f"{name}-fresh", options)
+        left, right = (open_run(p).aggregates("prefill").arrays for p in (run, fresh))
+        for key, sums in left.items():
+            np.testing.assert_array_equal(sums, right[key], err_msg=key)
+
+
+def _interrupt(*_args: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("how", ["config", "config of the text", "dtype alone"])
+def test_quantised_checkpoints_are_refused(how: str, tmp_path: Path) -> None:
+    """Their scales are tensors of their own: without them the weights are plausible and wrong."""
+    folder = save_tiny("deepseek_v3", tmp_path / "m")
+    if how == "dtype alone":
+        kept = load_file(folder / "model.safetensors")
+        name = next(n for n in kept if n.endswith("down_proj.weight"))
+        kept[name] = kept[name].to(torch.float8_e4m3fn)
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"quantised.*cannot be streamed; use --engine resident"):
+        load_streamed(ModelSpec(str(folder)))
+
+
+@pytest.mark.parametrize("which", ["both", "the head alone", "the embedding alone"])
+def test_tied_weights_are_what_the_files_say(
+    which: str, corpus: CorpusSpec, tmp_path: Path
+) -> None:
+    """The config ties the head to the embedding, and a checkpoint may hold either, or both."""
+    folder = save_tiny("lfm2_moe", tmp_path / "m")
+    kept = load_file(folder / "model.safetensors")
+    embedding = "model.embed_tokens.weight"
+    assert "lm_head.weight" not in kept
+    if which == "both":
+        kept["lm_head.weight"] = kept[embedding].flip(0).contiguous()
+    elif which == "the head alone":
+        kept["lm_head.weight"] = kept.pop(embedding)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    spec = ModelSpec(str(folder))
+    trace(load_model(spec), corpus, tmp_path / "resident", OPTIONS)
+    trace(load_streamed(spec), corpus, tmp_path / "streamed", OPTIONS)
+    assert same_run(tmp_path / "resident", tmp_path / "streamed") < 1e-5
+
+
+def test_memory_of_a_layer_goes_where_the_next_has_other_parts(tmp_path: Path) -> None:
+    streamed = load_streamed(ModelSpec(str(save_tiny("deepseek_v3", tmp_path / "m")))).streamed
+    assert streamed is not None
+    streamed.load_layer(0)  # a dense one
+    streamed.drop_layer(0)
+    streamed.load_layer(1)
+    held = {name for name, *_ in streamed._slot}
+    assert held == {n for n, _ in streamed.layers[1].named_parameters()}
+
+
+@pytest.mark.parametrize("model_type", ["olmoe", "gemma4_text", "jamba"])
+def test_logits_of_a_large_vocabulary_are_made_for_few_positions_at_a_time(
+    model_type: str, corpus: CorpusSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ModelSpec(str(save_tiny(model_type, tmp_path / "m")))
+    trace(load_model(spec), corpus, tmp_path / "resident", OPTIONS)
+    loaded = load_streamed(spec)
+    monkeypatch.setattr(streamed_module, "HEAD_CELLS", 7 * loaded.vocab_size)
+    stock, sizes = StreamedModel.run_head, []
+
+    def counted(self, *args):  # type: ignore[no-untyped-def]
+        logits = stock(self, *args)
+        sizes.append(logits.shape[0] * logits.shape[1])
+        return logits
+
+    monkeypatch.setattr(StreamedModel, "run_head", counted)
+    trace(loaded, corpus, tmp_path / "streamed", OPTIONS)
+    assert max(sizes) == 7
     assert same_run(tmp_path / "resident", tmp_path / "streamed") < 1e-5
 
 

@@ -127,6 +127,7 @@ class RunConfig(BaseModel):
             engine=self.engine,
             memory=self.memory,
             batch_tokens=self.batch_tokens,
+            window=self.context,
         )
 
     def corpus_spec(self) -> CorpusSpec:

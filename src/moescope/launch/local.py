@@ -22,6 +22,7 @@ from moescope.errors import LaunchError
 from moescope.launch.job import Job
 from moescope.launch.watch import Watch
 from moescope.launch.worker import Outcome
+from moescope.models.loading import pick_device
 from moescope.models.memory import available_memory
 
 __all__ = ["run_local"]
@@ -182,8 +183,13 @@ def _death(code: int) -> str:
 
 
 def _share_memory(job: Job, workers: int) -> Job:
-    """Each worker plans with its part of what is free, unless it was told what it may take."""
+    """Each worker plans with its part of what is free, unless it was told what it may take.
+
+    On accelerators it asks its own.
+    """
     if job.memory is not None or job.engine == "resident" or workers == 1:
+        return job
+    if pick_device(job.model.device).type != "cpu":
         return job
     share = int(_SHARE_OF_MEMORY * available_memory() / workers)
     return job.model_copy(update={"memory": str(share)})

@@ -22,6 +22,7 @@ from moescope.launch.alone import holder
 from moescope.launch.job import Job, LaunchOptions
 from moescope.launch.watch import RETRIES, Watch
 from moescope.launch.worker import Outcome, attempt
+from moescope.models.loading import pick_device
 from moescope.models.memory import available_memory
 
 __all__ = ["ray_workers", "run_on_ray", "with_ray"]
@@ -155,7 +156,8 @@ def _trace_shard(text: str, shard: tuple[int, int], run: str, cpus: float) -> tu
 
     torch.set_num_threads(max(1, int(cpus)))
     job = Job.model_validate_json(text)
-    if job.memory is None and job.engine != "resident":
+    on_processor = pick_device(job.model.device).type == "cpu"
+    if job.memory is None and job.engine != "resident" and on_processor:
         job = job.model_copy(update={"memory": _share_of_memory(cpus)})
     return tuple(attempt(job, Shard(*shard), Path(run)))
 

@@ -98,6 +98,7 @@ def _model(job: Job) -> LoadedModel:
             engine=job.engine,
             memory=job.memory,
             batch_tokens=job.options.batch_tokens,
+            window=job.options.context,
         )
     return _loaded[key]
 

@@ -8,7 +8,6 @@ files are refused: only safetensors are read.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from moescope.models.anatomy import Anatomy
 from moescope.models.experts import sorts_experts
 from moescope.models.memory import (
     available_memory,
+    machine_memory,
     parse_memory,
     plan_streaming,
     readable,
@@ -119,7 +119,12 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         output_loading_info=True,
     )
     _refuse_partial(spec, info)
-    model = model.to(device).eval()
+    try:
+        model = model.to(device).eval()
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{spec.model} does not fit on {device}; use --engine streamed, or --device cpu"
+        ) from error
     refuse_foreign_ids(spec, model)
     tokenizer = load_tokenizer(spec)
     return LoadedModel(
@@ -143,6 +148,7 @@ def open_model(
     engine: EngineName = "auto",
     memory: str | None = None,
     batch_tokens: int | None = None,
+    window: int | None = None,
 ) -> LoadedModel:
     """Load a model as an engine needs it: whole, or with its layers on disk.
 
@@ -151,18 +157,20 @@ def open_model(
         engine: ``resident`` (all weights in memory), ``streamed`` (one decoder layer at a time), or
             ``auto``: resident where it fits.
         memory: what the process may take, such as ``4GB``; a promise, checked before weights are
-            read. Nine tenths of what is free by default.
+            read. Nine tenths of what is free by default, on the device that computes.
         batch_tokens: tokens of a batch, where they are asked for.
+        window: tokens of the longest window; the model's context up to 2,048 by default.
 
     Raises:
         ModelError: as `load_model`, or the promise cannot be kept (says what it would take).
         BadInputError: ``memory`` is no size.
     """
-    budget = int(0.9 * available_memory()) if memory is None else parse_memory(memory)
+    device = pick_device(spec.device)
+    budget = int(0.9 * available_memory(device)) if memory is None else parse_memory(memory)
     if engine != "streamed":
         config = load_config(spec)
         stored = getattr(config.get_text_config(), "dtype", None)
-        dtype = _auto_streamed(stored, pick_device(spec.device))
+        dtype = _auto_streamed(stored, device)
         dtype = dtype if spec.dtype == "auto" else _dtype(spec.dtype)
         need = resident_need(find_anatomy(_build_meta(spec, config), config), dtype)
         if need <= budget or (engine == "resident" and memory is None):
@@ -172,11 +180,15 @@ def open_model(
                 f"--memory {memory} is too little to hold this model: it needs {readable(need)}; "
                 "use --engine streamed"
             )
-    return load_streamed(spec, memory=budget, batch_tokens=batch_tokens)
+    return load_streamed(spec, memory=budget, batch_tokens=batch_tokens, window=window)
 
 
 def load_streamed(
-    spec: ModelSpec, *, memory: int | None = None, batch_tokens: int | None = None
+    spec: ModelSpec,
+    *,
+    memory: int | None = None,
+    batch_tokens: int | None = None,
+    window: int | None = None,
 ) -> LoadedModel:
     """A model whose decoder layers stay on disk, for the streamed engine.
 
@@ -186,27 +198,32 @@ def load_streamed(
         spec: the model.
         memory: bytes that the process may take; by default nine tenths of what is free.
         batch_tokens: tokens of a batch; by default up to 8,192, as many as fit.
+        window: tokens of the longest window; the model's context up to 2,048 by default.
 
     Raises:
-        ModelError: as `load_model`; a shard that is missing, a tensor of another shape, a promise
-            that cannot be kept.
+        ModelError: as `load_model`; a quantised checkpoint, a shard that is missing, a tensor of
+            another shape, a promise that cannot be kept.
     """
     device = pick_device(spec.device)
     config = load_config(spec)
+    _refuse_quantised(spec, config)
     empty = _build_meta(spec, config)
     anatomy = find_anatomy(empty, config)
     stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
     dtype = _auto_streamed(stored, device) if spec.dtype == "auto" else _dtype(spec.dtype)
     model = _build_meta(spec, config, dtype).eval()
-    streamed = StreamedModel(model, checkpoint_folder(spec), dtype, device)
+    streamed = StreamedModel(
+        model, checkpoint_folder(spec), anatomy.layers[0].site.block, dtype, device
+    )
     streamed.need = plan_streaming(
         anatomy,
         streamed.outside_bytes(),
         streamed.layer_bytes(),
         dtype,
-        int(0.9 * available_memory()) if memory is None else memory,
+        int(0.9 * available_memory(device)) if memory is None else memory,
         batch_tokens,
-        sorts=sorts_experts(model),
+        window=window or _usual_window(config),
+        sorts=device.type == "cpu" and sorts_experts(model),
     )
     streamed.load_rest()
     refuse_foreign_ids(spec, model)
@@ -227,6 +244,25 @@ def load_streamed(
     )
 
 
+def _usual_window(config: Any) -> int:
+    return int(
+        min(2048, getattr(config.get_text_config(), "max_position_embeddings", 2048) or 2048)
+    )
+
+
+def _refuse_quantised(spec: ModelSpec, config: Any) -> None:
+    """Scales of quantised weights are transformers' affair, and read with the whole model."""
+    found = getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(), "quantization_config", None
+    )
+    if found is not None:
+        method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
+        raise ModelError(
+            f"{spec.model} is quantised ({getattr(method, 'value', method)}), so it cannot be "
+            "streamed; use --engine resident, or a copy in bfloat16"
+        )
+
+
 def _auto_streamed(stored: Any, device: torch.device) -> torch.dtype:
     if not isinstance(stored, torch.dtype):
         return torch.float32
@@ -243,17 +279,23 @@ def refuse_foreign_ids(spec: ModelSpec, model: nn.Module) -> None:
 
     On an accelerator it would end the process instead, and on some it reads other memory.
     """
-    rows = _embedding_rows(model)
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    embedding.register_forward_pre_hook(_ForeignIds(spec.model))
 
-    def check(_: nn.Module, given: tuple[Any, ...]) -> None:
-        ids = given[0] if given else None
+
+@dataclass(frozen=True)
+class _ForeignIds:
+    """The hook, a class so that the model can still be pickled and copied."""
+
+    model: str
+
+    def __call__(self, embedding: Any, given: tuple[Any, ...]) -> None:
+        ids, rows = given[0] if given else None, embedding.weight.shape[0]
         if isinstance(ids, torch.Tensor) and ids.numel() and int(ids.max()) >= rows:
             raise ModelError(
-                f"{spec.model}: the text holds token id {int(ids.max())}, the model knows {rows}; "
+                f"{self.model}: the text holds token id {int(ids.max())}, the model knows {rows}; "
                 "its tokenizer is another model's, or tokens were added to it and not to the model"
             )
-
-    model.get_input_embeddings().register_forward_pre_hook(check)  # type: ignore[operator]
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -301,8 +343,7 @@ def _auto_dtype(stored: Any, anatomy: Anatomy, device: torch.device) -> Any:
     """``auto`` for transformers, or float32 where half precision would only be emulated."""
     if device.type != "cpu" or stored not in (torch.bfloat16, torch.float16) or has_bfloat16():
         return "auto"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return torch.float32 if 5 * anatomy.total_params < memory else "auto"
+    return torch.float32 if 5 * anatomy.total_params < machine_memory() else "auto"
 
 
 def has_bfloat16() -> bool:

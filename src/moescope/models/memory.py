@@ -23,6 +23,7 @@ __all__ = [
     "StreamedNeed",
     "available_memory",
     "keep_memory",
+    "machine_memory",
     "parse_memory",
     "plan_streaming",
     "readable",
@@ -33,7 +34,7 @@ HEAD_CELLS = 1 << 24
 """Logits (rows × vocabulary) that the streamed engine makes at a time."""
 
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-_SIZE = re.compile(r"^\s*([0-9.]+)\s*([KMGT]?I?)B?\s*$", re.IGNORECASE)
+_SIZE = re.compile(r"^\s*([0-9.]+)\s*((?:[KMGT]I?)?)B?\s*$", re.IGNORECASE)
 _BATCHES = (8192, 4096, 2048, 1024, 512)
 _OVERHEAD = 300_000_000
 """Allocator slack, tokenizer, file buffers."""
@@ -69,14 +70,64 @@ def readable(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-def available_memory() -> int:
-    """Bytes that the system can still give, caches included."""
+def available_memory(device: torch.device | None = None) -> int:
+    """Bytes that can still be taken: of the accelerator if there is one, else of the machine.
+
+    Of the machine: what the system can give, caches included, or less where the process is in a
+    control group with a limit (a container, a job of a scheduler).
+    """
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
     meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
-        if match:
-            return int(match[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if _is(meminfo) else None
+    free = int(match[1]) * 1024 if match else machine_memory() // 2
+    return min([free, *_left_in_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def machine_memory() -> int:
+    """Bytes of the machine's memory; 8 GB where it does not say."""
+    if not hasattr(os, "sysconf"):
+        return 8_000_000_000
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _left_in_groups(own: Path, root: Path) -> list[int]:
+    """What the limits of the process's control group, and of those around it, leave."""
+    if not _is(own):
+        return []
+    left = []
+    for line in own.read_text(encoding="utf-8").splitlines():
+        _, controllers, place = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        names = (
+            ("memory.max", "memory.current", "inactive_file")
+            if not controllers
+            else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        )
+        top = root / controllers
+        inner = top / place.lstrip("/")
+        for group in (inner, *inner.parents):
+            left += _left_in(group, *names)
+            if group == top:
+                break
+    return left
+
+
+def _left_in(group: Path, limit: str, usage: str, cached: str) -> list[int]:
+    files = [group / limit, group / usage]
+    if not all(_is(file) for file in files):
+        return []
+    most, used = (file.read_text(encoding="utf-8").strip() for file in files)
+    if not most.isdigit():  # "max"
+        return []
+    stat = group / "memory.stat"
+    match = re.search(rf"^{cached} (\d+)$", stat.read_text(), re.MULTILINE) if _is(stat) else None
+    return [max(0, int(most) - int(used) + (int(match[1]) if match else 0))]
+
+
+def _is(file: Path) -> bool:
+    return file.is_file() and os.access(file, os.R_OK)
 
 
 def held_memory() -> int:
@@ -125,6 +176,7 @@ def plan_streaming(
     memory: int,
     batch_tokens: int | None = None,
     *,
+    window: int = 512,
     sorts: bool = False,
 ) -> StreamedNeed:
     """The largest batch with which streaming keeps within a promise.
@@ -136,13 +188,14 @@ def plan_streaming(
         dtype: of the computation.
         memory: the promise, in bytes.
         batch_tokens: a batch that was asked for; otherwise the largest that fits is taken.
+        window: tokens of the longest window, which goes through the model as a whole.
         sorts: the experts run one after the other (`moescope.models.experts`), so that the rows of
             one of them are in memory instead of all assignments.
 
     Raises:
         ModelError: it does not fit; says what the smallest batch needs.
     """
-    sizes = _BATCHES if batch_tokens is None else (batch_tokens,)
+    sizes = [max(s, window) for s in (_BATCHES if batch_tokens is None else (batch_tokens,))]
     per_token = _activation_bytes(anatomy, dtype, sorts)
     held = held_memory()
     for size in sizes:

@@ -8,6 +8,7 @@ modules, not files.
 from __future__ import annotations
 
 import inspect
+from types import MethodType
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ def widen_outputs(model: nn.Module, dtype: torch.dtype) -> None:
     if type(embedding) is nn.Embedding and embedding.weight.dtype.itemsize < dtype.itemsize:
         embedding.register_forward_hook(lambda _module, _args, output: output.to(dtype))
     if type(head) is nn.Linear and head.weight.dtype.itemsize < dtype.itemsize:
-        head.forward = lambda hidden: _product(head, hidden, dtype)  # type: ignore[assignment]
+        head._computes_in = dtype  # type: ignore[assignment]
+        head.forward = MethodType(_product, head)  # type: ignore[method-assign]
 
 
 def _ends(model: Any) -> tuple[Any, Any]:
@@ -59,7 +61,8 @@ def _rounds_to_its_head(model: nn.Module) -> bool:
         return True
 
 
-def _product(head: nn.Linear, hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _product(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    dtype: Any = head._computes_in
     if hidden.dtype != dtype:
         raise ModelError(
             f"this model rounds its last states to {hidden.dtype}, the dtype of its head; use "

@@ -157,7 +157,7 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 
 def _read_at(file: int, view: memoryview, begin: int) -> int:
     if hasattr(os, "preadv"):
-        return os.preadv(file, [view], begin)
+        return os.preadv(file, [view[: 1 << 30]], begin)  # some systems read no more at a time
     os.lseek(file, begin, os.SEEK_SET)
     found = os.read(file, len(view))
     view[: len(found)] = found

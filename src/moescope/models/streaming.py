@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import os
 import re
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ UNSTREAMED = {
 }
 """Model types whose layers do not stand on their own, with the reason."""
 
-_LAYER = re.compile(r"^(?:.*\.)?(?:layers|blocks|h)\.(\d+)\.")
+_LAYER = re.compile(r"^(.*\.)?(?:layers|blocks|h)\.\d+\.")
 
 
 class StreamedModel:
@@ -57,6 +58,8 @@ class StreamedModel:
     Args:
         model: the modules, on the meta device.
         folder: config and safetensors.
+        block: path of one of its MoE blocks, which says where the decoder layers are; a model that
+            also sees or hears has other stacks, and those stay in memory.
         dtype: of the weights in memory, whatever they are stored in.
         device: where they go.
 
@@ -67,7 +70,12 @@ class StreamedModel:
     """
 
     def __init__(
-        self, model: nn.Module, folder: Path, dtype: torch.dtype, device: torch.device
+        self,
+        model: nn.Module,
+        folder: Path,
+        block: str,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         model_type = str(getattr(model.config, "model_type", ""))
         if model_type in UNSTREAMED:
@@ -79,6 +87,8 @@ class StreamedModel:
         self.dtype, self.device = dtype, device
         self.need: StreamedNeed | None = None
         self._folder = folder
+        self._stack = _stack_of(block)
+        self._layer = re.compile(rf"^{re.escape(self._stack)}\.(\d+)\.")
         self._files = checkpoint_files(folder)
         self._headers: dict[Path, dict[str, Stored]] = {}
         self._meta = dict(model.state_dict(keep_vars=True))
@@ -112,7 +122,7 @@ class StreamedModel:
                 name, pattern = rename_source_key(key, [], [], prefix, self._meta)
             if name not in self._meta:
                 continue  # what transformers leaves out too, such as a multi-token head
-            match = _LAYER.match(name)
+            match = self._layer.match(name)
             targets = plan.setdefault(int(match[1]) if match else None, {})
             target = targets.setdefault(name, Target())
             if pattern is not None and target.converter is None:
@@ -121,11 +131,7 @@ class StreamedModel:
         return plan
 
     def _layer_modules(self) -> Iterator[nn.Module]:
-        inside = next(n for n in self._meta if _LAYER.match(n))
-        match = _LAYER.match(inside)
-        assert match is not None
-        stack = self.model.get_submodule(inside[: match.start(1) - 1])
-        yield from stack.children()
+        yield from self.model.get_submodule(self._stack).children()
 
     def _check_shapes(self) -> None:
         """Refuse a checkpoint that does not fit, by its headers, before a weight is read."""
@@ -140,6 +146,7 @@ class StreamedModel:
                 f"first {missing[0]}; they would be random, so nothing measured would mean anything"
             )
         for name, target in made.items():
+            self._refuse_scaled(name, target)
             shape, dim = tuple(self._meta[name].shape), None
             if target.converter is not None and (dim := stacked_side(target.converter)) is None:
                 continue
@@ -148,6 +155,19 @@ class StreamedModel:
                 refuse_shape(stored[0][0], stored[0][1], shape, name)
             if dim is not None:
                 check_stack(name, shape, dim, stored, target.converter.source_patterns)
+
+    def _refuse_scaled(self, name: str, target: Target) -> None:
+        """Eight bits and fewer mean nothing without their scales, which no parameter takes."""
+        if not self._meta[name].is_floating_point():
+            return
+        for key, _ in target.sources:
+            dtype = self._header(key).dtype
+            if dtype is None or dtype.itemsize < 2:
+                raise ModelError(
+                    f"{self._folder}: {key} is stored in {dtype or 'an unknown type'}, so the "
+                    "checkpoint is quantised and cannot be streamed; use --engine resident, or a "
+                    "copy in bfloat16"
+                )
 
     def _stay_as_stored(self) -> dict[str, torch.dtype]:
         """Weights kept in half precision: experts, widened one at a time; embedding and head.
@@ -188,8 +208,11 @@ class StreamedModel:
 
     def outside_bytes(self) -> int:
         """Bytes of what lies outside the decoder layers, in memory."""
-        names = {n for n in self._meta if not _LAYER.match(n)}
-        seen = {id(self._meta[n]): self._size(n) for n in names}
+        names = {n for n in self._meta if not self._layer.match(n)}
+        seen: dict[int, int] = {}
+        for name in names:  # tied weights are one tensor, held as the one that is stored
+            shared = id(self._meta[name])
+            seen[shared] = min(self._size(name), seen.get(shared, self._size(name)))
         return sum(seen.values())
 
     def layer_bytes(self) -> int:
@@ -220,19 +243,20 @@ class StreamedModel:
         """
         self._initialize_buffers(self.model)  # first: what it does to parameters must not stay
         self._fill(self._by_layer.get(None, {}), {})
-        outside = {n for n in self._meta if not _LAYER.match(n)}
-        self.model.tie_weights()
+        outside = {n for n in self._meta if not self._layer.match(n)}
+        absent = outside - self._by_layer.get(None, {}).keys()
+        self.model.tie_weights(missing_keys=absent, recompute_mapping=False)
         widen_outputs(self.model, self.dtype)
         self._require(outside)
 
     def load_layer(self, index: int) -> None:
         """Read the weights of one decoder layer into memory."""
-        prefix = next(n for n in self._meta if (m := _LAYER.match(n)) and int(m[1]) == index)
-        match = _LAYER.match(prefix)
-        assert match is not None
+        targets, skip = self._by_layer.get(index, {}), len(f"{self._stack}.{index}.")
+        wanted = {self._place(name, skip) for name in targets}
+        self._slot = {place: held for place, held in self._slot.items() if place in wanted}
         self._initialize_buffers(self.layers[index])
-        self._fill(self._by_layer.get(index, {}), self._slot, len(match[0]))
-        self._require({n for n in self._meta if (m := _LAYER.match(n)) and int(m[1]) == index})
+        self._fill(targets, self._slot, skip)
+        self._require({n for n in self._meta if (m := self._layer.match(n)) and int(m[1]) == index})
 
     def drop_layer(self, index: int) -> None:
         """Give the layer's weights back: its parameters are on the meta device again."""
@@ -254,7 +278,7 @@ class StreamedModel:
             }
             for name, target in targets.items():
                 empty = self._meta[name]
-                place = (name[skip:], str(tuple(empty.shape)), str(self._kept_dtype(name)))
+                place = self._place(name, skip)
                 held = slot.get(place)
                 if held is None:
                     held = torch.empty(
@@ -265,6 +289,10 @@ class StreamedModel:
                 reads = [(key, handles[self._files[key]], p) for key, p in target.sources]
                 self._read(name, target, reads, held)
                 _put(self.model, name, held)
+
+    def _place(self, name: str, skip: int) -> tuple[str, ...]:
+        """Parameters of two layers with the same place can lie in the same memory."""
+        return name[skip:], str(tuple(self._meta[name].shape)), str(self._kept_dtype(name))
 
     def _read(self, name: str, target: Target, reads: list[Any], held: torch.Tensor) -> None:
         try:
@@ -286,10 +314,12 @@ class StreamedModel:
         """
         digest = hashlib.sha256()
         targets = {n: t for part in self._by_layer.values() for n, t in part.items()}
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        twin = {source: target for target, source in tied.items() if target in targets}
         for name, empty in sorted(self.model.named_parameters()):
             step = max(1, empty.numel() // 64)
             flat = torch.arange(min(64, -(-empty.numel() // step))) * step
-            values = self._elements(name, empty, targets[name], flat)
+            values = self._elements(name, empty, targets.get(name) or targets[twin[name]], flat)
             digest.update(name.encode())
             digest.update(values.to(self._kept_dtype(name)).float().numpy().tobytes())
         return digest.hexdigest()
@@ -367,15 +397,25 @@ class StreamedModel:
             handle.remove()
         return output
 
+    @property
+    def head_takes_positions(self) -> bool:
+        """Can the model make the logits of some positions only?"""
+        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
+
     @torch.inference_mode()
     def run_head(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, hidden: Any
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, hidden: Any, at: slice
     ) -> torch.Tensor:
-        """Logits (B, S, V) of what the last decoder layer put out."""
+        """Logits (B, positions ``at``, V) of what the last decoder layer put out."""
+        places = torch.arange(input_ids.shape[1], device=self.device)[at]
+        some = {"logits_to_keep": places} if self.head_takes_positions else {}
         with _answering(self.layers, hidden):
             model: Any = self.model
-            output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return output.logits  # type: ignore[no-any-return]
+            output = model(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **some
+            )
+        logits: torch.Tensor = output.logits
+        return logits if some else logits[:, at]
 
     def _convert(self, name: str, target: Target, reads: list[Any]) -> torch.Tensor:
         """What transformers' own conversion makes of these tensors; needs twice their memory."""
@@ -416,6 +456,17 @@ class StreamedModel:
 
     def _is_inside_a_layer(self, module: nn.Module) -> bool:
         return any(module is part for layer in self.layers for part in layer.modules())
+
+
+def _stack_of(block: str) -> str:
+    """The path of the module whose children are the decoder layers."""
+    match = _LAYER.match(f"{block}.")
+    if match is None:
+        raise ModelError(
+            f"the MoE block {block} is in no stack of layers that could be read one by one; use "
+            "--engine resident"
+        )
+    return match[0].rstrip(".").rpartition(".")[0]
 
 
 class _Done(Exception):

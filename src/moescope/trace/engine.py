@@ -193,17 +193,29 @@ def predict(
     Returns:
         ``pred_id`` and ``nll`` in nats, both (B·S,); NaN where a row has no next token.
     """
-    rows = logits.reshape(-1, logits.shape[-1])
-    target = torch.roll(ids, -1, dims=1)
+    target, known = next_tokens(ids, mask)
+    pred, nll = score(logits.reshape(-1, logits.shape[-1]), target.reshape(-1), known.reshape(-1))
+    return pred.cpu().numpy(), nll.cpu().numpy()
+
+
+def next_tokens(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token after each, and whether there is one; both (B, S)."""
     known = torch.roll(mask, -1, dims=1).bool()
     known[:, -1] = False
+    return torch.roll(ids, -1, dims=1), known
+
+
+def score(
+    rows: torch.Tensor, target: torch.Tensor, known: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Best token and negative log-likelihood of ``target``, both (N,), from logits (N, V)."""
     pred = torch.empty(rows.shape[0], dtype=torch.long, device=rows.device)
     nll = torch.empty(rows.shape[0], dtype=torch.float32, device=rows.device)
     for start in range(0, rows.shape[0], 1024):
         part = rows[start : start + 1024].float()
         stop = start + part.shape[0]
         pred[start:stop] = part.argmax(-1)
-        log_probs = part.gather(-1, target.reshape(-1, 1)[start:stop])[:, 0] - part.logsumexp(-1)
+        log_probs = part.gather(-1, target[start:stop, None])[:, 0] - part.logsumexp(-1)
         nll[start:stop] = -log_probs
-    nll[~known.reshape(-1)] = torch.nan
-    return pred.cpu().numpy(), nll.cpu().numpy()
+    nll[~known] = torch.nan
+    return pred, nll

@@ -28,7 +28,7 @@ from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
 from moescope.models.memory import HEAD_CELLS, keep_memory
 from moescope.models.streaming import StreamedModel
-from moescope.trace.engine import BatchResult, GenerationResult, predict
+from moescope.trace.engine import BatchResult, GenerationResult, next_tokens, score
 
 __all__ = ["StreamedEngine"]
 
@@ -97,7 +97,7 @@ class StreamedEngine:
     def run(self, batches: Iterable[Batch]) -> Iterator[BatchResult]:
         """All batches through every layer, then one result for each batch, in order."""
         listed = list(batches)
-        pool = _Pool(self._scratch, listed, str(self._streamed.device))
+        pool = _Pool(self._scratch, listed, str(self._streamed.device), self._identity())
         model: StreamedModel = self._streamed
         last = max(self._sites) if not self._predictions else len(model.layers) - 1
         for index in range(last + 1):
@@ -111,6 +111,16 @@ class StreamedEngine:
                 pred_id, nll = self._head(batch, pool.hidden(last, number))
             yield BatchResult(batch, routing, pred_id, nll)
         pool.remove()
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides the numbers kept between layers, the text aside."""
+        return {
+            "weights": self._loaded.weights_hash,
+            "config": self._loaded.config_hash,
+            "dtype": self._loaded.dtype,
+            "layers": sorted(self._sites),
+            "predictions": self._predictions,
+        }
 
     def _run_layer(self, index: int, batches: list[Batch], pool: _Pool, only_routing: bool) -> None:
         """All batches through one layer; of the last one only the routing may be wanted."""
@@ -150,35 +160,47 @@ class StreamedEngine:
         return ids, torch.as_tensor(batch.attention_mask, device=device).long()
 
     def _head(self, batch: Batch, hidden: Any) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The LM head over a few rows at a time, so that logits stay small."""
+        """The LM head over a few rows or positions at a time, so that logits stay small."""
         ids, mask = self._inputs(batch)
-        rows = max(1, HEAD_CELLS // (self._loaded.vocab_size * ids.shape[1]))
-        made = []
-        for start in range(0, ids.shape[0], rows):
-            part = slice(start, start + rows)
-            logits = self._streamed.run_head(
-                ids[part], mask[part], _rows(hidden, part, ids.shape[0])
-            )
-            made.append(predict(logits, ids[part], mask[part]))
-        pred_id, nll = (np.concatenate(parts) for parts in zip(*made, strict=True))
-        return pred_id, nll
+        batch_size, length = ids.shape
+        afford = max(1, HEAD_CELLS // self._loaded.vocab_size)
+        rows = max(1, afford // length)
+        step = min(length, afford) if self._streamed.head_takes_positions else length
+        target, known = next_tokens(ids, mask)
+        pred = torch.empty((batch_size, length), dtype=torch.long)
+        nll = torch.empty((batch_size, length))
+        for row in range(0, batch_size, rows):
+            part = slice(row, row + rows)
+            below = _rows(hidden, part, batch_size)
+            for start in range(0, length, step):
+                at = (part, slice(start, start + step))
+                logits = self._streamed.run_head(ids[part], mask[part], below, at[1])
+                found = score(
+                    logits.reshape(-1, logits.shape[-1]),
+                    target[at].reshape(-1),
+                    known[at].reshape(-1),
+                )
+                pred[at], nll[at] = (f.cpu().reshape(target[at].shape) for f in found)
+        return pred.reshape(-1).numpy(), nll.reshape(-1).numpy()
 
 
 class _Pool:
     """What the layers put out for the batches of one pool, on disk.
 
-    Output of a layer replaces that of the one before the last, so at most two are kept. A file is
-    written under another name first, so one that is there is whole.
+    Output of a layer replaces that of the layer below. A file is written under another name first,
+    so one that is there is whole. What another model, text or choice of layers left is dropped.
     """
 
-    def __init__(self, folder: Path, batches: Sequence[Batch], device: str) -> None:
+    def __init__(
+        self, folder: Path, batches: Sequence[Batch], device: str, identity: dict[str, Any]
+    ) -> None:
         self._folder, self._device = folder, device
         digest = hashlib.sha256()
         for batch in batches:
             digest.update(str(batch.token_ids.shape).encode())
             digest.update(batch.token_ids.tobytes())
             digest.update(batch.attention_mask.tobytes())
-        key = {"batches": digest.hexdigest()}
+        key = {"batches": digest.hexdigest(), **identity}
         path = folder / _KEY
         if not path.is_file() or json.loads(path.read_text("utf-8")) != key:
             self.remove()
@@ -212,7 +234,7 @@ class _Pool:
         partial = path.with_suffix(".partial")
         try:
             save_file(tensors, partial)
-            partial.rename(path)
+            partial.replace(path)
         except (OSError, SafetensorError) as error:  # the library's own, when its writing fails
             partial.unlink(missing_ok=True)
             why = getattr(error, "strerror", None) or " ".join(str(error).split())

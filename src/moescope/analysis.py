@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from moescope.corpus import CorpusSpec
 from moescope.metrics.runs import AnalyzedRun, open_run, table_names
-from moescope.models import LoadedModel, ModelSpec, load_model
+from moescope.models import LoadedModel, ModelSpec, open_model
 from moescope.report.page import build_report
 from moescope.trace import Progress, TraceOptions, trace
 
@@ -39,7 +39,7 @@ def analyze(
     """Trace, tables and report.
 
     Args:
-        model: what to load, or a model that is loaded already.
+        model: what to load, streamed if it does not fit into memory; or a model that is open.
         corpus: domain-labelled text.
         run: folder to write.
         options: how to trace; see `TraceOptions`.
@@ -56,7 +56,8 @@ def analyze(
     say = on_stage or (lambda _: None)
     if isinstance(model, ModelSpec):
         say(f"loading {model.model}")
-        model = load_model(model)
+        asked = options or TraceOptions()
+        model = open_model(model, batch_tokens=asked.batch_tokens, window=asked.context)
     say("tracing")
     folder = trace(model, corpus, Path(run), options, resume=resume, on_progress=on_progress)
     return report_on(folder, on_stage=on_stage)

@@ -70,13 +70,14 @@ def test_a_window_longer_than_the_batch_is_reckoned_with(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("4GB", 4e9), ("1.5G", 1.5e9), ("2GiB", 2**31), ("700", 700), ("5kib", 5120)]
+    ("text", "size"),
+    [("4GB", 4e9), ("1.5g", 1.5e9), ("800 MB", 8e8), ("2GiB", 2**31), ("700", 700), ("5kib", 5120)],
 )
 def test_sizes_are_read(text: str, size: float) -> None:
     assert parse_memory(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "4i", "4iB", "1.2.3G", "-1GB", "."])
+@pytest.mark.parametrize("text", ["", "GB", "4i", "4iB", "1.2.3G", "-1GB", ".", "lots"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(BadInputError, match="is no size; expected the form 4GB"):
         parse_memory(text)

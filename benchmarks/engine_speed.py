@@ -2,8 +2,8 @@
 
 Cases, each in a fresh process, so that its peak memory is its own:
 
-- ``peak``: square matrix products in float32 and bfloat16; everything else is set against the
-  faster of the two.
+- ``peak``: square matrix products in float32 and bfloat16. Shares of the peak are of products in
+  the dtype of the model, timed in the same minutes: the speed of a shared processor changes.
 - ``resident``: two decoder layers at OLMoE-1B-7B's width with random weights, 8,192 tokens, beside
   transformers' own forward with ``output_router_logits`` (eager and grouped_mm, several batch
   sizes, no LM head on either side); and for short prompts, which scripts pass one at a time.

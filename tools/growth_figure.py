@@ -42,8 +42,10 @@ def draw(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
                 )
             below.set_xlabel(title)
             for one in (above, below):
-                one.set_ylim(bottom=0)
+                highest = max(y for line in one.lines for y in line.get_ydata())
+                one.set_ylim(0, 1.1 * highest)
                 one.set_xlim(left=0)
+                one.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
                 one.spines[["top", "right"]].set_visible(False)
                 one.grid(alpha=0.3)
         axes[0][0].set_ylabel("seconds")

@@ -32,6 +32,12 @@ def test_weights_that_are_not_there_are_refused(folder: Path) -> None:
         load_model(ModelSpec(str(folder)))
 
 
+def test_a_model_is_the_same_wherever_it_lies(tiny_folder: Path, folder: Path) -> None:
+    one, other = (load_model(ModelSpec(str(place))) for place in (tiny_folder, folder))
+    assert one.config_hash == other.config_hash
+    assert (one.tokenizer_hash, one.weights_hash) == (other.tokenizer_hash, other.weights_hash)
+
+
 def test_pickled_weights_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match="safetensors"):

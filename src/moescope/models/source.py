@@ -15,7 +15,15 @@ from typing import Any
 
 from moescope.errors import ModelError
 
-__all__ = ["ModelSpec", "checkpoint_folder", "guard", "load_config", "load_tokenizer", "text_hash"]
+__all__ = [
+    "ModelSpec",
+    "checkpoint_folder",
+    "config_hash",
+    "guard",
+    "load_config",
+    "load_tokenizer",
+    "text_hash",
+]
 
 _TOKENIZER_FILES = ("tokeniz*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
 
@@ -141,6 +149,17 @@ def _near(name: str) -> str:
         return ""
     close = difflib.get_close_matches(Path(name).name, [p.name for p in parent.iterdir()], n=1)
     return f" (did you mean {parent / close[0]}?)" if close else ""
+
+
+def config_hash(config: Any) -> str:
+    """A sha256 of a configuration, wherever its folder lies."""
+
+    def without_place(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: without_place(v) for k, v in value.items() if k != "_name_or_path"}
+        return value
+
+    return text_hash(json.dumps(without_place(json.loads(config.to_json_string(use_diff=False)))))
 
 
 def text_hash(text: str) -> str:

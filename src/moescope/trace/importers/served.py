@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from moescope.errors import ModelError
 from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.loading import ModelSpec, load_meta
-from moescope.models.source import load_config, load_tokenizer, text_hash
+from moescope.models.source import config_hash, load_config, load_tokenizer, text_hash
 from moescope.trace.record import describe_layers
 
 __all__ = ["ServedModel", "describe_served", "open_served"]
@@ -57,7 +57,7 @@ def open_served(spec: ModelSpec) -> ServedModel:
         tokenizer=tokenizer,
         special_ids=_special_ids(tokenizer, text),
         vocab_size=vocab_size if isinstance(vocab_size, int) else None,
-        config_sha256=text_hash(config.to_json_string(use_diff=False)),
+        config_sha256=config_hash(config),
         tokenizer_sha256=None
         if tokenizer is None
         else text_hash(tokenizer.backend_tokenizer.to_str()),

@@ -26,8 +26,8 @@ from moescope.launch.worker import attempt
 from moescope.metrics.runs import open_run
 from moescope.models import load_model
 from moescope.trace import TraceOptions, trace
+from moescope.trace.manifest import read_manifest
 from moescope.trace.merge import merge_runs
-from moescope.trace.store import read_manifest
 
 TWO = LaunchOptions(workers=2, shards=3)
 

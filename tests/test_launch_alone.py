@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
+from moescope.launch.alone import holder
 
 from moescope.corpus import Shard
 from moescope.errors import LaunchError
 from moescope.launch import LaunchProgress, alone
-from moescope.launch.alone import holder
 from moescope.launch.job import Parts
 from moescope.launch.watch import Watch
 from moescope.launch.worker import Outcome

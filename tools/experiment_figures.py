@@ -11,7 +11,7 @@ from typing import Any
 from tools.experiment_plan import Figure
 
 from moescope.errors import MissingExtraError
-from moescope.trace.store import write_bytes
+from moescope.files import write_bytes
 
 __all__ = ["require_matplotlib", "write_figure"]
 

@@ -17,7 +17,7 @@ from tools.experiment_plan import Experiment
 from tools.experiment_words import MEASURES, PROFILES, Measure, apart, difference, estimate, verdict
 
 from moescope.errors import BadInputError
-from moescope.trace.store import write_bytes
+from moescope.files import write_bytes
 
 __all__ = ["write_page"]
 

@@ -17,8 +17,8 @@ from scipy.stats import t as student
 from tools.experiment_plan import Experiment, Job
 from tools.experiment_runs import TAIL, plain
 
+from moescope.files import write_bytes
 from moescope.metrics.balance import cv_by_chance
-from moescope.trace.store import write_bytes
 
 __all__ = ["LEVEL", "aggregate", "read_results", "t_interval", "write_results"]
 

@@ -21,12 +21,12 @@ from tools.experiment_plan import Job
 
 from moescope import CorpusSpec, ModelSpec, TraceOptions, load_model, open_corpus, open_run
 from moescope.errors import BadInputError, TrainingError
+from moescope.files import write_bytes
 from moescope.lab.data import prepare_data
 from moescope.lab.log import TrainingLog
 from moescope.lab.recipe import Recipe
 from moescope.lab.trainer import TrainingState, train
 from moescope.trace import trace
-from moescope.trace.store import write_bytes
 
 __all__ = ["MEASURED", "TAIL", "carry_out", "link_text", "plain", "read_measured", "shared_text"]
 

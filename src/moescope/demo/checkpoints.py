@@ -7,13 +7,13 @@ every verb works on it. What the rounding changes is on the model's card.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from moescope.errors import BadInputError
+from moescope.files import claim, replacing, write_bytes
 
 __all__ = ["CHECKPOINTS", "checkpoint_steps", "pack_checkpoint", "restore_checkpoint"]
 
@@ -55,7 +55,7 @@ def restore_checkpoint(step: int, folder: str | Path) -> Path:
 
     Args:
         step: one of `checkpoint_steps()`.
-        folder: where to; made if it is not there, its model files replaced.
+        folder: where to: new, empty, or one that this wrote before.
 
     Returns:
         The folder, which ``from_pretrained`` and every verb take as a model.
@@ -68,11 +68,6 @@ def restore_checkpoint(step: int, folder: str | Path) -> Path:
         raise BadInputError(
             f"the demo model was not kept at step {step}; it was at {', '.join(map(str, steps))}"
         )
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    for path in _FINAL.iterdir():
-        if path.suffix == ".json":
-            shutil.copyfile(path, target / path.name)
     stored = load_file(CHECKPOINTS / f"step-{step:06d}.safetensors")
     weights = {
         name: (tensor.float() * stored[name + _SCALE]).to(torch.bfloat16)
@@ -81,5 +76,9 @@ def restore_checkpoint(step: int, folder: str | Path) -> Path:
         for name, tensor in stored.items()
         if not name.endswith(_SCALE)
     }
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    return target
+    with claim(folder, "model") as target:
+        for path in _FINAL.glob("*.json"):
+            write_bytes(target / path.name, path.read_bytes())
+        with replacing(target / "model.safetensors") as file:
+            save_file(weights, file, metadata={"format": "pt"})
+        return target

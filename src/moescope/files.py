@@ -178,7 +178,7 @@ class _Folder:
 
 
 _held: dict[Path, _Folder] = {}
-"""By resolved path. A thread may claim again what it holds."""
+"""By resolved path."""
 
 
 @contextlib.contextmanager
@@ -192,8 +192,7 @@ def claim(
 ) -> Iterator[Path]:
     """Hold a folder of results while the block runs.
 
-    A claim that writes nothing leaves nothing. A claim inside a folder that the same thread holds
-    joins that claim, unless a result of its own lies there.
+    A claim that writes nothing leaves nothing. A thread may claim again what it holds.
 
     Args:
         folder: to write to.
@@ -214,10 +213,10 @@ def claim(
     target = usable_path(folder)
     place = target.resolve()
     _refuse_inside(target, place, reads)
-    outer = _holder(place)
-    if outer is not None and (outer.path == place or not (place / LEDGER).exists()):
-        if outer.path == place and outer.kind != kind:
-            raise RunError(_holds(target, outer.kind, kind))
+    mine = _held.get(place)
+    if mine is not None and mine.thread == threading.get_ident():
+        if mine.kind != kind:
+            raise RunError(_holds(target, mine.kind, kind))
         yield target
         return
     _require_ours(target, kind, adopt)
@@ -330,15 +329,6 @@ def _remove_empty(made: Iterable[Path]) -> None:
             path.rmdir()
 
 
-def _holder(path: Path) -> _Folder | None:
-    """The innermost folder that this thread holds around a path."""
-    for above in (path, *path.parents):
-        held = _held.get(above)
-        if held is not None and held.thread == threading.get_ident():
-            return held
-    return None
-
-
 def _find(path: Path) -> tuple[_Folder | None, Path]:
     """The holder of a path, and the path with the links above its folder resolved."""
     plain = Path(path).absolute()
@@ -447,6 +437,7 @@ def replacing(path: Path, signature: bytes | None = None, *, flush: bool = True)
     try:
         with _noted(path):
             place.parent.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)  # it may be a link
             yield temporary
             if flush:
                 with temporary.open("rb") as handle:

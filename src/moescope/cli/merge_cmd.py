@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from moescope.cli.analyze_cmd import summarize
-from moescope.cli.common import errors, output
-from moescope.errors import WriteError
+from moescope.cli.terminal import output, status
+from moescope.errors import BadInputError, WriteError
 
 _HELP = """Join finished runs of one model into one run, exactly.
 
@@ -36,10 +38,13 @@ def merge(
     from moescope.trace import Run
     from moescope.trace.merge import merge_runs
 
-    with errors.status("merging") as shown:
+    twice = [r for r, n in Counter(os.path.realpath(run) for run in runs).items() if n > 1]
+    if twice:
+        raise BadInputError(f"the run {twice[0]} is given twice; give each run once")
+    with status("merging") as say:
         try:
             folder = merge_runs(
-                runs, out, partial=partial, on_part=lambda run: shown.update(f"merging {run}")
+                runs, out, partial=partial, on_part=lambda run: say(f"merging {run}")
             )
         except WriteError as error:  # says how a trace goes on, which a merge cannot
             raise WriteError(

@@ -7,8 +7,9 @@ from pathlib import Path
 import typer
 
 from moescope.cli.analyze_cmd import launch_shards, shard_alone, summarize
-from moescope.cli.common import output, tracing_progress, write_config
+from moescope.cli.common import tracing_progress, write_config
 from moescope.cli.config import RunConfig, with_run_options
+from moescope.cli.terminal import output
 
 _HELP = """Record how every MoE layer routes every token of a corpus, into a run folder.
 

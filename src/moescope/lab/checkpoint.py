@@ -62,8 +62,7 @@ def save_checkpoint(
     except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise WriteError(
-            f"cannot write the checkpoint {folder}: {error}; the one before is whole: make room "
-            "and run the same command with --resume"
+            f"cannot write the checkpoint {folder}: {error}; the one before is whole: make room"
         ) from error
 
 

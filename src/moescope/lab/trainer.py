@@ -262,8 +262,7 @@ class _Run:
                 saved = time.monotonic()
             if stop:
                 raise InterruptedTrainingError(
-                    f"interrupted after step {state.step} of {recipe.num_steps}; it is saved, go "
-                    "on with --resume"
+                    f"interrupted after step {state.step} of {recipe.num_steps}; it is saved"
                 )
             if now - shown > recipe.run.refresh_seconds:
                 state.log.write()

@@ -239,8 +239,7 @@ class _Pool:
             partial.unlink(missing_ok=True)
             why = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise WriteError(
-                f"{path} cannot be written ({why}); free some space and give "
-                "the same command again with --resume: it goes on at this layer"
+                f"{path} cannot be written ({why}); the layers before it are kept: free some space"
             ) from error
 
     def hidden(self, index: int, number: int) -> Any:

@@ -106,8 +106,7 @@ class Journal:
         except OSError as error:
             reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
             raise WriteError(
-                f"cannot write {self._path}: {reason}; what was measured before stays: make room "
-                "and go on with --resume"
+                f"cannot write {self._path}: {reason}; what was measured before stays: make room"
             ) from error
 
 

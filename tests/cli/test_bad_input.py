@@ -1,6 +1,5 @@
 """Bad input to any verb: one line on stderr, exit code 2, soon, and nothing written or removed."""
 
-import hashlib
 import importlib
 import os
 import pkgutil
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import typer
 from tests.cli import bad
 from tests.cli.bad.place import filled, make_place
 
@@ -42,6 +42,9 @@ def _cases() -> dict[str, bad.Case]:
 
 CASES = _cases()
 
+COMMAND = typer.main.get_command(main.app)
+"""Built once: the command builds it from the functions each time it starts."""
+
 
 class RanAway(BaseException):
     """The case took too long; no handler of errors may catch it."""
@@ -64,7 +67,7 @@ def test_bad_input_is_one_line_and_changes_nothing(
     one.prepare(tmp_path)
     before = _everything(place), _everything(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(main, "app", COMMAND)
     monkeypatch.setattr(sys, "argv", ["moescope", *(filled(w, place) for w in one.words)])
     with _bounded(), pytest.raises(SystemExit) as stopped:
         main.run()
@@ -110,20 +113,18 @@ def _bounded() -> Iterator[None]:
     assert time.process_time() - began < CPU_SECONDS
 
 
-def _everything(folder: Path) -> dict[str, str]:
-    """Every path below a folder with a hash of what is there."""
-    found = {}
-    for root, folders, files in os.walk(os.fsencode(folder)):
-        for name in [*folders, *files]:
-            path = os.path.join(root, name)  # noqa: PTH118  bytes: names may be no UTF-8
-            found[os.fsdecode(path)] = _content(path)
+def _everything(folder: Path) -> dict[str, tuple[int, ...] | str]:
+    """Every path below a folder with what changes when it is written to, or where it points."""
+    found: dict[str, tuple[int, ...] | str] = {}
+    waiting = [os.fsdecode(folder)]
+    while waiting:
+        for entry in os.scandir(waiting.pop()):
+            seen = entry.stat(follow_symlinks=False)
+            if entry.is_symlink():
+                found[entry.path] = str(Path(entry.path).readlink())
+            elif entry.is_dir():
+                found[entry.path] = "folder"
+                waiting.append(entry.path)
+            else:
+                found[entry.path] = (seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
     return found
-
-
-def _content(path: bytes) -> str:
-    if os.path.islink(path):  # noqa: PTH114
-        return f"link to {os.fsdecode(os.readlink(path))}"  # noqa: PTH115
-    if os.path.isfile(path):  # noqa: PTH113
-        with open(path, "rb") as handle:  # noqa: PTH123
-            return hashlib.sha256(handle.read()).hexdigest()
-    return "folder" if os.path.isdir(path) else "special"  # noqa: PTH112

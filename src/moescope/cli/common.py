@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from moescope.cli.terminal import bar, errors, output, write
+from moescope.cli.terminal import bar, clean, errors, output, write
 
 if TYPE_CHECKING:  # the libraries below it take seconds to import; --help should not
     from moescope.trace import Progress as TraceProgress
@@ -136,7 +136,7 @@ def _cell(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    return str(value)
+    return clean(str(value))  # here too, so that the width of its column is right
 
 
 def write_config(folder: Any, settings: dict[str, Any]) -> None:

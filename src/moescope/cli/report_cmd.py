@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from moescope.cli.common import output
+from moescope.cli.terminal import output
 
 _HELP = """Write RUN/report.html, one self-contained file; with --figures also PDF and PNG.
 

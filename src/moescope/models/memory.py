@@ -34,7 +34,9 @@ HEAD_CELLS = 1 << 24
 """Logits (rows × vocabulary) that the streamed engine makes at a time."""
 
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-_SIZE = re.compile(r"^\s*([0-9.]+)\s*((?:[KMGT]I?)?)B?\s*$", re.IGNORECASE)
+_SIZE = re.compile(
+    r"^\s*([0-9]{1,15}(?:\.[0-9]*)?|\.[0-9]+)\s*((?:[KMGT]I?)?)B?\s*$", re.IGNORECASE
+)
 _BATCHES = (8192, 4096, 2048, 1024, 512)
 _OVERHEAD = 300_000_000
 """Allocator slack, tokenizer, file buffers."""
@@ -60,7 +62,7 @@ def parse_memory(text: str) -> int:
         BadInputError: another form.
     """
     match = _SIZE.match(text)
-    if match is None or match[1].count(".") > 1 or match[1] == ".":
+    if match is None:
         raise BadInputError(f"--memory {text!r} is no size; expected the form 4GB, 800MB or 2GiB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 

@@ -258,6 +258,8 @@ def usable_path(path: str | Path) -> Path:
         raise BadInputError("the path to write to is empty (an unset variable?); give a path")
     try:
         text.encode("utf-8")
+        if "\0" in text:
+            raise ValueError("it holds a null character")
         target = Path(text)
         target.exists()
         if target.is_symlink() and not target.exists():

@@ -147,6 +147,8 @@ def _unpack_strings(arrays: dict[str, NDArray[Any]], name: str) -> list[str]:
         return packed.decode().split("\n") if packed else []
     ends = np.cumsum(arrays[f"{name}_bytes"]).tolist()
     starts = [0, *ends[:-1]]
+    if ends and (ends[-1] != len(packed) or min(arrays[f"{name}_bytes"]) < 0):
+        raise ValueError(f"{name} has {len(packed)} bytes, expected {ends[-1]}")
     return [
         packed[a:b].decode("utf-8", "surrogatepass") for a, b in zip(starts, ends, strict=False)
     ]

@@ -13,7 +13,7 @@ from torch import nn
 
 from moescope.errors import ModelError
 from moescope.models.anatomy import Anatomy
-from moescope.models.given import local_folder
+from moescope.models.config_files import local_folder
 from moescope.models.memory import machine_memory, readable
 from moescope.models.source import ModelSpec
 from moescope.models.stored import checkpoint_files, refuse_whole_numbers

@@ -24,8 +24,8 @@ from moescope.models.checks import (
     refuse_quantised,
     refuse_unreadable,
 )
+from moescope.models.config_files import CONFIG, WEIGHTS
 from moescope.models.experts import sorts_experts
-from moescope.models.given import CONFIG, WEIGHTS
 from moescope.models.memory import (
     available_memory,
     machine_memory,
@@ -319,8 +319,8 @@ def _build_meta(spec: ModelSpec, config: Any, dtype: torch.dtype | None = None) 
     known = type(config) in AutoModelForCausalLM._model_mapping or hasattr(config, "auto_map")
     if not known:  # its own refusal imports every model there is
         raise ModelError(
-            f"{spec.model} is of type {config.model_type!r}, which transformers knows, but not as a "
-            "causal language model; give an MoE model such as allenai/OLMoE-1B-7B-0924"
+            f"{spec.model} is of type {config.model_type!r}, which transformers knows, but not as "
+            "a causal language model; give an MoE model such as allenai/OLMoE-1B-7B-0924"
         )
     with torch.device("meta"):
         model: nn.Module = guard(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moescope.errors import ModelError, MoescopeError, WriteError
-from moescope.models.given import CONFIG, TOKENIZER, check_config, fault_in, local_folder
+from moescope.models.config_files import CONFIG, TOKENIZER, check_config, fault_in, local_folder
 
 __all__ = [
     "MAX_TOKEN_ID",

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from moescope.errors import ModelError
-from moescope.models.given import json_object
+from moescope.models.config_files import json_object
 
 __all__ = [
     "Stored",

@@ -131,7 +131,7 @@ _CONFIG = {
         "rope_parameters.rope_type"),
     "an unknown type of model": (_settings(model_type="nobody"), "`nobody`"),
     "a list for a type of model": (_settings(model_type=[1]), "model_type is [1]"),
-    "a type without text": (_settings(model_type="clip"), "not as a causal language model"),
+    "a type without text": (_settings(model_type="clip"), "a causal language model"),
     "code of its own": (
         _settings(model_type="mine", auto_map={"AutoConfig": "conf.Conf"}),
         "brings its own Python code"),

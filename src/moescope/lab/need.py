@@ -1,7 +1,7 @@
 """What a training needs in memory at the least, reckoned before anything is built or written.
 
-A lower bound: weights with gradients and moments, the logits and hidden states of one micro-batch,
-the ids of a step. A recipe that passes may still not fit; one that does not pass cannot.
+A lower bound: weights with gradients and moments, what the layers keep of one micro-batch for the
+way back, the ids of a step. A recipe that passes may still not fit; one that does not pass cannot.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ __all__ = ["require_memory", "stock_parameters"]
 
 _PARAMETER_BYTES = 14
 """A weight in half precision with its float32 master, a gradient, and two moments."""
+
+_HIDDEN_STATES = 8
+"""Rows of the hidden size that a layer keeps of a token: norms, queries, keys, values, outputs."""
+
+_SEQUENCE_BYTES = 200
+"""Of the array that holds one sequence's ids before a step's are joined."""
 
 
 def stock_parameters(recipe: Recipe, vocab_size: int) -> int:
@@ -45,8 +51,10 @@ def require_memory(recipe: Recipe, vocab_size: int, device: torch.device) -> Non
     parameters = stock_parameters(recipe, vocab_size)
     tokens = recipe.data.context * recipe.train.sequences
     weights = parameters * _PARAMETER_BYTES
-    per_token = 4 * vocab_size + 4 * recipe.model.hidden_size * recipe.model.num_hidden_layers
-    batch = tokens * per_token + 8 * recipe.step_tokens
+    sizes, sequences = recipe.model, recipe.train.sequences * recipe.train.micro_batches
+    layer = _HIDDEN_STATES * sizes.hidden_size + 2 * sizes.top_k * sizes.intermediate_size
+    batch = 2 * tokens * layer * sizes.num_hidden_layers
+    batch += 8 * recipe.step_tokens + _SEQUENCE_BYTES * sequences
     free = available_memory(device)
     if weights + batch > free:
         raise BadInputError(

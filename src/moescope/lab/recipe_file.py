@@ -110,7 +110,10 @@ def _override(data: dict[str, Any], text: str) -> None:
 
 def _resolved(path: str, folder: Path) -> str:
     """An absolute path; a dataset of the hub stays as it is."""
-    return path if path.startswith("hf:") else str((folder / path).resolve())
+    try:
+        return path if path.startswith("hf:") else str((folder / path).resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a circle of links
+        raise BadInputError(f"{_short(path)} is no path ({error})") from error
 
 
 def _absolute(data: DataRecipe, folder: Path) -> DataRecipe:

@@ -143,7 +143,8 @@ def _object(content: bytes, where: str) -> dict[str, Any] | RefusedError:
     try:
         made = json.loads(content)
     except (ValueError, RecursionError) as error:
-        reason = one_line(str(error), 120) or "nested too deeply"
+        deep = isinstance(error, RecursionError)
+        reason = "nested too deeply" if deep else one_line(str(error), 120)
         return RefusedError(Problem("not valid JSON", where, reason, _ADVICE))
     if not isinstance(made, dict):
         return RefusedError(Problem("not an object", where, f"got {type(made).__name__}", _ADVICE))

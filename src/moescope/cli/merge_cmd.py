@@ -9,7 +9,6 @@ import typer
 
 from moescope.cli.analyze_cmd import summarize
 from moescope.cli.common import errors, output
-from moescope.errors import WriteError
 
 _HELP = """Join finished runs of one model into one run, exactly.
 
@@ -27,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 def merge(
     runs: Annotated[list[Path], typer.Argument(help="folders of finished runs", metavar="RUN...")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the joined run")],
+    out: Annotated[str, typer.Option("--out", "-o", help="folder of the joined run")],
     partial: Annotated[
         bool, typer.Option("--partial", help="join though shards are missing; the run says which")
     ] = False,
@@ -37,14 +36,8 @@ def merge(
     from moescope.trace.merge import merge_runs
 
     with errors.status("merging") as shown:
-        try:
-            folder = merge_runs(
-                runs, out, partial=partial, on_part=lambda run: shown.update(f"merging {run}")
-            )
-        except WriteError as error:  # says how a trace goes on, which a merge cannot
-            raise WriteError(
-                f"{str(error).partition(';')[0]}; the runs are untouched: make room and give the "
-                "same command again"
-            ) from error
+        folder = merge_runs(
+            runs, out, partial=partial, on_part=lambda run: shown.update(f"merging {run}")
+        )
     summarize(Run(folder))
     output.print(str(folder), soft_wrap=True)

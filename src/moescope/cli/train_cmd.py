@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML file", metavar="RECIPE")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the run")],
+    out: Annotated[str, typer.Option("--out", "-o", help="folder of the run")],
     override: Annotated[
         list[str] | None,
         typer.Option("--set", help="section.key=value, wins over the recipe; may be repeated"),
@@ -64,7 +64,7 @@ def train(
 
         def listen(state: TrainingState) -> None:
             if progress.tasks[task].total is None:
-                errors.print(f"live page: {out / PAGE}", markup=False, soft_wrap=True)
+                errors.print(f"live page: {Path(out) / PAGE}", markup=False, soft_wrap=True)
             loss = state.log.rows["steps"][-1]["loss"]
             progress.update(
                 task,

@@ -40,7 +40,7 @@ _AGAIN = "fetch the model again, or save it anew with save_pretrained"
 _LIMITS = (
     (re.compile(r"labels$"), 1 << 16),
     (re.compile(r"layers$|^n_layer$|depth$"), 1000),
-    (re.compile(r"experts$|experts_per_tok|top_?k$"), 1 << 14),
+    (re.compile(r"experts$|expert_num$|experts_per_tok|top_?k$"), 1 << 14),
     (re.compile(r"vocab"), 1 << 24),
     (re.compile(r"hidden_size$|d_model$|n_embd$"), 1 << 18),
     (re.compile(r"(size|dim|rank|heads|channels)$|^[nd]_"), 1 << 22),

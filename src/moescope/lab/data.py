@@ -21,6 +21,7 @@ from moescope.corpus import Corpus, Document, open_corpus
 from moescope.errors import BadInputError
 from moescope.files import claim, is_intact, owned, replacing_folder
 from moescope.lab.recipe import Recipe, TokenizerRecipe
+from moescope.models.source import ModelSpec, load_tokenizer
 
 __all__ = ["END_OF_TEXT", "Sampler", "Streams", "heldout_windows", "prepare_data", "unigram_losses"]
 
@@ -121,7 +122,7 @@ def _corpora(recipe: Recipe) -> tuple[Corpus, Corpus]:
 
 def _tokenizer(recipe: Recipe, corpus: Corpus, text: str, target: Path) -> Any:
     """The tokenizer that is named, or the one trained on this text, made at most once."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     given = recipe.tokenizer
     if given.path is not None:
@@ -130,7 +131,7 @@ def _tokenizer(recipe: Recipe, corpus: Corpus, text: str, target: Path) -> Any:
                 f"tokenizer.path {given.path}: no tokenizer.json there; give a folder saved with "
                 "save_pretrained, or drop tokenizer.path to train one"
             )
-        tokenizer = AutoTokenizer.from_pretrained(given.path)
+        tokenizer = load_tokenizer(ModelSpec(given.path))
         if tokenizer.eos_token_id is None:
             raise BadInputError(
                 f"tokenizer.path {given.path}: it has no end-of-text token to close documents with"

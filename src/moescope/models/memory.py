@@ -38,6 +38,21 @@ _SIZE = re.compile(r"^\s*([0-9.]+)\s*((?:[KMGT]I?)?)B?\s*$", re.IGNORECASE)
 _BATCHES = (8192, 4096, 2048, 1024, 512)
 _OVERHEAD = 300_000_000
 """Allocator slack, tokenizer, file buffers."""
+_KERNELS = 8
+
+
+def _bound_kernel_caches() -> None:
+    """Let torch keep few of the kernels that it compiles for shapes.
+
+    Products in half precision compile one for each number of rows, and each expert of each batch
+    has its own: a thousand of them, which torch keeps by default, are most of a gigabyte, and are
+    hardly ever met again. Both caches are sized once, by the first such product of a process.
+    """
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, str(_KERNELS))
+
+
+_bound_kernel_caches()
 
 
 def keep_memory() -> None:

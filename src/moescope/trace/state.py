@@ -44,6 +44,7 @@ class RunState:
     phases: dict[str, PhaseAggregates] = field(default_factory=dict)
     samples: dict[str, Sample] = field(default_factory=dict)
     _clusters: dict[int, list[int]] = field(default_factory=dict)
+    _places: dict[str, int] = field(default_factory=dict)
 
     def phase(self, name: str) -> tuple[PhaseAggregates, Sample]:
         """Aggregates and sample of a phase, made when first asked for, grown to all clusters."""
@@ -53,12 +54,17 @@ class RunState:
         self.phases[name].grow(len(self.cluster_domain), len(self.domains))
         return self.phases[name], self.samples[name]
 
-    def place(self, domain: str) -> tuple[int, int]:
-        """Register the next document of a domain; returns (domain index, cluster)."""
-        if domain not in self.domains:
+    def number(self, domain: str) -> int:
+        """The index of a domain, registered when it is new."""
+        index = self._places.setdefault(domain, len(self.domains))
+        if index == len(self.domains):
             self.domains.append(domain)
             self.domain_docs.append(0)
-        index = self.domains.index(domain)
+        return index
+
+    def place(self, domain: str) -> tuple[int, int]:
+        """Register the next document of a domain; returns (domain index, cluster)."""
+        index = self.number(domain)
         clusters = self._clusters.setdefault(index, [])
         ordinal = self.domain_docs[index]
         self.domain_docs[index] += 1
@@ -107,6 +113,7 @@ class RunState:
         state.domains = _unpack_strings(arrays["domains"])
         state.cluster_domain = arrays["cluster_domain"].tolist()
         state.domain_docs = arrays["domain_docs"].tolist()
+        state._places = {name: d for d, name in enumerate(state.domains)}
         for cluster, domain in enumerate(state.cluster_domain):
             state._clusters.setdefault(domain, []).append(cluster)
         for name in PHASES:

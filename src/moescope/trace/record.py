@@ -242,9 +242,8 @@ class _Tracer:
                 context_length=self.context,
                 chat_template=self.options.chat_template,
                 count_template=self.options.count_template,
+                limit=None if limit is None else limit - seen,
             )
-            if limit is not None:
-                made = _cut(made, limit - seen)
             self.domain_tokens[document.domain] += made.num_tokens
             self.left_out["special and template tokens"] += made.num_uncounted
             if not made.sequences:
@@ -316,19 +315,6 @@ def _token_texts(tokenizer: Any, ids: list[int]) -> dict[str, str]:
         else:
             texts[str(token_id)] = piece.replace("▁", " ")
     return texts
-
-
-def _cut(document: TokenizedDocument, limit: int) -> TokenizedDocument:
-    """Keep whole windows until ``limit`` counted tokens are reached."""
-    kept, tokens, rest = [], 0, 0
-    for sequence in document.sequences:
-        if tokens >= limit:
-            break
-        kept.append(sequence)
-        counted = int(sequence.counted.sum())
-        tokens += counted
-        rest += len(sequence.token_ids) - counted
-    return document._replace(sequences=kept, num_tokens=tokens, num_uncounted=rest)
 
 
 def _engine(

@@ -94,6 +94,7 @@ class PoolRecorder:
                 _refuse_not_finite("the loss", block.nll[block.next_id >= 0])
             self._add("prefill", block, facts, state, docs, rows)
             _add_documents(block, facts, docs)
+            state.make_room()
             tokens += block.num_tokens
             self._on_batch(block.num_tokens)
         if self._options.generate:

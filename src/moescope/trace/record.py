@@ -255,6 +255,9 @@ class _Tracer:
         recorder = PoolRecorder(self.engine, self.layers, self.options, pad_id, self._advance)
         pool_tokens = self.options.pool_tokens or self.engine.pool_tokens
         recorder.stop_at(_stop_ids(self.loaded))
+        need = self.loaded.streamed.need if self.loaded.streamed is not None else None
+        if need is not None:
+            self.state.bound(need.sums, self.run)
         last_commit = time.monotonic()
         for pool in iter_pools(self._tokenized(), pool_tokens):
             traced = [doc for doc in pool if doc.sequences]
@@ -265,6 +268,7 @@ class _Tracer:
                 self._commit(read)
                 last_commit = time.monotonic()
         self._commit(self.documents)
+        self.state.make_room(all_of_it=True)  # the sample is made into a table next
 
     def _advance(self, tokens: int) -> None:
         self.tokens += tokens

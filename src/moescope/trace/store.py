@@ -13,19 +13,18 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from moescope.errors import RunError, WriteError
+from moescope.trace.spill import Parts, save_arrays
 
 __all__ = [
     "MANIFEST",
@@ -154,9 +153,11 @@ def write_bytes(path: Path, content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def write_tensors(path: Path, arrays: dict[str, NDArray[Any]]) -> str:
+def write_tensors(path: Path, arrays: Mapping[str, NDArray[Any] | Parts]) -> str:
     """Write arrays as safetensors, atomically; returns the sha256."""
-    return write_bytes(path, save_tensors({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+    with _writing(path) as temporary:
+        save_arrays(temporary, arrays)
+    return _sha256(path)
 
 
 def write_parquet(path: Path, table: pa.Table) -> str:

@@ -15,11 +15,11 @@ from moescope.errors import WriteError
 from moescope.metrics.runs import open_run
 from moescope.models import ModelSpec
 from moescope.models.loading import load_streamed
-from moescope.models.memory import StreamedNeed
 from moescope.trace import TraceOptions, spill, trace
 from moescope.trace import state as state_module
 from moescope.trace.sparse import SparseCounter
 from moescope.trace.spill import Parts, SortedRun, save_arrays
+from moescope.trace.state import RunState
 
 BATCHES = st.lists(st.tuples(st.lists(st.integers(0, 60), max_size=40), st.booleans()), max_size=9)
 
@@ -75,7 +75,7 @@ def test_a_run_whose_sums_go_to_disk_is_the_same_run(
         SortedRun, "merged", lambda self, *a: runs.append(self.size) or stock(self, *a)
     )
     monkeypatch.setattr(state_module, "_LEAST", 0)
-    monkeypatch.setattr(StreamedNeed, "sums", 0)
+    monkeypatch.setattr(RunState, "dense_bytes", lambda _state: 10**15)
     bounded = trace(load_streamed(spec), corpus, tmp_path / "bounded", options)
     assert max(runs) > 0  # more was joined to what was on disk already
     left, right = (

@@ -37,13 +37,14 @@ class Batch(NamedTuple):
 
 
 def iter_pools(
-    documents: Iterable[TokenizedDocument], pool_tokens: int
+    documents: Iterable[TokenizedDocument], pool_tokens: int, most_documents: int | None = None
 ) -> Iterator[list[TokenizedDocument]]:
     """Group consecutive whole documents until a pool holds ``pool_tokens`` tokens or more.
 
     Args:
         documents: in the order of the corpus.
         pool_tokens: tokens after which a pool is closed, those that do not count included.
+        most_documents: documents of a pool at most; None for no limit.
 
     Yields:
         Lists of documents, none empty. Documents without any window travel along.
@@ -57,7 +58,7 @@ def iter_pools(
     for document in documents:
         pool.append(document)
         held += document.num_tokens + document.num_uncounted
-        if held >= pool_tokens:
+        if held >= pool_tokens or len(pool) == most_documents:
             yield pool
             pool, held = [], 0
     if pool:

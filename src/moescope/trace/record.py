@@ -36,6 +36,7 @@ from moescope.trace.commit import commit, coverage, finish
 from moescope.trace.engine import Engine, ResidentEngine
 from moescope.trace.options import TraceOptions
 from moescope.trace.pool import PoolRecorder, PoolResult
+from moescope.trace.room import document_bytes, require_room
 from moescope.trace.state import RunState
 from moescope.trace.store import (
     MANIFEST,
@@ -131,6 +132,8 @@ class _Tracer:
             corpus=corpus_spec.model_dump(mode="json"),
             options=options.identity(),
         )
+        need = loaded.streamed.need if loaded.streamed is not None else None
+        self.sums = None if need is None else need.sums
         self.context = context_length(loaded, options)
         self.done_documents = 0
         self.prefix = ""
@@ -200,11 +203,17 @@ class _Tracer:
     def _count_ahead(self) -> None:
         """Read the corpus once if that is quick: errors come early and progress has an end."""
         started, total = time.monotonic(), 0
+        documents: Counter[str] = Counter()
+        characters: Counter[str] = Counter()
         for document in self.corpus:
             total += len(document.text)
+            documents[document.domain] += 1
+            characters[document.domain] += len(document.text)
             if time.monotonic() - started > 5.0:
                 return
         self.total_chars = total
+        if self.sums is not None:
+            require_room(self.sums, self.shape, self.options, documents, characters)
 
     def _read(self) -> Iterator[Document]:
         """The documents not yet traced, in order, checking that the earlier ones are the same."""
@@ -255,11 +264,12 @@ class _Tracer:
         recorder = PoolRecorder(self.engine, self.layers, self.options, pad_id, self._advance)
         pool_tokens = self.options.pool_tokens or self.engine.pool_tokens
         recorder.stop_at(_stop_ids(self.loaded))
-        need = self.loaded.streamed.need if self.loaded.streamed is not None else None
-        if need is not None:
-            self.state.bound(need.sums, self.run)
+        most = None
+        if self.sums is not None:
+            self.state.bound(self.sums, self.run)
+            most = max(1, self.sums // 4 // document_bytes(self.shape))
         last_commit = time.monotonic()
-        for pool in iter_pools(self._tokenized(), pool_tokens):
+        for pool in iter_pools(self._tokenized(), pool_tokens, most):
             traced = [doc for doc in pool if doc.sequences]
             result = recorder.record(traced, self.state)
             self.pending.append(result)

@@ -216,16 +216,14 @@ def test_too_little_text_for_a_sequence_is_refused_with_the_domain(
         train(recipe, tmp_path / "run")
 
 
-def test_a_signal_saves_the_step_and_says_how_to_go_on(
-    write_recipe: RecipeWriter, tmp_path: Path
-) -> None:
+def test_a_signal_saves_the_step_and_says_so(write_recipe: RecipeWriter, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe())
 
     def interrupt(state: TrainingState) -> None:
         if state.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(InterruptedTrainingError, match="saved, go on with --resume"):
+    with pytest.raises(InterruptedTrainingError, match="after step 2 of 6; it is saved"):
         train(recipe, tmp_path / "run", listen=interrupt)
     done = train(recipe, tmp_path / "run", resume=True)
     assert losses_of(done) == losses_of(train(recipe, tmp_path / "whole"))

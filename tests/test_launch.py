@@ -1,10 +1,14 @@
 """A corpus spread over workers: shards, locks, resuming, refusals, and flags."""
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
+import re
+import resource
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +18,16 @@ from tests.support.same_run import assert_same_sums
 from moescope.analysis import report_on
 from moescope.cli import analyze_cmd, main
 from moescope.corpus import CorpusSpec, Shard
-from moescope.errors import BadInputError, LaunchError, MissingExtraError, RunError, WriteError
-from moescope.launch import LaunchOptions, LaunchProgress, alone, launch
+from moescope.errors import (
+    BadInputError,
+    BusyError,
+    LaunchError,
+    MissingExtraError,
+    RunError,
+    WriteError,
+)
+from moescope.files import LOCK, claim
+from moescope.launch import LaunchOptions, LaunchProgress, launch
 from moescope.launch import local as local_module
 from moescope.launch import run as run_module
 from moescope.launch import worker as worker_module
@@ -26,8 +38,8 @@ from moescope.launch.worker import attempt
 from moescope.metrics.runs import open_run
 from moescope.models import load_model
 from moescope.trace import TraceOptions, trace
+from moescope.trace.manifest import read_manifest
 from moescope.trace.merge import merge_runs
-from moescope.trace.store import read_manifest
 
 TWO = LaunchOptions(workers=2, shards=3)
 
@@ -78,7 +90,8 @@ def test_a_shard_over_which_every_worker_dies_is_given_up_with_one_line(
     body: str, said: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finished = Parts(tmp_path / "run", 2)
-    finished.write(place.job())
+    with claim(tmp_path / "run", "run"):
+        finished.write(place.job())
     assert attempt(place.job(), Shard(1, 2), finished.run_of(Shard(1, 2))).message is None
     pretend(monkeypatch, body)
     how = LaunchOptions(workers=2, shards=2)
@@ -88,7 +101,6 @@ def test_a_shard_over_which_every_worker_dies_is_given_up_with_one_line(
     assert line.startswith("shard 2/2: 4 workers died over it and got no further, the last: ")
     assert f"the last: {said} (log: " in line
     assert "1 of 2 shards are finished and stay" in line
-    assert "--resume" in line
     assert read_manifest(finished.run_of(Shard(1, 2))).status == "complete"
 
 
@@ -172,14 +184,14 @@ def test_nothing_of_others_is_removed(place: Place, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "parts").mkdir(parents=True)
     (run / "parts" / "list.txt").write_text("screws")
-    with pytest.raises(RunError, match="parts holds something else"):
+    with pytest.raises(RunError, match=r"holds what moescope did not write \(parts\)"):
         launch(place.model, place.corpus, run, OPTIONS, LaunchOptions(workers=1))
     assert (run / "parts" / "list.txt").read_text() == "screws"
     Parts.remove(run)
     assert (run / "parts" / "list.txt").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "parts").write_text("of a car")
-    with pytest.raises(RunError, match="parts holds something else"):
+    with pytest.raises(RunError, match=r"holds what moescope did not write \(parts\)"):
         launch(place.model, place.corpus, tmp_path / "other", OPTIONS, LaunchOptions(workers=1))
     with pytest.raises(RunError, match="already holds a run"):
         launch(place.model, place.corpus, place.whole, OPTIONS, TWO)
@@ -190,25 +202,25 @@ def test_two_launchers_never_work_in_one_folder(
 ) -> None:
     monkeypatch.setattr(run_module, "_LOCK_SECONDS", 0.1)
     run = tmp_path / "run"
-    with alone(run, Parts.lock(run), 1), pytest.raises(LaunchError, match="by another process"):
+    with (
+        held_elsewhere(run),
+        pytest.raises(BusyError, match="is being written by process 12345 on node7"),
+    ):
         launch(place.model, place.corpus, run, OPTIONS, TWO)
-    assert not run.exists()
+    assert [path.name for path in run.iterdir()] == [LOCK]
 
 
 def test_two_workers_never_write_one_shard(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(worker_module, "LOCK_SECONDS", 0.1)
     run = tmp_path / "1-of-3"
-    with (tmp_path / "1-of-3.lock").open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        other.write('{"pid": 12345, "host": "node7"}')
-        other.flush()
+    with held_elsewhere(run):
         outcome = attempt(place.job(), Shard(1, 3), run)
     assert not outcome.final  # it may be dying
     assert outcome.message is not None
-    assert "is being written by another process (process 12345 on node7)" in outcome.message
-    assert not run.exists()
+    assert "is being written by process 12345 on node7" in outcome.message
+    assert [path.name for path in run.iterdir()] == [LOCK]
     assert attempt(place.job(), Shard(1, 3), run).message is None
 
 
@@ -219,20 +231,37 @@ def test_a_shard_that_a_scheduler_starts_twice_is_written_once(
     monkeypatch.setattr(analyze_cmd, "_LOCK_SECONDS", 0.1)
     run = tmp_path / "run"
     words = (place.model.model, place.corpus.path, "-o", run, "--shard", "1/3", "--context", 64)
-    with alone(run, run / "trace.lock", 1):
+    with held_elsewhere(run):
         for verb in ("trace", "analyze"):
             assert command(monkeypatch, verb, *words) == 1
-            assert "is being written by another process" in capsys.readouterr().err
-        assert [path.name for path in run.iterdir()] == ["trace.lock"]
+            assert "is being written by process 12345 on node7" in capsys.readouterr().err
+        assert [path.name for path in run.iterdir()] == [LOCK]
     assert command(monkeypatch, "trace", *words) == 0
-    assert not (run / "trace.lock").exists()
+    assert not (run / LOCK).exists()
 
 
-FULL = Path("/dev/full")
-"""A file on a disk that is always full."""
+@contextlib.contextmanager
+def held_elsewhere(run: Path) -> Iterator[None]:
+    """As another process holds a folder."""
+    run.mkdir()
+    with (run / LOCK).open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write('{"pid": 12345, "host": "node7"}')
+        other.flush()
+        yield
 
 
-@pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
+@contextlib.contextmanager
+def no_file_above(limit: int) -> Iterator[None]:
+    """Writing fails beyond so many bytes of a file, in this process and its children."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.mark.usefixtures("here")
 def test_a_disk_that_fills_is_one_line_and_what_was_finished_stays(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -240,28 +269,26 @@ def test_a_disk_that_fills_is_one_line_and_what_was_finished_stays(
 ) -> None:  # fmt: skip
     run = tmp_path / "run"
     parts = Parts(run, 3)
-    parts.write(place.job())
-    first, second, _ = parts.shards
+    with claim(run, "run"):
+        parts.write(place.job())
+    first = parts.shards[0]
     assert attempt(place.job(), first, parts.run_of(first)).message is None
-    parts.run_of(second).mkdir()
-    (parts.run_of(second) / "manifest.json.partial").symlink_to(FULL)
-    with pytest.raises(LaunchError) as caught:
+    largest = max(p.stat().st_size for p in parts.run_of(first).rglob("*.safetensors"))
+    with no_file_above(largest // 2), pytest.raises(LaunchError) as caught:
         launch(place.model, place.corpus, run, OPTIONS, TWO, resume=True)
     line = str(caught.value)
-    assert line.startswith("shard 2/3: cannot write ")
-    assert "the disk is full; what was finished before is whole: make room" in line
+    assert re.match(r"shard [23]/3: cannot write .*safetensors: File too large; what was", line)
     assert parts.is_done(first)
 
-    (run / "manifest.json.partial").symlink_to(FULL)  # now the merge meets it
-    with pytest.raises(WriteError, match=r"the disk is full; .*--resume"):
-        launch(place.model, place.corpus, run, OPTIONS, TWO, resume=True)
-    assert all(map(parts.is_done, parts.shards))
-    (tmp_path / "all").mkdir()
-    (tmp_path / "all" / "manifest.json.partial").symlink_to(FULL)
-    shards = [parts.run_of(shard) for shard in parts.shards]
-    assert command(monkeypatch, "merge", *shards, "-o", tmp_path / "all") == 1
-    said = capsys.readouterr().err
-    assert "the disk is full; the runs are untouched: make room and give the same command" in said
+    for shard in parts.shards[1:]:
+        assert attempt(place.job(), shard, parts.run_of(shard)).message is None
+    with no_file_above(largest // 2):  # now the merge meets it
+        with pytest.raises(WriteError, match=r"cannot write .*; what was finished before is whole"):
+            launch(place.model, place.corpus, run, OPTIONS, TWO, resume=True)
+        assert all(map(parts.is_done, parts.shards))
+        shards = [parts.run_of(shard) for shard in parts.shards]
+        assert command(monkeypatch, "merge", *shards, "-o", tmp_path / "all") == 1
+    assert "cannot write" in capsys.readouterr().err
 
     launch(place.model, place.corpus, run, OPTIONS, TWO, resume=True)
     assert_is_the_run(run, place)
@@ -286,7 +313,7 @@ def test_a_full_disk_below_moescope_is_not_tried_again(
     assert outcome.message is not None
     assert outcome.message.startswith(f"the disk is full ({type(error).__name__}: ")
     assert outcome.message.endswith(
-        "what was committed stays: make room and give the same command with --resume"
+        "what was committed stays: make room and give the same command again"
     )
 
 
@@ -306,7 +333,7 @@ def test_a_streamed_model_serves_one_shard_after_the_other(place: Place, tmp_pat
     spec = place.corpus.model_copy(update={"split": "test"})
     for engine in ("streamed", "resident"):
         job = place.job(engine=engine, options=options, corpus=spec)
-        parts = Parts(tmp_path / engine, 2)
+        parts = Parts(tmp_path / f"{engine}-parts", 2)
         assert [attempt(job, s, parts.run_of(s)).message for s in parts.shards] == [None, None]
         merge_runs([parts.run_of(s) for s in parts.shards], tmp_path / engine)
     assert_same_sums(open_run(tmp_path / "streamed"), open_run(tmp_path / "resident"))
@@ -419,7 +446,8 @@ def test_analyze_with_a_launcher_ends_in_a_report(
 
 def test_a_launch_file_that_is_damaged_is_named(place: Place, tmp_path: Path) -> None:
     parts = Parts(tmp_path / "run", 2)
-    parts.write(place.job())
+    with claim(tmp_path / "run", "run"):
+        parts.write(place.job())
     (parts.folder / "launch.json").write_text("{")
     with pytest.raises(RunError, match=r"launch\.json is damaged"):
         launch(place.model, place.corpus, tmp_path / "run", OPTIONS, TWO)

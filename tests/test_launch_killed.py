@@ -39,7 +39,7 @@ def holders(parts: Path) -> dict[Path, int]:
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
             told = json.loads(manifest.read_text())
             if told["status"] == "running" and told["progress"].get("tokens"):
-                found[run] = int(json.loads(run.with_name(f"{run.name}.lock").read_text())["pid"])
+                found[run] = int(json.loads((run / ".moescope.lock").read_text())["pid"])
     return found
 
 
@@ -103,7 +103,7 @@ def test_a_launcher_that_is_killed_takes_its_workers_along_and_resumes(
 
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 2
-    assert "holds a launch that was interrupted; go on with it by --resume" in again.stderr
+    assert "holds a launch that was interrupted; resume it, or give another folder" in again.stderr
     finished = {p: p.stat().st_mtime_ns for p in parts.glob("*/documents.parquet")}
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

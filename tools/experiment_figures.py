@@ -11,7 +11,6 @@ from typing import Any
 from tools.experiment_plan import Figure
 
 from moescope.errors import MissingExtraError
-from moescope.trace.store import write_bytes
 
 __all__ = ["require_matplotlib", "write_figure"]
 
@@ -67,7 +66,7 @@ def write_figure(
             _by_profile(canvas, settings, conditions, titles, scale)
         drawn = io.BytesIO()
         canvas.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
-    write_bytes(path, drawn.getvalue())
+    path.write_bytes(drawn.getvalue())
 
 
 def _by_condition(canvas: Any, settings: Figure, conditions: Conditions, scale: int) -> None:

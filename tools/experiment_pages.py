@@ -17,7 +17,6 @@ from tools.experiment_plan import Experiment
 from tools.experiment_words import MEASURES, PROFILES, Measure, apart, difference, estimate, verdict
 
 from moescope.errors import BadInputError
-from moescope.trace.store import write_bytes
 
 __all__ = ["write_page"]
 
@@ -58,7 +57,7 @@ def write_page(name: str, experiment: Experiment, result: Mapping[str, Any], fol
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     path = folder / f"{name}.md"
-    write_bytes(path, template.render(_words(name, experiment, result)).encode())
+    path.write_text(template.render(_words(name, experiment, result)), encoding="utf-8")
     return path
 
 

@@ -18,7 +18,6 @@ from tools.experiment_plan import Experiment, Job
 from tools.experiment_runs import TAIL, plain
 
 from moescope.metrics.balance import cv_by_chance
-from moescope.trace.store import write_bytes
 
 __all__ = ["LEVEL", "aggregate", "read_results", "t_interval", "write_results"]
 
@@ -182,5 +181,5 @@ def write_results(
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plain(results), indent=1, ensure_ascii=False, allow_nan=False)
     text = _LIST.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text)
-    write_bytes(path, (text + "\n").encode())
+    path.write_text(text + "\n", encoding="utf-8")
     return results

@@ -21,12 +21,12 @@ from tools.experiment_plan import Job
 
 from moescope import CorpusSpec, ModelSpec, TraceOptions, load_model, open_corpus, open_run
 from moescope.errors import BadInputError, TrainingError
+from moescope.files import LEDGER
 from moescope.lab.data import prepare_data
 from moescope.lab.log import TrainingLog
 from moescope.lab.recipe import Recipe
 from moescope.lab.trainer import TrainingState, train
 from moescope.trace import trace
-from moescope.trace.store import write_bytes
 
 __all__ = ["MEASURED", "TAIL", "carry_out", "link_text", "plain", "read_measured", "shared_text"]
 
@@ -83,6 +83,7 @@ def link_text(job: Job) -> None:
         if (shared / part).is_dir():
             target = job.folder / part
             shutil.copytree(shared / part, target, copy_function=_link, dirs_exist_ok=True)
+    shutil.copyfile(shared / LEDGER, job.folder / LEDGER)
 
 
 @cache
@@ -131,7 +132,8 @@ def carry_out(job: Job, say: Callable[[str], None]) -> None:
         measured["parameters"] = done.state.parameters
         measured["active_parameters"] = done.state.active_parameters
     measured["text"] = _fingerprint(job.folder)
-    write_bytes(job.folder / MEASURED, json.dumps(plain(measured), indent=1).encode())
+    text = json.dumps(plain(measured), indent=1)
+    (job.folder / MEASURED).write_text(text, encoding="utf-8")
 
 
 def _mark(job: Job) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -23,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moescope.errors import BadInputError, WriteError
+from moescope.errors import BadInputError
+from moescope.files import usable_path, write_bytes
 from moescope.given import WHOLE, parse_json, read_text
 
 __all__ = ["PLAN_SCHEMA", "ExpertPlan", "ExpertRef", "PlanEntry"]
@@ -31,6 +31,7 @@ __all__ = ["PLAN_SCHEMA", "ExpertPlan", "ExpertRef", "PlanEntry"]
 PLAN_SCHEMA = 1
 """Version of the JSON that `ExpertPlan.write` makes."""
 
+_SIGNATURE = b'"schema_version": 1,\n "model": {\n  "name": '
 _PATTERN = re.compile(rf"^L({WHOLE})E({WHOLE})$", re.IGNORECASE)
 
 
@@ -167,19 +168,11 @@ class ExpertPlan:
         """Write the plan as JSON, whole or not at all; returns the path.
 
         Raises:
+            BadInputError: a file is there that is no plan.
             WriteError: disk full or no permission.
         """
-        target = Path(path)
-        temporary = target.with_name(target.name + ".partial")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8") as handle:
-                handle.write(self.to_json())
-                handle.flush()
-                os.fsync(handle.fileno())
-            temporary.replace(target)
-        except OSError as error:
-            raise WriteError(f"cannot write the plan {target}: {error}") from error
+        target = usable_path(path)
+        write_bytes(target, self.to_json().encode(), _SIGNATURE)
         return target
 
     def to_json(self) -> str:

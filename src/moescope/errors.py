@@ -8,6 +8,7 @@ The tree::
     │   ├── CorpusError           the text cannot be read, is empty, or lacks a field
     │   ├── RunError              the run folder is missing, of another model, or damaged
     │   └── MissingExtraError     an optional dependency is absent; says how to install it
+    ├── BusyError                 another process writes the folder; says which
     ├── LaunchError               a worker died again and again; the shards that were done stay
     ├── CoverageError             a router was not seen: its figures would be silent zeros
     ├── TrainingError             the loss is no longer a number; the weights before it are kept
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 __all__ = [
     "BadInputError",
+    "BusyError",
     "CorpusError",
     "CoverageError",
     "InterruptedTrainingError",
@@ -61,6 +63,10 @@ class RunError(BadInputError):
 
 class CoverageError(MoescopeError):
     """A router that the anatomy names saw no token, so every figure on it would be a false zero."""
+
+
+class BusyError(MoescopeError):
+    """Another process is writing the folder; nothing was touched."""
 
 
 class LaunchError(MoescopeError):

@@ -56,7 +56,7 @@ def test_training_ends_with_the_model_the_losses_and_a_page(
     assert 'http-equiv="refresh"' not in page  # finished: it stands still
     again = moescope("train", recipe, "-o", tmp_path / "run", "--set", "train.steps=4")
     assert again.returncode == 2
-    assert "add --resume to go on" in again.stderr
+    assert "resume it, or give another folder" in again.stderr
     assert moescope("inspect", tmp_path / "run" / "model").returncode == 0
 
 

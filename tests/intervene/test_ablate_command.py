@@ -88,7 +88,7 @@ class TestFiles:
         names = {p.name for p in (tmp_path / "out").iterdir()}
         assert names == {
             "ablation.html", "ablation.json", "config.yaml", "correlations.parquet",
-            "each.parquet", "measured.jsonl",
+            "each.parquet", "measured.jsonl", "moescope.sha256",
         }  # fmt: skip
         data = json.loads((tmp_path / "out" / "ablation.json").read_text())
         assert len(data["rows"]) == 8

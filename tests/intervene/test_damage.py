@@ -422,7 +422,7 @@ class TestResuming:
         path = tmp_path / "measured.jsonl"
         kept = path.read_bytes()
         path.write_bytes(kept + kept.splitlines()[-1][:20])  # killed in the middle of a line
-        with pytest.raises(RunError, match="go on with it by --resume"):
+        with pytest.raises(RunError, match="resume it, or give another folder"):
             measure_damage(tiny_loaded, windows, "L1E1", folder=tmp_path, **settings)
         with pytest.raises(RunError, match=r"another measurement \(edit: it has \"zero\""):
             measure_damage(

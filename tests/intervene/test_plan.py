@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from moescope.axes import ExpertPlan, ExpertRef, PlanEntry
-from moescope.errors import BadInputError, WriteError
+from moescope.errors import BadInputError
 from moescope.intervene.damage.measure import make_plan
 from moescope.models import LoadedModel
 
@@ -113,17 +113,22 @@ def test_what_is_no_plan_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="cannot be read"):
         ExpertPlan.read(tmp_path / "none.json")
     (tmp_path / "text.json").write_text("experts: L1E0")
-    with pytest.raises(BadInputError, match="text.json: no JSON"):
+    with pytest.raises(BadInputError, match=r"text\.json: no JSON"):
         ExpertPlan.read(tmp_path / "text.json")
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(BadInputError, match="schema version None"):
         ExpertPlan.read(tmp_path / "list.json")
 
 
-def test_a_place_that_cannot_be_written_is_a_write_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(WriteError, match="cannot write the plan"):
+def test_a_plan_is_written_over_a_plan_and_over_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BadInputError, match=r"cannot be made, because .*file is a file"):
         plan().write(tmp_path / "file" / "plan.json")
+    with pytest.raises(BadInputError, match="is not a file of this kind that moescope wrote"):
+        plan().write(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+    path = plan().write(tmp_path / "plan.json")
+    assert plan().write(path).read_text() == plan().to_json()
 
 
 def test_a_plan_is_made_from_names_and_fits_its_model(tiny_loaded: LoadedModel) -> None:

@@ -180,7 +180,7 @@ def test_a_folder_with_a_run_is_not_overwritten_nor_resumed_with_another_recipe(
 ) -> None:
     folder = tmp_path / "run"
     train(load_recipe(write_recipe(train={"steps": 2})), folder)
-    with pytest.raises(RunError, match="add --resume to go on"):
+    with pytest.raises(RunError, match="resume it, or give another folder"):
         train(load_recipe(write_recipe(train={"steps": 2})), folder)
     with pytest.raises(RunError, match="of another recipe"):
         train(load_recipe(write_recipe(train={"steps": 2}, seed=9)), folder, resume=True)
@@ -223,7 +223,7 @@ def test_a_signal_saves_the_step_and_says_so(write_recipe: RecipeWriter, tmp_pat
         if state.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(InterruptedTrainingError, match="after step 2 of 6; it is saved"):
+    with pytest.raises(InterruptedTrainingError, match="it is saved"):
         train(recipe, tmp_path / "run", listen=interrupt)
     done = train(recipe, tmp_path / "run", resume=True)
     assert losses_of(done) == losses_of(train(recipe, tmp_path / "whole"))

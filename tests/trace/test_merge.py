@@ -359,7 +359,7 @@ def test_nothing_but_an_interrupted_merge_is_written_over(
     assert "already holds a run" in refusal(*three, out=whole.path)
     (tmp_path / "mine" / "documents").mkdir(parents=True)
     (tmp_path / "mine" / "documents" / "thesis.txt").write_text("years of work")
-    assert "of something else" in refusal(*three, out=tmp_path / "mine")
+    assert "moescope did not write (documents)" in refusal(*three, out=tmp_path / "mine")
     assert (tmp_path / "mine" / "documents" / "thesis.txt").exists()
     (tmp_path / "file").write_text("")
     assert "is a file" in refusal(*three, out=tmp_path / "file")

@@ -64,22 +64,26 @@ def register(app: typer.Typer) -> None:
 
 def ablate(config: AblateConfig, resume: bool, form: Format) -> None:
     """Measure, write, and print what was found."""
+    from moescope.files import claim
     from moescope.intervene.ablation_files import ablation_data, save_ablation
+    from moescope.intervene.passes.journal import ABLATION_KIND
     from moescope.models import load_model
     from moescope.report.ablation_page import write_ablation_page
 
     folder = config.folder()
-    with _progress() as show:
-        show(f"loading {config.model}")
-        loaded = load_model(config.model_spec())
-        show("reading the text")
-        windows = config.windows(loaded)
-        show("measuring")
-        result = _measure(config, loaded, windows, folder, resume, show.update)
-    data = ablation_data(result, config.source())
-    save_ablation(result, data, folder)
-    page = write_ablation_page(data, folder / "ablation.html")
-    write_config(folder, config.model_dump())
+    reads = [] if config.corpus is None else [config.corpus]
+    with claim(folder, ABLATION_KIND, reads=reads):
+        with _progress() as show:
+            show(f"loading {config.model}")
+            loaded = load_model(config.model_spec())
+            show("reading the text")
+            windows = config.windows(loaded)
+            show("measuring")
+            result = _measure(config, loaded, windows, folder, resume, show.update)
+        data = ablation_data(result, config.source())
+        save_ablation(result, data, folder)
+        page = write_ablation_page(data, folder / "ablation.html")
+        write_config(folder, config.model_dump())
     _print(result, data, form)
     errors.print(str(page), soft_wrap=True)
 

@@ -85,8 +85,10 @@ class AblateConfig(BaseModel):
 
     def folder(self) -> Path:
         """Where to write."""
+        from moescope.files import usable_path
+
         if self.out is not None:
-            return Path(self.out)
+            return usable_path(self.out)
         assert self.run is not None
         return Path(self.run) / "ablation"
 
@@ -157,7 +159,7 @@ def resolve_ablation(given: dict[str, Any], config_file: Path | None) -> AblateC
 
 def _model_of(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The model that a run was made with."""
-    from moescope.trace.store import read_manifest
+    from moescope.trace.manifest import read_manifest
 
     known = read_manifest(run).model
     return {"model": known["name"], "revision": settings.get("revision") or known.get("revision")}

@@ -40,37 +40,37 @@ def analyze(config: RunConfig, resume: bool) -> None:
     from moescope.analysis import analyze as analyze_corpus
     from moescope.analysis import report_on
 
-    with tracing_progress() as bar:
+    with tracing_progress() as bar, output_of(config) as folder:
         if config.launches:
             done = report_on(launch_shards(config, resume, bar), on_stage=bar.stage)
         else:
             bar.stage(f"loading {config.model}")
-            with shard_alone(config):
-                done = analyze_corpus(
-                    config.open_model(),
-                    config.corpus_spec(),
-                    config.out,
-                    config.trace_options(),
-                    resume=resume,
-                    on_progress=bar.update,
-                    on_stage=bar.stage,
-                )
-    write_config(Path(config.out), config.model_dump())
+            done = analyze_corpus(
+                config.open_model(),
+                config.corpus_spec(),
+                folder,
+                config.trace_options(),
+                resume=resume,
+                on_progress=bar.update,
+                on_stage=bar.stage,
+            )
+        write_config(folder, config.model_dump())
     summarize(done.run)
     output.print(str(done.report), soft_wrap=True)
 
 
 @contextmanager
-def shard_alone(config: RunConfig) -> Iterator[None]:
-    """Hold the folder of a shard: a scheduler may start a task again that is still running."""
-    if config.shard is None:
-        yield
-        return
-    from moescope.launch import alone
+def output_of(config: RunConfig) -> Iterator[Path]:
+    """Hold the run's folder, before anything is loaded.
 
-    folder = Path(config.out)
-    with alone(folder, folder / "trace.lock", _LOCK_SECONDS):
-        yield
+    A scheduler may start the task of a shard again that is still running, so that one waits.
+    """
+    from moescope.files import claim
+    from moescope.trace.manifest import written_names
+
+    wait = 2.0 if config.shard is None else _LOCK_SECONDS
+    with claim(config.out, "run", reads=[config.corpus], wait=wait, adopt=written_names) as folder:
+        yield folder
 
 
 def launch_shards(config: RunConfig, resume: bool, bar: TraceBar) -> Path:

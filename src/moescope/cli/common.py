@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -139,8 +140,13 @@ def _cell(value: Any) -> str:
     return clean(str(value))  # here too, so that the width of its column is right
 
 
-def write_config(folder: Any, settings: dict[str, Any]) -> None:
-    """Write the resolved settings beside the output, as YAML that ``--config`` reads."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
+def write_config(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the resolved settings beside the output, as YAML that ``--config`` reads.
+
+    The folder is held. What began it is kept: a run that is resumed has the settings of its start.
+    """
+    from moescope.files import write_bytes
+
+    path = folder / "config.yaml"
+    if not path.exists():
+        write_bytes(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())

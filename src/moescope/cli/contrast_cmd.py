@@ -6,7 +6,6 @@ import json
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -80,7 +79,7 @@ def contrast(
     seed: Annotated[int, typer.Option(**SEED, help="of halves and resampling")] = 0,
     form: Annotated[Format, typer.Option("--format", help="how to print")] = "table",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="file for the plan, for steer --plan")
+        str | None, typer.Option("--out", "-o", help="file for the plan, for steer --plan")
     ] = None,
     dtype: Annotated[str, typer.Option(help="precision; auto: as stored")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
@@ -89,8 +88,9 @@ def contrast(
 ) -> None:
     """Print the differences and the settings to steer by."""
     from moescope.corpus import CorpusSpec
+    from moescope.files import require_replaceable
     from moescope.intervene.contrast.compare import contrast as compare
-    from moescope.intervene.steering.plan import write_plan
+    from moescope.intervene.steering.plan import PLAN_SIGNATURE, write_plan
     from moescope.models import ModelSpec, load_model
     from moescope.trace import TraceOptions
 
@@ -101,6 +101,8 @@ def contrast(
         CorpusSpec(path=path, text_field=text_field, text_unit=text_unit, domain=name)
         for path, name in ((with_path, "with"), (without_path, "without"))
     ]
+    if out is not None:
+        require_replaceable(out, PLAN_SIGNATURE)
     with status("loading the model"):
         loaded = load_model(ModelSpec(model, revision, dtype, device, trust_remote_code))
     with _progress() as count:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -30,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the run")] = Path("demo-run"),
+    out: Annotated[str, typer.Option("--out", "-o", help="folder of the run")] = "demo-run",
     corpus: Annotated[
         Literal["queries", "samples"], typer.Option(help="which shipped text")
     ] = "queries",

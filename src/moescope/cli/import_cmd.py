@@ -45,7 +45,7 @@ def import_(
             metavar="FILES...",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the run")],
+    out: Annotated[str, typer.Option("--out", "-o", help="folder of the run")],
     model: Annotated[str, typer.Option(help="hub id or folder of the served model; no weights")],
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit on the hub")] = None,
     trust_remote_code: Annotated[
@@ -90,9 +90,11 @@ def import_(
     ] = False,
 ) -> None:
     """Import, and print the run folder."""
+    from moescope.files import claim
     from moescope.models import ModelSpec
     from moescope.trace import Run, TraceOptions
     from moescope.trace.importers import import_traces
+    from moescope.trace.manifest import written_names
 
     options = TraceOptions(
         layers=None if layers is None else parse_layers(layers),
@@ -102,21 +104,6 @@ def import_(
         token_budget=token_budget,
         checkpoint_seconds=checkpoint_seconds,
     )
-    with tracing_progress() as bar, resumable(out, *RUN_MARKS):
-        bar.stage("importing")
-        folder = import_traces(
-            engine,
-            files,
-            out,
-            ModelSpec(model, revision, trust_remote_code=trust_remote_code),
-            options,
-            domain=domain,
-            ordered=ordered,
-            on_error=on_error,
-            engine_version=engine_version,
-            resume=resume,
-            on_progress=bar.update,
-        )
     settings = {
         "engine": engine,
         "files": [str(f) for f in files],
@@ -126,7 +113,23 @@ def import_(
         "on_error": on_error,
         **options.model_dump(mode="json", include=_SETTINGS),
     }
-    write_config(folder, settings)
+    place = claim(out, "run", adopt=written_names)
+    with tracing_progress() as bar, resumable(out, *RUN_MARKS), place as folder:
+        bar.stage("importing")
+        import_traces(
+            engine,
+            files,
+            folder,
+            ModelSpec(model, revision, trust_remote_code=trust_remote_code),
+            options,
+            domain=domain,
+            ordered=ordered,
+            on_error=on_error,
+            engine_version=engine_version,
+            resume=resume,
+            on_progress=bar.update,
+        )
+        write_config(folder, settings)
     run = Run(folder)
     summarize(run)
     _explain(run)

@@ -11,7 +11,7 @@ import typer
 
 from moescope.cli.analyze_cmd import summarize
 from moescope.cli.terminal import output, status
-from moescope.errors import BadInputError, WriteError
+from moescope.errors import BadInputError
 
 _HELP = """Join finished runs of one model into one run, exactly.
 
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 def merge(
     runs: Annotated[list[Path], typer.Argument(help="folders of finished runs", metavar="RUN...")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the joined run")],
+    out: Annotated[str, typer.Option("--out", "-o", help="folder of the joined run")],
     partial: Annotated[
         bool, typer.Option("--partial", help="join though shards are missing; the run says which")
     ] = False,
@@ -42,14 +42,6 @@ def merge(
     if twice:
         raise BadInputError(f"the run {twice[0]} is given twice; give each run once")
     with status("merging") as say:
-        try:
-            folder = merge_runs(
-                runs, out, partial=partial, on_part=lambda run: say(f"merging {run}")
-            )
-        except WriteError as error:  # says how a trace goes on, which a merge cannot
-            raise WriteError(
-                f"{str(error).partition(';')[0]}; the runs are untouched: make room and give the "
-                "same command again"
-            ) from error
+        folder = merge_runs(runs, out, partial=partial, on_part=lambda run: say(f"merging {run}"))
     summarize(Run(folder))
     output.print(str(folder), soft_wrap=True)

@@ -22,10 +22,8 @@ def register(app: typer.Typer) -> None:
 
 def report(
     run: Annotated[Path, typer.Argument(help="run folder", metavar="RUN")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="another path of the page")
-    ] = None,
-    figures: Annotated[Path | None, typer.Option(help="folder for PDF and PNG figures")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="another path of the page")] = None,
+    figures: Annotated[str | None, typer.Option(help="folder for PDF and PNG figures")] = None,
 ) -> None:
     """Write the report."""
     from moescope.metrics.runs import open_run

@@ -57,7 +57,7 @@ def similarity(
         str | None, typer.Argument(help="corpus or run folder", metavar="[CORPUS|RUN]")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="folder to write [RUN/similarity]")
+        str | None, typer.Option("--out", "-o", help="folder to write [RUN/similarity]")
     ] = None,
     layers: Annotated[str | None, typer.Option(help="MoE layers, such as 1,7,15")] = None,
     method: Annotated[
@@ -94,6 +94,8 @@ def similarity(
     **shared: Any,
 ) -> None:
     """Compare, write, and print the most similar pairs."""
+    from moescope.corpus import CorpusSpec
+    from moescope.files import claim
     from moescope.models import load_model
     from moescope.models.memory import parse_memory
     from moescope.profiles.similarity.compare import METHODS, SimilarityOptions
@@ -110,34 +112,37 @@ def similarity(
         tokens=tokens, window_tokens=window, seed=seed, memory=parse_memory(memory),
         reference=reference, maps=_maps(map_kind, source is not None), map_points=map_points,
     )  # fmt: skip
-    with _progress() as show:
-        show(None, f"loading {spec.model}")
-        loaded = load_model(spec)
-        made = compare(
-            loaded, source, options, trace_options=trace_options, folder=folder,
-            on_step=lambda step: show(step, step.what),
-        )  # fmt: skip
-    made.save(folder)
-    _warn(made, options.tokens)
-    page = write_similarity_page(made, folder / "similarity.html")
-    if pdf:
-        for path in write_similarity_figures(made, folder / "figures"):
-            errors.print(str(path), soft_wrap=True)
+    reads = [source.path] if isinstance(source, CorpusSpec) else []
+    with claim(folder, "similarity", reads=reads):
+        with _progress() as show:
+            show(None, f"loading {spec.model}")
+            loaded = load_model(spec)
+            made = compare(
+                loaded, source, options, trace_options=trace_options, folder=folder,
+                on_step=lambda step: show(step, step.what),
+            )  # fmt: skip
+        made.save(folder)
+        _warn(made, options.tokens)
+        page = write_similarity_page(made, folder / "similarity.html")
+        if pdf:
+            for path in write_similarity_figures(made, folder / "figures"):
+                errors.print(str(path), soft_wrap=True)
     print_table(_top(made.pairs, rows), form)
     errors.print(str(page), soft_wrap=True)
 
 
 def _inputs(
-    model: str, text: str | None, out: Path | None, seed: int, shared: dict[str, Any]
+    model: str, text: str | None, out: str | None, seed: int, shared: dict[str, Any]
 ) -> tuple[ModelSpec, CorpusSpec | AnalyzedRun | None, TraceOptions, Path]:
     """What to load, what to read, and where to write."""
+    from moescope.files import usable_path
     from moescope.metrics.runs import open_run
 
     run_path = next((p for p in (text, model if text is None else None) if _is_run(p)), None)
     run = None if run_path is None else open_run(run_path)
     given = {k: v for k, v in shared.items() if v is not None}
     if run is not None:
-        out = out or run.path / "similarity"
+        out = str(run.path / "similarity") if out is None else out
         _refuse_text_flags(given, str(run.path))
         if text is None:
             known = run.manifest.model
@@ -148,10 +153,15 @@ def _inputs(
     if text is None and run is None:
         _refuse_text_flags(given, "a model without text")
     config = resolve(
-        {"model": model, "corpus": text or "", "out": str(out), "seed": seed, **given}, None
+        {"model": model, "corpus": text or "", "out": out, "seed": seed, **given}, None
     )
     corpus = None if run is not None or text is None else config.corpus_spec()
-    return config.model_spec(), run if run is not None else corpus, config.trace_options(), out
+    return (
+        config.model_spec(),
+        run if run is not None else corpus,
+        config.trace_options(),
+        usable_path(out),
+    )
 
 
 def _is_run(path: str | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -83,7 +83,7 @@ def steer(
         Literal["table", "json"], typer.Option("--format", help="how to print")
     ] = "table",
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--out", "-o", help="folder for steering.json and steering.html"),
     ] = None,
     dtype: Annotated[str, typer.Option(help="precision; auto: as stored")] = "auto",
@@ -93,9 +93,11 @@ def steer(
 ) -> None:
     """Print the comparison."""
     from moescope.cli.steer_tables import print_steering
+    from moescope.files import claim
     from moescope.intervene.steering.plan import read_plan, require_model_of_plan
     from moescope.intervene.steering.settings import parse_setting, parse_strengths
     from moescope.models import ModelSpec, load_model
+    from moescope.report.steering_page import write_steering
 
     if plan_value is not None and plan is None:
         raise BadInputError(f"--as {plan_value}: says what to do to the experts of --plan; give it")
@@ -104,10 +106,6 @@ def steer(
     settings += [parse_setting(s) for s in found_plan.settings] if found_plan else []
     strengths = parse_strengths(sweep) if sweep else ()
     _check(settings, strengths)
-    with status("loading the model"):
-        loaded = load_model(ModelSpec(model, revision, dtype, device, trust_remote_code))
-        if found_plan is not None and plan is not None:
-            require_model_of_plan(loaded, found_plan, plan)
     options: dict[str, Any] = {
         "targets": target or (),
         "words": words.split(",") if words else (),
@@ -116,17 +114,21 @@ def steer(
         "seed": seed,
         "chat": chat,
     }
-    result, followed = _run(loaded, prompt, settings, strengths, top, controls, options)
-    if form == "json":
-        both = {**result.to_dict(), "sweep": followed.to_dict() if followed else None}
-        write(json.dumps(both, ensure_ascii=False) + "\n")
-    else:
-        print_steering(result, followed, loaded.anatomy)
-    if out is not None:
-        from moescope.report.steering_page import write_steering
-
-        page = write_steering(result, followed, out)
-        (errors if form == "json" else output).print(str(page), soft_wrap=True)
+    place = nullcontext() if out is None else claim(out, "steering")
+    with place:
+        with status("loading the model"):
+            loaded = load_model(ModelSpec(model, revision, dtype, device, trust_remote_code))
+            if found_plan is not None and plan is not None:
+                require_model_of_plan(loaded, found_plan, plan)
+        result, followed = _run(loaded, prompt, settings, strengths, top, controls, options)
+        if form == "json":
+            both = {**result.to_dict(), "sweep": followed.to_dict() if followed else None}
+            write(json.dumps(both, ensure_ascii=False) + "\n")
+        else:
+            print_steering(result, followed, loaded.anatomy)
+        if out is not None:
+            page = write_steering(result, followed, out)
+            (errors if form == "json" else output).print(str(page), soft_wrap=True)
 
 
 def _check(settings: Sequence[Setting], strengths: Sequence[float]) -> None:

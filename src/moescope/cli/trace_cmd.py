@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
-from moescope.cli.analyze_cmd import launch_shards, shard_alone, summarize
+from moescope.cli.analyze_cmd import launch_shards, output_of, summarize
 from moescope.cli.common import tracing_progress, write_config
 from moescope.cli.config import RunConfig, with_run_options
 from moescope.cli.terminal import output
@@ -27,23 +25,22 @@ def trace(config: RunConfig, resume: bool) -> None:
     from moescope.trace import Run
     from moescope.trace import trace as trace_corpus
 
-    with tracing_progress() as bar:
+    with tracing_progress() as bar, output_of(config) as folder:
         if config.launches:
-            folder = launch_shards(config, resume, bar)
+            launch_shards(config, resume, bar)
         else:
             bar.stage(f"loading {config.model}")
-            with shard_alone(config):
-                loaded = config.open_model()
-                bar.stage("tracing")
-                folder = trace_corpus(
-                    loaded,
-                    config.corpus_spec(),
-                    Path(config.out),
-                    config.trace_options(),
-                    resume=resume,
-                    on_progress=bar.update,
-                )
-    write_config(folder, config.model_dump())
+            loaded = config.open_model()
+            bar.stage("tracing")
+            trace_corpus(
+                loaded,
+                config.corpus_spec(),
+                folder,
+                config.trace_options(),
+                resume=resume,
+                on_progress=bar.update,
+            )
+        write_config(folder, config.model_dump())
     run = Run(folder)
     summarize(run)
     output.print(str(folder), soft_wrap=True)

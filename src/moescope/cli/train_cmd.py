@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML file", metavar="RECIPE")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the run")],
+    out: Annotated[str, typer.Option("--out", "-o", help="folder of the run")],
     override: Annotated[
         list[str] | None,
         typer.Option("--set", help="section.key=value, wins over the recipe; may be repeated"),
@@ -56,7 +56,7 @@ def train(
             if progress.tasks[task].total is None:  # the data are there, and it goes on
                 for note in routing_notes(checked):
                     errors.print(f"note: {note}", soft_wrap=True)
-                errors.print(f"live page: {out / PAGE}", soft_wrap=True)
+                errors.print(f"live page: {Path(out) / PAGE}", soft_wrap=True)
             loss = state.log.rows["steps"][-1]["loss"]
             progress.update(
                 task,

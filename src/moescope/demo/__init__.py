@@ -12,9 +12,11 @@ from typing import Literal
 
 from moescope.analysis import Analysis, analyze
 from moescope.corpus import CorpusSpec
-from moescope.demo.checkpoints import checkpoint_steps, restore_checkpoint
+from moescope.demo.checkpoints import checkpoint_steps, restore_checkpoint, write_checkpoint
+from moescope.files import claim
 from moescope.models import ModelSpec
 from moescope.trace import Progress, TraceOptions
+from moescope.trace.manifest import written_names
 
 __all__ = [
     "MODEL",
@@ -64,13 +66,14 @@ def run_demo(
         BadInputError: the model was not kept at ``step``.
     """
     path = QUERIES if corpus == "queries" else SAMPLES
-    model = MODEL if step is None else restore_checkpoint(step, Path(out) / "model")
-    return analyze(
-        ModelSpec(str(model)),
-        CorpusSpec(path=str(path)),
-        out,
-        TraceOptions(limit=limit),
-        resume=True,
-        on_progress=on_progress,
-        on_stage=on_stage,
-    )
+    with claim(out, "run", adopt=written_names) as folder:
+        model = MODEL if step is None else write_checkpoint(step, folder / "model")
+        return analyze(
+            ModelSpec(str(model)),
+            CorpusSpec(path=str(path)),
+            folder,
+            TraceOptions(limit=limit),
+            resume=True,
+            on_progress=on_progress,
+            on_stage=on_stage,
+        )

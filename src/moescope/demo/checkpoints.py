@@ -7,15 +7,21 @@ every verb works on it. What the rounding changes is on the model's card.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from moescope.errors import BadInputError
+from moescope.files import claim, replacing, write_bytes
 
-__all__ = ["CHECKPOINTS", "checkpoint_steps", "pack_checkpoint", "restore_checkpoint"]
+__all__ = [
+    "CHECKPOINTS",
+    "checkpoint_steps",
+    "pack_checkpoint",
+    "restore_checkpoint",
+    "write_checkpoint",
+]
 
 _HERE = Path(__file__).parent
 
@@ -55,7 +61,7 @@ def restore_checkpoint(step: int, folder: str | Path) -> Path:
 
     Args:
         step: one of `checkpoint_steps()`.
-        folder: where to; made if it is not there, its model files replaced.
+        folder: where to: new, empty, or one that this wrote before.
 
     Returns:
         The folder, which ``from_pretrained`` and every verb take as a model.
@@ -63,16 +69,17 @@ def restore_checkpoint(step: int, folder: str | Path) -> Path:
     Raises:
         BadInputError: no such step.
     """
+    with claim(folder, "model") as target:
+        return write_checkpoint(step, target)
+
+
+def write_checkpoint(step: int, target: Path) -> Path:
+    """The same, into a folder that is held, or one inside it."""
     steps = checkpoint_steps()
     if step not in steps:
         raise BadInputError(
             f"the demo model was not kept at step {step}; it was at {', '.join(map(str, steps))}"
         )
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    for path in _FINAL.iterdir():
-        if path.suffix == ".json":
-            shutil.copyfile(path, target / path.name)
     stored = load_file(CHECKPOINTS / f"step-{step:06d}.safetensors")
     weights = {
         name: (tensor.float() * stored[name + _SCALE]).to(torch.bfloat16)
@@ -81,5 +88,8 @@ def restore_checkpoint(step: int, folder: str | Path) -> Path:
         for name, tensor in stored.items()
         if not name.endswith(_SCALE)
     }
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    for path in _FINAL.glob("*.json"):
+        write_bytes(target / path.name, path.read_bytes())
+    with replacing(target / "model.safetensors") as file:
+        save_file(weights, file, metadata={"format": "pt"})
     return target

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from moescope.files import claim, write_bytes
 from moescope.intervene.answers import (
     damage_answers,
     damage_notes,
@@ -24,7 +25,8 @@ from moescope.intervene.damage.measure import Damage
 from moescope.intervene.expert_sweep.scores import SCORE_NAMES, SCORES
 from moescope.intervene.expert_sweep.sweep import ExpertSweep
 from moescope.intervene.passes.identity import finite
-from moescope.trace.store import write_bytes, write_parquet
+from moescope.intervene.passes.journal import ABLATION_KIND
+from moescope.trace.store import write_parquet
 
 __all__ = ["ABLATION", "SCHEMA_VERSION", "ablation_data", "save_ablation"]
 
@@ -75,12 +77,13 @@ def save_ablation(result: Damage | ExpertSweep, data: Mapping[str, Any], folder:
     Raises:
         WriteError: disk full or no permission.
     """
-    if isinstance(result, Damage):
-        write_parquet(folder / "damage.parquet", result.table)
-        rows = [r for r in data["rows"] if r["trial"] == "plan"]
-    else:
-        write_parquet(folder / "each.parquet", result.table)
-        write_parquet(folder / "correlations.parquet", result.correlations)
-        rows = [r for r in data["rows"] if r["scope"] == "all"]
-    text = json.dumps({**data, "rows": rows}, indent=1, ensure_ascii=False, allow_nan=False)
-    write_bytes(folder / ABLATION, text.encode("utf-8", "replace"))
+    with claim(folder, ABLATION_KIND):
+        if isinstance(result, Damage):
+            write_parquet(folder / "damage.parquet", result.table)
+            rows = [r for r in data["rows"] if r["trial"] == "plan"]
+        else:
+            write_parquet(folder / "each.parquet", result.table)
+            write_parquet(folder / "correlations.parquet", result.correlations)
+            rows = [r for r in data["rows"] if r["scope"] == "all"]
+        text = json.dumps({**data, "rows": rows}, indent=1, ensure_ascii=False, allow_nan=False)
+        write_bytes(folder / ABLATION, text.encode("utf-8", "replace"))

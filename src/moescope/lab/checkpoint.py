@@ -1,26 +1,28 @@
 """Checkpoints to resume from, and the stock model that is kept or shipped.
 
 A checkpoint is a folder, written beside and renamed as a whole, so there is always one that is
-complete. Only safetensors and JSON are written.
+complete. Only safetensors and JSON are written, each with its checksum in the run's ledger.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from moescope.errors import RunError, WriteError
+from moescope.errors import RunError
+from moescope.files import replacing_folder, require_intact
 from moescope.lab.network import Network
 from moescope.lab.optimizer import Optimizer
 
 __all__ = ["export_model", "load_checkpoint", "read_state", "save_checkpoint"]
 
 _STATE = "state.json"
+_PARTS = ("weights", "optimizer", "buffers", "arrays")
 
 
 def save_checkpoint(
@@ -42,36 +44,35 @@ def save_checkpoint(
     Raises:
         WriteError: disk full or no permission; the checkpoint before stays.
     """
-    fresh = folder.with_name(folder.name + ".partial")
-    old = folder.with_name(folder.name + ".old")
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        weights = {name: m.detach().contiguous() for name, m in optimizer.masters.items()}
-        save_file(weights, fresh / "weights.safetensors")
-        save_file(optimizer.state(), fresh / "optimizer.safetensors")
-        buffers = {name: b.contiguous() for name, b in _buffers(network).items()}
-        save_file(buffers, fresh / "buffers.safetensors")
-        save_file(arrays, fresh / "arrays.safetensors")
+    parts = {
+        "weights": {name: m.detach().contiguous() for name, m in optimizer.masters.items()},
+        "optimizer": optimizer.state(),
+        "buffers": {name: b.contiguous() for name, b in _buffers(network).items()},
+        "arrays": arrays,
+    }
+    with replacing_folder(folder) as fresh:
+        for name, tensors in parts.items():
+            save_file(tensors, fresh / f"{name}.safetensors")
         (fresh / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise WriteError(
-            f"cannot write the checkpoint {folder}: {error}; the one before is whole: make room"
-        ) from error
 
 
 def read_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Where the newest complete checkpoint is and its state, or None without one."""
+    """Where the newest complete checkpoint is and its state, or None without one.
+
+    Raises:
+        RunError: it was altered.
+    """
     for candidate in (folder, folder.with_name(folder.name + ".old")):
         if (candidate / _STATE).is_file():
+            _require_intact(candidate, [_STATE])
             return candidate, json.loads((candidate / _STATE).read_text(encoding="utf-8"))
     return None
+
+
+def _require_intact(folder: Path, names: Iterable[str]) -> None:
+    noted = folder.name.removesuffix(".old")
+    for name in names:
+        require_intact(folder.parent, f"{noted}/{name}", folder / name)
 
 
 def load_checkpoint(
@@ -80,8 +81,9 @@ def load_checkpoint(
     """Put a checkpoint's weights, moments and buffers back; returns the other arrays.
 
     Raises:
-        RunError: a file is missing or does not fit.
+        RunError: a file is missing, was altered, or does not fit.
     """
+    _require_intact(folder, [f"{name}.safetensors" for name in _PARTS])
     try:
         weights = load_file(folder / "weights.safetensors")
         optimizer.restore(weights, load_file(folder / "optimizer.safetensors"))
@@ -129,15 +131,8 @@ def export_model(
         stored = dict(model.named_buffers())
         for name, buffer in stock.named_buffers():
             buffer.copy_(stored[name])
-    fresh = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
+    with replacing_folder(folder) as fresh:
         stock.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         for path in fresh.iterdir():
             path.chmod(0o644)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh.rename(folder)
-    except OSError as error:
-        raise WriteError(f"cannot write the model {folder}: {error}") from error

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from moescope.corpus import Corpus, Document, open_corpus
 from moescope.errors import BadInputError
+from moescope.files import claim, is_intact, owned, replacing_folder
 from moescope.lab.recipe import Recipe, TokenizerRecipe
-from moescope.trace.store import write_bytes
 
 __all__ = ["END_OF_TEXT", "Sampler", "Streams", "heldout_windows", "prepare_data", "unigram_losses"]
 
@@ -61,6 +61,11 @@ def prepare_data(
         CorpusError: text that is missing or cannot be read.
         BadInputError: too little text for one sequence of a domain, or no end-of-text token.
     """
+    with claim(folder, "training"):
+        return _prepare(recipe, folder, say)
+
+
+def _prepare(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Streams:
     train, heldout = _corpora(recipe)
     say("reading the text")
     fingerprints = [train.fingerprint(), heldout.fingerprint()]
@@ -71,16 +76,17 @@ def prepare_data(
         digest.update(text.encode())
     fingerprint = digest.hexdigest()
     index = folder / "tokens" / "index.json"
-    known = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    known = _known_tokens(folder, index)
     if known.get("fingerprint") != fingerprint:
         say("tokenizing")
-        known = {
-            "fingerprint": fingerprint,
-            "dtype": _dtype(tokenizer).name,
-            "train": _encode(train, tokenizer, index.parent, "train"),
-            "heldout": _encode(heldout, tokenizer, index.parent, "heldout"),
-        }
-        write_bytes(index, json.dumps(known, indent=1).encode())
+        with replacing_folder(index.parent) as fresh:
+            known = {
+                "fingerprint": fingerprint,
+                "dtype": _dtype(tokenizer).name,
+                "train": _encode(train, tokenizer, fresh, "train"),
+                "heldout": _encode(heldout, tokenizer, fresh, "heldout"),
+            }
+            (fresh / index.name).write_text(json.dumps(known, indent=1), encoding="utf-8")
     dtype = np.dtype(known["dtype"])
     sides: dict[str, dict[str, Ids]] = {
         side: {
@@ -91,6 +97,15 @@ def prepare_data(
     }
     _require_length(sides, recipe.data.context)
     return Streams(sides["train"], sides["heldout"], tokenizer, fingerprint)
+
+
+def _known_tokens(folder: Path, index: Path) -> dict[str, Any]:
+    """What was tokenized before, if every file of it is whole; else it is made again."""
+    if not is_intact(folder, f"tokens/{index.name}"):
+        return {}
+    known: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+    files = [file for side in ("train", "heldout") for file in known[side].values()]
+    return known if all(is_intact(folder, f"tokens/{file}") for file in files) else {}
 
 
 def _corpora(recipe: Recipe) -> tuple[Corpus, Corpus]:
@@ -124,7 +139,9 @@ def _tokenizer(recipe: Recipe, corpus: Corpus, text: str, target: Path) -> Any:
     longest = recipe.model.max_position_embeddings
     made_from = {**given.model_dump(exclude={"path"}), "longest": longest, "text": text}
     note = target / "made_from.json"
-    if not note.is_file() or json.loads(note.read_text(encoding="utf-8")) != made_from:
+    files = [f"{target.name}/{file}" for file in owned(target)]
+    whole = files and all(is_intact(target.parent, file) for file in files)
+    if not whole or json.loads(note.read_text(encoding="utf-8")) != made_from:
         fast = PreTrainedTokenizerFast(
             tokenizer_object=_train_bpe(given, corpus),
             eos_token=END_OF_TEXT,
@@ -132,8 +149,9 @@ def _tokenizer(recipe: Recipe, corpus: Corpus, text: str, target: Path) -> Any:
             clean_up_tokenization_spaces=False,
             model_max_length=longest,
         )
-        fast.save_pretrained(target)
-        write_bytes(note, json.dumps(made_from, indent=1).encode())  # last: what is noted is whole
+        with replacing_folder(target) as fresh:
+            fast.save_pretrained(fresh)
+            (fresh / note.name).write_text(json.dumps(made_from, indent=1), encoding="utf-8")
     return PreTrainedTokenizerFast.from_pretrained(target)
 
 
@@ -173,7 +191,6 @@ def _dtype(tokenizer: Any) -> np.dtype[Any]:
 
 def _encode(corpus: Corpus, tokenizer: Any, folder: Path, side: str) -> dict[str, str]:
     """Write the ids of each domain to one flat file; only some documents are held at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, str] = {}
     dtype, end = _dtype(tokenizer), tokenizer.eos_token_id
     documents = iter(corpus)

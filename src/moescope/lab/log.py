@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moescope.errors import RunError
+from moescope.files import is_intact, require_intact
 from moescope.trace.store import write_parquet
 
 __all__ = ["TrainingLog"]
@@ -95,7 +96,7 @@ class TrainingLog:
         for name in _SCHEMAS:
             path = folder / f"{name}.parquet"
             if path.is_file():
-                kept = pq.read_table(path).to_pylist()
+                kept = pq.read_table(require_intact(folder.parent, f"log/{path.name}")).to_pylist()
                 self.rows[name] = [row for row in kept if row["step"] <= keep_until]
 
     def add(self, table: str, **row: Any) -> None:
@@ -126,11 +127,13 @@ class TrainingLog:
         """A table of a training run's folder.
 
         Raises:
-            RunError: the folder holds no training log.
+            RunError: the folder holds no training log, or the table was altered.
         """
         path = folder / "log" / f"{name}.parquet"
         if not path.is_file():
             raise RunError(
                 f"{folder} holds no log/{name}.parquet; expected a folder of moescope train"
             )
+        if is_intact(folder, f"log/{name}.parquet") is False:
+            require_intact(folder, f"log/{name}.parquet")
         return pq.read_table(path)

@@ -7,6 +7,7 @@ trained stock model). The trainer knows nothing of pages; whoever wants one list
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
@@ -19,7 +20,13 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from moescope.errors import InterruptedTrainingError, RunError, TrainingError
+from moescope.errors import (
+    InterruptedTrainingError,
+    MoescopeError,
+    RunError,
+    TrainingError,
+)
+from moescope.files import claim, write_bytes
 from moescope.lab.checkpoint import export_model, load_checkpoint, read_state, save_checkpoint
 from moescope.lab.data import Sampler, Streams, heldout_windows, prepare_data, unigram_losses
 from moescope.lab.evaluate import evaluate
@@ -107,7 +114,7 @@ def train(
 
     Args:
         recipe: from `load_recipe`.
-        folder: the run's own folder.
+        folder: the run's own folder: new, empty, or one to go on with.
         resume: go on from the checkpoint in it, or begin if there is none yet.
         device: ``cpu`` or an accelerator.
         say: told what is being prepared.
@@ -124,7 +131,20 @@ def train(
         WriteError: disk full or no permission.
         InterruptedTrainingError: by a signal, after a checkpoint.
     """
-    target = Path(folder)
+    reads = [c.path for c in (recipe.data.train, recipe.data.heldout) if c is not None]
+    with claim(folder, "training", reads=reads) as target:
+        return _train(recipe, target, resume, device, say, listen, refresh)
+
+
+def _train(
+    recipe: Recipe,
+    target: Path,
+    resume: bool,
+    device: str,
+    say: Callable[[str], None],
+    listen: Callable[[TrainingState], None],
+    refresh: Callable[[TrainingState], None],
+) -> Trained:
     found = read_state(target / "checkpoint")
     _check_folder(recipe, target, found, resume)
     keep_memory()
@@ -138,10 +158,8 @@ def train(
     run = _Run(recipe, target, data, torch.device(device))
     if found is not None:
         run.restore(*found)
-    settings = recipe.model_dump(mode="json")
-    (target / "recipe.yaml").write_text(
-        yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_bytes(target / "recipe.yaml", text.encode())
     try:
         with _signals() as asked:
             run.loop(asked, listen, refresh)
@@ -149,7 +167,8 @@ def train(
     except BaseException as error:
         run.state.status = "stopped"
         run.state.message = str(error) or type(error).__name__
-        refresh(run.state)
+        with contextlib.suppress(MoescopeError):  # a full disk has been said already
+            refresh(run.state)
         raise
     finally:
         run.workers.close()
@@ -160,18 +179,18 @@ def _check_folder(
 ) -> None:
     if found is None:
         if (folder / "model").exists():
-            raise RunError(f"{folder} holds a model already; give another folder with -o")
+            raise RunError(f"{folder} holds a model already; give another folder")
         return  # nothing was finished there: from the beginning is the same
     where, state = found
     if not resume:
         raise RunError(
-            f"{folder} holds a training run at step {state['step']}; add --resume to go on, or "
-            "give another folder with -o"
+            f"{folder} holds a training run at step {state['step']}; resume it, or give another "
+            "folder"
         )
     if state["recipe"] != recipe.identity():
         raise RunError(
             f"the checkpoint {where} is of another recipe; {folder / 'recipe.yaml'} is the one it "
-            "was trained with: use that, or give another folder with -o"
+            "was trained with: use that, or give another folder"
         )
 
 

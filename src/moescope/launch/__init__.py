@@ -5,9 +5,8 @@ is not here: a shard is decided by document ids alone, and its run resumes where
 The room knows traces and their merging; it knows nothing of tables or pages.
 """
 
-from moescope.launch.alone import alone
 from moescope.launch.job import LaunchOptions
 from moescope.launch.run import launch
 from moescope.launch.watch import LaunchProgress
 
-__all__ = ["LaunchOptions", "LaunchProgress", "alone", "launch"]
+__all__ = ["LaunchOptions", "LaunchProgress", "launch"]

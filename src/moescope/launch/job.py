@@ -7,7 +7,6 @@ interrupted launch goes on with the same shards and nothing else. It starts no p
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,17 +14,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moescope.corpus import CorpusSpec, Shard
 from moescope.errors import RunError
+from moescope.files import LOCK, owned, remove, remove_result, write_bytes
 from moescope.models import ModelSpec
 from moescope.models.loading import EngineName
 from moescope.trace import TraceOptions
-from moescope.trace.store import MANIFEST, read_manifest, write_bytes
+from moescope.trace.manifest import MANIFEST, read_manifest
 
 __all__ = ["PARTS", "Job", "LaunchOptions", "Parts"]
 
 PARTS = "parts"
 """The folder of the parts, inside that of the run."""
 
-_LAUNCH, _LOCK = "launch.json", "launch.lock"
+_LAUNCH = "launch.json"
+
+MOST_SHARDS = 100_000
 
 
 class LaunchOptions(BaseModel):
@@ -42,7 +44,10 @@ class LaunchOptions(BaseModel):
         description="workers at a time; with ray by default as many as the cluster has room for",
     )
     shards: int | None = Field(
-        None, ge=1, description="parts to cut the corpus into; by default one for each worker"
+        None,
+        ge=1,
+        le=MOST_SHARDS,
+        description="parts to cut the corpus into; by default one for each worker",
     )
     worker_cpus: float = Field(
         1.0, gt=0, description="processors that a Ray task asks for; also its threads"
@@ -92,21 +97,7 @@ class Parts:
 
     def lock_of(self, shard: Shard) -> Path:
         """The file that says which worker has a shard."""
-        run = self.run_of(shard)
-        return run.with_name(f"{run.name}.lock")
-
-    @staticmethod
-    def lock(run: Path) -> Path:
-        """The file that says which launcher is at work in a run.
-
-        Raises:
-            RunError: a folder of that name holds something that no launch has made.
-        """
-        folder = run / PARTS
-        names = {p.name for p in folder.iterdir()} if folder.is_dir() else {PARTS}
-        if folder.exists() and _LAUNCH not in names and names - {_LOCK}:
-            raise RunError(f"{folder} holds something else; give another folder with -o")
-        return folder / _LOCK
+        return self.run_of(shard) / LOCK
 
     def tokens(self, shard: Shard) -> int:
         """Tokens of a shard that are committed."""
@@ -152,24 +143,23 @@ class Parts:
                     raise RunError(
                         f"{self.folder} was begun with another {what} ({key}: there "
                         f"{theirs.get(key)!r}, now {mine.get(key)!r}); resume it with what it was "
-                        "started with, or give another folder with -o"
+                        "started with, or give another folder"
                     )
 
-    @staticmethod
-    def remove(run: Path) -> None:
+    @classmethod
+    def remove(cls, run: Path) -> None:
         """Remove the parts that a launch left in a run, and last the file that tells what they are.
 
-        A folder of that name that no launch has made is left alone.
+        What no launch has made is left alone.
         """
-        folder = run / PARTS
-        if not (folder / _LAUNCH).is_file():
+        stored = _read(run)
+        if stored is None:
             return
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name != _LAUNCH:
-                path.unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        parts = cls(run, int(stored["shards"]))
+        for shard in parts.shards:
+            remove_result(parts.run_of(shard))
+        for name in sorted(owned(parts.folder), key=lambda name: name == _LAUNCH):
+            remove(parts.folder / name)
 
 
 def _read(run: Path) -> dict[str, Any] | None:
@@ -178,6 +168,8 @@ def _read(run: Path) -> dict[str, Any] | None:
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
+        if not 1 <= int(stored["shards"]) <= MOST_SHARDS:
+            raise ValueError(f"{stored['shards']} shards")
         return {"shards": int(stored["shards"]), "identity": dict(stored["identity"])}
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}); launch into a new folder") from error

@@ -19,6 +19,7 @@ from typing import Any
 
 from moescope.corpus import Shard
 from moescope.errors import LaunchError
+from moescope.files import own
 from moescope.launch.job import Job
 from moescope.launch.watch import Watch
 from moescope.launch.worker import Outcome
@@ -107,7 +108,7 @@ class _Pool:
         """Start a process for the next shard."""
         log = self.watch.parts.folder / f"worker-{slot + 1}.log"
         try:
-            log.parent.mkdir(parents=True, exist_ok=True)
+            own(log).parent.mkdir(parents=True, exist_ok=True)
             with log.open("a", encoding="utf-8") as stderr:
                 process = subprocess.Popen(
                     _COMMAND,

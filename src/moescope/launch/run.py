@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moescope.corpus import CorpusSpec, open_corpus
 from moescope.errors import BadInputError, RunError
-from moescope.launch.alone import alone
+from moescope.files import claim
 from moescope.launch.job import Job, LaunchOptions, Parts
 from moescope.launch.local import run_local
 from moescope.launch.on_ray import ray_workers, run_on_ray, with_ray
@@ -19,8 +19,8 @@ from moescope.launch.watch import LaunchProgress, Watch
 from moescope.models import ModelSpec
 from moescope.models.loading import EngineName
 from moescope.trace import TraceOptions
+from moescope.trace.manifest import MANIFEST, Manifest, read_manifest, written_names
 from moescope.trace.merge import merge_runs
-from moescope.trace.store import MANIFEST, Manifest, read_manifest
 
 __all__ = ["launch"]
 
@@ -79,14 +79,13 @@ def launch(
             f"a launch cuts the corpus itself; leave the shard out, got {corpus.shard}"
         )
     open_corpus(corpus)  # text that is not there leaves no folder behind
-    if not _is_finished(run, job, resume):
-        with alone(run, Parts.lock(run), _LOCK_SECONDS):
-            if not _is_finished(run, job, resume):  # nor has another launcher finished it meanwhile
-                parts = _trace_parts(job, run, how, resume, on_progress, say)
-                say("merging")
-                merge_runs([parts.run_of(s) for s in parts.shards], run, link=True)
-    if not how.keep_parts:
-        Parts.remove(run)
+    with claim(run, "run", reads=[corpus.path], wait=_LOCK_SECONDS, adopt=written_names):
+        if not _is_finished(run, job, resume):
+            parts = _trace_parts(job, run, how, resume, on_progress, say)
+            say("merging")
+            merge_runs([parts.run_of(s) for s in parts.shards], run, link=True)
+        if not how.keep_parts:
+            Parts.remove(run)
     return run
 
 
@@ -117,18 +116,20 @@ def _trace_parts(
 
 def _is_finished(run: Path, job: Job, resume: bool) -> bool:
     """Was the launch in this folder merged already? Anything else there is refused."""
-    if run.is_file():
-        raise RunError(f"{run} is a file; give a folder with -o")
     if not (run / MANIFEST).is_file():
         return False
     old = read_manifest(run)
     if old.merged is not None and old.status != "complete":
         return False  # killed while it was merging
     if resume and old.merged is not None and old.merged.shards is not None and _is_of(old, job):
+        known = old.progress["fingerprint"]
+        if known and open_corpus(job.corpus).fingerprint() != known:
+            raise RunError(
+                f"{run} is a run of other text than {job.corpus.path} holds now; trace that into "
+                "another folder"
+            )
         return True
-    raise RunError(
-        f"{run} already holds {'another' if resume else 'a'} run; give another folder with -o"
-    )
+    raise RunError(f"{run} already holds {'another' if resume else 'a'} run; give another folder")
 
 
 def _is_of(old: Manifest, job: Job) -> bool:
@@ -150,13 +151,12 @@ def _prepare(job: Job, run: Path, shards: int, how: LaunchOptions, resume: bool)
         return parts
     if not resume:
         raise RunError(
-            f"{begun.folder} holds a launch that was interrupted; go on with it by --resume, or "
-            "give another folder with -o"
+            f"{begun.folder} holds a launch that was interrupted; resume it, or give another folder"
         )
     begun.require(job)
     if how.shards is not None and how.shards != len(begun.shards):
         raise RunError(
             f"{begun.folder} was cut into {len(begun.shards)} shards, now {how.shards} are asked "
-            "for; leave --shards out, or give another folder with -o"
+            "for; leave the number out, or give another folder"
         )
     return begun

@@ -110,5 +110,5 @@ class Watch:
             raise LaunchError(
                 f"shard {shard}: {self._in_vain[shard]} workers died over it and got no further, "
                 f"the last: {reason}; {len(self._done)} of {len(self.parts.shards)} shards are "
-                "finished and stay; mend the cause and give the same command with --resume"
+                "finished and stay; mend the cause and give the same command again"
             )

@@ -21,15 +21,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moescope.corpus import Shard
-from moescope.errors import LaunchError, MoescopeError
-from moescope.launch.alone import alone
+from moescope.errors import BusyError, MoescopeError
 from moescope.launch.job import Job
 from moescope.models import LoadedModel, open_model
 from moescope.trace import Progress, trace
 
 __all__ = ["Outcome", "attempt", "main"]
 
-_LOCK_SECONDS = 120.0
+LOCK_SECONDS = 120.0
 """A network file system needs so long to notice that the machine of a lock is gone."""
 
 _SAY_SECONDS = 0.5
@@ -62,10 +61,11 @@ def attempt(
     """
     corpus = job.corpus.model_copy(update={"shard": str(shard)})
     try:
-        with alone(run, run.with_name(f"{run.name}.lock"), _LOCK_SECONDS):
-            loaded = _model(job)
-            trace(loaded, corpus, run, job.options, resume=True, on_progress=on_progress)
-    except LaunchError as error:  # a worker that was given up may still be dying
+        trace(
+            _model(job), corpus, run, job.options,
+            resume=True, on_progress=on_progress, wait=LOCK_SECONDS,
+        )  # fmt: skip
+    except BusyError as error:  # a worker that was given up may still be dying
         return Outcome(str(error))
     except MoescopeError as error:
         return Outcome(str(error), final=True, exit_code=error.exit_code)
@@ -80,7 +80,7 @@ def _fault(error: Exception) -> Outcome:
     if any(words in said for words in _FULL):  # not every library raises an OSError
         return Outcome(
             f"the disk is full ({said}); what was committed stays: make room and give the same "
-            "command with --resume",
+            "command again",
             final=True,
         )
     with contextlib.suppress(OSError):

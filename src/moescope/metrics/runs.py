@@ -6,6 +6,7 @@ state that it was computed from, so that it is never shown for another one. No m
 
 from __future__ import annotations
 
+import contextlib
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from moescope.errors import RunError
+from moescope.errors import BusyError, RunError, WriteError
+from moescope.files import is_intact
 from moescope.metrics.agreement import agreement
 from moescope.metrics.phases import phases
 from moescope.metrics.statistics import bootstrap_rates
@@ -24,6 +26,8 @@ from moescope.metrics.view import PhaseView, Rows
 from moescope.trace import Run, TokenRows
 from moescope.trace.reader import token_rows
 from moescope.trace.store import read_parquet, write_parquet
+
+_TABLES = "tables"
 
 __all__ = ["AnalyzedRun", "compare_runs", "open_run", "table_names"]
 
@@ -53,18 +57,27 @@ class AnalyzedRun(Run):
             raise RunError(f"no table {name!r}; the tables are {', '.join(table_names())}")
         if name in self.absent_tables:
             raise RunError(f"{self.path} has no table {name!r}: {self.absent_tables[name]}")
-        path = self.path / "tables" / f"{name}.parquet"
-        mark = self._mark()
-        if path.is_file():
-            try:
-                known = pq.read_schema(path).metadata or {}
-                if known.get(b"moescope") == mark:
-                    return pq.read_table(path)
-            except (pa.ArrowInvalid, OSError):
-                pass  # a damaged table is computed again
-        table = self._compute(name).replace_schema_metadata({b"moescope": mark})
-        write_parquet(path, table)
+        known = self._kept(name)
+        if known is not None:
+            return known
+        table = self._compute(name).replace_schema_metadata({b"moescope": self._mark()})
+        # a run that cannot be written can be read all the same
+        with (
+            contextlib.suppress(BusyError, RunError, WriteError),
+            self.writing(wait=0.0),
+        ):
+            write_parquet(self.path / _TABLES / f"{name}.parquet", table)
         return table
+
+    def _kept(self, name: str) -> pa.Table | None:
+        """The table as an earlier call kept it, if it is whole and of this state."""
+        file = f"{_TABLES}/{name}.parquet"
+        with contextlib.suppress(pa.ArrowInvalid, OSError, RunError):
+            if is_intact(self.path, file):
+                table = pq.read_table(self.path / file)
+                if (table.schema.metadata or {}).get(b"moescope") == self._mark():
+                    return table
+        return None
 
     @cached_property
     def absent_tables(self) -> dict[str, str]:

@@ -19,8 +19,8 @@ from moescope.errors import (
     MissingExtraError,
     ModelError,
     RunError,
-    WriteError,
 )
+from moescope.files import write_bytes
 from moescope.metrics.runs import AnalyzedRun
 from moescope.models.loading import LoadedModel, ModelSpec, load_model
 from moescope.profiles.assemble import Assembly
@@ -230,22 +230,13 @@ def write_profiles(run: AnalyzedRun, profiles: Sequence[Profile], *, index: bool
         WriteError: disk full or no permission.
     """
     folder = run.path / FOLDER
-    for profile in profiles:
-        _write(folder / f"{profile.expert}.json", _json(profile.to_dict()))
-    if index:
-        _write(folder / "index.json", _json([_entry(p) for p in profiles]))
+    with run.writing():  # not flushed one by one: these can be made again
+        for profile in profiles:
+            content = _json(profile.to_dict())
+            write_bytes(folder / f"{profile.expert}.json", content, flush=False)
+        if index:
+            write_bytes(folder / "index.json", _json([_entry(p) for p in profiles]))
     return folder
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, but unlike the run's own files not flushed: these can be made again."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error}; make room and run it again") from error
 
 
 def _entry(profile: Profile) -> dict[str, Any]:

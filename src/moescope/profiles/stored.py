@@ -21,12 +21,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 
+from moescope.files import is_intact, write_bytes
 from moescope.profiles.cells import Cells
 from moescope.profiles.contexts import Context, WindowTexts
 from moescope.profiles.measure import Measured
 from moescope.profiles.pushes import Pushed, rank_pushes
 from moescope.trace.reader import Run
-from moescope.trace.store import write_bytes, write_parquet, write_tensors
+from moescope.trace.store import write_parquet, write_tensors
 
 __all__ = ["FOLDER", "StoredMeasures", "keep_measures", "measure_key", "read_measures"]
 
@@ -137,17 +138,18 @@ def keep_measures(
         about, arrays, _push_rows(pushed, cells, token_text), _context_rows(made, texts, cells)
     )
     paths = _paths(run, key)
-    write_tensors(paths["arrays"], arrays)
-    write_parquet(paths["pushes"], stored.pushes)
-    write_parquet(paths["contexts"], stored.contexts)
-    write_bytes(paths["about"], json.dumps(about, indent=1, ensure_ascii=False).encode())
+    with run.writing():
+        write_tensors(paths["arrays"], arrays)
+        write_parquet(paths["pushes"], stored.pushes)
+        write_parquet(paths["contexts"], stored.contexts)
+        write_bytes(paths["about"], json.dumps(about, indent=1, ensure_ascii=False).encode())
     return stored
 
 
 def read_measures(run: Run, key: str) -> StoredMeasures | None:
     """A measurement that was kept, or None when there is none or it is damaged."""
     paths = _paths(run, key)
-    if not all(p.is_file() for p in paths.values()):
+    if not all(is_intact(run.path, f"{FOLDER}/{p.name}") for p in paths.values()):
         return None
     try:
         return StoredMeasures(

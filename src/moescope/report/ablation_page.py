@@ -13,8 +13,7 @@ from typing import Any
 
 from moescope.report.about import label
 from moescope.report.frames import tidy
-from moescope.report.page import fill_page
-from moescope.trace.store import write_bytes
+from moescope.report.page import fill_page, write_page
 
 __all__ = ["ablation_page", "write_ablation_page"]
 
@@ -36,9 +35,7 @@ def write_ablation_page(data: Mapping[str, Any], path: str | Path) -> Path:
     Raises:
         WriteError: disk full or no permission.
     """
-    target = Path(path)
-    write_bytes(target, ablation_page(data).encode("utf-8", "replace"))
-    return target
+    return write_page(path, ablation_page(data))
 
 
 def ablation_page(data: Mapping[str, Any]) -> str:

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.errors import MissingExtraError
+from moescope.files import claim, replacing
 from moescope.metrics.runs import AnalyzedRun
 from moescope.metrics.view import ALL
 from moescope.report.data import report_data
 
-__all__ = ["write_figures"]
+__all__ = ["save_figure", "write_figures"]
 
 _WIDTH = 6.8
 _COLORS = ("#0072b2", "#c8550a", "#00815c", "#b0568f", "#7a6a00", "#3f7fbf", "#8c3b2a", "#55606b")
@@ -43,7 +44,7 @@ def write_figures(run: AnalyzedRun, folder: str | Path) -> list[Path]:
 
     Args:
         run: a finished run.
-        folder: where to; made when it is not there.
+        folder: where to: new, empty, or one that this wrote before.
 
     Returns:
         The paths written, PDF and PNG of each figure. Figures that the run has no numbers for
@@ -59,19 +60,25 @@ def write_figures(run: AnalyzedRun, folder: str | Path) -> list[Path]:
 
     data = report_data(run)
     view = data["views"][data["phases"][0]]
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     written = []
-    with mpl.rc_context(_STYLE):
+    with claim(folder, "figures") as target, mpl.rc_context(_STYLE):
         for name, draw in _FIGURES.items():
             figure = Figure(layout="constrained")
             if not draw(figure, data, view):
                 continue
-            for suffix, extra in ((".pdf", {"CreationDate": None}), (".png", {})):
-                path = target / f"{name}{suffix}"
-                figure.savefig(path, dpi=300, metadata=extra)
-                written.append(path)
+            written += save_figure(figure, target, name)
     return written
+
+
+def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
+    """Write a figure as PDF and PNG into a folder that is held; the same figure, the same bytes."""
+    paths = []
+    for kind, extra in (("pdf", {"CreationDate": None}), ("png", {})):
+        path = folder / f"{name}.{kind}"
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=kind, dpi=300, metadata=extra)
+        paths.append(path)
+    return paths
 
 
 def _grid(data: dict[str, Any], rates: list[int | None]) -> NDArray[np.float64]:

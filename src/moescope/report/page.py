@@ -17,17 +17,19 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from moescope.files import usable_path, write_bytes
 from moescope.metrics.runs import AnalyzedRun
 from moescope.report.data import report_data
-from moescope.trace.store import write_bytes
 
 __all__ = [
     "build_report",
     "embed_json",
     "fill_page",
     "render_page",
+    "write_page",
 ]
 
+_SIGNATURE = b'<meta name="generator" content="moescope">'
 _TEMPLATES = Path(__file__).parent / "templates"
 _VENDOR = Path(__file__).parent / "vendor"
 _LIBRARIES = ("d3.min.js", "plot.umd.min.js")
@@ -50,11 +52,34 @@ def build_report(run: AnalyzedRun, path: str | Path | None = None) -> Path:
         The path of the page. The same run gives the same bytes.
 
     Raises:
-        RunError: the run is damaged.
+        RunError: the run is damaged, or its folder holds a report that moescope did not write.
+        BadInputError: a file is at ``path`` that is no page of moescope's.
         WriteError: disk full or no permission.
     """
-    target = run.path / "report.html" if path is None else Path(path)
-    write_bytes(target, render_page(report_data(run)).encode("utf-8"))
+    page = render_page(report_data(run))
+    if path is not None:
+        return write_page(path, page)
+    with run.writing() as folder:
+        return write_page(folder / "report.html", page)
+
+
+def write_page(path: str | Path, page: str) -> Path:
+    """Write a page so that a reader never meets half a file.
+
+    Args:
+        path: where to, in a folder that is held or anywhere; folders are made.
+        page: the text of the page.
+
+    Returns:
+        The path. The same page gives the same bytes.
+
+    Raises:
+        BadInputError: a file is there that is no page of moescope's.
+        WriteError: disk full or no permission.
+    """
+    target = usable_path(path)
+    # half a surrogate pair in a name cannot be written as UTF-8
+    write_bytes(target, page.encode("utf-8", "replace"), _SIGNATURE)
     return target
 
 

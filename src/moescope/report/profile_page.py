@@ -12,9 +12,8 @@ from pathlib import Path
 from moescope.metrics.runs import AnalyzedRun
 from moescope.profiles.facts import Profile
 from moescope.profiles.stored import FOLDER
-from moescope.report.page import fill_page
+from moescope.report.page import fill_page, write_page
 from moescope.report.profile_data import profiles_data
-from moescope.trace.store import write_bytes
 
 __all__ = ["build_profile_page", "render_profile_page"]
 
@@ -43,10 +42,11 @@ def build_profile_page(
         WriteError: disk full or no permission.
     """
     name = "index.html" if len(profiles) != 1 else f"{profiles[0].expert}.html"
-    target = run.path / FOLDER / name if path is None else Path(path)
-    # half a surrogate pair in a token cannot be written as UTF-8
-    write_bytes(target, render_profile_page(run, profiles).encode("utf-8", "replace"))
-    return target
+    page = render_profile_page(run, profiles)
+    if path is not None:
+        return write_page(path, page)
+    with run.writing() as folder:
+        return write_page(folder / FOLDER / name, page)
 
 
 def render_profile_page(run: AnalyzedRun, profiles: Sequence[Profile]) -> str:

@@ -13,9 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.errors import MissingExtraError
+from moescope.files import claim
 from moescope.profiles.similarity.result import Similarity
 from moescope.profiles.similarity.tables import clustered_order
-from moescope.report.figures import _COLORS, _DIVERGING, _SEQUENTIAL, _STYLE, _WIDTH, _plain
+from moescope.report.figures import (
+    _COLORS,
+    _DIVERGING,
+    _SEQUENTIAL,
+    _STYLE,
+    _WIDTH,
+    _plain,
+    save_figure,
+)
 from moescope.report.similarity_data import METHOD_NAMES
 
 __all__ = ["require_matplotlib", "write_similarity_figures"]
@@ -38,7 +47,7 @@ def write_similarity_figures(made: Similarity, folder: str | Path) -> list[Path]
 
     Args:
         made: from `similarity` or `open_similarity`.
-        folder: where to; made when it is not there.
+        folder: where to: new, empty, or one that this wrote before.
 
     Returns:
         The paths written: ``similarity-L5.pdf``, ``map-pca-L5.pdf`` and so on, each as PNG too.
@@ -50,10 +59,8 @@ def write_similarity_figures(made: Similarity, folder: str | Path) -> list[Path]
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     written = []
-    with mpl.rc_context(_STYLE):
+    with claim(folder, "figures") as target, mpl.rc_context(_STYLE):
         for row in made.about["layers"]:
             figures = {f"similarity-L{row['layer']}": Figure(layout="constrained")}
             figures |= {
@@ -67,17 +74,8 @@ def write_similarity_figures(made: Similarity, folder: str | Path) -> list[Path]
                     _draw_map(figure, made, row["layer"], kind)
                 elif not _draw_matrices(figure, made, row["layer"]):
                     continue
-                written += _save(figure, target, name)
+                written += save_figure(figure, target, name)
     return written
-
-
-def _save(figure: Any, folder: Path, name: str) -> list[Path]:
-    paths = []
-    for suffix, extra in ((".pdf", {"CreationDate": None}), (".png", {})):
-        path = folder / f"{name}{suffix}"
-        figure.savefig(path, dpi=300, metadata=extra)
-        paths.append(path)
-    return paths
 
 
 def _draw_matrices(figure: Any, made: Similarity, layer: int) -> bool:

@@ -14,9 +14,8 @@ from moescope.metrics.statistics import MIN_CLUSTERS
 from moescope.profiles.similarity.result import Similarity
 from moescope.report.about import FEW_DOCUMENTS, label
 from moescope.report.frames import number
-from moescope.report.page import fill_page
+from moescope.report.page import fill_page, write_page
 from moescope.report.similarity_data import METHOD_NAMES, similarity_data
-from moescope.trace.store import write_bytes
 
 __all__ = ["similarity_page", "write_similarity_page"]
 
@@ -42,10 +41,7 @@ def write_similarity_page(made: Similarity, path: str | Path) -> Path:
     Raises:
         WriteError: disk full or no permission.
     """
-    target = Path(path)
-    # half a surrogate pair in a name cannot be written as UTF-8
-    write_bytes(target, similarity_page(made).encode("utf-8", "replace"))
-    return target
+    return write_page(path, similarity_page(made))
 
 
 def similarity_page(made: Similarity) -> str:

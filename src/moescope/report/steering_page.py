@@ -12,10 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moescope.files import claim, write_bytes
 from moescope.report.about import label
 from moescope.report.frames import tidy
-from moescope.report.page import fill_page
-from moescope.trace.store import write_bytes
+from moescope.report.page import fill_page, write_page
 
 if TYPE_CHECKING:
     from moescope.intervene.steering.results import SteeringResult, SweepResult
@@ -35,7 +35,7 @@ def write_steering(result: SteeringResult, swept: SweepResult | None, folder: st
     Args:
         result: one edit beside the unedited model.
         swept: the edit over its strength, or None.
-        folder: made if it is not there.
+        folder: new, empty, or one that this wrote before.
 
     Returns:
         The path of the page. The same result gives the same bytes.
@@ -43,7 +43,6 @@ def write_steering(result: SteeringResult, swept: SweepResult | None, folder: st
     Raises:
         WriteError: disk full or no permission.
     """
-    target = Path(folder)
     whole = {
         "moescope": version("moescope"),
         **result.to_dict(),
@@ -51,10 +50,9 @@ def write_steering(result: SteeringResult, swept: SweepResult | None, folder: st
     }
     text = json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
     # a token may be half of a surrogate pair, which UTF-8 cannot hold
-    write_bytes(target / "steering.json", text.encode("utf-8", "replace"))
-    page = steering_page(result, swept).encode("utf-8", "replace")
-    write_bytes(target / "steering.html", page)
-    return target / "steering.html"
+    with claim(folder, "steering") as target:
+        write_bytes(target / "steering.json", text.encode("utf-8", "replace"))
+        return write_page(target / "steering.html", steering_page(result, swept))
 
 
 def steering_page(result: SteeringResult, swept: SweepResult | None = None) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from moescope.report.about import label
 from moescope.report.frames import percent, tidy
-from moescope.report.page import fill_page
+from moescope.report.page import fill_page, write_page
 from moescope.report.training_data import (
     POINTS,
     Floats,
@@ -27,7 +27,6 @@ from moescope.report.training_data import (
     last_rows,
     present,
 )
-from moescope.trace.store import write_bytes
 
 __all__ = ["POINTS", "training_page", "write_training_page"]
 
@@ -55,10 +54,7 @@ def write_training_page(data: dict[str, Any], path: str | Path) -> Path:
     Raises:
         WriteError: disk full or no permission.
     """
-    target = Path(path)
-    # half a surrogate pair in a file name cannot be written as UTF-8
-    write_bytes(target, training_page(data).encode("utf-8", "replace"))
-    return target
+    return write_page(path, training_page(data))
 
 
 def training_page(data: dict[str, Any]) -> str:

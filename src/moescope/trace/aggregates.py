@@ -160,6 +160,27 @@ class PhaseAggregates:
         ]
         self.sparse = {name: self.sparse.get(name, SparseCounter()) for name in names}
 
+    def require_fit(self, num_clusters: int, num_domains: int) -> None:
+        """Refuse arrays that do not have the shapes that the class names.
+
+        Raises:
+            ValueError: names the array.
+        """
+        fresh = PhaseAggregates(self.shape)
+        fresh.grow(num_clusters, num_domains)
+        for name in sorted({*fresh.arrays, *self.arrays}):
+            mine, wanted = self.arrays.get(name), fresh.arrays.get(name)
+            if mine is None or wanted is None:
+                raise ValueError(f"array {name} is {'missing' if mine is None else 'not known'}")
+            if (mine.dtype, mine.shape) != (wanted.dtype, wanted.shape):
+                raise ValueError(
+                    f"{name} is {mine.dtype}{mine.shape}, expected {wanted.dtype}{wanted.shape}"
+                )
+            if mine.dtype == np.int64 and mine.size and mine.min() < 0:
+                raise ValueError(f"{name} holds a negative count")
+            if not np.isfinite(mine).all():
+                raise ValueError(f"{name} holds a number that is not finite")
+
     def grow(self, num_clusters: int, num_domains: int) -> None:
         """Make room for clusters and domains seen for the first time; their sums start at zero."""
         for name, array in self.arrays.items():

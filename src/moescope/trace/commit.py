@@ -9,24 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from moescope.errors import CoverageError
+from moescope.files import owned, remove, write_bytes
+from moescope.trace.manifest import Coverage, Manifest, Progressed, Stored, write_manifest
 from moescope.trace.pool import PoolResult
 from moescope.trace.shards import document_table, sample_table, shard_table
 from moescope.trace.state import RunState
-from moescope.trace.store import (
-    Manifest,
-    Stored,
-    read_parquet,
-    write_bytes,
-    write_manifest,
-    write_parquet,
-    write_tensors,
-)
+from moescope.trace.store import read_parquet, write_parquet, write_tensors
 
 __all__ = ["commit", "coverage", "finish"]
 
@@ -36,7 +29,7 @@ def commit(
     manifest: Manifest,
     state: RunState,
     pending: Sequence[PoolResult],
-    progress: dict[str, Any],
+    progress: Progressed,
 ) -> None:
     """Write what is pending, then the manifest that names it, then drop what it replaced.
 
@@ -66,7 +59,7 @@ def commit(
     manifest.progress = progress
     write_manifest(run, manifest)
     if old is not None and old.file != file:
-        (run / old.file).unlink(missing_ok=True)
+        remove(run / old.file)
 
 
 def _write_documents(run: Path, manifest: Manifest, pending: Sequence[PoolResult]) -> None:
@@ -91,8 +84,8 @@ def finish(
         keep: what was asked to be kept; with ``aggregates`` no sample is written.
         texts: text of the token ids that occur.
     """
-    parts = list(manifest.documents)
-    documents = pa.concat_tables([document_table([]), *(read_parquet(run, p) for p in parts)])
+    parts = (read_parquet(run, part) for part in manifest.documents)
+    documents = pa.concat_tables([document_table([]), *parts])
     file = "documents.parquet"
     sha = write_parquet(run / file, documents)
     tokens = int(manifest.progress["tokens"])
@@ -106,25 +99,19 @@ def finish(
     manifest.vocabulary = Stored(file="vocabulary.json", sha256=sha)
     manifest.status = "complete"
     write_manifest(run, manifest)
-    for part in parts:
-        (run / part.file).unlink(missing_ok=True)
     _sweep(run, manifest)
 
 
 def _sweep(run: Path, manifest: Manifest) -> None:
-    """Remove what a killed process may have left: files that the manifest does not name."""
+    """Remove parts that the manifest no longer names, and what a killed process may have left."""
     stored = [manifest.state, *manifest.documents, *manifest.shards]
-    named = {run / s.file for s in stored if s is not None}
-    for folder in ("documents", "shards", "aggregates"):
-        for path in (run / folder).glob("*"):
-            if path not in named:
-                path.unlink()
-    documents = run / "documents"
-    if documents.is_dir() and not any(documents.iterdir()):
-        documents.rmdir()
+    named = {s.file for s in stored if s is not None}
+    for name in owned(run):
+        if name.startswith(("documents/", "shards/", "aggregates/")) and name not in named:
+            remove(run / name)
 
 
-def coverage(state: RunState, tokens: int, phases: Sequence[str]) -> dict[str, Any]:
+def coverage(state: RunState, tokens: int, phases: Sequence[str]) -> Coverage:
     """Check that every router saw every token, and say which experts were never chosen.
 
     Args:

@@ -16,25 +16,26 @@ from typing import Any, NamedTuple
 
 from moescope.corpus import Shard, in_shard, parse_shard
 from moescope.errors import BadInputError, RunError
+from moescope.files import claim
 from moescope.trace.commit import coverage, finish
 from moescope.trace.join import JoinedState
-from moescope.trace.reader import Run
-from moescope.trace.state import RunState
-from moescope.trace.store import (
+from moescope.trace.manifest import (
     MANIFEST,
     Manifest,
     Merged,
     MergedPart,
     Stored,
-    copy_stored,
+    WholeCorpus,
     read_manifest,
     write_manifest,
-    write_tensors,
+    written_names,
 )
+from moescope.trace.reader import Run
+from moescope.trace.state import RunState
+from moescope.trace.store import copy_stored, write_tensors
 
 __all__ = ["merge_runs"]
 
-_FOLDERS = ("documents", "shards", "aggregates")
 _MODEL_MAY_DIFFER = ("device", "name", "path")
 _CORPUS_MAY_DIFFER = ("path", "shard")
 _EACH_PART = ("token_budget", "limit")
@@ -60,10 +61,9 @@ class _Plan(NamedTuple):
     missing: list[int]
 
     @property
-    def whole(self) -> dict[str, Any] | None:
+    def whole(self) -> WholeCorpus | None:
         """Documents and fingerprint of the corpus that the shards were cut from."""
-        found: dict[str, Any] | None = self.parts[0].manifest.coverage.get("corpus")
-        return None if self.shards is None else found
+        return None if self.shards is None else self.parts[0].manifest.coverage.get("corpus")
 
 
 def merge_runs(
@@ -78,7 +78,7 @@ def merge_runs(
 
     Args:
         runs: folders of runs, in any order: shards of one corpus, or runs of different texts.
-        out: folder to write; must not hold a run.
+        out: folder to write: new, empty, or a merge that was interrupted.
         partial: join shards though some are missing; the run then says which.
         link: share the files of ``shards/`` on disk with the runs instead of copying them, where
             the file system can.
@@ -92,19 +92,24 @@ def merge_runs(
             shard given twice or missing; a document in two runs; ``out`` is taken.
         WriteError: the disk is full; the runs are untouched.
     """
-    out, plan = Path(out), _plan([Path(run) for run in runs], partial)
-    _require_free(out)
+    plan = _plan([Path(run) for run in runs], partial)
+    with claim(out, "run", reads=runs, adopt=written_names) as folder:
+        _require_free(folder)
+        _merge(plan, folder, link=link, on_part=on_part or (lambda _: None))
+        return folder
+
+
+def _merge(plan: _Plan, out: Path, *, link: bool, on_part: Callable[[Path], None]) -> None:
     manifest = _manifest(plan)
-    write_manifest(out, manifest)  # marks the folder as ours; not a result before `finish`
-    joined, texts = _join(plan, out, manifest, on_part or (lambda _: None))
+    write_manifest(out, manifest)  # not a result before `finish`
+    joined, texts = _join(plan, out, manifest, on_part)
     _copy_shards(plan, out, manifest, link)
     _fill(manifest, plan, joined)
     file = f"aggregates/state-{manifest.progress['documents_read']:09d}.safetensors"
     sha = write_tensors(out / file, joined.to_arrays())
     manifest.state = Stored(file=file, sha256=sha, tokens=manifest.progress["tokens"])
     used = {str(i): texts[i] for i in joined.token_ids()}
-    finish(out, manifest, joined, keep=str(manifest.options["keep"]), texts=used)
-    return out
+    finish(out, manifest, joined, keep=manifest.options["keep"], texts=used)
 
 
 def _plan(paths: Sequence[Path], partial: bool) -> _Plan:
@@ -197,17 +202,11 @@ def _require_one_corpus(first: _Part, part: _Part) -> None:
 
 
 def _require_free(out: Path) -> None:
-    """The folder may be new, or hold a merge that was interrupted; nothing else is touched."""
-    if out.is_file():
-        raise RunError(f"{out} is a file; give a folder with -o")
+    """The folder may be new, or hold a merge that was interrupted."""
     if (out / MANIFEST).exists():
         old = read_manifest(out)
         if old.status == "complete" or old.merged is None:
-            raise RunError(f"{out} already holds a run; give another folder with -o")
-        return
-    taken = [name for name in _FOLDERS if (out / name).exists()]
-    if taken:
-        raise RunError(f"{out} holds a folder {taken[0]!r} of something else; give another with -o")
+            raise RunError(f"{out} already holds a run; give another folder")
 
 
 def _manifest(plan: _Plan) -> Manifest:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +15,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moescope.errors import RunError
+from moescope.files import claim
 from moescope.trace.aggregates import ABSENT, AggregateShape, PhaseAggregates
+from moescope.trace.manifest import Manifest, read_manifest, written_names
+from moescope.trace.shards import document_table
 from moescope.trace.state import RunState
-from moescope.trace.store import Manifest, read_json, read_manifest, read_parquet, read_tensors
+from moescope.trace.store import read_json, read_parquet, read_tensors, understood
 
 __all__ = ["Run", "TokenRows"]
 
@@ -60,10 +64,15 @@ class Run:
         self.manifest: Manifest = read_manifest(self.path)
         if require_complete and self.manifest.status != "complete":
             tokens = self.manifest.progress.get("tokens", 0)
+            again = "" if self.manifest.merged else " and --resume"
             raise RunError(
                 f"{path} is not finished ({tokens:,} tokens so far); finish it with the command "
-                "that began it and --resume"
+                f"that began it{again}"
             )
+
+    def writing(self, wait: float = 2.0) -> AbstractContextManager[Path]:
+        """Hold the folder, to write into it beside what is there; see `moescope.files.claim`."""
+        return claim(self.path, "run", wait=wait, adopt=written_names)
 
     @property
     def domains(self) -> list[str]:
@@ -73,8 +82,7 @@ class Run:
     @property
     def absent(self) -> dict[str, str]:
         """What the source of this run did not know, each with the reason; empty for a trace."""
-        found: dict[str, str] = self.manifest.source.get("absent", {})
-        return found
+        return dict[str, str](**self.manifest.source.get("absent", {}))
 
     @cached_property
     def shape(self) -> AggregateShape:
@@ -92,14 +100,15 @@ class Run:
     def state(self) -> RunState:
         """All sums and samples."""
         if self.manifest.state is None:
-            raise RunError(f"{self.path} has no committed results yet; go on with --resume")
-        options = self.manifest.options
-        return RunState.from_arrays(
-            read_tensors(self.path, self.manifest.state),
-            self.shape,
-            int(options["sample_tokens"]),
-            int(options["seed"]),
-        )
+            raise RunError(f"{self.path} has no committed results yet; begin it again")
+        options, stored = self.manifest.options, self.manifest.state
+        arrays = read_tensors(self.path, stored)
+        with understood(self.path / stored.file):
+            state = RunState.from_arrays(
+                arrays, self.shape, options["sample_tokens"], options["seed"]
+            )
+            _require_counts(state, self.manifest)
+        return state
 
     @property
     def phases(self) -> list[str]:
@@ -118,7 +127,9 @@ class Run:
     @cached_property
     def documents(self) -> pa.Table:
         """One row per document: doc, domain, tokens, left_out, loss, path."""
-        return pa.concat_tables([read_parquet(self.path, p) for p in self.manifest.documents])
+        with understood(f"the table of documents of {self.path}"):
+            table = pa.concat_tables([read_parquet(self.path, p) for p in self.manifest.documents])
+            return table.select(document_table([]).schema.names)
 
     @cached_property
     def sample_table(self) -> pa.Table | None:
@@ -130,9 +141,10 @@ class Run:
     def vocabulary(self) -> dict[int, str]:
         """Text of every token id that occurred; pieces of characters are shown as stored."""
         stored = self.manifest.vocabulary
-        return (
-            {} if stored is None else {int(k): v for k, v in read_json(self.path, stored).items()}
-        )
+        if stored is None:
+            return {}
+        with understood(self.path / stored.file):
+            return {int(k): str(v) for k, v in read_json(self.path, stored).items()}
 
     def token_text(self, token_id: int) -> str:
         """Text of a token id, with its leading space; ``#id`` for one that never occurred."""
@@ -143,8 +155,28 @@ class Run:
         table = self.sample_table
         if table is None:
             return None
-        keep = np.asarray(table["phase"].combine_chunks().dictionary_decode()) == phase
-        return token_rows(table.filter(pa.array(keep)), self.shape, self.domains)
+        with understood(f"the sample of {self.path}"):
+            keep = np.asarray(table["phase"].combine_chunks().dictionary_decode()) == phase
+            return token_rows(table.filter(pa.array(keep)), self.shape, self.domains)
+
+
+def _require_counts(state: RunState, manifest: Manifest) -> None:
+    """The sums are those of the run that the manifest describes.
+
+    Raises:
+        ValueError: other domains, or a layer that did not choose K experts for every token.
+    """
+    if state.domains != manifest.domains:
+        raise ValueError("it has other domains than the manifest")
+    for name, sums in state.phases.items():
+        tokens = int(sums.arrays["cluster_tokens"].sum())
+        chosen = sums.arrays["cluster_counts"].sum((0, 2)).tolist()
+        for layer, found, top_k in zip(state.shape.layers, chosen, state.shape.top_k, strict=True):
+            if found != tokens * top_k:
+                raise ValueError(
+                    f"layer {layer} has {found} assignments in {name}, expected {tokens} tokens × "
+                    f"{top_k} experts"
+                )
 
 
 def token_rows(table: pa.Table, shape: AggregateShape, domains: list[str]) -> TokenRows:
@@ -158,9 +190,15 @@ def token_rows(table: pa.Table, shape: AggregateShape, domains: list[str]) -> To
 
     def matrix(name: str, top_k: int) -> NDArray[Any]:
         chunk = table[name].combine_chunks()
+        if chunk.type.list_size != top_k:
+            raise ValueError(f"{name} has {chunk.type.list_size} per token, expected {top_k}")
         return np.asarray(chunk.flatten()).reshape(-1, top_k)
 
     pairs = list(zip(shape.layers, shape.top_k, strict=True))
+    ids = {n: matrix(f"e_{n}", k).astype(np.int64) for n, k in pairs}
+    for layer, experts in zip(shape.layers, shape.num_experts, strict=True):
+        if ids[layer].max(initial=0) >= experts:
+            raise ValueError(f"e_{layer} names an expert that is not there")
     return TokenRows(
         doc=doc_index,
         domain=order[domain_code] if names else np.zeros(0, np.int64),
@@ -170,7 +208,7 @@ def token_rows(table: pa.Table, shape: AggregateShape, domains: list[str]) -> To
         next_id=column("next_id").astype(np.int64),
         pred_id=column("pred_id").astype(np.int64),
         nll=column("nll").astype(np.float32),
-        ids={n: matrix(f"e_{n}", k).astype(np.int64) for n, k in pairs},
+        ids=ids,
         weights={n: matrix(f"w_{n}", k).astype(np.float32) for n, k in pairs},
         entropy={n: column(f"h_{n}").astype(np.float32) for n, _ in pairs},
         doc_names=docs,

@@ -29,26 +29,32 @@ from moescope.corpus import (
     tokenize_document,
 )
 from moescope.errors import BadInputError, CorpusError, RunError
+from moescope.files import claim, drop_scratch, keep_scratch
 from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.loading import LoadedModel
 from moescope.trace.aggregates import AggregateShape
 from moescope.trace.commit import commit, coverage, finish
 from moescope.trace.engine import Engine, ResidentEngine
+from moescope.trace.manifest import (
+    MANIFEST,
+    Manifest,
+    Progressed,
+    WholeCorpus,
+    read_manifest,
+    write_manifest,
+    written_names,
+)
 from moescope.trace.options import TraceOptions
 from moescope.trace.pool import PoolRecorder, PoolResult
 from moescope.trace.state import RunState
-from moescope.trace.store import (
-    MANIFEST,
-    Manifest,
-    read_manifest,
-    read_tensors,
-    write_manifest,
-)
+from moescope.trace.store import read_tensors
 from moescope.trace.streamed import StreamedEngine
 
 __all__ = ["Progress", "context_length", "describe_layers", "trace"]
 
 _DEFAULT_CONTEXT = 2048
+STREAMING = "streaming"
+"""Folder of what layers put out, while the streamed engine takes a pool through them."""
 
 
 class Progress(NamedTuple):
@@ -74,31 +80,34 @@ def trace(
     resume: bool = False,
     engine: Engine | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    wait: float = 2.0,
 ) -> Path:
     """Record how every MoE layer routes every token of a corpus.
 
     Args:
         loaded: the model, from `load_model`.
         corpus_spec: the text.
-        run: folder to write; must not hold another run.
+        run: folder to write: new, empty, or a run to go on with.
         options: what to keep and how much; see `TraceOptions`.
         resume: go on with a run that was interrupted. A finished one is left as it is.
         engine: what runs the model; the resident engine by default.
         on_progress: called after every batch.
+        wait: seconds to wait for another process that writes the folder and may be ending.
 
     Returns:
         The run folder.
 
     Raises:
-        RunError: the folder holds a run and ``resume`` is off, or a run of another model, corpus
-            or options.
+        RunError: the folder holds a run and ``resume`` is off, a run of another model, corpus or
+            options, or what moescope did not write.
+        BusyError: another process is writing the folder.
         CorpusError: the text cannot be read; what was traced before stays.
         CoverageError: a router was not seen.
         WriteError: the disk is full.
     """
-    return _Tracer(loaded, corpus_spec, run, options or TraceOptions(), engine, on_progress).go(
-        resume
-    )
+    asked = options or TraceOptions()
+    with claim(run, "run", reads=[corpus_spec.path], wait=wait, adopt=written_names) as folder:
+        return _Tracer(loaded, corpus_spec, folder, asked, engine, on_progress).go(resume)
 
 
 class _Tracer:
@@ -144,21 +153,27 @@ class _Tracer:
     def go(self, resume: bool) -> Path:
         if (self.run / MANIFEST).exists() and self._has_progress():
             if not resume:
-                raise RunError(
-                    f"{self.run} already holds a run; go on with it by --resume, or give another "
-                    "folder with -o"
-                )
+                raise RunError(f"{self.run} already holds a run; resume it, or give another folder")
             self._restore()
             if self.manifest.status == "complete":
+                self._require_no_more()
                 return self.run
-        elif self.run.is_file():
-            raise RunError(f"{self.run} is a file; give a folder with -o")
         self._count_ahead()  # a corpus that cannot be read leaves no folder behind
         if not self.manifest.created:
             self._start()
+        keep_scratch(self.run / STREAMING)
         self._trace()
         self._finish()
+        drop_scratch(self.run / STREAMING)
         return self.run
+
+    def _require_no_more(self) -> None:
+        """A finished run stays as it is, so what is asked for must be what it holds."""
+        for _ in self._read():
+            raise RunError(
+                f"{self.corpus_spec.path} has more documents than the {self.done_documents} that "
+                f"{self.run} was made of; trace them into another folder"
+            )
 
     def _has_progress(self) -> bool:
         """False for a run that ended before its first commit: nothing of it is worth keeping."""
@@ -183,7 +198,7 @@ class _Tracer:
             if differing:
                 raise RunError(
                     f"{self.run} is a run of another {what} ({differing[0]}); resume it with what "
-                    "it was started with, or give another folder with -o"
+                    "it was started with, or give another folder"
                 )
         self.manifest = old
         assert old.state is not None
@@ -219,12 +234,12 @@ class _Tracer:
             ):
                 raise RunError(
                     f"{self.corpus_spec.path} is not the corpus that {self.run} was started with: "
-                    f"its first {self.documents} documents differ; give another folder with -o"
+                    f"its first {self.documents} documents differ; give another folder"
                 )
         if self.documents < self.done_documents:
             raise RunError(
                 f"{self.corpus_spec.path} has {self.documents} documents, but {self.run} has "
-                f"already traced {self.done_documents}; give another folder with -o"
+                f"already traced {self.done_documents}; give another folder"
             )
 
     def _tokenized(self) -> Iterator[TokenizedDocument]:
@@ -280,7 +295,7 @@ class _Tracer:
             )
 
     def _commit(self, documents_read: int) -> None:
-        progress = {
+        progress: Progressed = {
             "documents_read": documents_read,
             "tokens": self.tokens,
             "fingerprint": self.fingerprint.hexdigest(),
@@ -300,7 +315,9 @@ class _Tracer:
         manifest.coverage = coverage(self.state, self.tokens, ("prefill",))
         manifest.coverage["skipped_records"] = {s.reason: s.count for s in self.corpus.skipped}
         if whole is not None:  # a shard, which may be empty: of how much text it is a part
-            manifest.coverage["corpus"] = whole._asdict()
+            manifest.coverage["corpus"] = WholeCorpus(
+                documents=whole.documents, fingerprint=whole.fingerprint
+            )
         texts = _token_texts(self.loaded.tokenizer, self.state.token_ids())
         finish(self.run, manifest, self.state, keep=self.options.keep, texts=texts)
 
@@ -349,7 +366,7 @@ def _engine(
         raise BadInputError(
             "--generate needs the whole model in memory; use --engine resident, or leave it out"
         )
-    return StreamedEngine(loaded, layers, run / "streaming", on_layer=on_layer, **asked)
+    return StreamedEngine(loaded, layers, run / STREAMING, on_layer=on_layer, **asked)
 
 
 def context_length(loaded: LoadedModel, options: TraceOptions) -> int:

@@ -86,7 +86,7 @@ class RunState:
         arrays: dict[str, NDArray[Any]] = {
             "cluster_domain": np.asarray(self.cluster_domain, np.int64),
             "domain_docs": np.asarray(self.domain_docs, np.int64),
-            "domains": _pack_strings(self.domains),
+            **_pack_strings("domains", self.domains),
         }
         for name, aggregates in self.phases.items():
             aggregates.grow(len(self.cluster_domain), len(self.domains))
@@ -102,11 +102,19 @@ class RunState:
     def from_arrays(
         cls, arrays: dict[str, NDArray[Any]], shape: AggregateShape, sample_tokens: int, seed: int
     ) -> RunState:
-        """Rebuild a state from what `to_arrays` gave."""
+        """Rebuild a state from what `to_arrays` gave.
+
+        Raises:
+            LookupError, ValueError: the arrays are not those of a run of this shape.
+        """
         state = cls(shape, sample_tokens, seed)
-        state.domains = _unpack_strings(arrays["domains"])
+        state.domains = _unpack_strings(arrays, "domains")
         state.cluster_domain = arrays["cluster_domain"].tolist()
         state.domain_docs = arrays["domain_docs"].tolist()
+        if len(state.domain_docs) != len(state.domains):
+            raise ValueError(f"{len(state.domain_docs)} counts for {len(state.domains)} domains")
+        if not set(state.cluster_domain) <= set(range(len(state.domains))):
+            raise ValueError("cluster_domain names a domain that is not there")
         for cluster, domain in enumerate(state.cluster_domain):
             state._clusters.setdefault(domain, []).append(cluster)
         for name in PHASES:
@@ -118,24 +126,36 @@ class RunState:
             for key in aggregates.sparse:
                 counts = mine[f"sparse/{key}/counts"]
                 aggregates.sparse[key] = SparseCounter(mine[f"sparse/{key}/keys"], counts)
+            aggregates.require_fit(len(state.cluster_domain), len(state.domains))
             state.phases[name] = aggregates
             state.samples[name] = _unpack_sample(mine, sample_tokens, seed)
         return state
 
 
-def _pack_strings(texts: list[str]) -> NDArray[np.uint8]:
-    return np.frombuffer("\n".join(t.replace("\n", " ") for t in texts).encode(), np.uint8)
+def _pack_strings(name: str, texts: list[str]) -> dict[str, NDArray[Any]]:
+    """The bytes of all, and the length of each: a text may hold any character."""
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    return {
+        name: np.frombuffer(b"".join(encoded), np.uint8),
+        f"{name}_bytes": np.asarray([len(e) for e in encoded], np.int64),
+    }
 
 
-def _unpack_strings(packed: NDArray[np.uint8]) -> list[str]:
-    text = packed.tobytes().decode()
-    return text.split("\n") if text else []
+def _unpack_strings(arrays: dict[str, NDArray[Any]], name: str) -> list[str]:
+    packed = arrays[name].tobytes()
+    if f"{name}_bytes" not in arrays:  # as states were written at first: one line each
+        return packed.decode().split("\n") if packed else []
+    ends = np.cumsum(arrays[f"{name}_bytes"]).tolist()
+    starts = [0, *ends[:-1]]
+    return [
+        packed[a:b].decode("utf-8", "surrogatepass") for a, b in zip(starts, ends, strict=False)
+    ]
 
 
 def _pack_sample(prefix: str, sample: Sample) -> dict[str, NDArray[Any]]:
     spans = sample.ordered()
     arrays: dict[str, NDArray[Any]] = {
-        f"{prefix}/keys": _pack_strings([span.key for span in spans]),
+        **_pack_strings(f"{prefix}/keys", [span.key for span in spans]),
         f"{prefix}/spans": np.asarray(
             [(s.priority, s.domain, s.num_tokens) for s in spans], np.int64
         ).reshape(-1, 3),
@@ -149,7 +169,7 @@ def _pack_sample(prefix: str, sample: Sample) -> dict[str, NDArray[Any]]:
 
 
 def _unpack_sample(arrays: dict[str, NDArray[Any]], sample_tokens: int, seed: int) -> Sample:
-    keys = _unpack_strings(arrays["sample/keys"])
+    keys = _unpack_strings(arrays, "sample/keys")
     prefix = "sample/columns/"
     columns = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     spans, start = [], 0

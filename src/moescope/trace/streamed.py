@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from moescope.corpus import Batch
-from moescope.errors import ModelError, WriteError
+from moescope.errors import ModelError
+from moescope.files import write_error
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import EnoughSeen, Routing, RoutingCapture
 from moescope.models.experts import fast_experts
@@ -237,10 +238,7 @@ class _Pool:
             partial.replace(path)
         except (OSError, SafetensorError) as error:  # the library's own, when its writing fails
             partial.unlink(missing_ok=True)
-            why = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise WriteError(
-                f"{path} cannot be written ({why}); the layers before it are kept: free some space"
-            ) from error
+            raise write_error(path, error) from error
 
     def hidden(self, index: int, number: int) -> Any:
         """What a layer put out for a batch."""

@@ -24,7 +24,7 @@ from moescope.intervene.damage.edits import DamageEdit, damage_edit
 from moescope.intervene.damage.scopes import Scopes
 from moescope.intervene.damage.table import Selectivity, damage_table, selectivity
 from moescope.intervene.passes.identity import describe_model, finite, identity, require_resident
-from moescope.intervene.passes.journal import Journal
+from moescope.intervene.passes.journal import open_journal
 from moescope.intervene.passes.saving import Saving
 from moescope.intervene.passes.trials import Measured, OnProgress, Trial, TrialRunner, batch_budget
 from moescope.models.edits import check_edits, check_exist, select_experts
@@ -34,9 +34,8 @@ from moescope.trace.windows import TextWindow
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["JOURNAL", "Damage", "Experts", "Match", "make_plan", "measure_damage"]
+__all__ = ["Damage", "Experts", "Match", "make_plan", "measure_damage"]
 
-JOURNAL = "measured.jsonl"
 """File in the folder of a measurement that holds what was measured, batch by batch."""
 
 Match = Literal["load", "target-load", "size"]
@@ -205,24 +204,21 @@ def measure_damage(
         "kind": "plan", "experts": [str(r) for r in plan.experts], "edit": edit, "match": match,
         "controls": controls, "targets": scopes.targets, "seed": seed,
     }  # fmt: skip
-    journal = Journal(
-        None if folder is None else folder / JOURNAL,
-        identity(loaded, windows, batch, **settings),
-        resume=resume,
-    )
-    prepared = prepare(
-        loaded, windows, plan.experts, journal, controls=controls, by_load=match != "size",
-        matched_on=on, seed=seed, batch_tokens=batch,
-    )  # fmt: skip
-    others = () if prepared.controls is None else prepared.controls.plans
-    trials = [
-        Trial("plan" if j == 0 else f"control-{j:02d}", (chosen.make(refs),))
-        for j, refs in enumerate([plan.experts, *others])
-    ]
-    layers = loaded.anatomy.select(tuple(sorted({r.layer_idx for r in plan.experts})))
-    measured = TrialRunner(
-        loaded, windows, layers, batch_tokens=batch, journal=journal, on_progress=on_progress
-    ).run(trials)
+    made_of = identity(loaded, windows, batch, **settings)
+    with open_journal(folder, made_of, resume=resume) as journal:
+        prepared = prepare(
+            loaded, windows, plan.experts, journal, controls=controls, by_load=match != "size",
+            matched_on=on, seed=seed, batch_tokens=batch,
+        )  # fmt: skip
+        others = () if prepared.controls is None else prepared.controls.plans
+        trials = [
+            Trial("plan" if j == 0 else f"control-{j:02d}", (chosen.make(refs),))
+            for j, refs in enumerate([plan.experts, *others])
+        ]
+        layers = loaded.anatomy.select(tuple(sorted({r.layer_idx for r in plan.experts})))
+        measured = TrialRunner(
+            loaded, windows, layers, batch_tokens=batch, journal=journal, on_progress=on_progress
+        ).run(trials)
     chance = exceed_chance(plan.experts, others, seed) if others else []
     return Damage(
         entries=plan.entries,

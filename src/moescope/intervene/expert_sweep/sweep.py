@@ -20,12 +20,11 @@ import pyarrow.compute as pc
 from moescope.axes import ExpertRef
 from moescope.given import require_seed
 from moescope.intervene.damage.edits import DamageEdit, damage_edit
-from moescope.intervene.damage.measure import JOURNAL
 from moescope.intervene.damage.scopes import Scopes
 from moescope.intervene.expert_sweep.scores import ScoreKeeper
 from moescope.intervene.expert_sweep.tables import correlation_table, expert_table, repeatabilities
 from moescope.intervene.passes.identity import describe_model, finite, identity, require_resident
-from moescope.intervene.passes.journal import Journal
+from moescope.intervene.passes.journal import open_journal
 from moescope.intervene.passes.saving import Saving
 from moescope.intervene.passes.trials import Measured, OnProgress, Trial, TrialRunner, batch_budget
 from moescope.models.loading import LoadedModel
@@ -151,19 +150,16 @@ def sweep_experts(
     settings = {
         "kind": "each", "layers": numbers, "edit": edit, "targets": scopes.targets, "seed": seed,
     }  # fmt: skip
-    journal = Journal(
-        None if folder is None else folder / JOURNAL,
-        identity(loaded, windows, batch, **settings),
-        resume=resume,
-    )
     place = {name: i for i, name in enumerate(scopes.domains)}
     domain_of = np.asarray([place[w.domain] for w in windows], np.int64)
     keeper = ScoreKeeper(loaded, swept, domain_of, len(scopes.domains))
-    runner = TrialRunner(
-        loaded, windows, swept, batch_tokens=batch, journal=journal, observe=keeper.observe,
-        on_progress=on_progress,
-    )  # fmt: skip
-    measured = runner.run([Trial(str(ref), (chosen.make([ref]),)) for ref in experts])
+    made_of = identity(loaded, windows, batch, **settings)
+    with open_journal(folder, made_of, resume=resume) as journal:
+        runner = TrialRunner(
+            loaded, windows, swept, batch_tokens=batch, journal=journal, observe=keeper.observe,
+            on_progress=on_progress,
+        )  # fmt: skip
+        measured = runner.run([Trial(str(ref), (chosen.make([ref]),)) for ref in experts])
     scores = keeper.scores(measured.observed)
     table = expert_table(experts, measured, scopes, scores, seed)
     return ExpertSweep(

@@ -2,23 +2,49 @@
 
 The first line says what is being measured; another measurement is refused. Every further line is
 flushed to the disk before the next is begun, and floats are written so that they come back bit for
-bit. It knows nothing of what the lines mean.
+bit. A line ends in a tab and the CRC-32 of what is before it. It knows nothing of what the lines
+mean.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moescope.errors import RunError, WriteError
+from moescope.errors import RunError
+from moescope.files import claim, own, write_error
 
-__all__ = ["Journal"]
+__all__ = ["ABLATION_KIND", "Journal", "open_journal"]
+
+ABLATION_KIND = "ablation"
+"""The kind of result whose folder holds a journal."""
+
+_FILE = "measured.jsonl"
 
 Record = dict[str, Any]
+
+
+@contextlib.contextmanager
+def open_journal(
+    folder: Path | None, identity: Mapping[str, Any], *, resume: bool = False
+) -> Iterator[Journal]:
+    """The journal of a folder, which is held while the block runs; without one, in memory only.
+
+    Raises:
+        RunError: the folder holds something else, or see `Journal`.
+        BusyError: another process is measuring there.
+        WriteError: disk full or no permission.
+    """
+    if folder is None:
+        yield Journal(None, identity)
+        return
+    with claim(folder, ABLATION_KIND) as place:
+        yield Journal(own(place / _FILE), identity, resume=resume)
 
 
 class Journal:
@@ -46,8 +72,7 @@ class Journal:
         if path.is_file() and path.stat().st_size:
             if not resume:
                 raise RunError(
-                    f"{path.parent} already holds a measurement; go on with it by --resume, or "
-                    "give another folder with -o"
+                    f"{path.parent} already holds a measurement; resume it, or give another folder"
                 )
             self._read(path, wanted)
         if not path.is_file() or not path.stat().st_size:
@@ -56,14 +81,9 @@ class Journal:
     def _read(self, path: Path, wanted: Record) -> None:
         data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]  # a killed process may leave half a line
-        if len(whole) < len(data):
-            with path.open("r+b") as handle:
-                handle.truncate(len(whole))
-        if not whole:
-            return
         try:
-            lines = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
-            found = lines[0]["identity"]
+            lines = [_read_line(line) for line in whole.splitlines()]
+            found = lines[0]["identity"] if lines else wanted
             self._records = {_key(line["key"]): line for line in lines[1:]}
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(
@@ -74,8 +94,11 @@ class Journal:
                 raise RunError(
                     f"{path.parent} holds another measurement ({name}: it has "
                     f"{_short(found.get(name))}, now {_short(wanted.get(name))}); resume it with "
-                    "what it was started with, or give another folder with -o"
+                    "what it was started with, or give another folder"
                 )
+        if len(whole) < len(data):
+            with path.open("r+b") as handle:
+                handle.truncate(len(whole))
 
     def find(self, *key: str | int) -> Record | None:
         """The record of this key, if it was measured."""
@@ -100,14 +123,19 @@ class Journal:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open(mode, encoding="utf-8") as handle:
-                handle.write(text + "\n")
+                handle.write(f"{text}\t{zlib.crc32(text.encode()):08x}\n")
                 handle.flush()
                 os.fsync(handle.fileno())
         except OSError as error:
-            reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-            raise WriteError(
-                f"cannot write {self._path}: {reason}; what was measured before stays: make room"
-            ) from error
+            raise write_error(self._path, error) from error
+
+
+def _read_line(line: bytes) -> Record:
+    text, _, checksum = line.rpartition(b"\t")
+    if f"{zlib.crc32(text):08x}".encode() != checksum:
+        raise ValueError(f"the line {text[:40].decode('utf-8', 'replace')}… was altered")
+    record: Record = json.loads(text)
+    return record
 
 
 def _key(listed: list[Any]) -> tuple[Any, ...]:

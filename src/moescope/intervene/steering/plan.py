@@ -15,12 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moescope.axes import ExpertPlan
 from moescope.errors import BadInputError, RunError
+from moescope.files import usable_path, write_bytes
 from moescope.given import parse_json, read_text
 from moescope.intervene.steering.settings import parse_setting
 from moescope.models.loading import LoadedModel
-from moescope.trace.store import write_bytes
 
 __all__ = ["SteeringPlan", "read_plan", "require_model_of_plan", "write_plan"]
+
+
+PLAN_SIGNATURE = b'"kind": "steering plan"'
 
 
 class SteeringPlan(BaseModel):
@@ -117,8 +120,10 @@ def write_plan(plan: SteeringPlan, path: str | Path) -> Path:
     """Write a plan.
 
     Raises:
+        BadInputError: a file is there that is no plan.
         WriteError: disk full or no permission.
     """
     text = json.dumps(plan.model_dump(mode="json"), indent=1, ensure_ascii=False)
-    write_bytes(Path(path), (text + "\n").encode("utf-8"))
-    return Path(path)
+    target = usable_path(path)
+    write_bytes(target, (text + "\n").encode("utf-8"), PLAN_SIGNATURE)
+    return target

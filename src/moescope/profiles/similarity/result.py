@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moescope.errors import BadInputError, RunError
-from moescope.trace.store import write_bytes, write_parquet
+from moescope.files import claim, remove, write_bytes
+from moescope.trace.store import write_parquet
 
 __all__ = ["FORMAT", "Similarity", "open_similarity"]
 
@@ -96,16 +97,16 @@ class Similarity:
         Raises:
             WriteError: disk full or no permission.
         """
-        target = Path(folder)
-        files = {_PAIRS: write_parquet(target / _PAIRS, self.pairs)}
-        if self.maps.num_rows:
-            files[_MAPS] = write_parquet(target / _MAPS, self.maps)
-        else:
-            (target / _MAPS).unlink(missing_ok=True)
-        about = {"format": FORMAT, **self.about, "files": files}
-        text = json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False)
-        write_bytes(target / _ABOUT, text.encode("utf-8", "replace"))
-        return target
+        with claim(folder, "similarity") as target:
+            files = {_PAIRS: write_parquet(target / _PAIRS, self.pairs)}
+            if self.maps.num_rows:
+                files[_MAPS] = write_parquet(target / _MAPS, self.maps)
+            else:
+                remove(target / _MAPS)
+            about = {"format": FORMAT, **self.about, "files": files}
+            text = json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False)
+            write_bytes(target / _ABOUT, text.encode("utf-8", "replace"))
+            return target
 
 
 def open_similarity(folder: str | Path) -> Similarity:

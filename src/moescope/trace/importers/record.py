@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 
 from moescope.corpus.seen import SeenIds
 from moescope.errors import BadInputError, CorpusError, RunError
+from moescope.files import claim
 from moescope.models.loading import ModelSpec
 from moescope.trace.aggregates import AggregateShape
 from moescope.trace.commit import commit, coverage, finish
@@ -28,19 +29,13 @@ from moescope.trace.importers.pool import RequestPool
 from moescope.trace.importers.rows import count_request
 from moescope.trace.importers.served import ServedModel, describe_served, open_served
 from moescope.trace.importers.source import describe_source, notes
+from moescope.trace.manifest import MANIFEST, Manifest, read_manifest, write_manifest, written_names
 from moescope.trace.options import TraceOptions
 from moescope.trace.pool import PoolResult
 from moescope.trace.record import Progress
 from moescope.trace.record import _token_texts as token_texts
 from moescope.trace.state import RunState
-from moescope.trace.store import (
-    MANIFEST,
-    Manifest,
-    read_manifest,
-    read_parquet,
-    read_tensors,
-    write_manifest,
-)
+from moescope.trace.store import read_parquet, read_tensors
 
 __all__ = ["ENGINES", "EngineKind", "import_traces"]
 
@@ -83,7 +78,7 @@ def import_traces(
     Args:
         engine: ``vllm``, ``sglang`` or ``llamacpp``.
         files: capture files, or folders of them; see docs/how-to/import-serving-traces.md.
-        run: folder to write; must not hold another run.
+        run: folder to write: new, empty, or a run to go on with.
         model: the model that was served. Configuration and tokenizer are read, no weights.
         options: ``layers``, ``keep``, ``seed``, ``sample_tokens``, ``token_budget``,
             ``pool_tokens`` and ``checkpoint_seconds`` may be set; the others concern a trace only.
@@ -111,9 +106,10 @@ def import_traces(
         raise BadInputError("--domain all: that is the name of the total; call it otherwise")
     source = {"domain": label, "ordered": ordered, "on_error": on_error}
     asked = _import_options(options or TraceOptions())
-    maker = _Importer(engine, files, Path(run), model, asked, source, on_progress)
-    maker.manifest.source["engine_version"] = engine_version
-    return maker.go(resume)
+    with claim(run, "run", adopt=written_names) as folder:
+        maker = _Importer(engine, files, folder, model, asked, source, on_progress)
+        maker.manifest.source["engine_version"] = engine_version
+        return maker.go(resume)
 
 
 def _import_options(options: TraceOptions) -> TraceOptions:
@@ -167,14 +163,9 @@ class _Importer:
         self.entries = self.done = self.tokens = self.bytes = 0
 
     def go(self, resume: bool) -> Path:
-        if self.run.is_file():
-            raise RunError(f"{self.run} is a file; give a folder with -o")
         if (self.run / MANIFEST).exists() and read_manifest(self.run).state is not None:
             if not resume:
-                raise RunError(
-                    f"{self.run} already holds a run; go on with it by --resume, or give another "
-                    "folder with -o"
-                )
+                raise RunError(f"{self.run} already holds a run; resume it, or give another folder")
             self._restore()
             if self.manifest.status == "complete":
                 return self.run
@@ -202,7 +193,7 @@ class _Importer:
             if differing:
                 raise RunError(
                     f"{self.run} is a run of another {what} ({differing[0]}); resume it with what "
-                    "it was started with, or give another folder with -o"
+                    "it was started with, or give another folder"
                 )
         self.manifest = old
         assert old.state is not None
@@ -211,8 +202,9 @@ class _Importer:
             arrays, self.shape, self.options.sample_tokens, self.options.seed
         )
         self.done, self.tokens = int(old.progress["documents_read"]), int(old.progress["tokens"])
+        progress: Any = old.progress
         for name, counter in self.counters.items():
-            counter.update(old.progress[name])
+            counter.update(progress[name])
         for part in old.documents:
             for doc_id in read_parquet(self.run, part)["doc"].to_pylist():
                 self.seen.add(doc_id)
@@ -232,7 +224,7 @@ class _Importer:
         if self.entries < self.done:
             raise RunError(
                 f"{self.run} has read {self.done} entries, but the files hold {self.entries}; give "
-                "another folder with -o"
+                "another folder"
             )
         if self.pool.tokens:
             self._record()
@@ -298,7 +290,7 @@ class _Importer:
     def _commit(self) -> None:
         if not self.manifest.created:
             self._start()
-        progress: dict[str, Any] = {"documents_read": self.entries, "tokens": self.tokens}
+        progress: Any = {"documents_read": self.entries, "tokens": self.tokens}
         progress |= {"fingerprint": _fingerprint(self.files)}
         progress |= {name: dict(counter) for name, counter in self.counters.items()}
         commit(self.run, self.manifest, self.state, self.pending, progress)

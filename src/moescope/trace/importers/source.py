@@ -8,7 +8,7 @@ from typing import Any
 from moescope.trace.importers import llamacpp, sglang, vllm
 from moescope.trace.importers.files import CaptureFile, beside
 from moescope.trace.importers.served import ServedModel
-from moescope.trace.store import Manifest
+from moescope.trace.manifest import Manifest
 
 __all__ = ["describe_source", "notes"]
 

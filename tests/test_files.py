@@ -189,7 +189,7 @@ class TestWriting:
             raise SystemExit
 
         with monkeypatch.context() as patch, claim(tmp_path, "run") as folder:
-            patch.setattr(files._Ledger, "compact", lambda *_, **__: None)
+            patch.setattr(files.ledger.Ledger, "compact", lambda *_, **__: None)
             patch.setattr(Path, "replace", dies)
             with pytest.raises(SystemExit):
                 write_bytes(folder / "a.txt", b"new")
@@ -316,8 +316,9 @@ class TestFolders:
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", dies)
-            patch.setattr(files, "drop_scratch", lambda _: None)  # a killed process cleans nothing
-            patch.setattr(files._Ledger, "compact", lambda *_, **__: None)
+            # a killed process cleans nothing up
+            patch.setattr(files.writing, "drop_scratch", lambda _: None)
+            patch.setattr(files.ledger.Ledger, "compact", lambda *_, **__: None)
             with pytest.raises(SystemExit), claim(tmp_path, "run") as folder:
                 self.fill(folder / "model", "new")
         whole = tmp_path / ("model.old" if renames else "model")

@@ -15,10 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from moescope import files
 from moescope.analysis import report_on
 from moescope.errors import RunError
-from moescope.files import LEDGER, claim
+from moescope.files import LEDGER, claim, claims
 from moescope.metrics.runs import AnalyzedRun, open_run
 
 Manifest = dict[str, Any]
@@ -261,11 +260,11 @@ def test_a_run_that_cannot_be_written_is_read_all_the_same(
         raise OSError(errno.EROFS, "Read-only file system")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "acquire", refuses)
+        patch.setattr(claims, "acquire", refuses)
         table = open_run(copy).table("load")
     assert not (copy / "tables").exists()
     with claim(copy, "run"), monkeypatch.context() as patch:
-        patch.setattr(files.threading, "get_ident", lambda: 0)  # another thread, or process
+        patch.setattr(claims.threading, "get_ident", lambda: 0)  # another thread, or process
         assert open_run(copy).table("load").equals(table)
     assert not (copy / "tables").exists()
 

@@ -18,6 +18,7 @@ HOOK.__enter__()
 
 from pathlib import Path  # noqa: E402
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from tests.support.saved import save_tiny, write_corpus  # noqa: E402
@@ -28,6 +29,8 @@ from moescope.models import LoadedModel, ModelSpec, load_model  # noqa: E402
 from moescope.trace import TraceOptions, trace  # noqa: E402
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("busy machine", deadline=None)
+hypothesis.settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session")

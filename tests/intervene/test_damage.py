@@ -447,9 +447,12 @@ class TestResuming:
     def test_a_damaged_journal_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "measured.jsonl"
         Journal(path, {"a": 1}).add("plain", 0, value=0.1)
-        path.write_text(path.read_text().replace('"key"', '"kee"'))
-        with pytest.raises(RunError, match="is damaged"):
-            Journal(path, {"a": 1}, resume=True)
+        good = path.read_text()
+        for other in (good.replace('"key"', '"kee"'), good.replace("0.1", "0.2"), "{}\n"):
+            path.write_text(other)
+            with pytest.raises(RunError, match="is damaged"):
+                Journal(path, {"a": 1}, resume=True)
+            assert path.read_text() == other
 
     def test_floats_come_back_bit_for_bit(self, tmp_path: Path) -> None:
         values = np.random.default_rng(0).normal(size=50).tolist()

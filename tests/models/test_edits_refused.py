@@ -63,7 +63,7 @@ def test_selectors_name_single_experts_ranges_layers_and_one_number_everywhere(q
         ("L2E0", "L2E0 does not exist: layer 2 is no MoE layer"),
         ("L9E*", "layer 9 is no MoE layer"),
         ("L1E99", "L1E99 does not exist: layer 1 has experts E0 to E7"),
-        ("L1E6-9", "L1E8 does not exist"),
+        ("L1E6-9", "L1E9 does not exist: layer 1 has experts E0 to E7"),
         ("L*E8", "L1E8 does not exist"),
         ("L1E5-3", "range starts after its end"),
         ("L1", "'L1' names no expert: expected L5E9, L5E0-7"),

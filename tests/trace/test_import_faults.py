@@ -21,6 +21,7 @@ from tests.support.served import (
 )
 
 from moescope.errors import BadInputError, CorpusError, RunError
+from moescope.files import LEDGER
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.models import ModelSpec
 from moescope.trace import TraceOptions
@@ -200,7 +201,7 @@ class TestResume:
         ]
         assert files[0].keys() == files[1].keys()
         assert len([p for p in files[0] if p.parent.name == "shards"]) > 2
-        for name in files[0].keys() - {Path("manifest.json")}:
+        for name in files[0].keys() - {Path("manifest.json"), Path(LEDGER)}:
             assert files[0][name] == files[1][name], name
 
     def test_other_files_are_refused(self, case: Case, tmp_path: Path) -> None:

@@ -62,9 +62,9 @@ def run_format_page() -> str:
     """The files of a run: manifest, Parquet schemas, tensors of the state."""
     from moescope.corpus import CorpusSpec
     from moescope.trace import TraceOptions
+    from moescope.trace.manifest import SCHEMA_VERSION, Manifest, Stored
     from moescope.trace.shards import document_table, shard_table
     from moescope.trace.state import PHASES
-    from moescope.trace.manifest import SCHEMA_VERSION, Manifest, Stored
     from moescope.trace.store import read_parquet
 
     run = _tiny_run()
@@ -127,7 +127,7 @@ def _tensors(run: Any) -> list[str]:
     for name, array in run.state.to_arrays().items():
         folded = re.sub(r"_\d+(?=/|$)", "_N", name).replace("prefill/", "PHASE/")
         if not folded.startswith("decode/"):
-            rows[folded] = [f"`{folded}`", str(array.dtype), str(array.ndim)]
+            rows[folded] = [f"`{folded}`", str(array.dtype), str(len(array.shape))]
     return table(["tensor", "type", "axes"], [rows[name] for name in sorted(rows)])
 
 

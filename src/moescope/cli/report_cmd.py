@@ -31,7 +31,6 @@ def report(
     from moescope.report.page import build_report
 
     opened = open_run(run)
-    output.print(str(build_report(opened, out)), soft_wrap=True)
-    if figures is not None:
-        for path in write_figures(opened, figures):
-            output.print(str(path), soft_wrap=True)
+    drawn = [] if figures is None else write_figures(opened, figures)
+    for path in (build_report(opened, out), *drawn):
+        output.print(str(path), soft_wrap=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import typer
 from tests.cli import bad
+from tests.cli.bad import outputs
 from tests.cli.bad.place import filled, make_place
 
 from moescope.cli import main
@@ -89,6 +90,16 @@ def test_every_verb_has_cases() -> None:
     verbs = {command.name: 0 for command in main.app.registered_commands}
     counted = verbs | Counter(one.verb for one in CASES.values())
     assert {verb: n for verb, n in counted.items() if verb in verbs and n < 3} == {}
+
+
+def test_every_verb_that_writes_meets_a_planted_folder() -> None:
+    tried = {words.split()[0] for words in (*outputs.FOLDERS, *outputs.FIGURES, *outputs.FILES)}
+    writing = {
+        name
+        for name, command in COMMAND.commands.items()  # type: ignore[attr-defined]
+        if {"-o", "--out", "--figures"} & {flag for p in command.params for flag in p.opts}
+    }
+    assert writing <= tried
 
 
 @contextmanager

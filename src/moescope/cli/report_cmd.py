@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -26,11 +27,15 @@ def report(
     figures: Annotated[str | None, typer.Option(help="folder for PDF and PNG figures")] = None,
 ) -> None:
     """Write the report."""
+    from moescope.files import claim
     from moescope.metrics.runs import open_run
     from moescope.report.figures import write_figures
     from moescope.report.page import build_report
 
     opened = open_run(run)
-    drawn = [] if figures is None else write_figures(opened, figures)
-    for path in (build_report(opened, out), *drawn):
+    with nullcontext() if figures is None else claim(figures, "figures"):
+        written = [build_report(opened, out)]
+        if figures is not None:
+            written += write_figures(opened, figures)
+    for path in written:
         output.print(str(path), soft_wrap=True)

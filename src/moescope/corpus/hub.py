@@ -27,9 +27,12 @@ HUB_PREFIX = "hf:"
 
 def is_saved_dataset(path: Path) -> bool:
     """Tell a folder that ``save_to_disk`` wrote from a folder of texts."""
-    return (path / "dataset_dict.json").is_file() or (
-        (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
-    )
+    try:
+        return (path / "dataset_dict.json").is_file() or (
+            (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
+        )
+    except (OSError, ValueError):  # a name that is too long, or no name of a file
+        return False
 
 
 def read_dataset(

@@ -12,7 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from moescope.corpus.json_files import read_json, read_jsonl
-from moescope.corpus.records import Fields, Problem, Record, SourceFile, corpus_error, near_names
+from moescope.corpus.records import (
+    Fields,
+    Problem,
+    Record,
+    SourceFile,
+    corpus_error,
+    near_names,
+    one_line,
+)
 from moescope.corpus.tables import read_csv, read_parquet
 from moescope.corpus.text_files import TextUnit, read_text
 
@@ -50,7 +58,8 @@ def find_files(path: str) -> list[SourceFile]:
             raise corpus_error(_missing(root, path))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise corpus_error(f"{path!r}: cannot be read ({reason}); check the path") from error
+        shown = one_line(path, 200)
+        raise corpus_error(f"{shown!r}: cannot be read ({reason}); check the path") from error
     if not files:
         raise corpus_error(
             f"{path}: no file in this folder can be read; put text there "

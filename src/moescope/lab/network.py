@@ -24,7 +24,7 @@ from moescope.lab.kernels import causal_attention, rms_norm, sorted_experts
 from moescope.lab.recipe import Capacity, ModelRecipe, Recipe
 from moescope.models.anatomy import find_sites
 
-__all__ = ["LayerRouting", "Network", "Pass", "build_network"]
+__all__ = ["LayerRouting", "Network", "Pass", "build_network", "stock_config"]
 
 _EXPERTS, _ATTENTION = "moescope_sorted", "moescope_causal"
 
@@ -229,17 +229,9 @@ def build_network(
         end_of_text: id that closes documents.
         device: where the weights live.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    settings = _config(recipe.model, recipe)
-    config = AutoConfig.for_model(
-        recipe.model.architecture,
-        vocab_size=vocab_size,
-        eos_token_id=end_of_text,
-        pad_token_id=end_of_text,
-        bos_token_id=None,
-        **settings,
-    )
+    config = stock_config(recipe, vocab_size, end_of_text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -249,6 +241,23 @@ def build_network(
     for parameter in network.noise.values():
         parameter.data = parameter.data.to(device)
     return network
+
+
+def stock_config(
+    recipe: Recipe, vocab_size: int, end_of_text: int, layers: int | None = None
+) -> Any:
+    """The stock configuration of the recipe's model, or of one with other ``layers``."""
+    from transformers import AutoConfig
+
+    settings = _config(recipe.model, recipe)
+    return AutoConfig.for_model(
+        recipe.model.architecture,
+        vocab_size=vocab_size,
+        eos_token_id=end_of_text,
+        pad_token_id=end_of_text,
+        bos_token_id=None,
+        **{**settings, "num_hidden_layers": layers or recipe.model.num_hidden_layers},
+    )
 
 
 def _start_routers(network: Network) -> None:

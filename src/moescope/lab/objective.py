@@ -20,7 +20,8 @@ import torch
 from moescope.lab import losses
 from moescope.lab.kernels import chunked_cross_entropy
 from moescope.lab.network import LayerRouting, Network, Pass, capacity_factor
-from moescope.lab.recipe import Ramp, Recipe, Weight
+from moescope.lab.part import Ramp, Weight
+from moescope.lab.recipe import Recipe
 from moescope.lab.routers import gates
 
 __all__ = ["LayerSums", "StepResult", "Workers", "balance_weights", "run_step"]

@@ -12,9 +12,10 @@ import json
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from moescope.corpus import CorpusSpec
+from moescope.lab.part import MAX_NUMBER, Beta, Part, Ramp, Weight
 
 __all__ = [
     "Balance",
@@ -30,42 +31,18 @@ Architecture = Literal["olmoe", "mixtral", "qwen2_moe", "deepseek_v3"]
 RouterKind = Literal["topk", "noisy_topk", "switch", "expert_choice", "sigmoid_bias"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
-    )
-
-
-class Ramp(_Part):
-    """A weight that changes linearly over the first part of training, then stays."""
-
-    start: float = Field(ge=0)
-    """Weight at the first step."""
-    end: float = Field(ge=0)
-    """Weight after the ramp."""
-    over: float = Field(gt=0, le=1)
-    """Share of the training steps that the ramp takes."""
-
-    def at(self, progress: float) -> float:
-        """The weight when ``progress`` (0 to 1) of the steps are done."""
-        return self.start + (self.end - self.start) * min(1.0, progress / self.over)
-
-
-Weight = Annotated[float, Field(ge=0)] | Ramp
-
-
-class TokenizerRecipe(_Part):
+class TokenizerRecipe(Part):
     """The tokenizer: one that exists, or a byte-level BPE trained on the training text."""
 
     path: str | None = None
     """Folder with a tokenizer.json; without it one is trained."""
-    vocab_size: int = Field(8192, ge=300)
+    vocab_size: int = Field(8192, ge=300, le=1 << 20)
     """Size of the tokenizer to train."""
     characters_per_domain: int = Field(900_000, ge=1)
     """Text of each domain that it is trained on."""
 
 
-class DataRecipe(_Part):
+class DataRecipe(Part):
     """Which text, and how it is dealt out."""
 
     train: CorpusSpec
@@ -76,7 +53,7 @@ class DataRecipe(_Part):
     """Share of documents held out when no held-out corpus is given."""
     heldout_tokens: int = Field(16_384, ge=1)
     """Held-out tokens of each domain that an evaluation reads."""
-    context: int = Field(512, ge=2)
+    context: int = Field(512, ge=2, le=1 << 24)
     """Tokens of one sequence; documents are packed end to end, each closed by the end-of-text."""
     mixture: Literal["equal", "proportional"] = "equal"
     """Every domain as often as any other, or by its size."""
@@ -94,28 +71,28 @@ class DataRecipe(_Part):
         return data
 
 
-class ModelRecipe(_Part):
+class ModelRecipe(Part):
     """The stock architecture and its sizes."""
 
     architecture: Architecture = "olmoe"
     """olmoe; mixtral; qwen2_moe (a shared expert beside the routed ones); deepseek_v3."""
-    hidden_size: int = Field(ge=8)
+    hidden_size: int = Field(ge=8, le=1 << 18)
     """D."""
-    intermediate_size: int = Field(ge=1)
+    intermediate_size: int = Field(ge=1, le=1 << 22)
     """F, of ONE expert."""
-    num_hidden_layers: int = Field(ge=1)
+    num_hidden_layers: int = Field(ge=1, le=1000)
     """Decoder layers; every one has experts."""
     num_attention_heads: int = Field(ge=1)
     """Attention heads."""
     num_key_value_heads: int | None = Field(None, ge=1)
     """Key and value heads; as many as attention heads unless given."""
-    num_experts: int = Field(ge=1)
+    num_experts: int = Field(ge=1, le=1 << 14)
     """E, routed experts of a layer."""
     top_k: int = Field(ge=1)
     """K, experts of a token."""
-    shared_expert_size: int | None = Field(None, ge=1)
+    shared_expert_size: int | None = Field(None, ge=1, le=1 << 22)
     """Width of the expert that every token meets (qwen2_moe, deepseek_v3)."""
-    max_position_embeddings: int = Field(1024, ge=2)
+    max_position_embeddings: int = Field(1024, ge=2, le=1 << 30)
     """Longest text that the saved model claims."""
     tie_word_embeddings: bool = True
     """One matrix for the embedding and the head."""
@@ -164,7 +141,7 @@ class ModelRecipe(_Part):
         return self
 
 
-class RouterRecipe(_Part):
+class RouterRecipe(Part):
     """How tokens and experts find each other in training."""
 
     kind: RouterKind = "topk"
@@ -179,7 +156,7 @@ class RouterRecipe(_Part):
     """expert_choice: every expert takes tokens · K · factor / E tokens of a sequence; null: 1."""
 
 
-class Balance(_Part):
+class Balance(Part):
     """What keeps the load even. Every weight is a number or a ramp {start, end, over}."""
 
     load_balancing: Weight = 0.0
@@ -196,7 +173,7 @@ class Balance(_Part):
     """Balance every micro-batch, or only all micro-batches of a step together."""
 
 
-class Capacity(_Part):
+class Capacity(Part):
     """How many tokens an expert takes at most; what is too much overflows."""
 
     train: float | None = Field(1.25, gt=0)
@@ -211,16 +188,16 @@ class Capacity(_Part):
     """The smallest capacity."""
 
 
-class TrainRecipe(_Part):
+class TrainRecipe(Part):
     """The optimization."""
 
     steps: int | None = Field(None, ge=1)
     """Optimizer steps."""
     tokens: int | None = Field(None, ge=1)
     """Instead of steps: training tokens in all."""
-    sequences: int = Field(4, ge=1)
+    sequences: int = Field(4, ge=1, le=1 << 24)
     """Sequences of one micro-batch."""
-    micro_batches: int = Field(1, ge=1)
+    micro_batches: int = Field(1, ge=1, le=1 << 24)
     """Micro-batches of one step; their mean gradient is applied."""
     learning_rate: float = Field(2e-3, gt=0)
     """Peak."""
@@ -230,7 +207,7 @@ class TrainRecipe(_Part):
     """Share of the steps with a rising rate."""
     weight_decay: float = Field(0.1, ge=0)
     """AdamW, on matrices only."""
-    betas: tuple[float, float] = (0.9, 0.97)
+    betas: tuple[Beta, Beta] = (0.9, 0.97)
     """AdamW."""
     gradient_clip: float = Field(1.0, gt=0)
     """Largest norm of all gradients together."""
@@ -244,10 +221,10 @@ class TrainRecipe(_Part):
         return self
 
 
-class RunRecipe(_Part):
+class RunRecipe(Part):
     """What changes no number: workers, how often to save and look."""
 
-    workers: int | None = Field(None, ge=1)
+    workers: int | None = Field(None, ge=1, le=1024)
     """Micro-batches computed at the same time, one thread each; as many as torch has threads unless
     given. A single one computes with all threads, which may round differently than several do."""
     checkpoint_minutes: float = Field(3.0, gt=0)
@@ -262,12 +239,12 @@ class RunRecipe(_Part):
     """How often the live page is written."""
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """A whole training run."""
 
-    name: str
+    name: str = Field(max_length=500)
     """What it is called on its page."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MAX_NUMBER)
     """Of the first weights, the order of the text and the noise."""
     tokenizer: TokenizerRecipe = Field(default_factory=TokenizerRecipe)
     data: DataRecipe

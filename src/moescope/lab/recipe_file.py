@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +16,7 @@ from moescope.lab.recipe import DataRecipe, Recipe, TokenizerRecipe
 
 __all__ = ["load_recipe"]
 
+_MOST_BYTES = 1 << 17
 _PATHS = ("data.train", "data.heldout", "data.train.path", "data.heldout.path", "tokenizer.path")
 
 
@@ -47,18 +49,49 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInputError(f"recipe {path}: {' '.join(str(error).split())}") from error
+        if path.exists() and not path.is_file():
+            raise BadInputError(f"recipe {path}: no regular file; give a YAML file")
+        if path.stat().st_size > _MOST_BYTES:
+            raise BadInputError(
+                f"recipe {path}: {path.stat().st_size:,} bytes; a recipe has at most "
+                f"{_MOST_BYTES:,}"
+            )
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or _line(error)
+        raise BadInputError(f"recipe {str(path)[:200]}: cannot be read ({reason})") from error
+    data = _yaml(text, f"recipe {path}")
     if not isinstance(data, dict):
         raise BadInputError(f"recipe {path}: expected sections such as model: and data:")
     return data
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain YAML: a few lines of aliases can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
+        return super().compose_node(parent, index)
+
+
+def _yaml(text: str, label: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise BadInputError(f"{label}: nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number of no sense
+        raise BadInputError(f"{label}: {_line(error)[:300]}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def _override(data: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise BadInputError(f"--set {text!r} is not of the form section.key=value")
+        raise BadInputError(f"--set {_short(text)} is not of the form section.key=value")
     *parents, last = key.split(".")
     for name in parents:
         nested = data.get(name)
@@ -66,19 +99,21 @@ def _override(data: dict[str, Any], text: str) -> None:
             nested = {"path": nested}
         data[name] = nested = {} if nested is None else nested
         if not isinstance(nested, dict):
-            raise BadInputError(f"--set {text!r}: {name} is {nested!r}, not a section")
+            raise BadInputError(
+                f"--set {_short(text)}: {_short(name)} is {_short(nested)}, not a section"
+            )
         data = nested
-    try:
-        data[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise BadInputError(f"--set {text!r}: {' '.join(str(error).split())}") from error
+    data[last] = _yaml(value, f"--set {_short(text)}")
     if key in _PATHS and isinstance(data[last], str):
         data[last] = _resolved(data[last], Path.cwd())
 
 
 def _resolved(path: str, folder: Path) -> str:
     """An absolute path; a dataset of the hub stays as it is."""
-    return path if path.startswith("hf:") else str((folder / path).resolve())
+    try:
+        return path if path.startswith("hf:") else str((folder / path).resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a circle of links
+        raise BadInputError(f"{_short(path)} is no path ({error})") from error
 
 
 def _absolute(data: DataRecipe, folder: Path) -> DataRecipe:
@@ -107,7 +142,7 @@ def _explain(error: ValidationError) -> str:
     given_as_ramp = ramps and not ramps[0]["type"].startswith("model")
     problem = ramps[0] if given_as_ramp else problems[0]
     place = [str(p) for p in problem["loc"] if p not in _TAGS]
-    name = ".".join(place) or "recipe"
+    name = ".".join(place)[:200] or "recipe"
     if problem["type"] == "extra_forbidden":
         known = _fields(place[:-1])
         close = difflib.get_close_matches(place[-1], known, n=1)
@@ -119,7 +154,15 @@ def _explain(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{name + ': ' if place else ''}{message}"
-    return f"{name}: {message}, got {problem['input']!r}"
+    return f"{name}: {message}, got {_short(problem['input'])}"
+
+
+def _short(value: Any) -> str:
+    """A value as Python writes it; what is long is not echoed."""
+    with contextlib.suppress(ValueError, RecursionError):  # 5,000 digits, a deep nest
+        text = repr(value)
+        return text if len(text) <= 80 else f"{text[:79]}…"
+    return "a value that is too long to show"
 
 
 def _fields(place: list[str]) -> list[str]:

@@ -32,6 +32,7 @@ from moescope.lab.data import Sampler, Streams, heldout_windows, prepare_data, u
 from moescope.lab.evaluate import evaluate
 from moescope.lab.log import TrainingLog
 from moescope.lab.losses import update_selection_bias
+from moescope.lab.need import require_memory
 from moescope.lab.network import Network, Pass, build_network, capacity_factor
 from moescope.lab.objective import StepResult, Workers, balance_weights, run_step
 from moescope.lab.optimizer import Optimizer, learning_rate
@@ -40,6 +41,9 @@ from moescope.lab.rows import drop_rows, load_rows, routing_row
 from moescope.models.memory import keep_memory
 
 __all__ = ["Kept", "Trained", "TrainingState", "train"]
+
+_LEAST_TOKENS = 256
+"""Of any vocabulary; the first look at the memory is before there is a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ def _train(
 ) -> Trained:
     found = read_state(target / "checkpoint")
     _check_folder(recipe, target, found, resume)
+    require_memory(recipe, _LEAST_TOKENS, torch.device(device))
     keep_memory()
     data = prepare_data(recipe, target, say)
     if found is not None and found[1]["data"] != data.fingerprint:
@@ -223,6 +228,7 @@ class _Run:
     def __init__(self, recipe: Recipe, folder: Path, data: Streams, device: torch.device) -> None:
         self.recipe, self.folder, self.data, self.device = recipe, folder, data, device
         tokenizer = data.tokenizer
+        require_memory(recipe, len(tokenizer), device)
         self.network = build_network(recipe, len(tokenizer), tokenizer.eos_token_id, device)
         if _precision(recipe, device) == torch.bfloat16:
             self.network.model.to(torch.bfloat16)

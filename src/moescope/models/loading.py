@@ -17,6 +17,14 @@ from torch import nn
 
 from moescope.errors import ModelError
 from moescope.models.anatomy import Anatomy
+from moescope.models.checks import (
+    name_misfit,
+    refuse_giant,
+    refuse_partial,
+    refuse_quantised,
+    refuse_unreadable,
+)
+from moescope.models.config_files import CONFIG, WEIGHTS
 from moescope.models.experts import sorts_experts
 from moescope.models.memory import (
     available_memory,
@@ -93,7 +101,7 @@ def load_meta(spec: ModelSpec) -> Anatomy:
         ModelError: unknown model, dense model, or an architecture that cannot be read.
     """
     config = load_config(spec)
-    return find_anatomy(_build_meta(spec, config), config)
+    return _anatomy(spec, _build_meta(spec, config), config)
 
 
 def load_model(spec: ModelSpec) -> LoadedModel:
@@ -107,19 +115,28 @@ def load_model(spec: ModelSpec) -> LoadedModel:
 
     device = pick_device(spec.device)
     config = load_config(spec)
-    empty = find_anatomy(_build_meta(spec, config), config)  # refuse before reading gigabytes
+    empty = _anatomy(spec, _build_meta(spec, config), config)  # refuse before reading gigabytes
     stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
-    model, info = guard(
-        spec,
-        AutoModelForCausalLM.from_pretrained,
-        spec.model,
-        revision=spec.revision,
-        dtype=_auto_dtype(stored, empty, device) if spec.dtype == "auto" else _dtype(spec.dtype),
-        trust_remote_code=spec.trust_remote_code,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    _refuse_partial(spec, info)
+    dtype = _auto_dtype(stored, empty, device) if spec.dtype == "auto" else _dtype(spec.dtype)
+    refuse_unreadable(spec, config)
+    refuse_giant(spec, config, empty, stored if dtype == "auto" else dtype)
+    try:
+        model, info = guard(
+            spec,
+            AutoModelForCausalLM.from_pretrained,
+            spec.model,
+            reads=WEIGHTS,
+            revision=spec.revision,
+            dtype=dtype,
+            trust_remote_code=spec.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # named below, and refused
+        )
+    except ModelError:
+        name_misfit(spec, config, _build_meta(spec, config), empty)
+        raise
+    refuse_partial(spec, info)
     try:
         model = model.to(device).eval()
     except torch.OutOfMemoryError as error:
@@ -173,7 +190,7 @@ def open_model(
         stored = getattr(config.get_text_config(), "dtype", None)
         dtype = _auto_streamed(stored, device)
         dtype = dtype if spec.dtype == "auto" else _dtype(spec.dtype)
-        need = resident_need(find_anatomy(_build_meta(spec, config), config), dtype)
+        need = resident_need(_anatomy(spec, _build_meta(spec, config), config), dtype)
         if need <= budget or (engine == "resident" and memory is None):
             return load_model(spec)
         if engine == "resident":
@@ -207,15 +224,14 @@ def load_streamed(
     """
     device = pick_device(spec.device)
     config = load_config(spec)
-    _refuse_quantised(spec, config)
+    refuse_quantised(spec, config)
     empty = _build_meta(spec, config)
-    anatomy = find_anatomy(empty, config)
+    anatomy = _anatomy(spec, empty, config)
     stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
     dtype = _auto_streamed(stored, device) if spec.dtype == "auto" else _dtype(spec.dtype)
     model = _build_meta(spec, config, dtype).eval()
-    streamed = StreamedModel(
-        model, checkpoint_folder(spec), anatomy.layers[0].site.block, dtype, device
-    )
+    folder, block = checkpoint_folder(spec), anatomy.layers[0].site.block
+    streamed = guard(spec, StreamedModel, model, folder, block, dtype, device, reads=WEIGHTS)
     streamed.need = plan_streaming(
         anatomy,
         streamed.outside_bytes(),
@@ -226,7 +242,7 @@ def load_streamed(
         window=window or _usual_window(config),
         sorts=device.type == "cpu" and sorts_experts(model),
     )
-    streamed.load_rest()
+    guard(spec, streamed.load_rest, reads=WEIGHTS)
     refuse_foreign_ids(spec, model)
     tokenizer = load_tokenizer(spec)
     return LoadedModel(
@@ -249,19 +265,6 @@ def _usual_window(config: Any) -> int:
     return int(
         min(2048, getattr(config.get_text_config(), "max_position_embeddings", 2048) or 2048)
     )
-
-
-def _refuse_quantised(spec: ModelSpec, config: Any) -> None:
-    """Scales of quantised weights are transformers' affair, and read with the whole model."""
-    found = getattr(config, "quantization_config", None) or getattr(
-        config.get_text_config(), "quantization_config", None
-    )
-    if found is not None:
-        method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
-        raise ModelError(
-            f"{spec.model} is quantised ({getattr(method, 'value', method)}), so it cannot be "
-            "streamed; use --engine resident, or a copy in bfloat16"
-        )
 
 
 def _auto_streamed(stored: Any, device: torch.device) -> torch.dtype:
@@ -313,25 +316,27 @@ def weights_fingerprint(model: nn.Module) -> str:
 def _build_meta(spec: ModelSpec, config: Any, dtype: torch.dtype | None = None) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
+    known = type(config) in AutoModelForCausalLM._model_mapping or hasattr(config, "auto_map")
+    if not known:  # its own refusal imports every model there is
+        raise ModelError(
+            f"{spec.model} is of type {config.model_type!r}, which transformers knows, but not as "
+            "a causal language model; give an MoE model such as allenai/OLMoE-1B-7B-0924"
+        )
     with torch.device("meta"):
         model: nn.Module = guard(
             spec,
             AutoModelForCausalLM.from_config,
             config,
+            reads=CONFIG,
             trust_remote_code=spec.trust_remote_code,
             **({} if dtype is None else {"dtype": dtype}),
         )
     return model
 
 
-def _refuse_partial(spec: ModelSpec, info: dict[str, Any]) -> None:
-    for what, say in (("missing_keys", "has no weights for"), ("mismatched_keys", "does not fit")):
-        keys = sorted(str(k) for k in info.get(what, ()))
-        if keys:
-            raise ModelError(
-                f"{spec.model}: the checkpoint {say} {len(keys)} parameters, first {keys[0]}; they "
-                "would be random, so nothing measured on them would mean anything"
-            )
+def _anatomy(spec: ModelSpec, model: nn.Module, config: Any) -> Anatomy:
+    found: Anatomy = guard(spec, find_anatomy, model, config, reads=CONFIG)
+    return found
 
 
 def _dtype(name: str) -> torch.dtype:

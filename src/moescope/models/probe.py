@@ -24,6 +24,8 @@ __all__ = ["RouterBehaviour", "classify", "find_anatomy"]
 
 _ROWS = 64
 _TOLERANCE = 1e-3
+_LARGEST_ROUTER = 1 << 26
+"""Its copy is float32 in memory; the largest that is known has some four million."""
 
 _BY_FAMILY: dict[str, Scoring] = {"PhimoeTopKRouter": "softmax"}
 """Phi-MoE's sparsemixer takes a softmax over the near-best experts only, once for each of its two
@@ -96,6 +98,12 @@ def _expert_width(experts: nn.Module, hidden: int) -> int | None:
 
 
 def _observe(model: nn.Module, site: Site, hidden: int) -> RouterBehaviour:
+    size = sum(p.numel() for p in model.get_submodule(site.router).parameters())
+    if size > _LARGEST_ROUTER:
+        raise ModelError(
+            f"router {site.router} has {size:,} parameters, expected at most {_LARGEST_ROUTER:,}; "
+            "check hidden_size and the number of experts in config.json"
+        )
     generator = torch.Generator().manual_seed(0)
     router = _random_copy(model.get_submodule(site.router), generator, bias=0.0)
     biased = _random_copy(model.get_submodule(site.router), generator, bias=1.0)
@@ -103,10 +111,11 @@ def _observe(model: nn.Module, site: Site, hidden: int) -> RouterBehaviour:
     try:
         plain = _ask(router, block, hidden, generator, 0.0)
         swayed = _ask(biased, block, hidden, generator, 1.0)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except Exception as error:
         raise ModelError(
             f"router {site.router} ({type(router).__name__}) does not answer random input "
-            f"({error}); this architecture cannot be read yet"
+            f"({' '.join(str(error).split())[:200]}); this architecture "
+            "cannot be read yet, or its configuration names impossible numbers"
         ) from error
     scoring = _BY_FAMILY.get(type(router).__name__) or classify(plain)
     if scoring is None:

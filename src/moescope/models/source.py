@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moescope.errors import ModelError
+from moescope.errors import ModelError, MoescopeError, WriteError
+from moescope.models.config_files import CONFIG, TOKENIZER, check_config, fault_in, local_folder
 
 __all__ = [
+    "MAX_TOKEN_ID",
     "ModelSpec",
     "checkpoint_folder",
     "config_hash",
@@ -24,6 +27,9 @@ __all__ = [
     "load_tokenizer",
     "text_hash",
 ]
+
+MAX_TOKEN_ID = 1 << 24
+"""Far above the vocabulary of any known model."""
 
 _TOKENIZER_FILES = ("tokeniz*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
 
@@ -50,8 +56,8 @@ class ModelSpec:
 
 def checkpoint_folder(spec: ModelSpec) -> Path:
     """The checkpoint on this disk, fetched from the hub if need be."""
-    if Path(spec.model).is_dir():
-        return Path(spec.model)
+    if (folder := local_folder(spec.model)) is not None:
+        return folder
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors"]
@@ -68,21 +74,22 @@ def load_config(spec: ModelSpec) -> Any:
         ModelError: there is none, or it cannot be read.
     """
     from transformers import AutoConfig
+    from transformers.utils import cached_file
 
-    path = Path(spec.model)
-    if path.is_dir() and not (path / "config.json").is_file():
+    folder = local_folder(spec.model)
+    if folder is None:
+        path = Path(guard(spec, cached_file, spec.model, "config.json", revision=spec.revision))
+    elif not (path := folder / "config.json").is_file():
         raise ModelError(
             f"{spec.model}: this folder holds no config.json; expected a model saved with "
             "save_pretrained"
         )
-    if path.is_file():
-        raise ModelError(
-            f"{spec.model} is a file; give the folder that holds config.json and safetensors"
-        )
+    check_config(path, spec.model)
     return guard(
         spec,
         AutoConfig.from_pretrained,
         spec.model,
+        reads=CONFIG,
         revision=spec.revision,
         trust_remote_code=spec.trust_remote_code,
     )
@@ -96,17 +103,22 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     """
     from transformers import AutoTokenizer
 
-    folder = Path(spec.model)
+    folder = local_folder(spec.model)
     none = (
         f"{spec.model}: no tokenizer with this model; save the one it was trained with beside "
         "the weights (tokenizer.save_pretrained)"
     )
-    if folder.is_dir() and not any(next(folder.glob(p), None) for p in _TOKENIZER_FILES):
-        raise ModelError(none)
+    if folder is not None:
+        found = [path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)]
+        if not found:
+            raise ModelError(none)
+        if odd := next((path for path in found if not path.is_file()), None):
+            raise ModelError(f"{spec.model}/{odd.name} is not a regular file")
     tokenizer = guard(
         spec,
         AutoTokenizer.from_pretrained,
         spec.model,
+        reads=TOKENIZER,
         revision=spec.revision,
         trust_remote_code=spec.trust_remote_code,
     )
@@ -115,39 +127,74 @@ def load_tokenizer(spec: ModelSpec) -> Any:
             f"{spec.model}: only a slow tokenizer ({type(tokenizer).__name__}) was found; moescope "
             "needs a tokenizer.json to align tokens with text"
         )
-    if not tokenizer("Any text at all.", add_special_tokens=False)["input_ids"]:
+    made = guard(spec, tokenizer, "Any text at all.", reads=TOKENIZER, add_special_tokens=False)
+    if not made["input_ids"]:
         raise ModelError(none)
+    _refuse_far_ids(spec, tokenizer)
     return tokenizer
 
 
-def guard(spec: ModelSpec, call: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call into transformers; turn its many-line errors into one line."""
+def _refuse_far_ids(spec: ModelSpec, tokenizer: Any) -> None:
+    """Arrays over the vocabulary reach to its last id, so one absurd id would take all memory."""
+    token, last = max(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+    if last >= MAX_TOKEN_ID:
+        raise ModelError(
+            f"{spec.model}/tokenizer.json: the token {token[:40]!r} has id {last}, expected ids "
+            f"below {MAX_TOKEN_ID:,}"
+        )
+
+
+def guard(
+    spec: ModelSpec, call: Any, *args: Any, reads: tuple[str, ...] = (), **kwargs: Any
+) -> Any:
+    """Call into transformers; whatever it fails with becomes one line.
+
+    Args:
+        spec: the model.
+        call: what is called.
+        *args: its arguments.
+        reads: the JSON files that it reads, which are named when they are at fault.
+        **kwargs: more of its arguments.
+
+    Raises:
+        ModelError: it failed because of what was given.
+        WriteError: the disk is full.
+    """
     try:
         return call(*args, **kwargs)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, TypeError) as error:
-        raise ModelError(_explain(spec, error)) from error
+    except MoescopeError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise WriteError(f"{spec.model} cannot be fetched: {error.strerror}") from error
+        raise ModelError(_explain(spec, error, reads)) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # how a Rust library fails
+            raise
+        raise ModelError(_explain(spec, error, reads)) from error
 
 
-def _explain(spec: ModelSpec, error: Exception) -> str:
+def _explain(spec: ModelSpec, error: BaseException, reads: tuple[str, ...]) -> str:
     first = " ".join(str(error).split())
     if "trust_remote_code" in first:
         return f"{spec.model} brings its own Python code; if you trust it, add --trust-remote-code"
-    looks_local = Path(spec.model).exists() or spec.model.startswith((".", "/", "~"))
-    if not looks_local and isinstance(error, OSError) and "safetensors" not in first:
+    if Path(spec.model).exists():
+        return fault_in(spec.model, reads, error)
+    if spec.model.startswith((".", "/", "~")):
+        return f"{spec.model}: no such folder{_near(spec.model)}"
+    if isinstance(error, OSError) and "safetensors" not in first:
         return (
             f"{spec.model!r} is neither a folder here{_near(spec.model)} nor a model that the hub "
             f"gives: {first[:160]}"
         )
-    if not Path(spec.model).exists() and looks_local:
-        return f"{spec.model}: no such folder{_near(spec.model)}"
     return f"{spec.model} cannot be loaded: {first[:240]}"
 
 
 def _near(name: str) -> str:
-    parent = Path(name).expanduser().parent
-    if not parent.is_dir():
-        return ""
-    close = difflib.get_close_matches(Path(name).name, [p.name for p in parent.iterdir()], n=1)
+    parent, names = Path(name).parent, list[str]()
+    with contextlib.suppress(OSError):
+        names = [p.name for p in parent.iterdir()]
+    close = difflib.get_close_matches(Path(name).name, names, n=1)
     return f" (did you mean {parent / close[0]}?)" if close else ""
 
 

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from moescope.errors import ModelError
+from moescope.models.config_files import json_object
 
 __all__ = [
     "Stored",
@@ -33,6 +34,7 @@ __all__ = [
     "read_header",
     "reading",
     "refuse_shape",
+    "refuse_whole_numbers",
     "stacked_side",
 ]
 
@@ -51,25 +53,66 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
     """Which safetensors file holds each tensor of a checkpoint folder.
 
     Raises:
-        ModelError: no safetensors, a shard that the index names but that is not there, or a tensor
-            that the shard does not hold.
+        ModelError: no safetensors, a file that is damaged, a shard that the index names but that
+            is not there, or a tensor that the shard does not hold.
     """
-    index = folder / _INDEX
-    if index.is_file():
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {key: folder / name for key, name in named.items()}
-        for path in sorted(set(files.values())):
-            if not path.is_file():
-                raise ModelError(
-                    f"{folder}: the index names the shard {path.name}, which is not there; fetch "
-                    "the whole checkpoint"
-                )
-        return files
-    single = folder / _SINGLE
-    if not single.is_file():
+    single, index = folder / _SINGLE, folder / _INDEX
+    if single.is_file():  # as transformers does, also where there is an index beside it
+        return dict.fromkeys(_names_in(single), single)
+    if not index.is_file():
         raise ModelError(f"{folder} holds no {_SINGLE} and no {_INDEX}; only safetensors are read")
-    with opened(single) as handle:
-        return dict.fromkeys(handle.keys(), single)
+    named = _weight_map(index)
+    for name in sorted(set(named.values())):
+        if not (folder / name).is_file():
+            raise ModelError(
+                f"{folder}: the index names the shard {name}, which is not there; fetch the whole "
+                "checkpoint"
+            )
+        absent = {key for key, file in named.items() if file == name} - set(
+            _names_in(folder / name)
+        )
+        if absent:
+            raise ModelError(
+                f"{name} does not hold {min(absent)}, which the index says it does; fetch the "
+                "whole checkpoint"
+            )
+    return {key: folder / name for key, name in named.items()}
+
+
+def _names_in(path: Path) -> list[str]:
+    """The tensors of a file whose header is whole: the library checks places and sizes."""
+    with opened(path) as handle:
+        return list(handle.keys())
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Which file holds each tensor; files of the same folder only."""
+    named = json_object(index, str(index)).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise ModelError(f"{index}: weight_map names no tensor; fetch the whole checkpoint")
+    for key, name in named.items():
+        if not isinstance(name, str) or not name or name != Path(name).name:
+            raise ModelError(
+                f"{index}: {key} is said to lie in {name!r}, expected the name of a file beside "
+                "the index"
+            )
+    return named
+
+
+def refuse_whole_numbers(files: dict[str, Path]) -> None:
+    """Refuse matrices stored as whole numbers, which mean nothing without their scales.
+
+    Raises:
+        ModelError: the first of them.
+    """
+    for path in sorted(set(files.values())):
+        for key, entry in read_header(path).items():
+            matrix = key in files and key.endswith(".weight") and len(entry.shape) > 1
+            if matrix and (entry.dtype is None or not entry.dtype.is_floating_point):
+                raise ModelError(
+                    f"{path}: {key} is stored as whole numbers or in an unknown type, expected "
+                    "bfloat16, float16 or float32; the configuration names no quantization"
+                )
 
 
 @contextlib.contextmanager
@@ -79,7 +122,8 @@ def opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as handle:
             yield handle
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} cannot be read ({' '.join(str(error).split())[:120]})") from error
+        reason = " ".join(str(error).split())[:120]
+        raise ModelError(f"{path} cannot be read ({reason}); fetch the file again") from error
 
 
 class Stored(NamedTuple):

@@ -162,7 +162,7 @@ class StreamedModel:
             return
         for key, _ in target.sources:
             dtype = self._header(key).dtype
-            if dtype is None or dtype.itemsize < 2:
+            if dtype is None or dtype.itemsize < 2 or not dtype.is_floating_point:
                 raise ModelError(
                     f"{self._folder}: {key} is stored in {dtype or 'an unknown type'}, so the "
                     "checkpoint is quantised and cannot be streamed; use --engine resident, or a "

@@ -119,7 +119,7 @@ def profile_experts(
     on_stage: Stage | None = None,
     on_progress: Progress | None = None,
 ) -> list[Profile]:
-    """Profiles of these experts in their order, each once, or of all (None); see `profile_expert`."""
+    """Profiles of these experts in order, each once, or of all (None); see `profile_expert`."""
     options = options or ProfileOptions()
     say = on_stage or (lambda _: None)
     routed = Routed(run)

@@ -16,22 +16,31 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.corpus.records import Problem, listing
+from moescope.corpus.records import Problem, listing, one_line
 from moescope.trace.importers.served import ServedModel
 
 __all__ = [
+    "MAX_ARRAY_BYTES",
+    "MAX_TOKENS",
     "Item",
     "RefusedError",
     "Request",
     "counted_mask",
     "expert_array",
     "label_of",
+    "npy_bytes",
     "prompt_ids_of",
     "refuse",
     "start_of",
     "token_ids",
     "unpacked",
 ]
+
+MAX_TOKENS = 1 << 24
+"""Of one request: far more than any model reads, few enough to hold."""
+
+MAX_ARRAY_BYTES = 2 << 30
+"""Of one array that a packed file declares, before it is unpacked."""
 
 _DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "int64")
 _MAX_TOKEN = 1 << 24
@@ -52,7 +61,7 @@ def refuse(reason: str, where: str, detail: str, advice: str = "") -> NoReturn:
     Raises:
         RefusedError: always.
     """
-    raise RefusedError(Problem(reason, where, detail, advice))
+    raise RefusedError(Problem(reason, where, one_line(detail, 400), advice))
 
 
 class Item(NamedTuple):
@@ -139,7 +148,7 @@ def token_ids(value: Any, name: str, where: str, served: ServedModel) -> NDArray
     Raises:
         RefusedError: anything else.
     """
-    made = _array(value, name, where)
+    made = _whole_numbers(value, name, where)
     if made.ndim != 1:
         refuse(f"{name} is not a list", where, f"got {made.ndim} axes, expected 1")
     if not made.size:
@@ -163,9 +172,10 @@ def start_of(values: Mapping[str, Any], where: str) -> int:
         if value is None:
             continue
         value = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        whole = value if isinstance(value, int) and not isinstance(value, bool) else -1
+        if not 0 <= whole < MAX_TOKENS:
             refuse(f"{name} is not a position", where, f"got {value!r}")
-        return value
+        return whole
     return 0
 
 
@@ -200,6 +210,8 @@ def prompt_ids_of(
         return None
     if not isinstance(text, str):
         refuse("prompt is not a text", where, f"got {type(text).__name__}")
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        refuse("prompt is not valid Unicode", where, "half of a surrogate pair")
     if served.tokenizer is None:
         refuse("a prompt without token ids", where, "the model has no tokenizer here",
                "save prompt_token_ids")  # fmt: skip
@@ -225,7 +237,7 @@ def expert_array(value: Any, where: str) -> NDArray[Any]:
         return _npy(unpacked(value, name, where), where)
     if isinstance(value, Mapping):
         return _packed(value, where)
-    return _array(value, name, where)
+    return _whole_numbers(value, name, where)
 
 
 def unpacked(text: Any, name: str, where: str) -> bytes:
@@ -252,8 +264,8 @@ def _packed(value: Mapping[str, Any], where: str) -> NDArray[Any]:
     if dtype not in _DTYPES:
         refuse("routed_experts has an unknown dtype", where, f"got {dtype!r}",
                f"expected one of {', '.join(_DTYPES)}")  # fmt: skip
-    sizes = _array(shape, "shape", where).tolist() if shape else []
-    if len(sizes) != 3 or min(sizes) < 0:
+    sizes = _whole_numbers(shape, "shape", where).tolist() if shape else []
+    if np.ndim(sizes) != 1 or len(sizes) != 3 or min(sizes) < 0:
         refuse("routed_experts has no shape of three axes", where, f"got {shape!r}")
     data = unpacked(value["data"], "routed_experts", where)
     kind = np.dtype(dtype).newbyteorder("<")
@@ -267,11 +279,36 @@ def _packed(value: Mapping[str, Any], where: str) -> NDArray[Any]:
 
 def _npy(data: bytes, where: str) -> NDArray[Any]:
     try:
+        expected, found = npy_bytes(io.BytesIO(data)), len(data)
+        if expected > found:
+            raise ValueError(f"its header declares {expected:,} bytes, it has {found:,}")
         made = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
+    except Exception as error:  # whatever numpy says of bytes of unknown origin
         refuse("routed_experts is no .npy array", where, " ".join(str(error).split())[:120],
                "expected base64 of a .npy file, or data, dtype and shape")  # fmt: skip
-    return _array(made, "routed_experts", where)
+    return _whole_numbers(made, "routed_experts", where)
+
+
+def npy_bytes(stream: Any) -> int:
+    """The bytes that the header of a ``.npy`` file declares for its numbers; nothing is unpacked.
+
+    Raises:
+        ValueError: it is none, or holds Python objects.
+    """
+    form: Any = np.lib.format
+    major, _ = form.read_magic(stream)
+    read = form.read_array_header_1_0 if major == 1 else form.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are not read")
+    return int(math.prod(shape) * dtype.itemsize)
+
+
+def _whole_numbers(value: Any, name: str, where: str) -> NDArray[Any]:
+    made = _array(value, name, where)
+    if made.dtype == np.bool_:
+        refuse(f"{name} holds something else than whole numbers", where, "got truth values")
+    return made
 
 
 def _array(value: Any, name: str, where: str) -> NDArray[Any]:

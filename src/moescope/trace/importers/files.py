@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from moescope.corpus.json_files import read_json
+from moescope.corpus.json_files import MAX_JSON_BYTES, read_json
 from moescope.corpus.lines import open_bytes, whole_lines
 from moescope.corpus.records import Problem, SourceFile, corpus_error, listing, one_line
 from moescope.errors import CorpusError
-from moescope.trace.importers.common import Item, RefusedError
+from moescope.trace.importers.common import MAX_ARRAY_BYTES, Item, RefusedError, npy_bytes
 
 __all__ = ["CaptureFile", "beside", "find_captures", "read_items"]
 
@@ -56,7 +56,8 @@ def find_captures(paths: Sequence[str | Path], suffixes: tuple[str, ...]) -> lis
                 raise corpus_error(f"{given}: no capture file in it; expected {listing(suffixes)}")
             found += inside
         elif not given.is_file():
-            raise corpus_error(f"{given}: no such file")
+            kind = "no regular file" if given.exists() else "no such file"
+            raise corpus_error(f"{given}: {kind}; give files that an engine's routing was saved to")
         elif not _fits(given, suffixes):
             raise corpus_error(
                 f"{given}: unknown kind of file; expected {listing(suffixes)} (text also as .gz)"
@@ -142,7 +143,8 @@ def _object(content: bytes, where: str) -> dict[str, Any] | RefusedError:
     try:
         made = json.loads(content)
     except (ValueError, RecursionError) as error:
-        reason = one_line(str(error), 120) or "nested too deeply"
+        deep = isinstance(error, RecursionError)
+        reason = "nested too deeply" if deep else one_line(str(error), 120)
         return RefusedError(Problem("not valid JSON", where, reason, _ADVICE))
     if not isinstance(made, dict):
         return RefusedError(Problem("not an object", where, f"got {type(made).__name__}", _ADVICE))
@@ -153,7 +155,12 @@ def _document(source: SourceFile, size: int) -> Iterator[Item | RefusedError]:
     """One answer of a server saved as a file, or a list of entries."""
     with open_bytes(source) as stream:
         head = stream.read(64).lstrip()
-        content = head + stream.read() if head.startswith(b"{") else b""
+        content = head + stream.read(MAX_JSON_BYTES) if head.startswith(b"{") else b""
+    if len(content) > MAX_JSON_BYTES:
+        raise corpus_error(
+            f"{source.label}: one answer of more than {MAX_JSON_BYTES >> 20} MB; write one request "
+            "per line and name it .jsonl"
+        )
     if content:
         made = _object(content, source.label)
         if isinstance(made, RefusedError):
@@ -172,6 +179,8 @@ def _table(source: SourceFile, file: CaptureFile) -> Item:
     stem = _stem(file.name)
     values: dict[str, Any] = {}
     for other in beside(file):
+        if other.size > MAX_JSON_BYTES:
+            raise corpus_error(f"{other.path}: more than {MAX_JSON_BYTES >> 20} MB of JSON")
         made = _object(other.path.read_bytes(), str(other.path))
         if isinstance(made, RefusedError):
             raise CorpusError(made.problem.message())
@@ -181,12 +190,29 @@ def _table(source: SourceFile, file: CaptureFile) -> Item:
 
 def _npz(path: Path) -> dict[str, Any]:
     try:
+        with zipfile.ZipFile(path) as packed:
+            _refuse_bombs(packed)
         with np.load(path, allow_pickle=False) as archive:
             return {name: _plain(archive[name]) for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
+    except Exception as error:  # whatever the libraries say of a file of unknown origin
         raise corpus_error(
             f"{path}: not a .npz archive of plain arrays ({one_line(str(error), 120)})"
         ) from error
+
+
+def _refuse_bombs(packed: zipfile.ZipFile) -> None:
+    """What an archive declares is reckoned before anything of it is unpacked."""
+    total = 0
+    for member in packed.infolist():
+        with packed.open(member) as stream:
+            declared = npy_bytes(stream)
+        if declared > member.file_size:
+            raise ValueError(
+                f"{member.filename} declares {declared:,} bytes and holds {member.file_size:,}"
+            )
+        total += member.file_size
+    if total > MAX_ARRAY_BYTES:
+        raise ValueError(f"it unpacks to {total:,} bytes, expected at most {MAX_ARRAY_BYTES:,}")
 
 
 def _plain(array: Any) -> Any:
@@ -199,7 +225,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="np") as archive:
             arrays = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
             metadata = archive.metadata() or {}
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever the library says of a file of unknown origin
         raise corpus_error(
             f"{path}: not a safetensors file of whole numbers ({one_line(str(error), 120)})"
         ) from error

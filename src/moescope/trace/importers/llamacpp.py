@@ -21,11 +21,13 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
+from moescope.corpus.json_files import MAX_JSON_BYTES
 from moescope.corpus.lines import open_bytes
 from moescope.corpus.records import SourceFile, listing, one_line
 from moescope.models.anatomy import MoELayer
 from moescope.models.anatomy import _ranges as ranges
 from moescope.trace.importers.common import (
+    MAX_TOKENS,
     Item,
     Request,
     counted_mask,
@@ -100,19 +102,37 @@ def _read(source: SourceFile, where: str) -> _Table:
         refuse("a CSV without header", where, f"got {len(cells)} columns, expected layer,expert",
                "write a header: phase,token,layer,rank,expert")  # fmt: skip
     given = ["layer", "expert"] if bare else cells
+    twice = sorted({c for c in given if given.count(c) > 1})
+    if twice:
+        refuse("two columns of one name", where, f"{listing(twice)}; its columns: {listing(given)}",
+               "leave one of them")  # fmt: skip
     names = {name: next((c for c in given if c in known), None) for name, known in _NAMES.items()}
     missing = [name for name in ("layer", "expert") if names[name] is None]
     if missing:
         refuse(f"no column {missing[0]!r}", where, f"its columns: {listing(given)}",
                "expected layer and expert, better also phase, token and rank")  # fmt: skip
+    _refuse_bomb(source, where)
     options = pa_csv.ReadOptions(column_names=given, skip_rows=0 if bare else 1)
     try:
         with open_bytes(source) as stream:
             made = pa_csv.read_csv(stream, read_options=options)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         refuse("not a CSV of rows like its first", where, one_line(str(error), 160),
                "it was cut short or altered; trace again")  # fmt: skip
     return {name: _column(made[c], c, where) for name, c in names.items() if c is not None}
+
+
+def _refuse_bomb(source: SourceFile, where: str) -> None:
+    """A packed table is held whole, so what it unpacks to is counted first."""
+    if not source.name.lower().endswith(".gz"):
+        return
+    size, most = 0, MAX_JSON_BYTES
+    with open_bytes(source) as stream:
+        while chunk := stream.read(1 << 20):
+            size += len(chunk)
+            if size > most:
+                refuse("a packed CSV that is too long", where,
+                       f"it unpacks to more than {most >> 20} MB", "unpack it first")  # fmt: skip
 
 
 def _column(column: pa.ChunkedArray, name: str, where: str) -> NDArray[Any]:
@@ -120,7 +140,13 @@ def _column(column: pa.ChunkedArray, name: str, where: str) -> NDArray[Any]:
         return np.asarray([str(v).strip().lower() for v in column.to_pylist()])
     if not pa.types.is_integer(column.type) or column.null_count:
         refuse(f"column {name!r} holds something else than whole numbers", where, str(column.type))
-    return np.asarray(column.to_numpy(), np.int64)
+    made = np.asarray(column.to_numpy())
+    if name in _NAMES["token"] and made.size:
+        low, high = int(made.min()), int(made.max())
+        if low < 0 or high >= MAX_TOKENS:
+            refuse(f"column {name!r} holds no positions", where, f"got {low} to {high}",
+                   f"expected 0 to {MAX_TOKENS - 1:,}")  # fmt: skip
+    return made.astype(np.int64)
 
 
 def _in_order(

@@ -147,10 +147,13 @@ def _misfit(request: Request, end: int) -> str:
 
 
 def _captured(request: Request, per_layer: list[NDArray[Any]]) -> NDArray[np.bool_]:
-    """Rows that hold routing; −1 in every place is how engines spell that they kept none."""
+    """Rows that hold routing; −1 in every place is how engines spell that they kept none.
+
+    Any other number below 0 is no such word, and is refused as an expert.
+    """
     missing = np.ones(request.experts.shape[0], np.bool_)
     for ids in per_layer:
-        missing &= (ids < 0).all(axis=1)
+        missing &= (ids == -1).all(axis=1)
     return ~missing
 
 

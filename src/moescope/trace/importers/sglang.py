@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.trace.importers.common import (
+    MAX_TOKENS,
     Item,
     Request,
     counted_mask,
@@ -130,9 +131,10 @@ def _of_logprobs(
 
 def _count(meta: Mapping[str, Any], name: str, where: str) -> int:
     value = meta.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        refuse(f"no {name} in meta_info", where, f"got {value!r}")
-    return value
+    whole = value if isinstance(value, int) and not isinstance(value, bool) else -1
+    if not 0 <= whole <= MAX_TOKENS:
+        refuse(f"no {name} in meta_info", where, f"got {value!r}, expected 0 to {MAX_TOKENS:,}")
+    return whole
 
 
 def _experts(value: Any, rows: int, where: str, served: ServedModel) -> NDArray[Any]:

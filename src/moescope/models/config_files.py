@@ -1,0 +1,255 @@
+"""What a model's small files say, checked as plain data before anything is built from them.
+
+transformers believes a configuration: 200,000 layers are built one by one, and a size of 10⁹ is
+asked of the memory. So numbers are looked at first, and when something below fails, the file and
+the key at fault are named. It knows JSON and the names of settings, not modules.
+"""
+
+from __future__ import annotations
+
+import json
+import linecache
+import math
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moescope.errors import ModelError
+
+__all__ = [
+    "CONFIG", "TOKENIZER", "WEIGHTS", "check_config", "fault_in", "json_object", "local_folder",
+]  # fmt: skip
+
+CONFIG = ("config.json",)
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+WEIGHTS = ("config.json", "generation_config.json", "model.safetensors.index.json")
+"""The JSON files that each part of a model is made from."""
+
+_MOST_BYTES = {"config.json": 16 << 20, "generation_config.json": 16 << 20}
+_MOST_BYTES_OTHERWISE = 512 << 20
+_DEPTH = 32
+_TOKENS = "tokenizer.json"
+_AGAIN = "fetch the model again, or save it anew with save_pretrained"
+
+_LIMITS = (
+    (re.compile(r"labels$"), 1 << 16),
+    (re.compile(r"layers$|^n_layer$|depth$"), 1000),
+    (re.compile(r"experts$|expert_num$|experts_per_tok|top_?k$"), 1 << 14),
+    (re.compile(r"vocab"), 1 << 24),
+    (re.compile(r"hidden_size$|d_model$|n_embd$"), 1 << 18),
+    (re.compile(r"(size|dim|rank|heads|channels)$|^[nd]_"), 1 << 22),
+)
+"""The largest number that a setting of such a name may have: far above every known model's."""
+
+_AT_LEAST_ONE = {
+    "hidden_size", "d_model", "n_embd", "num_hidden_layers", "n_layers", "n_layer", "num_layers",
+    "num_attention_heads", "n_heads", "n_head", "num_key_value_heads", "vocab_size",
+    "max_position_embeddings", "head_dim",
+}  # fmt: skip
+_LARGEST = 1 << 62
+_BARE = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError,
+)  # fmt: skip
+"""Errors whose words were not meant for a user."""
+_REAL = re.compile(r"(^|[._])(theta|eps|factor|range)$")
+_OFTEN = {
+    "dtype", "device", "model", "type", "name", "path", "vocab", "version", "content", "config",
+}  # fmt: skip
+"""Names of settings that stand in many lines of code and messages, about something else."""
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder of this name, or None where it can only be a name on the hub.
+
+    Raises:
+        ModelError: it can be neither: empty, a file, or no path at all.
+    """
+    if not model.strip():
+        raise ModelError("the model is an empty text; give a hub id or a folder")
+    path = Path(model)
+    try:
+        if path.is_dir():
+            return path
+        if path.exists() or path.is_symlink():
+            raise ModelError(
+                f"{model} is no folder; give the folder that holds config.json and safetensors"
+            )
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"model {model[:100]!r}: {reason}; give a hub id or a folder") from error
+    return None
+
+
+def check_config(path: Path, model: str) -> None:
+    """Refuse a configuration whose numbers no model has, before a module is built.
+
+    Args:
+        path: of the config.json.
+        model: how messages call the model.
+
+    Raises:
+        ModelError: it is no JSON object, or a number in it cannot be meant.
+    """
+    _check(json_object(path, f"{model}/config.json"), f"{model}/config.json", "", 0)
+
+
+def fault_in(model: str, names: tuple[str, ...], error: BaseException) -> str:
+    """Where these files of a local model are at fault for an error, and how, as far as can be told.
+
+    Args:
+        model: its folder.
+        names: the files that were read.
+        error: what came of it.
+
+    Returns:
+        A place such as ``m/config.json: hidden_act`` with the reason.
+    """
+    settings: dict[str, tuple[str, str, Any]] = {}
+    for name in names:
+        path = Path(model) / name
+        if not path.exists():
+            continue
+        try:
+            found = json_object(path, f"{model}/{name}")
+        except ModelError as spoilt:
+            return str(spoilt)
+        for key, value in _flat(found) if name != _TOKENS else found.items():
+            settings.setdefault(key.rpartition(".")[2], (name, key, value))
+    reason, keys = _reason(error), _keys_at(error, settings)
+    if not keys:
+        read = [name for name in names if (Path(model) / name).exists()]
+        place = f"/{read[0]}" if len(read) == 1 else f": {' or '.join(read)}"
+        return f"{model}{place if isinstance(error, _BARE) else ''} cannot be used: {reason}"
+    file = settings[keys[0]][0]
+    mine = [settings[key] for key in keys[:3] if settings[key][0] == file]
+    shown = [f"{key} is {_short(value)}" for _, key, value in mine]
+    return f"{model}/{file}: {', '.join(shown)}, which cannot be used: {reason}"
+
+
+def _flat(value: dict[str, Any], above: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        yield above + key, inner
+        if isinstance(inner, dict) and depth < _DEPTH:
+            yield from _flat(inner, f"{above}{key}.", depth + 1)
+
+
+def json_object(path: Path, label: str) -> dict[str, Any]:
+    """The JSON object in a file of a model.
+
+    Args:
+        path: the file.
+        label: how messages call it.
+
+    Raises:
+        ModelError: no regular file, too large, or something else in it.
+    """
+    most = _MOST_BYTES.get(path.name, _MOST_BYTES_OTHERWISE)
+    try:
+        if not path.is_file():
+            raise ModelError(f"{label} is not a regular file; {_AGAIN}")
+        if path.stat().st_size > most:
+            raise ModelError(
+                f"{label} has {path.stat().st_size:,} bytes, expected at most {most:,}; {_AGAIN}"
+            )
+        made = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else _line(str(error))
+        raise ModelError(f"{label} is not JSON ({reason[:120]}); {_AGAIN}") from error
+    if not isinstance(made, dict):
+        raise ModelError(f"{label} holds {_kind(made)}, expected a JSON object; {_AGAIN}")
+    return made
+
+
+def _check(value: Any, label: str, key: str, depth: int) -> None:
+    if depth > _DEPTH:
+        raise ModelError(f"{label} is nested more than {_DEPTH} deep; {_AGAIN}")
+    if key.rpartition(".")[2] in ("dtype", "torch_dtype") and not _is_dtype(value):
+        raise ModelError(
+            f"{label}: {key} is {_short(value)}, which is no type of weights; expected bfloat16, "
+            "float16 or float32"
+        )
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check(inner, label, f"{key}.{name}".lstrip("."), depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check(inner, label, key, depth + 1)
+    elif isinstance(value, float) and math.isnan(value):
+        raise ModelError(f"{label}: {key} is NaN, expected a number")
+    elif isinstance(value, int) and not isinstance(value, bool):
+        _check_count(value, label, key)
+    elif isinstance(value, str) and _REAL.search(key):
+        raise ModelError(f"{label}: {key} is {_short(value)}, expected a number")
+
+
+def _check_count(value: int, label: str, key: str) -> None:
+    name = key.rpartition(".")[2]
+    most = next((limit for pattern, limit in _LIMITS if pattern.search(name)), _LARGEST)
+    least = 1 if name in _AT_LEAST_ONE else -1 if most < _LARGEST else -_LARGEST
+    if not least <= value <= most:
+        raise ModelError(
+            f"{label}: {key} is {_short(value)}, expected a number from {max(least, 0):,} to "
+            f"{most:,}; {_AGAIN}"
+        )
+
+
+def _is_dtype(name: Any) -> bool:
+    if name is None or name == "auto":
+        return True
+    if not isinstance(name, str):
+        return False
+    found = getattr(torch, name.removeprefix("torch."), None)
+    return isinstance(found, torch.dtype) and found.is_floating_point
+
+
+def _keys_at(error: BaseException, settings: dict[str, tuple[str, str, Any]]) -> list[str]:
+    """Settings that an error speaks of: by name, by value, or in the code that failed."""
+
+    def known(words: list[str]) -> list[str]:
+        return [w for w in dict.fromkeys(words) if w in settings and w not in _OFTEN]
+
+    words = re.findall(r"\w{4,}", str(error))
+    if named := known([*words, *(f"_{word}" for word in words)]):
+        return named
+    quoted = set(re.findall(r"['\"](\w+)['\"]", str(error)))
+    if meant := [k for k, (_, _, v) in settings.items() if isinstance(v, str) and v in quoted]:
+        return meant
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        line = linecache.getline(frame.filename, frame.lineno or 0)
+        if found := known(re.findall(r"\w{4,}", line)):
+            return found
+    return []
+
+
+def _reason(error: BaseException) -> str:
+    """The words of an error; bare Python errors say little without their kind."""
+    words = _line(str(error))
+    words = re.split(r"\. Errors:|\. Model type should be", words)[0]
+    words = re.sub(r"^\w[\w ]* error for (field|validator) '\w+': (\w+: )?", "", words)
+    words = re.sub(r"^Field '\w+' | \(value: .*\)$", "", words)
+    if isinstance(error, KeyError) and len(words) < 40:
+        return f"there is no {words}"
+    return (f"{words} ({type(error).__name__})" if isinstance(error, _BARE) else words)[:240]
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _short(value: Any) -> str:
+    """A value as it would stand in the file; a number of a thousand digits is not echoed."""
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return f"a number of more than {int(math.log10(_LARGEST))} digits"
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def _kind(value: Any) -> str:
+    kinds = {list: "a list", str: "a text", bool: "a truth value"}
+    return "null" if value is None else kinds.get(type(value), "a number")

@@ -1,0 +1,145 @@
+"""A model's small files: what is refused before anything is built, and which key is named."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from moescope.errors import ModelError, WriteError
+from moescope.models import ModelSpec, load_model
+from moescope.models.config_files import CONFIG, check_config, fault_in, local_folder
+from moescope.models.loading import load_streamed
+from moescope.models.source import guard
+
+
+def config(folder: Path, **settings: object) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"time_step_limit": [0.0, float("inf")]},  # Mamba's: no upper limit
+        {"pad_token_id": -1, "sliding_window": -1, "vision_feature_layer": -2},
+        {"num_shared_experts": 0, "num_local_experts": 0, "first_k_dense_replace": 0},
+        {"max_position_embeddings": 10_485_760, "rope_theta": 1e9},
+        {"num_hidden_layers": 61, "num_experts": 512, "hidden_size": 18_432, "vocab_size": 262_144},
+        {"dtype": "bfloat16", "torch_dtype": None, "quantization_config": {"group_size": -1}},
+        {"text_config": {"hidden_size": 64, "dtype": "torch.float16"}, "warmup_steps": "auto"},
+    ],
+    ids=lambda s: next(iter(s)),
+)
+def test_what_real_models_say_is_let_through(settings: dict[str, object], tmp_path: Path) -> None:
+    check_config(config(tmp_path, **settings), "m")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"text_config": {"num_hidden_layers": 10**6}},
+            r"text_config.num_hidden_layers is 1000000",
+        ),
+        ({"layers": [{"hidden_size": 0}]}, "layers.hidden_size is 0"),
+        ({"encoder_layers": 5000}, "from 0 to 1,000"),
+        ({"n_experts": 10**5}, "n_experts is 100000"),
+        ({"a": 2**80}, "a is a number of more than 18 digits"),
+        ({"rope_scaling": {"factor": "two"}}, 'rope_scaling.factor is "two"'),
+        ({"eps": float("nan")}, "eps is NaN"),
+    ],
+    ids=str,
+)
+def test_numbers_are_refused_wherever_they_stand(
+    settings: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=f"^m/config.json: .*{words}"):
+        check_config(config(tmp_path, **settings), "m")
+
+
+def test_a_nest_is_refused_at_a_depth_that_is_still_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"a": ' + "[" * 200 + "]" * 200 + "}", encoding="utf-8")
+    with pytest.raises(ModelError, match="more than 32 deep"):
+        check_config(path, "m")
+
+
+class TestWhichKey:
+    def test_it_is_named_by_the_words_of_the_error(self, tmp_path: Path) -> None:
+        config(tmp_path, hidden_act="swash", width=3)
+        said = fault_in(str(tmp_path), CONFIG, ValueError("width must be even"))
+        assert said.endswith("config.json: width is 3, which cannot be used: width must be even")
+
+    def test_by_the_value_that_is_quoted(self, tmp_path: Path) -> None:
+        config(tmp_path, hidden_act="swash", width=3)
+        said = fault_in(str(tmp_path), CONFIG, KeyError("swash"))
+        assert said.endswith("""hidden_act is "swash", which cannot be used: there is no 'swash'""")
+
+    def test_or_by_the_line_of_code_that_failed(self, tmp_path: Path) -> None:
+        config(tmp_path, num_heads=0, width=3)
+        num_heads = 0
+        with pytest.raises(ZeroDivisionError) as caught:
+            _ = 3 // num_heads
+        said = fault_in(str(tmp_path), CONFIG, caught.value)
+        assert "config.json: num_heads is 0, which cannot be used" in said
+        assert "(ZeroDivisionError)" in said
+
+    def test_else_the_file_alone(self, tmp_path: Path) -> None:
+        config(tmp_path, width=3)
+        said = fault_in(str(tmp_path), CONFIG, TypeError("unhashable"))
+        assert said == f"{tmp_path}/config.json cannot be used: unhashable (TypeError)"
+
+
+class TestGuard:
+    def test_a_full_disk_is_no_fault_of_the_model(self) -> None:
+        def fetch() -> None:
+            raise OSError(28, "No space left on device")
+
+        with pytest.raises(WriteError, match="cannot be fetched: No space left"):
+            guard(ModelSpec("owner/name"), fetch)
+
+    def test_a_panic_of_a_library_is_one_line_and_an_interruption_stays_one(self) -> None:
+        class PanicException(BaseException):
+            pass
+
+        def fail(error: BaseException) -> None:
+            raise error
+
+        with pytest.raises(ModelError, match="index out of bounds"):
+            guard(ModelSpec("owner/name"), fail, PanicException("index out of bounds"))
+        with pytest.raises(KeyboardInterrupt):
+            guard(ModelSpec("owner/name"), fail, KeyboardInterrupt())
+
+
+def test_a_link_to_nothing_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "m").symlink_to(tmp_path / "gone")
+    with pytest.raises(ModelError, match="is no folder"):
+        local_folder(str(tmp_path / "m"))
+    assert local_folder("owner/name") is None
+    assert local_folder(str(tmp_path)) == tmp_path
+
+
+def test_where_there_is_an_index_beside_the_weights_both_engines_read_the_weights(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "m"))
+    stored = load_file(folder / "model.safetensors")
+    other = {name: torch.zeros_like(tensor) for name, tensor in stored.items()}
+    save_file(other, folder / "old.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(other, "old.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    spec = ModelSpec(str(folder))
+    hashes = {load(spec).weights_hash for load in (load_model, load_streamed)}
+    assert hashes == {load_model(ModelSpec(str(tiny_folder))).weights_hash}
+
+
+def test_more_weights_than_the_machine_has_memory_are_not_read(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moescope.models.checks.machine_memory", lambda: 100_000)
+    with pytest.raises(ModelError, match=r"parameters, .* of memory; use --engine streamed"):
+        load_model(ModelSpec(str(tiny_folder)))

@@ -206,6 +206,17 @@ def test_in_a_process_whose_streams_are_no_utf_8(place: Place) -> None:
         assert out.isascii() or process is started[-1]
 
 
+def test_a_stream_that_is_closed_is_written_to_in_vain(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["moescope", "table", str(place.run), "domain_loss"])
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as stopped:
+        main.run()
+    assert stopped.value.code == 0
+
+
 def test_every_control_character_is_made_visible() -> None:
     codes = [*range(32), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
     for code in [*codes, 0xD800, 0xDFFF]:

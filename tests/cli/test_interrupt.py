@@ -163,6 +163,13 @@ def test_the_flag_is_named_once_and_for_no_error_of_the_input(tmp_path: Path) ->
         assert str(raised.value) == str(error)
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("alloc.cpp: DefaultCPUAllocator: can't allocate memory")]
+)
+def test_memory_that_is_not_there_is_no_fault(error: Exception, broken: Callable[..., str]) -> None:
+    assert broken("steer", error, kept=False).startswith("error: there is not enough memory")
+
+
 def test_what_the_system_says_of_a_path_is_no_fault(broken: Callable[..., str]) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "r/x")
     assert broken("paths", full, kept=False) == "error: r/x: No space left on device\n"

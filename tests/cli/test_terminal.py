@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +182,39 @@ def test_a_terminal_without_unicode_is_written_to_as_well_as_it_can(
     for encoding in ("ascii", "latin-1"):
         out, _ = seen(*(str(place.run) if w == "RUN" else w for w in words), encoding=encoding)
         assert "plain" in out
+
+
+def test_in_a_process_whose_streams_are_no_utf_8(place: Place) -> None:
+    """A scheduler's log, a cron mail, ``LANG=C``: odd characters are escaped, nothing fails."""
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    commands = (
+        ({"PYTHONIOENCODING": "ascii"}, "table", place.run, "domain_loss"),
+        (plain, "profile", place.run, "L0E1"),
+        (plain, "steer", "--help"),
+        ({"PYTHONIOENCODING": "latin-1"}, "inspect", place.model),
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "moescope", *map(str, words)], env={**os.environ, **settings},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for settings, *words in commands
+    ]  # fmt: skip
+    for process in started:
+        out, err = process.communicate(timeout=300)
+        assert (process.returncode, b"Traceback" in err) == (0, False), err
+        assert out.isascii() or process is started[-1]
+
+
+def test_a_stream_that_is_closed_is_written_to_in_vain(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["moescope", "table", str(place.run), "domain_loss"])
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as stopped:
+        main.run()
+    assert stopped.value.code == 0
 
 
 def test_every_control_character_is_made_visible() -> None:

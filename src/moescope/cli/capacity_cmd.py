@@ -14,6 +14,7 @@ from moescope.cli.common import Format
 from moescope.cli.settings import finite
 from moescope.cli.terminal import output, write
 from moescope.errors import BadInputError
+from moescope.given import MOST_TOKENS
 
 if TYPE_CHECKING:
     from moescope.lab.overflow import LayerOverflow
@@ -33,7 +34,8 @@ def capacity(
     model: Annotated[str, typer.Argument(help="hub id or folder", metavar="MODEL")],
     text: Annotated[str, typer.Argument(help="a text", metavar="TEXT")],
     limit: Annotated[
-        int | None, typer.Option("--capacity", help="tokens that an expert takes at most")
+        int | None,
+        typer.Option("--capacity", max=MOST_TOKENS, help="tokens that an expert takes at most"),
     ] = None,
     factor: Annotated[
         float | None,

@@ -103,9 +103,14 @@ class RunConfig(BaseModel):
         description="spread the corpus over processes of this machine (local) or over a Ray "
         "cluster (ray) and merge; shard: this process does --shard i/n of it",
     )
-    workers: int | None = Field(None, ge=1, description="workers of the launcher at a time")
+    workers: int | None = Field(
+        None, ge=1, le=1024, description="workers of the launcher at a time"
+    )
     shards: int | None = Field(
-        None, ge=1, description="parts that the launcher cuts; by default one for each worker"
+        None,
+        ge=1,
+        le=100_000,
+        description="parts that the launcher cuts; by default one for each worker",
     )
     worker_cpus: float = Field(1.0, gt=0, description="processors and threads of a Ray task")
     worker_gpus: float = Field(0.0, ge=0, description="GPUs of a Ray task")

@@ -122,11 +122,12 @@ def _run() -> int:
         return _fail(f"{name}: {problem['msg']}, got {problem['input']!r}", 2)
     except BrokenPipeError:
         return 0
-    except MemoryError:
-        return _fail("there is not enough memory for this; take less text or a smaller model", 1)
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             return _fail(_of_system(error), 2 if error.errno in _NAMES else 1)
+        if _is_memory(error):
+            line = "there is not enough memory for this; take less text or a smaller model"
+            return _fail(line, 1)
         if os.environ.get("MOESCOPE_DEBUG"):
             raise
         kind = type(error).__name__
@@ -144,9 +145,18 @@ def _fail(line: str, code: int) -> int:
     return code
 
 
+def _is_memory(error: Exception) -> bool:
+    """Python's own error, or torch's, which has no class for the processor's memory."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)
+    )
+
+
 def _of_system(error: OSError) -> str:
     names = [str(n) for n in (error.filename, error.filename2) if n is not None]
-    return f"{' and '.join(names) or 'the system'}: {error.strerror}"
+    return f"{' and '.join(names) or 'reading or writing failed'}: {error.strerror}"
 
 
 def _refuse_undecodable(words: list[str]) -> None:

@@ -7,6 +7,7 @@ through `output`, `errors` and `write`. Markup is off: ``[/x]`` in a path is a p
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -119,6 +120,8 @@ def write(text: str) -> None:
 
 def tolerate() -> None:
     """Let both streams write what their encoding lacks, in another way, instead of failing."""
+    sys.stdout = sys.stdout or io.StringIO()  # None where who started the command closed it
+    sys.stderr = sys.stderr or io.StringIO()
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -370,7 +370,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()  # meta has no data to give
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
         raise ModelError(

@@ -119,7 +119,7 @@ def profile_experts(
     on_stage: Stage | None = None,
     on_progress: Progress | None = None,
 ) -> list[Profile]:
-    """Profiles of some experts, in the order given, or of all (None); see `profile_expert`."""
+    """Profiles of these experts in order, each once, or of all (None); see `profile_expert`."""
     options = options or ProfileOptions()
     say = on_stage or (lambda _: None)
     routed = Routed(run)
@@ -128,7 +128,7 @@ def profile_experts(
         wanted = list(range(cells.total))
     else:
         refs = [e if isinstance(e, ExpertRef) else ExpertRef.parse(e) for e in experts]
-        wanted = [cells.cell(ref) for ref in refs]
+        wanted = [cells.cell(ref) for ref in dict.fromkeys(refs)]
     measured = _measures(routed, options, say, on_progress) if options.use_model else None
     tags, why = _speech(routed, options.pipeline, say)
     say("putting profiles together")

@@ -28,8 +28,6 @@ FILES = (
     "steer MOE --prompt plan --plan {}", "ablate MOE --corpus TEXTS -o r --plan {}",
 )  # fmt: skip
 
-READ = tuple(c for c in FILES if not c.startswith("train"))
-
 
 def _pipe(here: Path) -> None:
     os.mkfifo(here / "pipe")
@@ -83,8 +81,8 @@ CASES = [
     *_wrong(RUNS, "an empty name for a run", "''"),
     *_wrong(FILES, "no file", "nowhere.yaml", "nowhere.yaml"),
     *_wrong(FILES, "a folder for a file", "folder", "folder", prepare=_folder),
-    *_wrong(READ, "a device for a file", "/dev/zero", "/dev/zero"),
-    *_wrong(READ, "a pipe for a file", "pipe", "pipe", prepare=_pipe),
+    *_wrong(FILES, "a device for a file", "/dev/zero", "/dev/zero"),
+    *_wrong(FILES, "a pipe for a file", "pipe", "pipe", prepare=_pipe),
     *_wrong(FILES, "a name too long for a file", LONG, "nnn"),
     *_wrong(FILES, "bytes for a file", "binary", "binary", prepare=_binary),
     *_wrong(FILES, "an empty file", "empty", "empty", prepare=_empty),

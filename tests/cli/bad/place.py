@@ -31,6 +31,7 @@ def make_place(folder: Path) -> Path:
     """Write it; takes seconds."""
     save_tiny("olmoe", folder / "moe")
     write_corpus(folder / "texts.jsonl", documents_per_domain=4)
+    write_corpus(folder / "book.jsonl", documents_per_domain=30)
     write_corpus(folder / "other.jsonl", documents_per_domain=3, seed=1)
     loaded = load_model(ModelSpec(str(folder / "moe")))
     options = TraceOptions(context=40, checkpoint_seconds=0)
@@ -41,7 +42,7 @@ def make_place(folder: Path) -> Path:
     _plans(folder, loaded)
     tiny_tokenizer().save_pretrained(folder / "tokenizer")
     recipe = {**BASE, "tokenizer": {"path": "tokenizer"}}
-    recipe["data"] = {**BASE["data"], "train": "texts.jsonl"}
+    recipe["data"] = {**BASE["data"], "train": "book.jsonl"}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return folder
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
 
-__all__ = ["CALIPER", "Controls", "draw_controls", "exceed_chance"]
+__all__ = ["CALIPER", "Controls", "draw_controls", "exceed_chance", "require_room"]
 
 CALIPER = 1.25
 """Loads within this factor count as matched, in every layer."""
@@ -79,6 +79,7 @@ def draw_controls(
     Raises:
         BadInputError: the plan leaves fewer experts in a layer than it takes there.
     """
+    require_room(plan, {layer: counts_E.size for layer, counts_E in counts.items()})
     pools = [_Pool(layer, experts, counts[layer]) for layer, experts in _by_layer(plan)]
     possible = math.prod(math.comb(pool.others.size, len(pool.taken)) for pool in pools)
     few = possible <= _ENUMERATE
@@ -100,18 +101,31 @@ def draw_controls(
     return Controls(plans, (own + 0.5) / (totals + 0.5), worst[order], possible)
 
 
+def require_room(plan: Iterable[ExpertRef], sizes: Mapping[int, int]) -> None:
+    """Refuse a plan beside which a layer has not as many other experts.
+
+    Args:
+        plan: the experts.
+        sizes: how many experts each layer has.
+
+    Raises:
+        BadInputError: names the layer.
+    """
+    for layer, taken in _by_layer(plan):
+        if sizes[layer] < 2 * len(taken):
+            raise BadInputError(
+                f"layer {layer}: the plan takes {len(taken)} of {sizes[layer]} experts, which "
+                "leaves too few for a control of the same size; take fewer experts, or measure "
+                "without controls (--controls 0)"
+            )
+
+
 class _Pool:
     """One layer: the plan's experts, the others, and their counts."""
 
     def __init__(self, layer: int, taken: list[int], counts_E: NDArray[np.int64]) -> None:
         self.layer, self.taken, self.counts = layer, taken, counts_E
         self.others = np.setdiff1d(np.arange(counts_E.size), taken)
-        if self.others.size < len(taken):
-            raise BadInputError(
-                f"layer {layer}: the plan takes {len(taken)} of {counts_E.size} experts, which "
-                "leaves too few for a control of the same size; take fewer experts, or measure "
-                "without controls (--controls 0)"
-            )
 
     def ratio(self, chosen: Iterable[int]) -> float:
         """Load of the plan over load of these experts, in this layer; halves keep it finite."""

@@ -19,7 +19,7 @@ from moescope.axes import ExpertPlan, ExpertRef, PlanEntry
 from moescope.errors import BadInputError
 from moescope.given import require_seed
 from moescope.intervene.damage.choices import Prepared, prepare
-from moescope.intervene.damage.controls import exceed_chance
+from moescope.intervene.damage.controls import exceed_chance, require_room
 from moescope.intervene.damage.edits import DamageEdit, damage_edit
 from moescope.intervene.damage.scopes import Scopes
 from moescope.intervene.damage.table import Selectivity, damage_table, selectivity
@@ -196,6 +196,8 @@ def measure_damage(
     require_seed(seed)
     plan, chosen = make_plan(loaded, experts), damage_edit(edit)
     check_edits(loaded.anatomy, [chosen.make(plan.experts)])
+    if controls:
+        require_room(plan.experts, dict(zip(plan.layers, plan.num_experts, strict=True)))
     scopes, batch = Scopes(windows, targets), batch_budget(loaded, batch_tokens)
     if match == "target-load" and not scopes.targets:
         raise BadInputError("--match target-load needs a target; name one with --target DOMAIN")

@@ -1,0 +1,101 @@
+"""What a person gives: numbers and small files, bounded before they are used."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from moescope.axes import ExpertRef
+from moescope.cli.config import RunConfig, parse_layers
+from moescope.corpus import CorpusSpec
+from moescope.errors import BadInputError
+from moescope.given import MAX_SEED, parse_json, read_text, require_seed, whole_number
+from moescope.intervene import measure_damage, steer, sweep, sweep_experts
+from moescope.models import LoadedModel
+from moescope.models.edits import bias
+from moescope.profiles.similarity.compare import SimilarityOptions
+from moescope.trace import TraceOptions
+
+WITH_A_SEED: dict[str, Callable[[int], Any]] = {
+    "TraceOptions": lambda seed: TraceOptions(seed=seed),
+    "CorpusSpec": lambda seed: CorpusSpec(path="texts", seed=seed),
+    "SimilarityOptions": lambda seed: SimilarityOptions(seed=seed),
+    "RunConfig": lambda seed: RunConfig(model="m", corpus="c", out="o", seed=seed),
+}
+
+
+@pytest.mark.parametrize("kind", WITH_A_SEED)
+def test_a_seed_has_63_bits_wherever_it_is_given(kind: str) -> None:
+    for seed in (0, MAX_SEED):
+        assert WITH_A_SEED[kind](seed).seed == seed
+    for seed in (-1, MAX_SEED + 1, 2**70):
+        with pytest.raises(ValidationError):
+            WITH_A_SEED[kind](seed)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_in_python_too(seed: int, tiny_loaded: LoadedModel) -> None:
+    edit = bias([ExpertRef(1, 3)], 2.0)
+    for call in (
+        lambda: require_seed(seed),
+        lambda: steer(tiny_loaded, "the plan", edit, seed=seed),
+        lambda: sweep(tiny_loaded, "the plan", lambda _: [edit], [1.0], seed=seed),
+        lambda: measure_damage(tiny_loaded, [], "L1E3", seed=seed),
+        lambda: sweep_experts(tiny_loaded, [], None, seed=seed),
+    ):
+        with pytest.raises(BadInputError, match=f"the seed is {seed}"):
+            call()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0])
+def test_what_is_no_number_is_no_setting(number: float, tiny_loaded: LoadedModel) -> None:
+    for settings in (
+        lambda: TraceOptions(checkpoint_seconds=number),
+        lambda: CorpusSpec(path="texts", test_share=number),
+        lambda: RunConfig(model="m", corpus="c", out="o", worker_cpus=number),
+    ):
+        with pytest.raises(ValidationError):
+            settings()
+    with pytest.raises(BadInputError, match="temperature"):
+        steer(tiny_loaded, "the plan", bias([ExpertRef(1, 3)], 2.0), temperature=number)
+
+
+def test_only_ascii_digits_are_a_number() -> None:
+    assert [whole_number(t) for t in ("0", " 12 ", "999999999")] == [0, 12, 999_999_999]
+    assert not any(
+        whole_number(t) is not None
+        for t in ("", "²", "٣", "1e3", "-1", "1_0", "9" * 10, "9" * 5000)
+    )
+    for text in ("²", "1-٣", "9" * 5000, "0-99999999999", "0-999999999", "3-1", "1-", "-", ""):
+        with pytest.raises(BadInputError, match="--layers"):
+            parse_layers(text)
+    assert parse_layers("0, 3,8-11") == (0, 3, 8, 9, 10, 11)
+
+
+def test_a_file_is_looked_at_before_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "good").write_text("naïve", encoding="utf-8")
+    (tmp_path / "bytes").write_bytes(b"ab\xff")
+    (tmp_path / "large").write_bytes(b"x" * 101)
+    os.mkfifo(tmp_path / "pipe")
+    assert read_text(tmp_path / "good") == "naïve"
+    for name, said in (
+        ("gone", "cannot be read"), (".", "is a folder"), ("pipe", "a device or a pipe"),
+        ("/dev/zero", "a device or a pipe"), ("bytes", r"no UTF-8 text \(byte 2\)"),
+        ("large", "has 101 bytes"), ("n" * 300, "File name too long"),
+        ("a\0b", "no name of a file"),
+    ):  # fmt: skip
+        with pytest.raises(BadInputError, match=said):
+            read_text(tmp_path / name, 100)
+
+
+def test_json_that_python_would_choke_on_is_refused() -> None:
+    assert parse_json('{"a": [1, null]}') == {"a": [1, None]}
+    for text, said in (
+        ("[" * 100_000, "too deeply"), ("9" * 5000, "thousands of digits"), ("{", "no JSON"),
+        (r'{"a": ["\ud800"]}', "no text can have"), (r'{"\u0000": 1}', "no text can have"),
+    ):  # fmt: skip
+        with pytest.raises(BadInputError, match=said):
+            parse_json(text)

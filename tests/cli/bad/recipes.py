@@ -47,9 +47,9 @@ _SETTINGS = {
     "a million layers": ("model.num_hidden_layers=1000000", "less than or equal to 1000"),
     "giant experts": ("model.intermediate_size=1000000000", "model.intermediate_size"),
     "a thousand wide layers": (
-        "model.num_hidden_layers=1000 --set model.num_experts=16384 --set "
-        "model.intermediate_size=4194304", "of memory: "),
-    "a giant batch": ("train.sequences=16000000 --set model.hidden_size=4096", "of memory: "),
+        "model.num_hidden_layers=1000 --set model.num_experts=10000 --set "
+        "model.intermediate_size=4000000", "of memory: "),
+    "a giant batch": ("train.sequences=10000000 --set model.hidden_size=4096", "of memory: "),
     "a million workers": ("run.workers=1000000", "run.workers"),
     "a long name": ("name=" + "x" * 5000, "name: "),
     "no file of text": ("data.train=nowhere.jsonl", "nowhere.jsonl"),

@@ -14,10 +14,9 @@ Names are resolved when first used, so that importing moescope is quick.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
-__version__ = version("moescope")
+__version__: str
 
 _WHERE = {
     "Analysis": "moescope.analysis",
@@ -57,6 +56,10 @@ __all__ = ["__version__", *sorted(_WHERE)]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("moescope")
     if name in _WHERE:
         return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'moescope' has no attribute {name!r}")

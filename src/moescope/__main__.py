@@ -1,5 +1,5 @@
 """``python -m moescope``."""
 
-from moescope.cli.main import run
+from moescope.cli.entry import run
 
 run()

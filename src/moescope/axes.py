@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from moescope.errors import BadInputError
 from moescope.files import usable_path, write_bytes
+from moescope.given import WHOLE, parse_json, read_text
 
 __all__ = ["PLAN_SCHEMA", "ExpertPlan", "ExpertRef", "PlanEntry"]
 
@@ -31,7 +32,7 @@ PLAN_SCHEMA = 1
 """Version of the JSON that `ExpertPlan.write` makes."""
 
 _SIGNATURE = b'"schema_version": 1,\n "model": {\n  "name": '
-_PATTERN = re.compile(r"^L(\d+)E(\d+)$", re.IGNORECASE)
+_PATTERN = re.compile(rf"^L({WHOLE})E({WHOLE})$", re.IGNORECASE)
 
 
 class ExpertRef(NamedTuple):
@@ -201,16 +202,9 @@ class ExpertPlan:
                 field, an expert that the plan's model does not have.
         """
         source = Path(path)
+        text = read_text(source)
         try:
-            data = json.loads(source.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BadInputError(f"{source}: the plan cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise BadInputError(
-                f"{source} is no plan: expected JSON as ExpertPlan.write makes it, got {error}"
-            ) from error
-        try:
-            return cls.from_dict(data)
+            return cls.from_dict(parse_json(text))
         except BadInputError as error:
             raise BadInputError(f"{source}: {error}") from error
 
@@ -238,10 +232,13 @@ class ExpertPlan:
         )
 
 
+_KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "text"}
+
+
 def _field(data: Mapping[str, Any], name: str, kind: type) -> Any:
     value = data.get(name)
     if not isinstance(value, kind):
-        raise BadInputError(f"the plan's {name!r} should be a {kind.__name__}, got {value!r}")
+        raise BadInputError(f"the plan's {name!r} should be {_KINDS[kind]}, got {value!r}")
     return value
 
 

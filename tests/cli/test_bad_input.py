@@ -1,6 +1,5 @@
 """Bad input to any verb: one line on stderr, exit code 2, soon, and nothing written or removed."""
 
-import hashlib
 import importlib
 import os
 import pkgutil
@@ -14,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import typer
 from tests.cli import bad
+from tests.cli.bad import outputs
 from tests.cli.bad.place import filled, make_place
 
 from moescope.cli import main
@@ -34,13 +35,16 @@ def _cases() -> dict[str, bad.Case]:
     for module in pkgutil.iter_modules(bad.__path__):
         made = importlib.import_module(f"tests.cli.bad.{module.name}")
         for one in getattr(made, "CASES", ()):
-            key = f"{one.verb}: {one.name}"
-            assert key not in found, f"two cases are called {key!r}"
-            found[key] = one
+            name = f"{one.verb}: {one.name}"
+            again = sum(key.startswith(name) for key in found)
+            found[f"{name} ({again + 1})" if again else name] = one
     return found
 
 
 CASES = _cases()
+
+COMMAND = typer.main.get_command(main.app)
+"""Built once: the command builds it from the functions each time it starts."""
 
 
 class RanAway(BaseException):
@@ -64,7 +68,7 @@ def test_bad_input_is_one_line_and_changes_nothing(
     one.prepare(tmp_path)
     before = _everything(place), _everything(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(main, "app", COMMAND)
     monkeypatch.setattr(sys, "argv", ["moescope", *(filled(w, place) for w in one.words)])
     with _bounded(), pytest.raises(SystemExit) as stopped:
         main.run()
@@ -86,6 +90,16 @@ def test_every_verb_has_cases() -> None:
     verbs = {command.name: 0 for command in main.app.registered_commands}
     counted = verbs | Counter(one.verb for one in CASES.values())
     assert {verb: n for verb, n in counted.items() if verb in verbs and n < 3} == {}
+
+
+def test_every_verb_that_writes_meets_a_planted_folder() -> None:
+    tried = {words.split()[0] for words in (*outputs.FOLDERS, *outputs.FIGURES, *outputs.FILES)}
+    writing = {
+        name
+        for name, command in COMMAND.commands.items()  # type: ignore[attr-defined]
+        if {"-o", "--out", "--figures"} & {flag for p in command.params for flag in p.opts}
+    }
+    assert writing <= tried
 
 
 @contextmanager
@@ -110,20 +124,18 @@ def _bounded() -> Iterator[None]:
     assert time.process_time() - began < CPU_SECONDS
 
 
-def _everything(folder: Path) -> dict[str, str]:
-    """Every path below a folder with a hash of what is there."""
-    found = {}
-    for root, folders, files in os.walk(os.fsencode(folder)):
-        for name in [*folders, *files]:
-            path = os.path.join(root, name)  # noqa: PTH118  bytes: names may be no UTF-8
-            found[os.fsdecode(path)] = _content(path)
+def _everything(folder: Path) -> dict[str, tuple[int, ...] | str]:
+    """Every path below a folder with what changes when it is written to, or where it points."""
+    found: dict[str, tuple[int, ...] | str] = {}
+    waiting = [os.fsdecode(folder)]
+    while waiting:
+        for entry in os.scandir(waiting.pop()):
+            seen = entry.stat(follow_symlinks=False)
+            if entry.is_symlink():
+                found[entry.path] = str(Path(entry.path).readlink())
+            elif entry.is_dir():
+                found[entry.path] = "folder"
+                waiting.append(entry.path)
+            else:
+                found[entry.path] = (seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
     return found
-
-
-def _content(path: bytes) -> str:
-    if os.path.islink(path):  # noqa: PTH114
-        return f"link to {os.fsdecode(os.readlink(path))}"  # noqa: PTH115
-    if os.path.isfile(path):  # noqa: PTH113
-        with open(path, "rb") as handle:  # noqa: PTH123
-            return hashlib.sha256(handle.read()).hexdigest()
-    return "folder" if os.path.isdir(path) else "special"  # noqa: PTH112

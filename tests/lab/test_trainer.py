@@ -216,9 +216,7 @@ def test_too_little_text_for_a_sequence_is_refused_with_the_domain(
         train(recipe, tmp_path / "run")
 
 
-def test_a_signal_saves_the_step_and_says_how_to_go_on(
-    write_recipe: RecipeWriter, tmp_path: Path
-) -> None:
+def test_a_signal_saves_the_step_and_says_so(write_recipe: RecipeWriter, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe())
 
     def interrupt(state: TrainingState) -> None:

@@ -1,5 +1,8 @@
 """What is free is what the process may take: of the machine, its control group, its accelerator."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +84,25 @@ def test_sizes_are_read(text: str, size: float) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(BadInputError, match="is no size; expected the form 4GB"):
         parse_memory(text)
+
+
+def test_products_of_many_row_counts_leave_few_kernels_behind() -> None:
+    """Torch keeps a thousand by default; on processors with bfloat16 each is most of a megabyte."""
+    program = (
+        "import moescope.models, torch\n"
+        "from moescope.models.memory import held_memory\n"
+        "weight = torch.ones(64, 64, dtype=torch.bfloat16)\n"
+        "def products(sizes):\n"
+        "    with torch.inference_mode():\n"
+        "        for rows in sizes:\n"
+        "            torch.nn.functional.linear(weight.new_ones(rows, 64), weight)\n"
+        "products(range(1, 20))\n"
+        "before = held_memory()\n"
+        "products(range(20, 200))\n"
+        "print(held_memory() - before)\n"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.endswith("CACHE_CAPACITY")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=clean, check=True, capture_output=True, text=True
+    )
+    assert int(done.stdout) < 40e6

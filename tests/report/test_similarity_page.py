@@ -90,7 +90,7 @@ class TestSelfContained:
         self, made: Similarity, tmp_path: Path
     ) -> None:
         first = write_similarity_page(made, tmp_path / "a.html").read_bytes()
-        again = open_similarity(made.save(tmp_path))
+        again = open_similarity(made.save(tmp_path / "out"))
         assert write_similarity_page(again, tmp_path / "b.html").read_bytes() == first
 
     def test_no_folder_of_this_machine_is_told(self, made: Similarity, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.report.conftest import HOSTILE
 from tests.report.test_browser import BROWSER, USE, dom, root
 
+from moescope.files import LEDGER
 from moescope.intervene import SteeringResult, SweepResult, bias, force, mask, steer, sweep
 from moescope.models import LoadedModel
 from moescope.report.steering_page import steering_data, steering_page, write_steering
@@ -79,7 +80,11 @@ def test_both_files_are_written_and_repeat(
     stored = json.loads((tmp_path / "a" / "steering.json").read_text(encoding="utf-8"))
     assert stored["kl"] == steered.kl
     assert stored["sweep"]["points"][2]["kl"] == swept.points[2].kl
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["steering.html", "steering.json"]
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {
+        LEDGER,
+        "steering.html",
+        "steering.json",
+    }
 
 
 def test_the_page_names_no_folder_of_the_machine(steered: SteeringResult) -> None:

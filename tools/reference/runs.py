@@ -64,7 +64,8 @@ def run_format_page() -> str:
     from moescope.trace import TraceOptions
     from moescope.trace.shards import document_table, shard_table
     from moescope.trace.state import PHASES
-    from moescope.trace.store import SCHEMA_VERSION, Manifest, Stored, read_parquet
+    from moescope.trace.manifest import SCHEMA_VERSION, Manifest, Stored
+    from moescope.trace.store import read_parquet
 
     run = _tiny_run()
     shard = read_parquet(run.path, run.manifest.shards[0])

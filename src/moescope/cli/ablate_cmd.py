@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import pyarrow as pa
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from moescope.cli.ablate_config import AblateConfig, resolve_ablation
-from moescope.cli.common import Format, errors, output, print_table, write_config
+from moescope.cli.common import Format, print_table, write_config
+from moescope.cli.resume import resumable
 from moescope.cli.settings import optional, parameter, sign
+from moescope.cli.terminal import bar, errors, output
 
 if TYPE_CHECKING:
     from moescope.intervene import Damage, ExpertSweep
@@ -83,7 +85,7 @@ def ablate(config: AblateConfig, resume: bool, form: Format) -> None:
         page = write_ablation_page(data, folder / "ablation.html")
         write_config(folder, config.model_dump())
     _print(result, data, form)
-    errors.print(str(page), soft_wrap=True, markup=False)
+    errors.print(str(page), soft_wrap=True)
 
 
 def _measure(
@@ -115,18 +117,18 @@ def _print(result: Damage | ExpertSweep, data: dict[str, Any], form: Format) -> 
 
     for note in data["notes"]:
         style = "yellow" if note["level"] == "warn" else ""
-        errors.print(f"note: {note['text']}", style=style, markup=False, soft_wrap=True)
+        errors.print(f"note: {note['text']}", style=style, soft_wrap=True)
     if form != "table":
         print_table(result.to_arrow(), form)
         return
     for answer in data["answers"]:
-        output.print(answer, markup=False, soft_wrap=True)
+        output.print(answer, soft_wrap=True)
     if isinstance(result, ExpertSweep):
         _print_sweep(result)
     else:
         rows = [{**r, "text": _group(r["scope"], r["domain"])} for r in result.plan_rows()]
         print_table(_columns(rows, _PLAN_COLUMNS), form, "nats per token, by domain")
-    errors.print(data["cost"], markup=False, soft_wrap=True)
+    errors.print(data["cost"], soft_wrap=True)
 
 
 def _print_sweep(result: ExpertSweep) -> None:
@@ -184,14 +186,7 @@ class _Show:
 
 @contextmanager
 def _progress() -> Iterator[_Show]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=errors, transient=True) as progress:
+    with bar("figures") as progress:
         yield _Show(progress)
 
 
@@ -201,7 +196,9 @@ def _with_options(body: Callable[[AblateConfig, bool, Format], None]) -> Callabl
     def command(**given: Any) -> None:
         resume, form, config = (given.pop(n) for n in ("resume", "form", "config"))
         known = {k: v for k, v in given.items() if v is not None and v != []}
-        body(resolve_ablation(known, config), resume, form)
+        settings = resolve_ablation(known, config)
+        with resumable(settings.folder(), "measured.jsonl"):
+            body(settings, resume, form)
 
     parameters = []
     for name, field in AblateConfig.model_fields.items():

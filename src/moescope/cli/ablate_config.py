@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from moescope.cli.config import parse_layers
 from moescope.cli.settings import read_settings, validated
 from moescope.errors import BadInputError
+from moescope.given import Seed
 
 if TYPE_CHECKING:
     from moescope.intervene.damage.measure import Experts
@@ -23,7 +24,7 @@ __all__ = ["AblateConfig", "resolve_ablation"]
 class AblateConfig(BaseModel):
     """Everything that `ablate` can be told."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     model: str = Field(description="hub id or folder of the model; with --run that of the run")
     corpus: str | None = Field(None, description="text: file, folder, or hf:owner/name")
@@ -49,7 +50,7 @@ class AblateConfig(BaseModel):
     window: int = Field(
         256, ge=2, description="most tokens of one window; shorter brings more documents"
     )
-    seed: int = Field(0, description="of the choice of text, controls and resampling")
+    seed: Seed = Field(0, description="of the choice of text, controls and resampling")
     batch_tokens: int | None = Field(None, ge=1, description="tokens of one batch")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
@@ -149,7 +150,7 @@ def resolve_ablation(given: dict[str, Any], config_file: Path | None) -> AblateC
     """
     stored = read_settings(config_file, "edit: mask") if config_file else {}
     settings = {**stored, **given}
-    if settings.get("run") and not settings.get("model"):
+    if settings.get("run") is not None and not settings.get("model"):
         settings |= _model_of(Path(str(settings["run"])), settings)
     config = validated(AblateConfig, settings, config_file)
     _refuse_contradictions(config)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from moescope.cli.common import TraceBar, errors, output, tracing_progress, write_config
+from moescope.cli.common import TraceBar, tracing_progress, write_config
 from moescope.cli.config import RunConfig, with_run_options
+from moescope.cli.terminal import errors, output
 
 if TYPE_CHECKING:
     from moescope.launch import LaunchProgress
@@ -76,9 +77,7 @@ def launch_shards(config: RunConfig, resume: bool, bar: TraceBar) -> Path:
     """Trace by several workers, telling which shards are done."""
     from moescope.launch import launch
 
-    if config.limit is not None:
-        errors.print(f"note: --limit {config.limit} counts in each shard by itself")
-    return launch(
+    folder = launch(
         config.model_spec(),
         config.corpus_spec(),
         config.out,
@@ -90,6 +89,9 @@ def launch_shards(config: RunConfig, resume: bool, bar: TraceBar) -> Path:
         on_progress=_shard_teller(bar),
         on_stage=bar.stage,
     )
+    if config.limit is not None:
+        errors.print(f"note: --limit {config.limit} counts in each shard by itself")
+    return folder
 
 
 def _shard_teller(bar: TraceBar) -> Callable[[LaunchProgress], None]:
@@ -137,4 +139,4 @@ def summarize(run: Run) -> None:
     skipped = coverage.get("skipped_records")
     if isinstance(skipped, dict) and skipped:
         reasons = ", ".join(f"{n} × {reason}" for reason, n in skipped.items())
-        errors.print(f"note: records left out: {reasons}", style="yellow", markup=False)
+        errors.print(f"note: records left out: {reasons}", style="yellow")

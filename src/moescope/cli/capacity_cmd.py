@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,7 +10,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from moescope.cli.common import Format, output
+from moescope.cli.common import Format
+from moescope.cli.settings import finite
+from moescope.cli.terminal import output, write
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def capacity(
         int | None, typer.Option("--capacity", help="tokens that an expert takes at most")
     ] = None,
     factor: Annotated[
-        float | None, typer.Option(help="instead of --capacity: tokens · factor · K / E [1.25]")
+        float | None,
+        typer.Option(callback=finite, help="instead of --capacity: tokens · factor · K / E [1.25]"),
     ] = None,
     overflow: Annotated[
         Literal["drop", "reroute"],
@@ -76,7 +78,7 @@ def capacity(
         if form == "json":
             for row in made.rows:
                 record = {"layer": made.layer, "capacity": made.capacity, **asdict(row)}
-                sys.stdout.write(json.dumps(record) + "\n")
+                write(json.dumps(record) + "\n")
         else:
             output.print(_table(made))
 

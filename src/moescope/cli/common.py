@@ -1,11 +1,11 @@
-"""What every verb shares: consoles, progress, output formats, and errors as one line."""
+"""What every verb shares: the progress of a trace, output formats, the copy of the settings."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,21 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
+
+from moescope.cli.terminal import bar, clean, errors, output, write
 
 if TYPE_CHECKING:  # the libraries below it take seconds to import; --help should not
     from moescope.trace import Progress as TraceProgress
 
-__all__ = ["Format", "errors", "output", "print_table", "tracing_progress", "write_config"]
-
-errors = Console(stderr=True, highlight=False)
-"""Progress and warnings."""
-
-output = Console(highlight=False)
-"""Data."""
+__all__ = ["Format", "print_table", "tracing_progress", "write_config"]
 
 Format = Literal["table", "csv", "json"]
 
@@ -71,15 +66,7 @@ class TraceBar:
 @contextmanager
 def tracing_progress() -> Iterator[TraceBar]:
     """Show a `TraceBar` while the block runs."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[tokens]}"),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=errors, transient=True) as progress:
+    with bar("tokens", "rate") as progress:
         yield TraceBar(progress)
 
 
@@ -87,12 +74,14 @@ def print_table(table: pa.Table, form: Format, title: str | None = None) -> None
     """Print a table on stdout."""
     if form == "json":
         for row in table.to_pylist():
-            sys.stdout.write(json.dumps({k: _finite(v) for k, v in row.items()}) + "\n")
+            write(json.dumps({k: _finite(v) for k, v in row.items()}) + "\n")
         return
     if form == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
+        made = io.StringIO()
+        writer = csv.writer(made, lineterminator="\n")
         writer.writerow(table.column_names)
         writer.writerows(row.values() for row in table.to_pylist())
+        write(made.getvalue())
         return
     if table.num_rows <= _UPRIGHT and _width(table) > output.width:
         _print_upright(table, title)
@@ -103,7 +92,7 @@ def print_table(table: pa.Table, form: Format, title: str | None = None) -> None
         table = table.drop_columns(hidden[-1])
     if hidden:
         names = ", ".join(reversed(hidden))
-        errors.print(f"not shown for want of width: {names}; --format csv has all", markup=False)
+        errors.print(f"not shown for want of width: {names}; --format csv has all")
     shown = Table(title=title, title_justify="left", header_style="bold")
     for name in table.column_names:
         numeric = pa.types.is_integer(table[name].type) or pa.types.is_floating(table[name].type)
@@ -148,7 +137,7 @@ def _cell(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    return str(value)
+    return clean(str(value))  # here too, so that the width of its column is right
 
 
 def write_config(folder: Path, settings: dict[str, Any]) -> None:

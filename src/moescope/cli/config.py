@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from moescope.cli.resume import RUN_MARKS, resumable
 from moescope.cli.settings import optional, parameter, read_settings, sign, validated
 from moescope.errors import BadInputError
+from moescope.given import MOST_TOKENS, Seed, whole_number
 
 if TYPE_CHECKING:
     from moescope.corpus import CorpusSpec
@@ -28,7 +30,7 @@ __all__ = ["RunConfig", "parse_layers", "resolve", "with_run_options"]
 class RunConfig(BaseModel):
     """Everything that `trace` and `analyze` can be told."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     model: str = Field(description="hub id or folder of the model")
     corpus: str = Field(description="file, folder, or hf:owner/name")
@@ -63,22 +65,29 @@ class RunConfig(BaseModel):
     keep: Literal["aggregates", "sample", "all"] = Field(
         "sample", description="sums only; also a bounded token sample; also every token"
     )
-    limit: int | None = Field(None, ge=1, description="stop each domain after so many tokens")
+    limit: int | None = Field(
+        None, ge=1, le=MOST_TOKENS, description="stop each domain after so many tokens"
+    )
     context: int | None = Field(None, ge=2, description="longest window in tokens")
-    batch_tokens: int | None = Field(None, ge=1, description="tokens of one batch")
+    batch_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS, description="tokens of one batch")
     predictions: bool = Field(
         True, description="run the LM head too: loss by domain, predicted next tokens"
     )
     generate: int = Field(0, ge=0, description="let the model write so many tokens, traced too")
     chat_template: bool = Field(False, description="wrap documents in the model's chat template")
     count_template: bool = Field(False, description="count the template's own tokens too")
-    seed: int = Field(0, description="of sampling, resampling and --split")
-    sample_tokens: int = Field(8192, ge=1, description="sampled tokens of each domain")
+    seed: Seed = Field(0, description="of sampling, resampling and --split")
+    sample_tokens: int = Field(
+        8192, ge=1, le=MOST_TOKENS, description="sampled tokens of each domain"
+    )
     token_budget: int = Field(
-        250_000, ge=1, description="tokens of each domain in the token-id tables"
+        250_000, ge=1, le=MOST_TOKENS, description="tokens of each domain in the token-id tables"
     )
     pool_tokens: int | None = Field(
-        None, ge=1, description="tokens sorted by length together, or streamed together"
+        None,
+        ge=1,
+        le=MOST_TOKENS,
+        description="tokens sorted by length together, or streamed together",
     )
     checkpoint_seconds: float = Field(
         20.0, ge=0, description="commit after the first pool that ends this late"
@@ -180,6 +189,9 @@ class RunConfig(BaseModel):
 
 _ARGUMENTS = ("model", "corpus")
 _OF_RAY = ("worker_cpus", "worker_gpus", "ray_address")
+_MOST_LAYERS = 10_000
+"""Ranges are expanded before a model is at hand that would say which layers it has."""
+
 _OF_LAUNCHER = ("workers", "shards", "keep_parts", *_OF_RAY)
 
 
@@ -191,12 +203,18 @@ def parse_layers(text: str) -> tuple[int, ...]:
     """
     numbers: set[int] = set()
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise BadInputError(f"--layers {text!r} is not of the form 0,3,8-11")
-        if int(last or first) < int(first):
+        first_text, _, last_text = part.partition("-")
+        first = whole_number(first_text)
+        last = whole_number(last_text) if "-" in part else first
+        if first is None or last is None:
+            raise BadInputError(
+                f"--layers {text!r} is not of the form 0,3,8-11, with numbers of at most 9 digits"
+            )
+        if last < first:
             raise BadInputError(f"--layers {text!r}: the range {part.strip()} runs backwards")
-        numbers.update(range(int(first), int(last or first) + 1))
+        if last >= _MOST_LAYERS:
+            raise BadInputError(f"--layers {text!r}: no model has a layer {last}")
+        numbers.update(range(first, last + 1))
     return tuple(sorted(numbers))
 
 
@@ -205,7 +223,9 @@ def with_run_options(body: Callable[..., None]) -> Callable[..., None]:
 
     def command(**given: Any) -> None:
         config_file, resume = given.pop("config"), given.pop("resume")
-        body(resolve({k: v for k, v in given.items() if v is not None}, config_file), resume)
+        settings = resolve({k: v for k, v in given.items() if v is not None}, config_file)
+        with resumable(settings.out, *RUN_MARKS):
+            body(settings, resume)
 
     parameters = []
     for name, field in RunConfig.model_fields.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import typer
 from rich import box
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from moescope.cli.common import Format, errors, output, print_table
+from moescope.cli.common import Format, print_table
 from moescope.cli.config import parse_layers
+from moescope.cli.settings import SEED, finite
+from moescope.cli.terminal import errors, output, progress, status, write
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def contrast(
         int, typer.Option(min=1, help="experts to choose, by the size of the difference")
     ] = 10,
     strength: Annotated[
-        float, typer.Option(help="logits that the proposed settings add or take away")
+        float,
+        typer.Option(callback=finite, help="logits that the proposed settings add or take away"),
     ] = 2.0,
     top: Annotated[int, typer.Option(min=1, help="rows to print; csv and json have all")] = 15,
     layers: Annotated[str | None, typer.Option(help="MoE layers, such as 0,3,8-11")] = None,
@@ -74,7 +76,7 @@ def contrast(
     ] = "paragraph",
     context: Annotated[int | None, typer.Option(min=2, help="longest window in tokens")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="wrap texts in the chat template")] = False,
-    seed: Annotated[int, typer.Option(help="of halves and resampling")] = 0,
+    seed: Annotated[int, typer.Option(**SEED, help="of halves and resampling")] = 0,
     form: Annotated[Format, typer.Option("--format", help="how to print")] = "table",
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="file for the plan, for steer --plan")
@@ -94,14 +96,14 @@ def contrast(
 
     if not strength > 0:
         raise BadInputError(f"--strength {strength:g}: give logits above 0")
-    wanted = parse_layers(layers) if layers else None
+    wanted = None if layers is None else parse_layers(layers)
     sides = [
         CorpusSpec(path=path, text_field=text_field, text_unit=text_unit, domain=name)
         for path, name in ((with_path, "with"), (without_path, "without"))
     ]
     if out is not None:
         require_replaceable(out, PLAN_SIGNATURE)
-    with errors.status("loading the model"):
+    with status("loading the model"):
         loaded = load_model(ModelSpec(model, revision, dtype, device, trust_remote_code))
     with _progress() as count:
         made = compare(
@@ -120,17 +122,16 @@ def contrast(
     _show(made, form, top, strength)
     if out is not None:
         path = write_plan(made.plan(strength), out)
-        (output if form == "table" else errors).print(str(path), soft_wrap=True, markup=False)
+        (output if form == "table" else errors).print(str(path), soft_wrap=True)
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int], None]]:
-    columns = (TextColumn("{task.completed:,.0f} tokens"), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True) as progress:
-        task = progress.add_task("tokens", total=None)
+    with progress("{task.completed:,.0f} tokens", TimeElapsedColumn()) as shown:
+        task = shown.add_task("tokens", total=None)
 
         def count(tokens: int) -> None:
-            progress.advance(task, tokens)
+            shown.advance(task, tokens)
 
         yield count
 
@@ -139,7 +140,7 @@ def _show(made: ContrastResult, form: Format, top: int, strength: float) -> None
     if form == "csv":
         print_table(made.to_arrow(), form)
     elif form == "json":
-        sys.stdout.write(json.dumps(made.to_dict(strength), ensure_ascii=False) + "\n")
+        write(json.dumps(made.to_dict(strength), ensure_ascii=False) + "\n")
     else:
         _tables(made, top, strength)
 
@@ -171,7 +172,7 @@ def _tables(made: ContrastResult, top: int, strength: float) -> None:
         flags = " ".join(f"--set {s}" for s in settings)
         output.print("To steer by the confirmed ones:", style="bold")
         command = f'moescope steer {shlex.quote(made.model)} --prompt "…" {flags}'
-        output.print(command, soft_wrap=True, markup=False)
+        output.print(command, soft_wrap=True)
     else:
         output.print("No expert's difference is confirmed: nothing to steer by.", style="bold")
 

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 import typer
 
 from moescope.cli.analyze_cmd import summarize
-from moescope.cli.common import errors, output, tracing_progress
+from moescope.cli.common import tracing_progress
+from moescope.cli.resume import RUN_MARKS, resumable
+from moescope.cli.terminal import errors, output
 
 _HELP = """Analyze the shipped small MoE on the shipped text; needs no network.
 
@@ -17,6 +19,8 @@ advice.
 
 Example: moescope demo -o demo-run
 """
+
+_AGAIN = "the same command goes on from there"
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +33,9 @@ def demo(
     corpus: Annotated[
         Literal["queries", "samples"], typer.Option(help="which shipped text")
     ] = "queries",
-    limit: Annotated[int | None, typer.Option(help="stop each domain after so many tokens")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="stop each domain after so many tokens")
+    ] = None,
     step: Annotated[
         int | None,
         typer.Option(help="the model as it was at this training step (kept: 44, 440, 1760)"),
@@ -38,10 +44,7 @@ def demo(
     """Run the demo and print the path of the report."""
     from moescope.demo import run_demo
 
-    errors.print(
-        "The shipped text measures a model; nothing in it or in the report is advice.", style="dim"
-    )
-    with tracing_progress() as bar:
+    with tracing_progress() as bar, resumable(out, *RUN_MARKS, advice=_AGAIN):
         done = run_demo(
             out,
             corpus=corpus,
@@ -51,4 +54,7 @@ def demo(
             on_stage=bar.stage,
         )
     summarize(done.run)
+    errors.print(
+        "The shipped text measures a model; nothing in it or in the report is advice.", style="dim"
+    )
     output.print(str(done.report), soft_wrap=True)

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from moescope.cli.analyze_cmd import summarize
-from moescope.cli.common import errors, output, tracing_progress, write_config
+from moescope.cli.common import tracing_progress, write_config
 from moescope.cli.config import parse_layers
+from moescope.cli.resume import RUN_MARKS, resumable
+from moescope.cli.settings import SEED, finite
+from moescope.cli.terminal import errors, output
 
 if TYPE_CHECKING:
     from moescope.trace import Run
@@ -69,7 +72,7 @@ def import_(
     engine_version: Annotated[
         str | None, typer.Option(help="the engine's version, for the manifest")
     ] = None,
-    seed: Annotated[int, typer.Option(help="of sampling and resampling")] = 0,
+    seed: Annotated[int, typer.Option(**SEED, help="of sampling and resampling")] = 0,
     sample_tokens: Annotated[
         int, typer.Option(min=1, help="sampled tokens of each domain and phase")
     ] = 8192,
@@ -77,7 +80,10 @@ def import_(
         int, typer.Option(min=1, help="tokens of each domain in the token-id tables")
     ] = 250_000,
     checkpoint_seconds: Annotated[
-        float, typer.Option(min=0, help="commit after the first pool that ends this late")
+        float,
+        typer.Option(
+            min=0, callback=finite, help="commit after the first pool that ends this late"
+        ),
     ] = 20.0,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on with an interrupted import")
@@ -108,7 +114,7 @@ def import_(
         **options.model_dump(mode="json", include=_SETTINGS),
     }
     place = claim(out, "run", adopt=written_names)
-    with tracing_progress() as bar, place as folder:
+    with tracing_progress() as bar, resumable(out, *RUN_MARKS), place as folder:
         bar.stage("importing")
         import_traces(
             engine,
@@ -133,6 +139,6 @@ def import_(
 def _explain(run: Run) -> None:
     """Say on stderr what the run does not know."""
     for reason in run.absent.values():
-        errors.print(f"absent: {reason}", markup=False, soft_wrap=True)
+        errors.print(f"absent: {reason}", soft_wrap=True)
     for note in run.manifest.source["notes"]:
-        errors.print(f"note: {note}", markup=False, soft_wrap=True)
+        errors.print(f"note: {note}", soft_wrap=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import pyarrow as pa
 import typer
 
-from moescope.cli.common import Format, errors, output, print_table
+from moescope.cli.common import Format, print_table
+from moescope.cli.terminal import errors, output, write
 
 _HELP = """Show routers, experts and parameters of a model; reads no weights.
 
@@ -55,7 +55,7 @@ def inspect(
         "active_params": anatomy.active_params,
     }
     if form == "json":
-        sys.stdout.write(json.dumps({**summary, "layers": rows}) + "\n")
+        write(json.dumps({**summary, "layers": rows}) + "\n")
         return
     print_table(pa.Table.from_pylist(rows), form, title=f"{model} ({anatomy.model_type})")
     stream = errors if form == "csv" else output

@@ -5,6 +5,7 @@ Data goes to stdout, progress and warnings to stderr. Exit 0: done; 1: failed; 2
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated, Any
@@ -32,8 +33,9 @@ from moescope.cli import (
     trace_cmd,
     train_cmd,
 )
-from moescope.cli.common import errors
-from moescope.errors import MoescopeError
+from moescope.cli.resume import INTERRUPTED
+from moescope.cli.terminal import bounded, clean, errors, tolerate
+from moescope.errors import BadInputError, MoescopeError
 
 __all__ = ["app", "run"]
 
@@ -43,7 +45,11 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 _INTERRUPTED = 130
 """What typer returns for Ctrl-C."""
 
-_KEPT = "interrupted; what was committed stays, go on with --resume"
+_NAMES = {
+    errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM,
+    errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EEXIST,
+}  # fmt: skip
+"""What a system says of a path that is not what it should be; the rest is no fault of the input."""
 
 app = typer.Typer(
     name="moescope",
@@ -91,7 +97,8 @@ def _main(
 
 
 def run() -> None:
-    """Entry point of the ``moescope`` command."""
+    """Run the command that was typed; `moescope.cli.entry` is the entry point."""
+    tolerate()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "" if sys.stderr.isatty() else "1")
     sys.exit(_run())
@@ -99,20 +106,27 @@ def run() -> None:
 
 def _run() -> int:
     try:
+        _refuse_undecodable(sys.argv[1:])
         code = app(standalone_mode=False)
     except MoescopeError as error:
         return _fail(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        return _fail(_KEPT, 1)
+        return _fail(INTERRUPTED, 1)
     except _UsageError as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "moescope"
         return _fail(f"{error.format_message()} See: {where} --help", 2)
     except ValidationError as error:
-        return _fail(" ".join(str(error).split()), 2)
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"]))
+        return _fail(f"{name}: {problem['msg']}, got {problem['input']!r}", 2)
     except BrokenPipeError:
         return 0
+    except MemoryError:
+        return _fail("there is not enough memory for this; take less text or a smaller model", 1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            return _fail(_of_system(error), 2 if error.errno in _NAMES else 1)
         if os.environ.get("MOESCOPE_DEBUG"):
             raise
         kind = type(error).__name__
@@ -121,10 +135,27 @@ def _run() -> int:
             f"{kind}: {first} (a fault in moescope or below it; MOESCOPE_DEBUG=1 shows where)", 1
         )
     if code == _INTERRUPTED:
-        return _fail(_KEPT, 1)
+        return _fail(INTERRUPTED, 1)
     return int(code or 0)
 
 
 def _fail(line: str, code: int) -> int:
-    errors.print(f"error: {' '.join(line.split())}", style="bold red", markup=False, soft_wrap=True)
+    errors.print(f"error: {bounded(' '.join(line.split()))}", style="bold red", soft_wrap=True)
     return code
+
+
+def _of_system(error: OSError) -> str:
+    names = [str(n) for n in (error.filename, error.filename2) if n is not None]
+    return f"{' and '.join(names) or 'the system'}: {error.strerror}"
+
+
+def _refuse_undecodable(words: list[str]) -> None:
+    """Text must be text: what is no UTF-8 could be neither tokenized nor written down."""
+    for word in words:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BadInputError(
+                f"the argument {clean(word)} is no UTF-8 text; give it as UTF-8, and rename a file "
+                "that is called so"
+            ) from error

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from moescope.cli.analyze_cmd import summarize
-from moescope.cli.common import errors, output
+from moescope.cli.terminal import output, status
+from moescope.errors import BadInputError
 
 _HELP = """Join finished runs of one model into one run, exactly.
 
@@ -35,9 +38,10 @@ def merge(
     from moescope.trace import Run
     from moescope.trace.merge import merge_runs
 
-    with errors.status("merging") as shown:
-        folder = merge_runs(
-            runs, out, partial=partial, on_part=lambda run: shown.update(f"merging {run}")
-        )
+    twice = [r for r, n in Counter(os.path.realpath(run) for run in runs).items() if n > 1]
+    if twice:
+        raise BadInputError(f"the run {twice[0]} is given twice; give each run once")
+    with status("merging") as say:
+        folder = merge_runs(runs, out, partial=partial, on_part=lambda run: say(f"merging {run}"))
     summarize(Run(folder))
     output.print(str(folder), soft_wrap=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from moescope.cli.common import Format, output
+from moescope.cli.common import Format
+from moescope.cli.terminal import output, write
 from moescope.errors import BadInputError
 
 _HELP = """Show the routes of two texts token by token, and where they part.
@@ -44,7 +44,7 @@ def paths(
     made: RouteComparison = compare_routes(loaded, left, right)
     if form == "json":
         for row in made.rows:
-            sys.stdout.write(json.dumps({"layers": made.layers, **row._asdict()}) + "\n")
+            write(json.dumps({"layers": made.layers, **row._asdict()}) + "\n")
         return
     table = Table(header_style="bold", caption=_caption(made))
     table.add_column("text 1")

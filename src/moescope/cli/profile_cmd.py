@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moescope.cli.common import errors, output
+from moescope.cli.terminal import bar, output, write
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def profile(
         pages = [build_profile_page(opened, part) for part in parts]
     if form == "json":
         for one in made:
-            sys.stdout.write(json.dumps(one.to_dict()) + "\n")
+            write(json.dumps(one.to_dict()) + "\n")
         return
     if every:
         _print_counts(made)
@@ -127,24 +126,16 @@ def _options(
 @contextmanager
 def _progress() -> Iterator[tuple[Any, Any]]:
     """Stages and measured tokens, with rate and time left, on stderr."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[tokens]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task("starting", total=None, tokens="")
+    with bar("tokens") as shown:
+        task = shown.add_task("starting", total=None, tokens="")
 
         def stage(words: str) -> None:
-            bar.update(task, description=words, tokens="", total=None)
+            shown.update(task, description=words, tokens="", total=None)
 
         def progress(done: int, total: int) -> None:
-            seconds = bar.tasks[0].elapsed or 0.0
+            seconds = shown.tasks[0].elapsed or 0.0
             rate = f", {done / seconds:,.0f} tok/s" if seconds > 1 else ""
-            bar.update(
+            shown.update(
                 task, completed=done, total=total, tokens=f"{done:,} of {total:,} tokens{rate}"
             )
 

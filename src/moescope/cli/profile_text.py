@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from moescope.cli.common import output
+from moescope.cli.terminal import output
 from moescope.profiles.facts import Absent, PartnerList, Profile, PushList
 from moescope.profiles.summary import quote
 
@@ -23,7 +23,7 @@ def print_profile(profile: Profile) -> None:
     if profile.flags:
         name.append(f"  {', '.join(profile.flags)}", style="bold red")
     output.print(name)
-    output.print(profile.summary, markup=False)
+    output.print(profile.summary)
     _print_load(profile)
     _print_domains(profile)
     _print_lists(profile)
@@ -53,7 +53,7 @@ def _print_load(profile: Profile) -> None:
 
 def _print_domains(profile: Profile) -> None:
     if isinstance(profile.domains, Absent):
-        output.print(f"domains: absent, {profile.domains.absent}", style="dim", markup=False)
+        output.print(f"domains: absent, {profile.domains.absent}", style="dim")
         return
     table = _table("domains", ["domain", "rate", "95 %", "lift", "95 %", "q", "of its tokens"])
     listed = sorted(profile.domains, key=lambda d: -d.rate)
@@ -74,21 +74,21 @@ def _print_domains(profile: Profile) -> None:
 def _print_lists(profile: Profile) -> None:
     tokens, pushes = profile.tokens_in, profile.pushes
     if isinstance(tokens, Absent):
-        output.print(f"tokens in: absent, {tokens.absent}", style="dim", markup=False)
+        output.print(f"tokens in: absent, {tokens.absent}", style="dim")
     else:
         listed = "  ".join(f"{quote(t.token)} {t.lift:.1f}×" for t in tokens.rows[:10])
         agreed = "not compared" if math.isnan(tokens.overlap) else _pc(tokens.overlap)
-        output.print(f"tokens in (halves share {agreed}): {listed}", markup=False)
+        output.print(f"tokens in (halves share {agreed}): {listed}")
     if isinstance(pushes, Absent):
-        output.print(f"pushes: absent, {pushes.absent}", style="dim", markup=False)
+        output.print(f"pushes: absent, {pushes.absent}", style="dim")
     else:
         _print_pushes(pushes)
     speech = profile.parts_of_speech
     if isinstance(speech, Absent):
-        output.print(f"parts of speech: absent, {speech.absent}", style="dim", markup=False)
+        output.print(f"parts of speech: absent, {speech.absent}", style="dim")
     else:
         parts = "  ".join(f"{s.tag} {_pc(s.share)} ({s.lift:.1f}×)" for s in speech.rows[:_ROWS])
-        output.print(f"parts of speech: {parts}", markup=False)
+        output.print(f"parts of speech: {parts}")
 
 
 def _print_pushes(pushes: PushList) -> None:
@@ -98,13 +98,13 @@ def _print_pushes(pushes: PushList) -> None:
     )
     for words, listed, overlap in rows:
         named = "  ".join(f"{quote(t.token)} {t.beyond:+.2f}" for t in listed[:10])
-        output.print(f"pushes {words} (halves share {_pc(overlap)}): {named}", markup=False)
+        output.print(f"pushes {words} (halves share {_pc(overlap)}): {named}")
 
 
 def _print_contexts(profile: Profile) -> None:
     contexts = profile.contexts
     if isinstance(contexts, Absent):
-        output.print(f"contexts: absent, {contexts.absent}", style="dim", markup=False)
+        output.print(f"contexts: absent, {contexts.absent}", style="dim")
         return
     output.print("where it contributes most:", style="bold")
     for row in contexts.rows[:_ROWS]:
@@ -126,11 +126,11 @@ def _print_partners(profile: Profile) -> None:
             listed = "  ".join(
                 f"{r.expert} {r.lift:.2f}× {_between(r.low, r.high, _num)}" for r in part.rows[:3]
             )
-            output.print(f"partners {words}: {listed}", markup=False)
+            output.print(f"partners {words}: {listed}")
     similar = profile.similar
     if not isinstance(similar, Absent):
         listed = "  ".join(f"{r.expert} {r.cosine:.2f}" for r in similar.rows[:3])
-        output.print(f"most similar (cosine of outputs): {listed}", markup=False)
+        output.print(f"most similar (cosine of outputs): {listed}")
 
 
 def _table(title: str, names: list[str]) -> Table:

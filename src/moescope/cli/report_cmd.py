@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from moescope.cli.common import output
+from moescope.cli.terminal import output
 
 _HELP = """Write RUN/report.html, one self-contained file; with --figures also PDF and PNG.
 
@@ -26,12 +27,15 @@ def report(
     figures: Annotated[str | None, typer.Option(help="folder for PDF and PNG figures")] = None,
 ) -> None:
     """Write the report."""
+    from moescope.files import claim
     from moescope.metrics.runs import open_run
     from moescope.report.figures import write_figures
     from moescope.report.page import build_report
 
     opened = open_run(run)
-    output.print(str(build_report(opened, out)), soft_wrap=True)
-    if figures is not None:
-        for path in write_figures(opened, figures):
-            output.print(str(path), soft_wrap=True)
+    with nullcontext() if figures is None else claim(figures, "figures"):
+        written = [build_report(opened, out)]
+        if figures is not None:
+            written += write_figures(opened, figures)
+    for path in written:
+        output.print(str(path), soft_wrap=True)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moescope.cli.common import Format, errors, print_table
+from moescope.cli.common import Format, print_table
 from moescope.cli.config import RunConfig, parse_layers, resolve
+from moescope.cli.settings import SEED
+from moescope.cli.terminal import bar, errors
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def similarity(
         int, typer.Option(help="most tokens of one window; shorter brings more documents", min=1)
     ] = 128,
     seed: Annotated[
-        int, typer.Option(help="of the choice of text, shuffled experts and map points")
+        int, typer.Option(**SEED, help="of the choice of text, shuffled experts and map points")
     ] = 0,
     memory: Annotated[
         str, typer.Option(help="for outputs beside the model; what does not fit goes to a file")
@@ -124,9 +126,9 @@ def similarity(
         page = write_similarity_page(made, folder / "similarity.html")
         if pdf:
             for path in write_similarity_figures(made, folder / "figures"):
-                errors.print(str(path), soft_wrap=True, markup=False)
+                errors.print(str(path), soft_wrap=True)
     print_table(_top(made.pairs, rows), form)
-    errors.print(str(page), soft_wrap=True, markup=False)
+    errors.print(str(page), soft_wrap=True)
 
 
 def _inputs(
@@ -229,29 +231,22 @@ def _warn(made: Similarity, wanted: int) -> None:
     for row in made.about["layers"]:
         name = f"layer {row['layer']}"
         for method, why in row["not_computed"].items():
-            errors.print(f"note: {name}: no {method}: {why}", style="yellow", markup=False)
+            errors.print(f"note: {name}: no {method}: {why}", style="yellow")
         for note in row["notes"]:
-            errors.print(f"note: {name}: {note}", style="yellow", markup=False)
+            errors.print(f"note: {name}: {note}", style="yellow")
         for method, experts in row["undefined"].items():
             first, why = next(iter(experts.items()))
             count = f"{len(experts)} experts" if len(experts) > 1 else "one expert"
             errors.print(
                 f"note: {name}: {count} without {method}, first L{row['layer']}E{first}: {why}",
-                style="yellow", markup=False,
+                style="yellow",
             )  # fmt: skip
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[SimilarityStep | None, str], None]]:
     """A bar on stderr: what is done, share of the operations, operations per second, time left."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=errors, transient=True) as progress:
+    with bar("rate") as progress:
         task = progress.add_task("starting", total=None, rate="")
         began: list[float] = []
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-from moescope.cli.common import errors, output
+from moescope.cli.settings import SEED, finite
+from moescope.cli.terminal import errors, output, progress, status, write
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -66,9 +66,14 @@ def steer(
     ] = None,
     generate: Annotated[int, typer.Option(min=0, help="tokens to generate; 0 for none")] = 40,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="0: the most probable token; else tokens are drawn")
+        float,
+        typer.Option(
+            min=0.0, callback=finite, help="0: the most probable token; else tokens are drawn"
+        ),
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="of drawing tokens and of choosing controls")] = 0,
+    seed: Annotated[
+        int, typer.Option(**SEED, help="of drawing tokens and of choosing controls")
+    ] = 0,
     top: Annotated[int, typer.Option(min=1, help="next tokens to show, of each side")] = 10,
     controls: Annotated[
         int, typer.Option(min=0, help="random other experts to try the same edit on; 0 for none")
@@ -111,19 +116,19 @@ def steer(
     }
     place = nullcontext() if out is None else claim(out, "steering")
     with place:
-        with errors.status("loading the model"):
+        with status("loading the model"):
             loaded = load_model(ModelSpec(model, revision, dtype, device, trust_remote_code))
             if found_plan is not None and plan is not None:
                 require_model_of_plan(loaded, found_plan, plan)
         result, followed = _run(loaded, prompt, settings, strengths, top, controls, options)
         if form == "json":
             both = {**result.to_dict(), "sweep": followed.to_dict() if followed else None}
-            sys.stdout.write(json.dumps(both, ensure_ascii=False) + "\n")
+            write(json.dumps(both, ensure_ascii=False) + "\n")
         else:
             print_steering(result, followed, loaded.anatomy)
         if out is not None:
             page = write_steering(result, followed, out)
-            (errors if form == "json" else output).print(str(page), soft_wrap=True, markup=False)
+            (errors if form == "json" else output).print(str(page), soft_wrap=True)
 
 
 def _check(settings: Sequence[Setting], strengths: Sequence[float]) -> None:
@@ -164,7 +169,7 @@ def _run(
     # without a number in --set, the strength that changes most is shown in full
     shown = max(strengths, key=lambda s: (abs(s - neutral), s)) if strengths else None
     edits = edits_at(settings, loaded.anatomy, shown)
-    with errors.status("looking at the prompt, its controls and its text"):
+    with status("looking at the prompt, its controls and its text"):
         result = steer(
             loaded,
             prompt,
@@ -190,16 +195,11 @@ def _run(
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    columns = (
-        TextColumn("sweep"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=errors, transient=True) as progress:
-        task = progress.add_task("sweep", total=total)
+    columns = ("sweep", BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    with progress(*columns) as shown:
+        task = shown.add_task("sweep", total=total)
 
         def show(done: int) -> None:
-            progress.update(task, completed=done)
+            shown.update(task, completed=done)
 
         yield show

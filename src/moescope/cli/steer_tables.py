@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from moescope.cli.common import output
+from moescope.cli.terminal import output
 from moescope.intervene.steering.prompts import visible
 from moescope.intervene.steering.results import percent
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
-from moescope.cli.common import Format, errors, output, print_table
+from moescope.cli.common import Format, print_table
+from moescope.cli.terminal import errors, output
 from moescope.errors import BadInputError
 
 _HELP = """Print a table of a run; without NAME, list the tables.
@@ -33,7 +34,7 @@ def table(
     domain: Annotated[str | None, typer.Option(help="only this domain ('all': the total)")] = None,
     sort: Annotated[str | None, typer.Option(help="sort by this column, largest first")] = None,
     rows: Annotated[
-        int | None, typer.Option(help="at most so many rows; 0: all [40 as table]")
+        int | None, typer.Option(min=0, help="at most so many rows; 0: all [40 as table]")
     ] = None,
     about: Annotated[bool, typer.Option("--about", help="say what the columns mean")] = False,
 ) -> None:
@@ -51,7 +52,7 @@ def table(
         return
     data = opened.table(name)
     if about:
-        output.print(descriptions[name], markup=False)
+        output.print(descriptions[name])
         return
     data = _filtered(data, layer=layer, domain=domain)
     if sort is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import typer
 
 from moescope.cli.analyze_cmd import launch_shards, output_of, summarize
-from moescope.cli.common import output, tracing_progress, write_config
+from moescope.cli.common import tracing_progress, write_config
 from moescope.cli.config import RunConfig, with_run_options
+from moescope.cli.terminal import output
 
 _HELP = """Record how every MoE layer routes every token of a corpus, into a run folder.
 

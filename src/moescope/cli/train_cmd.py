@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from moescope.cli.common import errors, output
+from moescope.cli.resume import resumable
+from moescope.cli.terminal import bar, errors, output
 
 if TYPE_CHECKING:
     from moescope.lab.trainer import Trained, TrainingState
@@ -46,25 +46,17 @@ def train(
 
     checked = load_recipe(recipe, tuple(override or ()))
     chosen = str(pick_device(device))
-    for note in routing_notes(checked):
-        errors.print(f"note: {note}", markup=False, soft_wrap=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-        console=errors,
-        transient=True,
-    ) as progress:
+    with bar("figures") as progress, resumable(out, "checkpoint", "checkpoint.old"):
         task = progress.add_task("starting", total=None, figures="")
 
         def say(words: str) -> None:
             progress.update(task, description=words)
 
         def listen(state: TrainingState) -> None:
-            if progress.tasks[task].total is None:
-                errors.print(f"live page: {Path(out) / PAGE}", markup=False, soft_wrap=True)
+            if progress.tasks[task].total is None:  # the data are there, and it goes on
+                for note in routing_notes(checked):
+                    errors.print(f"note: {note}", soft_wrap=True)
+                errors.print(f"live page: {Path(out) / PAGE}", soft_wrap=True)
             loss = state.log.rows["steps"][-1]["loss"]
             progress.update(
                 task,

@@ -5,7 +5,7 @@ cuts one into windows; ``iter_pools`` and ``make_batches`` pack windows for the 
 knows nothing of models, traces or metrics, and never imports torch.
 """
 
-from moescope.corpus.batching import Batch, iter_pools, make_batches
+from moescope.corpus.batching import Batch, iter_batches, iter_pools, make_batches
 from moescope.corpus.documents import (
     RESERVED_DOMAIN,
     Corpus,
@@ -41,6 +41,7 @@ __all__ = [
     "Whole",
     "in_shard",
     "in_split",
+    "iter_batches",
     "iter_pools",
     "make_batches",
     "open_corpus",

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from moescope.corpus.tokenize import Sequence, TokenizedDocument
 from moescope.errors import BadInputError
 
-__all__ = ["Batch", "iter_pools", "make_batches"]
+__all__ = ["Batch", "iter_batches", "iter_pools", "make_batches"]
 
 
 class Batch(NamedTuple):
@@ -37,13 +37,14 @@ class Batch(NamedTuple):
 
 
 def iter_pools(
-    documents: Iterable[TokenizedDocument], pool_tokens: int
+    documents: Iterable[TokenizedDocument], pool_tokens: int, most_documents: int | None = None
 ) -> Iterator[list[TokenizedDocument]]:
     """Group consecutive whole documents until a pool holds ``pool_tokens`` tokens or more.
 
     Args:
         documents: in the order of the corpus.
         pool_tokens: tokens after which a pool is closed, those that do not count included.
+        most_documents: documents of a pool at most; None for no limit.
 
     Yields:
         Lists of documents, none empty. Documents without any window travel along.
@@ -57,7 +58,7 @@ def iter_pools(
     for document in documents:
         pool.append(document)
         held += document.num_tokens + document.num_uncounted
-        if held >= pool_tokens:
+        if held >= pool_tokens or len(pool) == most_documents:
             yield pool
             pool, held = [], 0
     if pool:
@@ -94,18 +95,27 @@ def make_batches(
         >>> batch.token_ids.tolist(), batch.counted.tolist()
         ([[5, 6]], [[False, True]])
     """
+    return list(iter_batches(pool, max_batch_tokens, max_batch_sequences, pad_id=pad_id))
+
+
+def iter_batches(
+    pool: Iterable[TokenizedDocument],
+    max_batch_tokens: int,
+    max_batch_sequences: int | None = None,
+    *,
+    pad_id: int = 0,
+) -> Iterator[Batch]:
+    """The batches of `make_batches`, each laid out when it is asked for."""
     _require_positive("max_batch_tokens", max_batch_tokens)
     _require_positive("max_batch_sequences", max_batch_sequences)
     sequences = [s for document in pool for s in document.sequences if len(s.token_ids)]
     sequences.sort(key=lambda s: -len(s.token_ids))
-    batches: list[Batch] = []
     begin = 0
     while begin < len(sequences):
         rows = max(1, max_batch_tokens // len(sequences[begin].token_ids))
         rows = min(rows, max_batch_sequences or rows)
-        batches.append(_pad(sequences[begin : begin + rows], pad_id))
+        yield _pad(sequences[begin : begin + rows], pad_id)
         begin += rows
-    return batches
 
 
 def _pad(sequences: list[Sequence], pad_id: int) -> Batch:

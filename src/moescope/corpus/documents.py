@@ -31,6 +31,7 @@ from moescope.corpus.seen import SeenIds
 from moescope.corpus.split import Split, in_shard, in_split, parse_shard
 from moescope.corpus.text_files import TextUnit
 from moescope.errors import CorpusError
+from moescope.given import Seed
 
 __all__ = [
     "RESERVED_DOMAIN",
@@ -78,7 +79,9 @@ class Skipped:
 class CorpusSpec(BaseModel):
     """What to read and how. Unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     path: Annotated[str, BeforeValidator(lambda p: os.fspath(p) if isinstance(p, Path) else p)]
     """A file, a folder (one file or one sub-folder per domain), ``hf:owner/name``, or the folder
@@ -97,7 +100,7 @@ class CorpusSpec(BaseModel):
     """Read only the documents that a hash of their id puts into "train" or "test"."""
     test_share: float = Field(default=0.2, gt=0.0, lt=1.0)
     """The share of documents in "test"."""
-    seed: int = 0
+    seed: Seed = 0
     """Another seed gives another split."""
     shard: Annotated[str, AfterValidator(lambda text: str(parse_shard(text)))] | None = None
     """Read only part i of n, written ``i/n``, that a hash of the document id decides."""

@@ -12,6 +12,7 @@ transformers nor torch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from moescope.corpus.chat import render_chat
 from moescope.corpus.documents import Document
+from moescope.corpus.pieces import WHOLE, Piece, pieces
 from moescope.errors import CorpusError
 
 __all__ = ["Sequence", "TokenizedDocument", "tokenize_corpus", "tokenize_document"]
@@ -67,7 +69,7 @@ class TokenizedDocument(NamedTuple):
 
 
 class _Encoded(NamedTuple):
-    """The document's token list, and the special tokens that open each later window."""
+    """A piece of the document's token list, and the special tokens that open each later window."""
 
     ids: npt.NDArray[np.int32]
     counted: npt.NDArray[np.bool_]
@@ -83,12 +85,14 @@ def tokenize_document(
     chat_template: bool = False,
     count_template: bool = False,
     truncate: bool = False,
+    limit: int | None = None,
 ) -> TokenizedDocument:
     """Encode one document and cut it into windows of at most ``context_length`` tokens.
 
     Windows do not overlap; each opens with the same leading special tokens (BOS). One in which no
     token counts (a lone EOS, the tail of a chat template) is not made. The counted tokens of all
-    windows, joined, are the document's tokens, each once.
+    windows, joined, are the document's tokens, each once. A very long document is encoded in
+    pieces (`moescope.corpus.pieces`), so that memory follows its tokens only.
 
     Args:
         tokenizer: a transformers tokenizer; ``chat_template`` needs a fast one.
@@ -98,6 +102,8 @@ def tokenize_document(
         chat_template: render the text as a user's message, followed by the generation prompt.
         count_template: count the tokens that the template writes too, except the opening BOS.
         truncate: keep the first window only; ``num_truncated`` says what it cost.
+        limit: stop behind the window with which this many tokens count; what follows of a very
+            long document is not encoded.
 
     Returns:
         The windows and their counts.
@@ -110,7 +116,8 @@ def tokenize_document(
         encoded = _encode_chat(tokenizer, document, count_template)
     else:
         encoded = _encode_plain(tokenizer, document.text)
-    return _cut(encoded, document, doc_index, context_length, truncate)
+    windows = _windows(encoded, doc_index, context_length)
+    return _collect(windows, document, doc_index, truncate, limit)
 
 
 def tokenize_corpus(
@@ -135,52 +142,86 @@ def tokenize_corpus(
         )
 
 
-def _cut(
-    encoded: _Encoded, document: Document, doc_index: int, context_length: int, truncate: bool
+def _collect(
+    windows: Iterable[Sequence],
+    document: Document,
+    doc_index: int,
+    truncate: bool,
+    limit: int | None,
 ) -> TokenizedDocument:
-    """Cut the token list into windows and count."""
-    if context_length <= len(encoded.lead):
-        raise CorpusError(
-            f"a context of {context_length} tokens leaves no room for text: this tokenizer opens "
-            f"every window with {len(encoded.lead)} special tokens; give a longer context"
-        )
-    sequences = list(_windows(encoded, doc_index, context_length))
-    kept = sequences[:1] if truncate else sequences
-    num_tokens = sum(int(s.counted.sum()) for s in kept)
+    """Keep the windows that are asked for, and count."""
+    kept: list[Sequence] = []
+    num_tokens = num_ids = num_truncated = 0
+    for window in windows:
+        counted = int(window.counted.sum())
+        if truncate and kept:
+            num_truncated += counted
+            continue
+        kept.append(window)
+        num_tokens += counted
+        num_ids += len(window.token_ids)
+        if limit is not None and num_tokens >= limit:
+            break
     return TokenizedDocument(
         doc_index=doc_index,
         doc_id=document.doc_id,
         domain=document.domain,
         num_tokens=num_tokens,
-        num_uncounted=sum(len(s.token_ids) for s in kept) - num_tokens,
+        num_uncounted=num_ids - num_tokens,
         sequences=kept,
-        num_truncated=sum(int(s.counted.sum()) for s in sequences[len(kept) :]),
+        num_truncated=num_truncated,
     )
 
 
-def _windows(encoded: _Encoded, doc_index: int, context_length: int) -> Iterator[Sequence]:
+def _windows(
+    encoded: Iterable[_Encoded], doc_index: int, context_length: int
+) -> Iterator[Sequence]:
     """Cut the token list; later windows open with the leading special tokens."""
-    ids, counted, lead = encoded
-    no_lead = np.zeros(len(lead), dtype=np.bool_)
-    window = 0
-    begin = 0
-    while begin < len(ids):
-        repeated = len(lead) if begin else 0
-        end = begin + context_length - repeated
-        if counted[begin:end].any():
-            yield Sequence(
-                doc_index=doc_index,
-                window=window,
-                start=begin - repeated,
-                token_ids=np.concatenate([lead[:repeated], ids[begin:end]]),
-                counted=np.concatenate([no_lead[:repeated], counted[begin:end]]),
-            )
-            window += 1
-        begin = end
+    ids, counted = np.zeros(0, np.int32), np.zeros(0, np.bool_)
+    lead = ids
+    begin = window = 0
+    for number, part in enumerate(chain(encoded, [None])):
+        if number == 0 and part is not None:
+            lead = part.lead
+            _require_room(context_length, len(lead))
+        if part is not None:
+            ids, counted = np.concatenate([ids, part.ids]), np.concatenate([counted, part.counted])
+        while len(ids):
+            repeated = len(lead) if begin else 0
+            room = context_length - repeated
+            if part is not None and len(ids) < room:
+                break  # more is to come
+            if counted[:room].any():
+                yield Sequence(
+                    doc_index=doc_index,
+                    window=window,
+                    start=begin - repeated,
+                    token_ids=np.concatenate([lead[:repeated], ids[:room]]),
+                    counted=np.concatenate([np.zeros(repeated, np.bool_), counted[:room]]),
+                )
+                window += 1
+            begin += room
+            ids, counted = ids[room:], counted[room:]
 
 
-def _encode_plain(tokenizer: Any, text: str) -> _Encoded:
+def _require_room(context_length: int, lead: int) -> None:
+    if context_length <= lead:
+        raise CorpusError(
+            f"a context of {context_length} tokens leaves no room for text: this tokenizer opens "
+            f"every window with {lead} special tokens; give a longer context"
+        )
+
+
+def _encode_plain(tokenizer: Any, text: str) -> Iterator[_Encoded]:
     """Encode text as the tokenizer does by default, control tokens in the text as characters."""
+    if len(text) <= WHOLE or not getattr(tokenizer, "is_fast", False):
+        yield _encode_at_once(tokenizer, text)
+        return
+    for piece in pieces(text):
+        yield _encode_piece(tokenizer, piece)
+
+
+def _encode_at_once(tokenizer: Any, text: str) -> _Encoded:
     encoding = _call(tokenizer, text, add_special_tokens=True, return_special_tokens_mask=True)
     ids = np.asarray(encoding["input_ids"], dtype=np.int32)
     added = np.asarray(encoding["special_tokens_mask"], dtype=np.bool_)
@@ -198,7 +239,29 @@ def _encode_plain(tokenizer: Any, text: str) -> _Encoded:
     return _Encoded(ids, counted, ids[:lead_length])
 
 
-def _encode_chat(tokenizer: Any, document: Document, count_template: bool) -> _Encoded:
+def _encode_piece(tokenizer: Any, piece: Piece) -> _Encoded:
+    """A piece of a long text: added tokens before the first piece and behind the last one only."""
+    encoding = _call(
+        tokenizer,
+        piece.text,
+        add_special_tokens=True,
+        return_special_tokens_mask=True,
+        return_offsets_mapping=True,
+    )
+    ids = np.asarray(encoding["input_ids"], dtype=np.int32)
+    added = np.asarray(encoding["special_tokens_mask"], dtype=np.bool_)
+    spans = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+    lead_length = 0 if added.all() else int(np.argmin(added))
+    leads = np.arange(len(ids)) < lead_length
+    kept = np.where(added, np.where(leads, piece.first, piece.last), piece.holds(spans))
+    ids, added, spans = ids[kept], added[kept], spans[kept]
+    forged = np.isin(ids, _reserved_ids(tokenizer)) & ~added
+    lead = ids[:lead_length] if piece.first else ids[:0]
+    ids, counted, _ = _spell_out(tokenizer, piece.text, ids, ~added, spans, forged)
+    return _Encoded(ids, counted, lead)
+
+
+def _encode_chat(tokenizer: Any, document: Document, count_template: bool) -> Iterator[_Encoded]:
     """Render and encode; only tokens whose characters lie inside the text count."""
     if not getattr(tokenizer, "is_fast", False):
         raise CorpusError(
@@ -206,24 +269,27 @@ def _encode_chat(tokenizer: Any, document: Document, count_template: bool) -> _E
             f"got {type(tokenizer).__name__}; trace the plain text instead"
         )
     rendered, begin, end = render_chat(tokenizer, document)
-    encoding = _call(
-        # The template writes its own special tokens, so none may be added a second time.
-        tokenizer,
-        rendered,
-        add_special_tokens=False,
-        split_special_tokens=False,
-        return_offsets_mapping=True,
-    )
-    ids = np.asarray(encoding["input_ids"], dtype=np.int32)
-    spans = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-    inside = _inside(spans, begin, end)
-    forged = inside & np.isin(ids, _reserved_ids(tokenizer))
-    ids, counted, inside = _spell_out(tokenizer, rendered, ids, inside, spans, forged)
-    opens_with_bos = len(ids) > 0 and int(ids[0]) == tokenizer.bos_token_id
-    if count_template:
-        counted = counted | ~inside
-        counted[: int(opens_with_bos)] = False
-    return _Encoded(ids, counted, ids[: int(opens_with_bos)])
+    for piece in pieces(rendered):
+        encoding = _call(
+            # The template writes its own special tokens, so none may be added a second time.
+            tokenizer,
+            piece.text,
+            add_special_tokens=False,
+            split_special_tokens=False,
+            return_offsets_mapping=True,
+        )
+        spans = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        kept = piece.holds(spans)
+        spans = spans[kept]
+        ids = np.asarray(encoding["input_ids"], dtype=np.int32)[kept]
+        inside = _inside(spans + piece.offset, begin, end)
+        forged = inside & np.isin(ids, _reserved_ids(tokenizer))
+        ids, counted, inside = _spell_out(tokenizer, piece.text, ids, inside, spans, forged)
+        opens_with_bos = piece.first and len(ids) > 0 and int(ids[0]) == tokenizer.bos_token_id
+        if count_template:
+            counted = counted | ~inside
+            counted[: int(opens_with_bos)] = False
+        yield _Encoded(ids, counted, ids[: int(opens_with_bos)])
 
 
 def _inside(spans: npt.NDArray[np.int64], begin: int, end: int) -> npt.NDArray[np.bool_]:

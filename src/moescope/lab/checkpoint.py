@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file, save_file
 
 from moescope.errors import RunError
-from moescope.files import replacing_folder, require_intact
+from moescope.files import plain_name, replacing_folder, require_intact
 from moescope.lab.network import Network
 from moescope.lab.optimizer import Optimizer
 
@@ -23,6 +24,29 @@ __all__ = ["export_model", "load_checkpoint", "read_state", "save_checkpoint"]
 
 _STATE = "state.json"
 _PARTS = ("weights", "optimizer", "buffers", "arrays")
+
+
+class _Kept(BaseModel):
+    """A model kept on the way."""
+
+    model_config = ConfigDict(extra="forbid")
+    step: int = Field(ge=1)
+    share: float
+    path: Annotated[str, AfterValidator(plain_name)]
+
+
+class _State(BaseModel):
+    """``state.json``: where the training was."""
+
+    model_config = ConfigDict(extra="forbid")
+    step: int = Field(ge=0)
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    recipe: str
+    data: str
+    kept: list[_Kept]
+    evaluated: int = Field(ge=-1)
+    losses: dict[str, float]
+    torch: str
 
 
 def save_checkpoint(
@@ -65,7 +89,16 @@ def read_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for candidate in (folder, folder.with_name(folder.name + ".old")):
         if (candidate / _STATE).is_file():
             _require_intact(candidate, [_STATE])
-            return candidate, json.loads((candidate / _STATE).read_text(encoding="utf-8"))
+            text = (candidate / _STATE).read_text(encoding="utf-8")
+            try:
+                return candidate, _State.model_validate_json(text, strict=True).model_dump()
+            except ValidationError as error:
+                problem = error.errors()[0]
+                where = ".".join(map(str, problem["loc"]))
+                raise RunError(
+                    f"{candidate / _STATE} is damaged ({where}: {problem['msg']}); restore it, or "
+                    "begin again in a new folder"
+                ) from error
     return None
 
 

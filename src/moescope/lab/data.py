@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.corpus import Corpus, Document, open_corpus
+from moescope.corpus.pieces import WHOLE, pieces
 from moescope.errors import BadInputError
 from moescope.files import claim, is_intact, owned, replacing_folder
 from moescope.lab.recipe import Recipe, TokenizerRecipe
@@ -181,9 +181,11 @@ def _train_bpe(given: TokenizerRecipe, corpus: Corpus) -> Any:
 def _balanced(corpus: Iterable[Document], characters: int) -> Iterator[str]:
     read: dict[str, int] = {}
     for document in corpus:
-        if read.get(document.domain, 0) < characters:
-            read[document.domain] = read.get(document.domain, 0) + len(document.text)
-            yield document.text
+        for piece in pieces(document.text):
+            if read.get(document.domain, 0) >= characters:
+                break
+            read[document.domain] = read.get(document.domain, 0) + len(piece.own)
+            yield piece.own
 
 
 def _dtype(tokenizer: Any) -> np.dtype[Any]:
@@ -195,19 +197,45 @@ def _encode(corpus: Corpus, tokenizer: Any, folder: Path, side: str) -> dict[str
     files: dict[str, str] = {}
     dtype, end = _dtype(tokenizer), tokenizer.eos_token_id
     documents = iter(corpus)
-    while some := list(islice(documents, _DOCUMENTS_AT_ONCE)):
-        encoded = tokenizer.backend_tokenizer.encode_batch(
-            [document.text for document in some], add_special_tokens=False
-        )
+    while some := _some(documents):
         parts: dict[str, list[NDArray[Any]]] = {}
-        for document, item in zip(some, encoded, strict=True):
-            parts.setdefault(document.domain, []).append(np.array([*item.ids, end], dtype))
+        for document, ids in zip(some, _ids_of(some, tokenizer.backend_tokenizer), strict=True):
+            parts.setdefault(document.domain, []).append(np.append(ids, end).astype(dtype))
         for domain, arrays in parts.items():
             new = domain not in files
             name = files.setdefault(domain, f"{side}-{len(files):03d}.bin")
             with (folder / name).open("wb" if new else "ab") as out:
                 np.concatenate(arrays).tofile(out)
     return files
+
+
+def _some(documents: Iterator[Document]) -> list[Document]:
+    """The next documents, fewer where they are long; none at the end."""
+    some: list[Document] = []
+    characters = 0
+    while len(some) < _DOCUMENTS_AT_ONCE and characters < WHOLE:
+        document = next(documents, None)
+        if document is None:
+            break
+        some.append(document)
+        characters += len(document.text)
+    return some
+
+
+def _ids_of(some: list[Document], backend: Any) -> Iterator[NDArray[np.int64]]:
+    """Token ids of documents; a very long one is encoded in pieces."""
+    short = [document.text for document in some if len(document.text) <= WHOLE]
+    encoded = iter(backend.encode_batch(short, add_special_tokens=False))
+    for document in some:
+        if len(document.text) <= WHOLE:
+            yield np.asarray(next(encoded).ids, np.int64)
+            continue
+        parts = []
+        for piece in pieces(document.text):
+            made = backend.encode(piece.text, add_special_tokens=False)
+            kept = piece.holds(np.asarray(made.offsets, np.int64).reshape(-1, 2))
+            parts.append(np.asarray(made.ids, np.int64)[kept])
+        yield np.concatenate(parts)
 
 
 def _require_length(sides: dict[str, dict[str, Ids]], context: int) -> None:

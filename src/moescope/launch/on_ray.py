@@ -18,10 +18,10 @@ from typing import Any
 
 from moescope.corpus import Shard
 from moescope.errors import LaunchError, MissingExtraError
+from moescope.files import holder
 from moescope.launch.job import Job, LaunchOptions
 from moescope.launch.watch import RETRIES, Watch
 from moescope.launch.worker import Outcome, attempt
-from moescope.lock import holder
 from moescope.models.loading import pick_device
 from moescope.models.memory import available_memory
 

@@ -8,6 +8,7 @@ beside this one; here they only meet the axes of a run.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moescope.metrics.agreement import committee, mean_jaccard
 from moescope.metrics.balance import balance, cv_by_chance
@@ -15,7 +16,7 @@ from moescope.metrics.chance import expected_jaccard
 from moescope.metrics.coactivation import coactivation as pair_coactivation
 from moescope.metrics.coactivation import flow as layer_flow
 from moescope.metrics.specialization import domain_specialization as specialization
-from moescope.metrics.specialization import jensen_shannon, token_baseline
+from moescope.metrics.specialization import jensen_shannon_pairs, token_baselines
 from moescope.metrics.statistics import bootstrap_rates
 from moescope.metrics.view import ALL, PhaseView, Rows
 from moescope.trace.aggregates import (
@@ -37,6 +38,10 @@ __all__ = [
     "histograms",
     "load",
 ]
+
+
+MAX_PAIR_ROWS = 3_000_000
+"""Rows of the table of pairs of domains."""
 
 
 def load(view: PhaseView) -> Rows:
@@ -140,7 +145,7 @@ def histograms(view: PhaseView) -> Rows:
         for name, _, tokens in view.groups():
             for j, quantity in enumerate(HISTOGRAMS):
                 table = view.arrays["histograms"][:, j, layer.slot]
-                counts = table.sum(0) if name == ALL else table[view.domains.index(name)]
+                counts = table.sum(0) if name == ALL else table[view.places[name]]
                 rows.add(
                     layer=layer.layer_idx,
                     domain=name,
@@ -225,7 +230,7 @@ def domain_specialization(view: PhaseView) -> Rows:
     for layer in view.layers:
         cut = slice(start, start + layer.num_experts)
         start += layer.num_experts
-        baseline = token_baseline(view.token_counts_by_domain(layer), layer.top_k)
+        baseline = token_baselines(*view.token_counts_by_domain(layer), layer.top_k)
         for d, name in enumerate(view.domains):
             rows.add(
                 layer=layer.layer_idx,
@@ -253,21 +258,25 @@ def domain_distance(view: PhaseView) -> Rows:
     """How differently two domains use a layer's experts.
 
     jsd: Jensen–Shannon divergence of the two load distributions over the largest that their
-    entropies allow, in [0, 1].
+    entropies allow, in [0, 1]. Of very many domains those with most tokens are compared: as many
+    as give 3,000,000 rows over all layers, which are 1,000 domains at 6 layers, 433 at 32.
     """
     rows = Rows()
+    names = np.asarray(view.domains, dtype=object)
+    kept = _most_tokens(np.where(names == ALL, 0, view.domain_tokens), len(view.layers))
+    names = names[kept]
     for layer in view.layers:
-        counts_NE = view.counts(layer)
-        groups = [(n, counts_NE[m].sum(0)) for n, m, _ in view.groups() if n != ALL]
-        for i, (name_a, a) in enumerate(groups):
-            for name_b, b in groups[i + 1 :]:
-                rows.add(
-                    layer=layer.layer_idx,
-                    domain_a=name_a,
-                    domain_b=name_b,
-                    jsd=jensen_shannon(a / a.sum(), b / b.sum()),
-                )
+        counts_CE = view.sums_by_domain(view.counts(layer))[kept]
+        for i, j, jsd in jensen_shannon_pairs(counts_CE / counts_CE.sum(1, keepdims=True)):
+            rows.add(layer=layer.layer_idx, domain_a=names[i], domain_b=names[j], jsd=jsd)
     return rows
+
+
+def _most_tokens(tokens_C: NDArray[np.int64], num_layers: int) -> NDArray[np.int64]:
+    """The domains whose pairs fit into a table: those with most tokens, in their own order."""
+    most = int((1 + np.sqrt(1 + 8 * MAX_PAIR_ROWS / num_layers)) / 2)
+    known = np.flatnonzero(tokens_C)
+    return np.sort(known[np.argsort(-tokens_C[known], kind="stable")[:most]])
 
 
 def committee_table(view: PhaseView) -> Rows:

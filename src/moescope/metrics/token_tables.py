@@ -236,7 +236,7 @@ def path_entropy(view: PhaseView) -> Rows:
             index = np.unique(merged, return_inverse=True)[1]
             counts = np.bincount(index.reshape(-1), counter.counts).astype(np.int64)
         else:
-            counts = counter.counts[owner == view.domains.index(name)]
+            counts = counter.counts[slice(*np.searchsorted(owner, [d := view.places[name], d + 1]))]
         if counts.sum() == 0:
             continue
         plain, corrected = path_entropy_bits(counts)
@@ -260,7 +260,7 @@ def domain_loss(view: PhaseView) -> Rows:
     rows = Rows()
     nll = view.arrays["nll"].astype(np.float64)
     for name, _, tokens in view.groups():
-        total, scored = nll.sum(0) if name == ALL else nll[view.domains.index(name)]
+        total, scored = nll.sum(0) if name == ALL else nll[view.places[name]]
         if scored:
             rows.add(domain=name, tokens=tokens, scored=int(scored), loss=float(total / scored))
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +63,7 @@ class PhaseView:
         self.arrays = run.aggregates(phase).arrays
         self.seed = int(run.manifest.options["seed"])
         self.domains = run.domains
+        self.places = {name: d for d, name in enumerate(run.domains)}
         shape = run.shape
         numbers = zip(shape.layers, shape.num_experts, shape.top_k, strict=True)
         self.layers = [Layer(i, *numbers_) for i, numbers_ in enumerate(numbers)]
@@ -90,9 +92,19 @@ class PhaseView:
         """
         if name not in self.arrays:
             return np.full(layer.num_experts, np.nan)
-        cut = self.arrays[name][:, layer.slot, : layer.num_experts].astype(np.float64)
-        chosen: NDArray[np.float64] = cut.sum(0) if group == ALL else cut[self.domains.index(group)]
+        cut = self.arrays[name][:, layer.slot, : layer.num_experts]
+        chosen: NDArray[np.float64] = (
+            cut.astype(np.float64).sum(0)
+            if group == ALL
+            else cut[self.places[group]].astype(np.float64)
+        )
         return chosen
+
+    def sums_by_domain(self, counts_NE: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Counts by document cluster, (N, E), added up by domain, (C, E)."""
+        sums = np.zeros((len(self.domains), counts_NE.shape[1]), np.int64)
+        np.add.at(sums, self.cluster_domain, counts_NE)
+        return sums
 
     def rng(self, *stream: int) -> np.random.Generator:
         """Random numbers that depend on the run's seed and on ``stream`` only."""
@@ -112,11 +124,26 @@ class PhaseView:
         np.add.at(table, (row.reshape(-1), expert), counter.counts)
         return ids, table
 
-    def token_counts_by_domain(self, layer: Layer) -> NDArray[np.int64]:
-        """Input-token counts by domain, token id seen anywhere, and expert: (C, X, E)."""
+    def token_counts_by_domain(
+        self, layer: Layer
+    ) -> tuple[NDArray[np.int64], Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]]:
+        """Input-token counts by token id seen anywhere and expert, and by domain.
+
+        Returns:
+            Those of all domains, (X, E); and for each domain the rows of its own ids with its
+            counts, one domain at a time: domains × ids × experts would not fit where they are many.
+        """
         counter = self.run.aggregates(self.phase).sparse[f"input_{layer.layer_idx}"]
         domain, token, expert = unpack(counter.keys)
-        ids, row = np.unique(token, return_inverse=True)
-        table = np.zeros((len(self.domains), ids.size, layer.num_experts), np.int64)
-        np.add.at(table, (domain, row.reshape(-1), expert), counter.counts)
-        return table
+        ids, total_XE = self.token_counts("input", layer)
+        row, counts = np.searchsorted(ids, token), counter.counts
+        ends = np.searchsorted(domain, np.arange(len(self.domains) + 1))  # keys are by domain
+
+        def parts() -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+            for begin, end in pairwise(ends):
+                rows, place = np.unique(row[begin:end], return_inverse=True)
+                own = np.zeros((rows.size, layer.num_experts), np.int64)
+                np.add.at(own, (place.reshape(-1), expert[begin:end]), counts[begin:end])
+                yield rows, own
+
+        return total_XE, parts()

@@ -22,6 +22,7 @@ from typing import Literal
 
 from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
+from moescope.given import WHOLE
 from moescope.models.anatomy import Anatomy, MoELayer
 
 __all__ = [
@@ -39,8 +40,10 @@ __all__ = [
 
 EditKind = Literal["mask", "zero", "scale", "bias", "force", "top_k"]
 
-_SELECTOR = re.compile(r"^L(\d+|\*)E(\d+)(?:-(\d+))?$|^L(\d+|\*)E\*$", re.IGNORECASE)
-_ONE = re.compile(r"^L\d+E\d+$", re.IGNORECASE)
+_SELECTOR = re.compile(
+    rf"^L({WHOLE}|\*)E({WHOLE})(?:-({WHOLE}))?$|^L({WHOLE}|\*)E\*$", re.IGNORECASE
+)
+_ONE = re.compile(rf"^L{WHOLE}E{WHOLE}$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -242,9 +245,8 @@ def _matches(anatomy: Anatomy, name: str) -> list[ExpertRef]:
     found = []
     for layer in anatomy.layer_numbers if layer_text == "*" else (int(layer_text),):
         end = last if match[2] is not None else sizes.get(layer, 1) - 1
-        wanted = [ExpertRef(layer, e) for e in range(first, end + 1)]
-        check_exist(anatomy, wanted)
-        found += wanted
+        check_exist(anatomy, [ExpertRef(layer, first), ExpertRef(layer, end)])
+        found += [ExpertRef(layer, e) for e in range(first, end + 1)]
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,10 +34,29 @@ HEAD_CELLS = 1 << 24
 """Logits (rows × vocabulary) that the streamed engine makes at a time."""
 
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-_SIZE = re.compile(r"^\s*([0-9.]+)\s*((?:[KMGT]I?)?)B?\s*$", re.IGNORECASE)
+_SIZE = re.compile(
+    r"^\s*([0-9]{1,15}(?:\.[0-9]*)?|\.[0-9]+)\s*((?:[KMGT]I?)?)B?\s*$", re.IGNORECASE
+)
 _BATCHES = (8192, 4096, 2048, 1024, 512)
-_OVERHEAD = 300_000_000
+_OVERHEAD = 200_000_000
 """Allocator slack, tokenizer, file buffers."""
+_SUMS = 100_000_000
+"""Sums and sample of a run, at least; what the promise leaves is theirs too."""
+_KERNELS = 8
+
+
+def _bound_kernel_caches() -> None:
+    """Let torch keep few of the kernels that it compiles for shapes.
+
+    Products in half precision compile one for each number of rows, and each expert of each batch
+    has its own: a thousand of them, which torch keeps by default, are most of a gigabyte, and are
+    hardly ever met again. Both caches are sized once, by the first such product of a process.
+    """
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, str(_KERNELS))
+
+
+_bound_kernel_caches()
 
 
 def keep_memory() -> None:
@@ -60,7 +79,7 @@ def parse_memory(text: str) -> int:
         BadInputError: another form.
     """
     match = _SIZE.match(text)
-    if match is None or match[1].count(".") > 1 or match[1] == ".":
+    if match is None:
         raise BadInputError(f"--memory {text!r} is no size; expected the form 4GB, 800MB or 2GiB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
@@ -142,29 +161,39 @@ def held_memory() -> int:
 
 def resident_need(anatomy: Anatomy, dtype: torch.dtype) -> int:
     """Bytes for all weights and one modest batch."""
-    return held_memory() + anatomy.total_params * dtype.itemsize + _OVERHEAD + 10**9
+    return held_memory() + anatomy.total_params * dtype.itemsize + _OVERHEAD + _SUMS + 10**9
 
 
 @dataclass(frozen=True)
 class StreamedNeed:
-    """What streaming takes, in bytes; ``batch_tokens`` is the batch that it is reckoned for."""
+    """What streaming takes, in bytes; ``batch_tokens`` is the batch that it is reckoned for.
+
+    ``spare``: what the promise leaves beyond it.
+    """
 
     held: int
     outside: int
     layer: int
     batch_tokens: int
     batch: int
+    spare: int = 0
 
     @property
     def total(self) -> int:
         """All of it together."""
-        return self.held + self.outside + self.layer + self.batch + _OVERHEAD
+        return self.held + self.outside + self.layer + self.batch + _OVERHEAD + _SUMS
+
+    @property
+    def sums(self) -> int:
+        """What sums and sample of a run may take."""
+        return _SUMS + self.spare
 
     def __str__(self) -> str:
         return (
             f"{readable(self.total)}: {readable(self.held + _OVERHEAD)} for the process, "
             f"{readable(self.outside)} outside the layers, {readable(self.layer)} for a layer, "
-            f"{readable(self.batch)} for a batch of {self.batch_tokens:,} tokens"
+            f"{readable(self.batch)} for a batch of {self.batch_tokens:,} tokens, "
+            f"{readable(_SUMS)} for sums"
         )
 
 
@@ -201,7 +230,7 @@ def plan_streaming(
     for size in sizes:
         need = StreamedNeed(held, outside, layer, size, size * per_token + 8 * HEAD_CELLS)
         if need.total <= memory:
-            return need
+            return replace(need, spare=memory - need.total)
     raise ModelError(
         f"--memory {readable(memory)} is too little to stream this {anatomy.model_type} model: it "
         f"needs {need}"

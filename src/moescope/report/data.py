@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from moescope.errors import RunError
 from moescope.metrics.runs import AnalyzedRun
@@ -74,7 +75,12 @@ def report_data(run: AnalyzedRun) -> dict[str, Any]:
 def _frame(run: AnalyzedRun, name: str) -> Frame:
     """A table, without a row where the run cannot have it."""
     known = name not in TABLES or TABLES[name].needs not in run.shape.absent
-    return Frame.of(run.table(name)) if known else Frame({})
+    if not known:
+        return Frame({})
+    table = run.table(name)
+    if name == "histograms":  # the page shows the total; of thousands of domains there are millions
+        table = table.filter(pc.equal(table["domain"], ALL))
+    return Frame.of(table)
 
 
 def _shown_domains(run: AnalyzedRun) -> list[str]:

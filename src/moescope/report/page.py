@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from moescope.files import usable_path, write_bytes
+from moescope.files import require_replaceable, usable_path, write_bytes
 from moescope.metrics.runs import AnalyzedRun
 from moescope.report.data import report_data
 
@@ -56,11 +56,11 @@ def build_report(run: AnalyzedRun, path: str | Path | None = None) -> Path:
         BadInputError: a file is at ``path`` that is no page of moescope's.
         WriteError: disk full or no permission.
     """
-    page = render_page(report_data(run))
     if path is not None:
-        return write_page(path, page)
+        require_replaceable(path, _SIGNATURE)  # before minutes of tables
+        return write_page(path, render_page(report_data(run)))
     with run.writing() as folder:
-        return write_page(folder / "report.html", page)
+        return write_page(folder / "report.html", render_page(report_data(run)))
 
 
 def write_page(path: str | Path, page: str) -> Path:

@@ -57,12 +57,7 @@ class JoinedState:
 
     def _number_domains(self, part: RunState) -> NDArray[np.int64]:
         """For each domain of the part its number here."""
-        state = self.state
-        for name in part.domains:
-            if name not in state.domains:
-                state.domains.append(name)
-                state.domain_docs.append(0)
-        return np.asarray([state.domains.index(name) for name in part.domains], np.int64)
+        return np.asarray([self.state.number(name) for name in part.domains], np.int64)
 
     def _place_clusters(self, part: RunState, domains: NDArray[np.int64]) -> NDArray[np.int64]:
         """For each cluster of the part its number here, as `RunState.place` would have given it.

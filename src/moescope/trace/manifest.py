@@ -23,7 +23,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from moescope.errors import RunError
-from moescope.files import is_plain_name, write_bytes
+from moescope.files import plain_name, write_bytes
 
 __all__ = [
     "MANIFEST",
@@ -52,13 +52,7 @@ _LARGEST = 50_000_000
 _strict = ConfigDict(extra="forbid")
 
 
-def _plain(name: str) -> str:
-    if not is_plain_name(name):
-        raise ValueError(f"{name[:80]!r} is not the name of a file inside the run")
-    return name
-
-
-_Name = Annotated[str, AfterValidator(_plain)]
+_Name = Annotated[str, AfterValidator(plain_name)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Positive = Annotated[int, Field(ge=1, lt=2**63)]

@@ -6,13 +6,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from moescope.given import MOST_TOKENS, Seed
+
 __all__ = ["TraceOptions"]
 
 
 class TraceOptions(BaseModel):
     """How a corpus is run through a model and what is kept."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     layers: tuple[int, ...] | None = Field(
         None, description="the model's own numbers of the MoE layers to trace; all by default"
@@ -23,7 +25,10 @@ class TraceOptions(BaseModel):
         "routing; all: also every token, in shards/",
     )
     limit: int | None = Field(
-        None, ge=1, description="stop each domain after this many tokens (whole windows)"
+        None,
+        ge=1,
+        le=MOST_TOKENS,
+        description="stop each domain after this many tokens (whole windows)",
     )
     context: int | None = Field(
         None,
@@ -31,11 +36,15 @@ class TraceOptions(BaseModel):
         description="longest window in tokens; by default the model's context, at most 2048",
     )
     batch_tokens: int | None = Field(
-        None, ge=1, description="token budget of one batch, padding included; automatic by default"
+        None,
+        ge=1,
+        le=MOST_TOKENS,
+        description="token budget of one batch, padding included; automatic by default",
     )
     pool_tokens: int | None = Field(
         None,
         ge=1,
+        le=MOST_TOKENS,
         description="tokens that are sorted by length together, and one shard's size; by default "
         "32,768, or 262,144 with the streamed engine, which reads the model once for each pool",
     )
@@ -52,12 +61,18 @@ class TraceOptions(BaseModel):
         False, description="wrap each document as a user's message in the model's chat template"
     )
     count_template: bool = Field(False, description="count the tokens of the chat template too")
-    seed: int = Field(0, description="decides which tokens are sampled, and all resampling")
+    seed: Seed = Field(0, description="decides which tokens are sampled, and all resampling")
     sample_tokens: int = Field(
-        8192, ge=1, description="tokens of each domain (and phase) that the sample keeps"
+        8192,
+        ge=1,
+        le=MOST_TOKENS,
+        description="tokens of each domain (and phase) that the sample keeps",
     )
     token_budget: int = Field(
-        250_000, ge=1, description="tokens of each domain that enter the token-id tables"
+        250_000,
+        ge=1,
+        le=MOST_TOKENS,
+        description="tokens of each domain that enter the token-id tables",
     )
     checkpoint_seconds: float = Field(
         20.0, ge=0, description="commit what is done after the first pool that ends this late"

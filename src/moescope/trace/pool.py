@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moescope.corpus import Batch, TokenizedDocument, make_batches
+from moescope.corpus import Batch, TokenizedDocument, iter_batches
 from moescope.errors import ModelError
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import Routing
@@ -85,7 +85,7 @@ class PoolRecorder:
         """Run one pool and add it to the state."""
         docs = _Docs(pool, state)
         rows: list[dict[str, Any]] = []
-        batches = make_batches(pool, self._engine.batch_tokens, pad_id=self._pad_id)
+        batches = iter_batches(pool, self._engine.batch_tokens, pad_id=self._pad_id)
         tokens = 0
         for result in self._engine.run(batches):
             block, flat = _block_of(result, docs)
@@ -94,6 +94,7 @@ class PoolRecorder:
                 _refuse_not_finite("the loss", block.nll[block.next_id >= 0])
             self._add("prefill", block, facts, state, docs, rows)
             _add_documents(block, facts, docs)
+            state.make_room()
             tokens += block.num_tokens
             self._on_batch(block.num_tokens)
         if self._options.generate:
@@ -126,7 +127,8 @@ class PoolRecorder:
         if self._options.keep != "aggregates":
             sample.add(block, facts, self._numbers, docs.ids)
         if self._options.keep == "all":
-            rows.append({"phase": phase, "block": block, "facts": facts, "ids": docs.ids})
+            slim = [_kept_of(f) for f in facts]
+            rows.append({"phase": phase, "block": block, "facts": slim, "ids": docs.ids})
 
     def _record_decoding(self, state: RunState, docs: _Docs, rows: list[dict[str, Any]]) -> None:
         """Continue the first window of each document; prompts of one length share a batch."""
@@ -178,6 +180,20 @@ class PoolRecorder:
                 }
             )
         return out
+
+
+def _kept_of(facts: LayerFacts) -> LayerFacts:
+    """What a shard holds of the facts, in its types: the rest is most of their memory."""
+    none = np.zeros((0, 0), np.float32)
+    return facts._replace(
+        topk_ids=facts.topk_ids.astype(np.uint16),
+        topk_weights=facts.topk_weights.astype(np.float16),
+        logits=none,
+        probs=none,
+        topk_entropy=none,
+        topk_mass=none,
+        margin_first=none,
+    )
 
 
 def _refuse_not_finite(what: str, numbers: NDArray[np.float32]) -> None:

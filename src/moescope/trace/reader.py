@@ -183,7 +183,8 @@ def token_rows(table: pa.Table, shape: AggregateShape, domains: list[str]) -> To
     """Token rows of a sample or shard as arrays; ``domain`` is indexed by ``domains``."""
     docs, doc_index = _codes(table["doc"])
     names, domain_code = _codes(table["domain"])
-    order = np.asarray([domains.index(n) for n in names], np.int64)
+    places = {name: d for d, name in enumerate(domains)}
+    order = np.asarray([places[n] for n in names], np.int64)
 
     def column(name: str) -> NDArray[Any]:
         return np.asarray(table[name])

@@ -46,6 +46,7 @@ from moescope.trace.manifest import (
 )
 from moescope.trace.options import TraceOptions
 from moescope.trace.pool import PoolRecorder, PoolResult
+from moescope.trace.room import document_bytes, require_room
 from moescope.trace.state import RunState
 from moescope.trace.store import read_tensors
 from moescope.trace.streamed import StreamedEngine
@@ -140,6 +141,8 @@ class _Tracer:
             corpus=corpus_spec.model_dump(mode="json"),
             options=options.identity(),
         )
+        need = loaded.streamed.need if loaded.streamed is not None else None
+        self.sums = None if need is None else need.sums
         self.context = context_length(loaded, options)
         self.done_documents = 0
         self.prefix = ""
@@ -215,11 +218,17 @@ class _Tracer:
     def _count_ahead(self) -> None:
         """Read the corpus once if that is quick: errors come early and progress has an end."""
         started, total = time.monotonic(), 0
+        documents: Counter[str] = Counter()
+        characters: Counter[str] = Counter()
         for document in self.corpus:
             total += len(document.text)
+            documents[document.domain] += 1
+            characters[document.domain] += len(document.text)
             if time.monotonic() - started > 5.0:
                 return
         self.total_chars = total
+        if self.sums is not None:
+            require_room(self.sums, self.shape, self.options, documents, characters)
 
     def _read(self) -> Iterator[Document]:
         """The documents not yet traced, in order, checking that the earlier ones are the same."""
@@ -257,9 +266,8 @@ class _Tracer:
                 context_length=self.context,
                 chat_template=self.options.chat_template,
                 count_template=self.options.count_template,
+                limit=None if limit is None else limit - seen,
             )
-            if limit is not None:
-                made = _cut(made, limit - seen)
             self.domain_tokens[document.domain] += made.num_tokens
             self.left_out["special and template tokens"] += made.num_uncounted
             if not made.sequences:
@@ -271,8 +279,12 @@ class _Tracer:
         recorder = PoolRecorder(self.engine, self.layers, self.options, pad_id, self._advance)
         pool_tokens = self.options.pool_tokens or self.engine.pool_tokens
         recorder.stop_at(_stop_ids(self.loaded))
+        most = None
+        if self.sums is not None:
+            self.state.bound(self.sums, self.run)
+            most = max(1, self.sums // 4 // document_bytes(self.shape))
         last_commit = time.monotonic()
-        for pool in iter_pools(self._tokenized(), pool_tokens):
+        for pool in iter_pools(self._tokenized(), pool_tokens, most):
             traced = [doc for doc in pool if doc.sequences]
             result = recorder.record(traced, self.state)
             self.pending.append(result)
@@ -281,6 +293,7 @@ class _Tracer:
                 self._commit(read)
                 last_commit = time.monotonic()
         self._commit(self.documents)
+        self.state.make_room(all_of_it=True)  # the sample is made into a table next
 
     def _advance(self, tokens: int) -> None:
         self.tokens += tokens
@@ -333,19 +346,6 @@ def _token_texts(tokenizer: Any, ids: list[int]) -> dict[str, str]:
         else:
             texts[str(token_id)] = piece.replace("▁", " ")
     return texts
-
-
-def _cut(document: TokenizedDocument, limit: int) -> TokenizedDocument:
-    """Keep whole windows until ``limit`` counted tokens are reached."""
-    kept, tokens, rest = [], 0, 0
-    for sequence in document.sequences:
-        if tokens >= limit:
-            break
-        kept.append(sequence)
-        counted = int(sequence.counted.sum())
-        tokens += counted
-        rest += len(sequence.token_ids) - counted
-    return document._replace(sequences=kept, num_tokens=tokens, num_uncounted=rest)
 
 
 def _engine(

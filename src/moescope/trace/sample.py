@@ -99,6 +99,15 @@ class Sample:
             dropped = heapq.heappop(heap)[2]
             self.kept[span.domain] -= dropped.num_tokens
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept."""
+        some = next((heap[0][2] for heap in self.spans.values() if heap), None)
+        if some is None:
+            return 0
+        row = sum(column.nbytes for column in some.columns.values()) // some.num_tokens
+        return sum(self.kept.values()) * row
+
     def merge(self, other: Sample) -> None:
         """Offer every span of another sample to this one."""
         for heap in other.spans.values():

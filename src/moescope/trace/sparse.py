@@ -2,19 +2,25 @@
 
 A `SparseCounter` keeps only the keys that occurred, as two sorted arrays. New keys wait in a
 buffer and are merged when the buffer has grown as large as the table, so that adding N keys one
-batch after another costs O(N log N) and memory follows the number of distinct keys.
+batch after another costs O(N log N) and memory follows the number of distinct keys. What a counter
+holds can go to disk (`SparseCounter.spill`); the counts are the same.
 It knows nothing of tokens or experts; callers pack their axes into one int64 key.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
+from moescope.trace.spill import Parts, SortedRun, join
+
 __all__ = ["SparseCounter"]
 
-_MIN_BUFFER = 1 << 18
+_MIN_BUFFER = 1 << 16
 
 
 class SparseCounter:
@@ -36,6 +42,7 @@ class SparseCounter:
         self._counts = np.zeros(0, np.int64) if counts is None else counts
         self._buffer: list[NDArray[np.int64]] = []
         self._buffered = 0
+        self._run: SortedRun | None = None
 
     def add(self, keys: NDArray[np.int64]) -> None:
         """Count every element of ``keys`` once (repeats count as often as they occur)."""
@@ -54,14 +61,49 @@ class SparseCounter:
     @property
     def keys(self) -> NDArray[np.int64]:
         """Distinct keys, ascending, shape (n,)."""
-        self._compact()
-        return self._keys
+        return self._whole()[0]
 
     @property
     def counts(self) -> NDArray[np.int64]:
         """How often each of `keys` occurred, shape (n,)."""
+        return self._whole()[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return 16 * self._keys.size + 8 * self._buffered
+
+    def spill(self, folder: Path) -> None:
+        """Move what is in memory to the disk of ``folder``, joined with what went there before.
+
+        Raises:
+            WriteError: the disk is full.
+        """
         self._compact()
-        return self._counts
+        if self._keys.size:
+            self._run = (self._run or SortedRun(folder)).merged(self._keys, self._counts)
+            self._keys = self._counts = np.zeros(0, np.int64)
+
+    def stored(self, folder: Path | None) -> tuple[NDArray[np.int64] | Parts, ...]:
+        """`keys` and `counts` to be written; after a `spill`, a part at a time."""
+        if self._run is None or folder is None:
+            return self._whole()
+        self.spill(folder)
+        run = self._run
+
+        def column(index: int) -> Iterator[NDArray[np.int64]]:
+            return (chunk[index] for chunk in run.chunks())
+
+        whole = np.dtype(np.int64), (run.size,)
+        return Parts(*whole, lambda: column(0)), Parts(*whole, lambda: column(1))
+
+    def _whole(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        self._compact()
+        if self._run is None:
+            return self._keys, self._counts
+        chunks = [*self._run.chunks(), (self._keys, self._counts)]
+        together = tuple(np.concatenate(column) for column in zip(*chunks, strict=True))
+        return join((together[0], together[1]), (self._keys[:0], self._counts[:0]))
 
     def _compact(self) -> None:
         if not self._buffer:
@@ -74,10 +116,4 @@ class SparseCounter:
         if self._keys.size == 0:
             self._keys, self._counts = keys, counts
             return
-        both = np.concatenate([self._keys, keys])
-        weights = np.concatenate([self._counts, counts])
-        order = np.argsort(both, kind="stable")
-        both, weights = both[order], weights[order]
-        first = np.flatnonzero(np.concatenate([[True], both[1:] != both[:-1]]))
-        self._keys = both[first]
-        self._counts = np.add.reduceat(weights, first)
+        self._keys, self._counts = join((self._keys, self._counts), (keys, counts))

@@ -6,7 +6,10 @@ stored and going on gives the same bits as never having stopped. It knows nothin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +18,15 @@ from numpy.typing import NDArray
 from moescope.trace.aggregates import AggregateShape, PhaseAggregates, unpack
 from moescope.trace.sample import Sample, SampledSpan
 from moescope.trace.sparse import SparseCounter
+from moescope.trace.spill import Parts
 
 __all__ = ["PHASES", "RunState"]
 
 PHASES = ("prefill", "decode")
 """``prefill``: the document's own tokens; ``decode``: tokens that the model wrote, step by step."""
+
+_LEAST = 16_000_000
+"""Bytes that counts by token id have at least: with fewer they would be on disk all the time."""
 
 
 @dataclass
@@ -44,6 +51,8 @@ class RunState:
     phases: dict[str, PhaseAggregates] = field(default_factory=dict)
     samples: dict[str, Sample] = field(default_factory=dict)
     _clusters: dict[int, list[int]] = field(default_factory=dict)
+    _places: dict[str, int] = field(default_factory=dict)
+    _bound: tuple[int, Path] | None = None
 
     def phase(self, name: str) -> tuple[PhaseAggregates, Sample]:
         """Aggregates and sample of a phase, made when first asked for, grown to all clusters."""
@@ -53,12 +62,17 @@ class RunState:
         self.phases[name].grow(len(self.cluster_domain), len(self.domains))
         return self.phases[name], self.samples[name]
 
-    def place(self, domain: str) -> tuple[int, int]:
-        """Register the next document of a domain; returns (domain index, cluster)."""
-        if domain not in self.domains:
+    def number(self, domain: str) -> int:
+        """The index of a domain, registered when it is new."""
+        index = self._places.setdefault(domain, len(self.domains))
+        if index == len(self.domains):
             self.domains.append(domain)
             self.domain_docs.append(0)
-        index = self.domains.index(domain)
+        return index
+
+    def place(self, domain: str) -> tuple[int, int]:
+        """Register the next document of a domain; returns (domain index, cluster)."""
+        index = self.number(domain)
         clusters = self._clusters.setdefault(index, [])
         ordinal = self.domain_docs[index]
         self.domain_docs[index] += 1
@@ -81,9 +95,38 @@ class RunState:
         ids = np.unique(np.concatenate(found))
         return [int(i) for i in ids[ids >= 0]]
 
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
+    def bound(self, memory: int, folder: Path) -> None:
+        """From now on keep to so much memory: what is counted by token id goes to disk beyond it.
+
+        Args:
+            memory: bytes for all sums and samples, copies while they are written included.
+            folder: on the disk where it goes.
+        """
+        self._bound = memory, folder
+
+    def make_room(self, *, all_of_it: bool = False) -> None:
+        """Keep to what `bound` was told; nothing is done without it.
+
+        Raises:
+            WriteError: the disk is full.
+        """
+        if self._bound is None:
+            return
+        counters = [c for a in self.phases.values() for c in a.sparse.values()]
+        left = max(_LEAST, self._bound[0] - self.dense_bytes())
+        if all_of_it or sum(c.nbytes for c in counters) > left:
+            for counter in counters:
+                counter.spill(self._bound[1])
+
+    def dense_bytes(self) -> int:
+        """Bytes of what cannot go to disk; of the sample twice, since a table is made of it."""
+        sums = sum(a.nbytes for p in self.phases.values() for a in p.arrays.values())
+        return sums + 2 * sum(sample.nbytes for sample in self.samples.values())
+
+    def to_arrays(self) -> dict[str, NDArray[Any] | Parts]:
         """Everything numeric, by name; strings are packed as UTF-8 bytes."""
-        arrays: dict[str, NDArray[Any]] = {
+        folder = None if self._bound is None else self._bound[1]
+        arrays: dict[str, NDArray[Any] | Parts] = {
             "cluster_domain": np.asarray(self.cluster_domain, np.int64),
             "domain_docs": np.asarray(self.domain_docs, np.int64),
             **_pack_strings("domains", self.domains),
@@ -93,8 +136,9 @@ class RunState:
             for key, array in aggregates.arrays.items():
                 arrays[f"{name}/{key}"] = array
             for key, counter in aggregates.sparse.items():
-                arrays[f"{name}/sparse/{key}/keys"] = counter.keys
-                arrays[f"{name}/sparse/{key}/counts"] = counter.counts
+                keys, counts = counter.stored(folder)
+                arrays[f"{name}/sparse/{key}/keys"] = keys
+                arrays[f"{name}/sparse/{key}/counts"] = counts
             arrays.update(_pack_sample(f"{name}/sample", self.samples[name]))
         return arrays
 
@@ -115,6 +159,7 @@ class RunState:
             raise ValueError(f"{len(state.domain_docs)} counts for {len(state.domains)} domains")
         if not set(state.cluster_domain) <= set(range(len(state.domains))):
             raise ValueError("cluster_domain names a domain that is not there")
+        state._places = {name: d for d, name in enumerate(state.domains)}
         for cluster, domain in enumerate(state.cluster_domain):
             state._clusters.setdefault(domain, []).append(cluster)
         for name in PHASES:
@@ -147,25 +192,32 @@ def _unpack_strings(arrays: dict[str, NDArray[Any]], name: str) -> list[str]:
         return packed.decode().split("\n") if packed else []
     ends = np.cumsum(arrays[f"{name}_bytes"]).tolist()
     starts = [0, *ends[:-1]]
+    if ends and (ends[-1] != len(packed) or min(arrays[f"{name}_bytes"]) < 0):
+        raise ValueError(f"{name} has {len(packed)} bytes, expected {ends[-1]}")
     return [
         packed[a:b].decode("utf-8", "surrogatepass") for a, b in zip(starts, ends, strict=False)
     ]
 
 
-def _pack_sample(prefix: str, sample: Sample) -> dict[str, NDArray[Any]]:
+def _pack_sample(prefix: str, sample: Sample) -> dict[str, NDArray[Any] | Parts]:
     spans = sample.ordered()
-    arrays: dict[str, NDArray[Any]] = {
+    arrays: dict[str, NDArray[Any] | Parts] = {
         **_pack_strings(f"{prefix}/keys", [span.key for span in spans]),
         f"{prefix}/spans": np.asarray(
             [(s.priority, s.domain, s.num_tokens) for s in spans], np.int64
         ).reshape(-1, 3),
     }
     if spans:
-        for column in spans[0].columns:
-            arrays[f"{prefix}/columns/{column}"] = np.concatenate(
-                [s.columns[column] for s in spans]
+        tokens = sum(span.num_tokens for span in spans)
+        for column, first in spans[0].columns.items():
+            arrays[f"{prefix}/columns/{column}"] = Parts(
+                first.dtype, (tokens, *first.shape[1:]), partial(_column, spans, column)
             )
     return arrays
+
+
+def _column(spans: list[SampledSpan], name: str) -> Iterator[NDArray[Any]]:
+    return (span.columns[name] for span in spans)
 
 
 def _unpack_sample(arrays: dict[str, NDArray[Any]], sample_tokens: int, seed: int) -> Sample:

@@ -11,21 +11,20 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from moescope.errors import RunError
-from moescope.files import replacing, sha256_of, write_bytes
+from moescope.files import replacing, sha256_of
 from moescope.trace.manifest import Stored
+from moescope.trace.spill import Parts, save_arrays
 
 __all__ = [
     "copy_stored",
@@ -38,9 +37,11 @@ __all__ = [
 ]
 
 
-def write_tensors(path: Path, arrays: dict[str, NDArray[Any]]) -> str:
+def write_tensors(path: Path, arrays: Mapping[str, NDArray[Any] | Parts]) -> str:
     """Write arrays as safetensors, atomically; returns the sha256."""
-    return write_bytes(path, save_tensors({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+    with replacing(path) as temporary:
+        save_arrays(temporary, arrays)
+        return sha256_of(temporary)
 
 
 def write_parquet(path: Path, table: pa.Table) -> str:

@@ -142,10 +142,9 @@ def choose_windows(
             context_length=context,
             chat_template=options.chat_template,
             count_template=options.count_template,
+            limit=room,
         )
-        made = made._replace(sequences=_until(made.sequences, room))
-        counted = sum(int(s.counted.sum()) for s in made.sequences)
-        read[made.domain] = read.get(made.domain, 0) + counted
+        read[made.domain] = read.get(made.domain, 0) + made.num_tokens
         for window in _windows(made, window_tokens):
             chosen.offer(window)
     if fingerprint is not None and seen.hexdigest() != fingerprint:
@@ -236,17 +235,6 @@ def _with_index(batch: Batch) -> WindowBatch:
 def _require_positive(name: str, value: int | None) -> None:
     if value is not None and value < 1:
         raise BadInputError(f"{name} must be 1 or more, got {value}")
-
-
-def _until(sequences: list[CorpusSequence], room: int | None) -> list[CorpusSequence]:
-    """Whole windows until ``room`` counted tokens are reached, as a trace with a limit reads."""
-    taken, tokens = [], 0
-    for sequence in sequences:
-        if room is not None and tokens >= room:
-            break
-        taken.append(sequence)
-        tokens += int(sequence.counted.sum())
-    return taken
 
 
 def _windows(made: TokenizedDocument, longest: int) -> Iterable[TextWindow]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from moescope.axes import ExpertPlan, ExpertRef, PlanEntry
 from moescope.errors import BadInputError
+from moescope.given import require_seed
 from moescope.intervene.damage.choices import Prepared, prepare
 from moescope.intervene.damage.controls import exceed_chance
 from moescope.intervene.damage.edits import DamageEdit, damage_edit
@@ -192,6 +193,7 @@ def measure_damage(
         RunError: the folder holds another measurement.
     """
     require_resident(loaded)
+    require_seed(seed)
     plan, chosen = make_plan(loaded, experts), damage_edit(edit)
     check_edits(loaded.anatomy, [chosen.make(plan.experts)])
     scopes, batch = Scopes(windows, targets), batch_budget(loaded, batch_tokens)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moescope.axes import ExpertRef
+from moescope.given import require_seed
 from moescope.intervene.damage.edits import DamageEdit, damage_edit
 from moescope.intervene.damage.scopes import Scopes
 from moescope.intervene.expert_sweep.scores import ScoreKeeper
@@ -140,6 +141,7 @@ def sweep_experts(
         RunError: the folder holds another measurement.
     """
     require_resident(loaded)
+    require_seed(seed)
     chosen, scopes = damage_edit(edit), Scopes(windows, targets)
     swept = loaded.anatomy.select(None if layers is None else tuple(layers))
     numbers = tuple(m.layer_idx for m in swept)

@@ -20,6 +20,9 @@ from moescope.models.edits import Edit
 
 __all__ = ["Control", "Controls", "Standing", "draw_controls", "run_controls", "stand"]
 
+MOST_CONTROLS = 10_000
+"""Each is a pass of the model."""
+
 _ATTEMPTS = 60
 
 Substitutes = Mapping[ExpertRef, ExpertRef]

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from moescope.axes import ExpertPlan
 from moescope.errors import BadInputError, RunError
 from moescope.files import usable_path, write_bytes
+from moescope.given import parse_json, read_text
 from moescope.intervene.steering.settings import parse_setting
 from moescope.models.loading import LoadedModel
 
@@ -55,11 +56,13 @@ def read_plan(path: str | Path, value: str | None = None) -> SteeringPlan:
     """
     file = Path(path)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunError(f"--plan {file}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise RunError(f"--plan {file} is no JSON: {error}") from error
+        text = read_text(file)
+    except BadInputError as error:
+        raise RunError(f"--plan: {error}") from error
+    try:
+        content = parse_json(text)
+    except BadInputError as error:
+        raise RunError(f"--plan {file}: {error}") from error
     if isinstance(content, dict) and "schema_version" in content:
         return _of_experts(ExpertPlan.read(file), file, value)
     if not isinstance(content, dict) or content.get("kind") != "steering plan":

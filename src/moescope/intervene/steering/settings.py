@@ -21,7 +21,7 @@ __all__ = ["Setting", "check_settings", "edits_at", "parse_setting", "parse_stre
 MOST_STRENGTHS = 101
 """A sweep of more strengths is refused."""
 
-_NUMBER = r"\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?"
+_NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?|\.[0-9]+(?:e[+-]?[0-9]+)?"
 _VALUE = re.compile(
     rf"(?P<sign>[+-])(?P<add>{_NUMBER}|s)|x(?P<factor>[+-]?(?:{_NUMBER})|s)"
     r"|(?P<word>mask|zero|force)",
@@ -201,12 +201,13 @@ def parse_strengths(text: str) -> tuple[float, ...]:
         low, high, step = numbers
         if step <= 0 or high < low:
             raise BadInputError(f"{problem}; the step is positive and TO is not below FROM")
-        count = math.floor((high - low) / step + 1e-9) + 1
-        if count > MOST_STRENGTHS:
+        steps = (high - low) / step  # may be infinite
+        if steps >= MOST_STRENGTHS:
             raise BadInputError(
-                f"--sweep {text!r} has {count:,} strengths; at most {MOST_STRENGTHS}, so take a "
-                "larger step"
+                f"--sweep {text!r} has {steps:.3g} strengths; at most {MOST_STRENGTHS}, so "
+                "take a larger step"
             )
+        count = math.floor(steps + 1e-9) + 1
         values = [round(low + i * step, 12) + 0.0 for i in range(count)]
     if len(values) > MOST_STRENGTHS:
         raise BadInputError(f"--sweep has {len(values)} strengths; at most {MOST_STRENGTHS}")

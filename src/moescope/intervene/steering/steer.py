@@ -8,11 +8,13 @@ routers, see `moescope.models.editing`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from moescope.errors import BadInputError
-from moescope.intervene.steering.controls import Controls, run_controls
+from moescope.given import require_seed
+from moescope.intervene.steering.controls import MOST_CONTROLS, Controls, run_controls
 from moescope.intervene.steering.distributions import entropy, kl_divergence, shift_of, top_union
 from moescope.intervene.steering.passes import Continuation, Look, look, write
 from moescope.intervene.steering.prompts import (
@@ -124,6 +126,8 @@ def steer(
         found = steer(loaded, "The capital of France is", bias("L1E9", 2.0), words=["Paris"])
         found.kl, found.words[0].shift.log_prob_change
     """
+    if not 0 <= controls <= MOST_CONTROLS:
+        raise BadInputError(f"controls is {controls}; expected 0 to {MOST_CONTROLS:,}")
     bench = _bench(loaded, prompt, edits, targets, generate, temperature, seed, chat)
     changed = bench.at_targets(edits)
     followed = word_tokens(loaded.tokenizer, words, bench.prompt)
@@ -227,8 +231,12 @@ def _bench(
     several = [edits] if isinstance(edits, Edit) else list(edits)
     if not several:
         raise BadInputError("nothing to do: give at least one edit")
-    if generate < 0 or temperature < 0:
-        raise BadInputError("generate and temperature cannot be negative")
+    require_seed(seed)
+    if generate < 0 or not 0 <= temperature < math.inf:
+        raise BadInputError(
+            f"generate is {generate} and temperature {temperature}; neither can be negative, nor "
+            "temperature without end"
+        )
     check_edits(loaded.anatomy, several)
     read = read_prompt(loaded, prompt, chat=chat, room=generate)
     positions = read.positions(targets)

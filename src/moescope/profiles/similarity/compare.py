@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moescope.corpus import CorpusSpec
 from moescope.errors import BadInputError, ModelError
+from moescope.given import Seed
 from moescope.metrics.runs import AnalyzedRun
 from moescope.metrics.view import Rows
 from moescope.models import LoadedModel, MoELayer
@@ -95,7 +96,7 @@ class SimilarityOptions(BaseModel):
         128, ge=1, description="most tokens of one window of a document: shorter ones bring more "
         "documents, the unit of intervals"
     )  # fmt: skip
-    seed: int = Field(0, description="of shuffled experts, map points and relabellings")
+    seed: Seed = Field(0, description="of shuffled experts, map points and relabellings")
     memory: float = Field(
         1e9, ge=1e6, description="bytes for outputs and products beside the model; what does not "
         "fit goes to a file"

@@ -169,7 +169,7 @@ def umap_map(outputs_PD: NDArray[np.float32], seed: int) -> PlaneMap:
 
     parameters: dict[str, Any] = {
         "n_neighbors": min(_UMAP_NEIGHBOURS, len(outputs_PD) - 1), "min_dist": _UMAP_DISTANCE,
-        "metric": "euclidean", "random_state": seed,
+        "metric": "euclidean", "random_state": seed % 2**32,
     }  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of small graphs and of its use of one thread

@@ -9,7 +9,6 @@ Needs no model. `open_similarity` refuses files that were changed after they wer
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moescope.errors import BadInputError, RunError
-from moescope.files import claim, remove, write_bytes
+from moescope.files import claim, remove, sha256_of, write_bytes
 from moescope.trace.store import write_parquet
 
 __all__ = ["FORMAT", "Similarity", "open_similarity"]
@@ -126,11 +125,13 @@ def open_similarity(folder: str | Path) -> Similarity:
         raise RunError(f"{path / _ABOUT} is damaged ({error}); compute it again") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise RunError(f"{path / _ABOUT}: not of format {FORMAT}; compute it again")
-    files = about.pop("files")
+    files = about.pop("files", None)
     about.pop("format")
+    if not isinstance(files, dict) or not {_PAIRS} <= set(files) <= {_PAIRS, _MAPS}:
+        raise RunError(f"{path / _ABOUT} names other files than those of a similarity")
     for name, sha256 in files.items():
         file = path / name
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        if not file.is_file() or sha256_of(file) != sha256:
             raise RunError(
                 f"{file} is missing or was changed after it was written; compute it again"
             )

@@ -18,7 +18,7 @@ from moescope.errors import BusyError
 
 __all__ = ["acquire", "holder", "release"]
 
-_PAUSE_SECONDS = 0.2
+_PAUSE_SECONDS = 0.05
 
 
 def acquire(lock: Path, folder: Path, seconds: float) -> int:

@@ -1,0 +1,125 @@
+"""The one place where text leaves for a terminal: what would steer the terminal is made visible.
+
+Names of domains, documents and tokens come from files that others made. An escape sequence in
+them could rename the window, hide lines or pretend to be an error; so nothing is printed but
+through `output`, `errors` and `write`. Markup is off: ``[/x]`` in a path is a path.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
+
+__all__ = ["bar", "bounded", "clean", "errors", "output", "progress", "status", "tolerate", "write"]
+
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, but for newline and tab
+    "\u202a-\u202e\u2066-\u2069"  # turn the direction of what follows
+    "\ud800-\udfff]"  # halves of a pair, which no encoding can write
+)
+
+_LONGEST_WORD, _LONGEST_LINE = 200, 2000
+
+
+def clean(text: str) -> str:
+    r"""The text with every character that a terminal would obey written as an escape.
+
+    Example:
+        >>> clean("a\x1b]0;title\x07")
+        'a\\x1b]0;title\\x07'
+    """
+    return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def bounded(line: str) -> str:
+    """A line that quotes what was given, without most of it where that is very long."""
+    words = re.sub(
+        rf"\S{{{_LONGEST_WORD + 1},}}", lambda m: _without_middle(m[0], _LONGEST_WORD), line
+    )
+    return _without_middle(words, _LONGEST_LINE)
+
+
+def _without_middle(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    return f"{text[: most * 3 // 4]}…{text[-most // 4 + 1 :]}"
+
+
+class CleanConsole(Console):
+    """A console that writes no character of the text which would steer the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Rich's own codes come as control segments and styles, not as text."""
+        for segment in super().render(renderable, options):
+            if segment.control or not _UNSAFE.search(segment.text):
+                yield segment
+            else:
+                yield Segment(clean(segment.text), segment.style)
+
+
+errors = CleanConsole(stderr=True)
+"""Progress and warnings."""
+
+output = CleanConsole()
+"""Data."""
+
+
+class _CleanText(TextColumn):
+    """A column of a bar; Rich would read markup in it."""
+
+    def __init__(self, text_format: str) -> None:
+        super().__init__(text_format, markup=False)
+
+
+def progress(*columns: str | ProgressColumn) -> Progress:
+    """A bar on stderr that leaves nothing behind, and is not there where stderr is no terminal."""
+    made = [_CleanText(c) if isinstance(c, str) else c for c in columns]
+    return Progress(*made, console=errors, transient=True, disable=not errors.is_terminal)
+
+
+def bar(*fields: str) -> Progress:
+    """Description, bar, then these fields, then the time left."""
+    shown = [f"{{task.fields[{name}]}}" for name in fields]
+    return progress(
+        "{task.description}",
+        BarColumn(bar_width=24),
+        "{task.percentage:>3.0f}%",
+        *shown,
+        TimeRemainingColumn(),
+    )
+
+
+@contextmanager
+def status(words: str) -> Iterator[Callable[[str], None]]:
+    """Say on a terminal what is being done; yields a function that says something else."""
+    if not errors.is_terminal:
+        yield lambda _: None
+        return
+    with errors.status(Text(words)) as shown:
+        yield lambda new: shown.update(Text(new))
+
+
+def write(text: str) -> None:
+    """Write data to stdout: to a terminal clean, to a file or another program exactly."""
+    sys.stdout.write(clean(text) if sys.stdout.isatty() else text)
+
+
+def tolerate() -> None:
+    """Let both streams write what their encoding lacks, in another way, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace" if stream.isatty() else "backslashreplace")

@@ -1,0 +1,175 @@
+"""Whose a folder is: the one way for a process to hold a folder that it writes to."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from moescope.errors import BadInputError, RunError
+from moescope.files.ledger import GONE, LEDGER, UNKNOWN, Ledger
+from moescope.files.lock import acquire, release
+from moescope.files.paths import usable_path, write_error
+
+__all__ = ["LOCK", "HeldFolder", "claim", "find_held"]
+
+LOCK = ".moescope.lock"
+
+_WAIT_SECONDS = 2.0
+"""For a holder that is just ending."""
+
+
+class HeldFolder:
+    """A folder that this process holds."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path, self.kind = path, kind
+        self.ledger = Ledger(path)
+        self.thread = threading.get_ident()
+
+    def name_of(self, path: Path) -> str:
+        """The name of a file in it, as the ledger has it."""
+        return path.relative_to(self.path).as_posix()
+
+    def note(self, name: str, checksum: str = UNKNOWN) -> None:
+        """Note a file before it is there, or its checksum when it is."""
+        self.ledger.add(checksum, name, self.kind)
+
+    def note_gone(self, name: str) -> None:
+        """Note that a file was removed."""
+        self.ledger.add(GONE, name, self.kind)
+
+
+HELD: dict[Path, HeldFolder] = {}
+"""By resolved path."""
+
+
+@contextlib.contextmanager
+def claim(
+    folder: str | Path,
+    kind: str,
+    *,
+    reads: Sequence[str | Path] = (),
+    wait: float = _WAIT_SECONDS,
+    adopt: Callable[[Path], Iterable[str]] | None = None,
+) -> Iterator[Path]:
+    """Hold a folder of results while the block runs.
+
+    A claim that writes nothing leaves nothing. A thread may claim again what it holds.
+
+    Args:
+        folder: to write to.
+        kind: of result, a word such as ``run``.
+        reads: what the work reads; a folder inside one of these is refused.
+        wait: seconds to wait for another process that holds it.
+        adopt: names what moescope wrote in a folder without ledger; raises `RunError` if nothing.
+
+    Yields:
+        The folder as a path.
+
+    Raises:
+        BadInputError: a path that cannot be a folder, or that lies inside what is read.
+        RunError: the folder holds something else.
+        BusyError: another process is writing it.
+        WriteError: it cannot be written.
+    """
+    target = usable_path(folder)
+    place = target.resolve()
+    _refuse_inside(target, place, reads)
+    mine = HELD.get(place)
+    if mine is not None and mine.thread == threading.get_ident():
+        if mine.kind != kind:
+            raise RunError(_holds(target, mine.kind, kind))
+        yield target
+        return
+    _require_ours(target, kind, adopt)
+    lock = place / LOCK
+    made = [path for path in (place, *place.parents) if not path.exists()]
+    try:
+        descriptor = acquire(lock, target, wait)
+    except OSError as error:
+        _remove_empty(made)
+        raise write_error(target, error) from error
+    try:
+        _require_ours(target, kind, adopt)  # another process may have been quicker
+        held = HELD[place] = HeldFolder(place, kind)
+        if held.ledger.kind is None and adopt is not None and _contents(place):
+            for name in adopt(place):
+                held.note(name)
+        yield target
+    finally:
+        _let_go(place)
+        release(descriptor, lock)
+        _remove_empty(made)
+
+
+def _let_go(place: Path) -> None:
+    held = HELD.pop(place, None)
+    if held is not None and held.ledger.appended:
+        with contextlib.suppress(OSError):  # a full disk: it is only longer than it need be
+            held.ledger.compact(last=True)
+
+
+def _refuse_inside(target: Path, place: Path, reads: Sequence[str | Path]) -> None:
+    for source in reads:
+        with contextlib.suppress(OSError, ValueError):
+            read = Path(source)
+            if str(source) and read.is_dir() and place.is_relative_to(read.resolve()):
+                raise BadInputError(
+                    f"{target} lies inside {source}, which is read: the next reading would take "
+                    "the results for text; give a folder outside it"
+                )
+
+
+def _contents(place: Path) -> list[str]:
+    return sorted(path.name for path in place.iterdir() if path.name != LOCK)
+
+
+def _require_ours(target: Path, kind: str, adopt: Callable[[Path], Iterable[str]] | None) -> None:
+    """Refuse anything but a new folder, an empty one, or a result of this kind."""
+    if target.exists() and not target.is_dir():
+        raise RunError(f"{target} is a file; give a folder")
+    try:
+        found = _contents(target) if target.exists() else []
+    except OSError as error:
+        raise RunError(f"{target} cannot be read: {error.strerror}; give another folder") from error
+    if not found:
+        return
+    theirs = Ledger(target).kind
+    if theirs is None and found == [LEDGER]:  # a process died before it wrote anything
+        return
+    if theirs is None and adopt is not None:
+        try:
+            adopt(target)
+        except RunError:
+            pass
+        else:
+            return
+    if theirs is None:
+        shown = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+        raise RunError(
+            f"{target} holds what moescope did not write ({shown}); give a new or empty folder"
+        )
+    if theirs != kind:
+        raise RunError(_holds(target, theirs, kind))
+
+
+def _holds(target: Path, theirs: str, kind: str) -> str:
+    return f"{target} holds a result of another kind ({theirs}, not {kind}); give another folder"
+
+
+def _remove_empty(made: Iterable[Path]) -> None:
+    for path in made:
+        with contextlib.suppress(OSError):  # something is in it
+            path.rmdir()
+
+
+def find_held(path: Path) -> tuple[HeldFolder | None, Path]:
+    """The holder of a path, and the path with the links above its folder resolved."""
+    plain = Path(path).absolute()
+    for above in plain.parents:
+        held = HELD.get(above.resolve())
+        if held is not None:
+            return held, held.path / plain.relative_to(above)
+    return None, plain

@@ -1,0 +1,173 @@
+"""The ledger of a folder: which files in it moescope wrote, and what they held.
+
+``moescope.sha256`` is what ``sha256sum -c`` takes: a line for each file, after a first one that
+says what kind of result the folder is. A name is noted before its file is there, so what is not in
+the ledger is somebody else's. It knows nothing of who may write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path, PurePosixPath
+
+from moescope.errors import RunError
+
+__all__ = [
+    "GONE",
+    "LEDGER",
+    "UNKNOWN",
+    "Ledger",
+    "is_intact",
+    "is_plain_name",
+    "plain_name",
+    "require_intact",
+    "sha256_of",
+]
+
+LEDGER = "moescope.sha256"
+"""What moescope wrote in a folder: a line for each file, and what kind of result it is."""
+
+UNKNOWN, GONE = "#", "# gone"
+"""In the place of a checksum: of a file that still grows, or of one that was removed."""
+
+_HEAD = re.compile(r"# moescope result: ([a-z]+)")
+_LINE = re.compile(r"([0-9a-f]{64}|#|# gone)  (.+)")
+_NAME = re.compile(r"[^\x00-\x1f\x7f\\:*?\"<>|]+")
+
+
+def is_plain_name(name: str) -> bool:
+    """Is this the name of a file inside a folder: relative, without ``..``, links left aside?
+
+    Example:
+        >>> [is_plain_name(n) for n in ("shards/00000.parquet", "../a", "/a", "a//b", "")]
+        [True, False, False, False, False]
+    """
+    parts = name.split("/")
+    return all(p not in ("", ".", "..") and _NAME.fullmatch(p) for p in parts) and len(name) < 1000
+
+
+def plain_name(name: str) -> str:
+    """The name, if it `is_plain_name`.
+
+    Raises:
+        ValueError: it leads out of the folder, or could.
+    """
+    if not is_plain_name(name):
+        raise ValueError(f"{name[:80]!r} is not the name of a file inside the folder")
+    return name
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+class Ledger:
+    """What one folder's ledger says. A name has the newest checksum, and the one before.
+
+    Both are right until the file was seen whole: a process may die between noting and renaming.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LEDGER
+        self.kind: str | None = None
+        self.sums: dict[str, list[str]] = {}
+        self.appended = 0
+        self.torn = False
+        if not self.path.is_file() or self.path.is_symlink():
+            return
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise self._damaged() from error
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be read: {error.strerror}") from error
+        lines = text.split("\n")[:-1]  # a killed process may leave half a line
+        self.torn = bool(text) and not text.endswith("\n")
+        if not lines:
+            return
+        head = _HEAD.fullmatch(lines[0])
+        if head is None:
+            raise self._damaged()
+        self.kind = head[1]
+        for line in lines[1:]:
+            match = _LINE.fullmatch(line)
+            if match is None or not is_plain_name(match[2].removesuffix("/")):
+                raise self._damaged()
+            self._take(match[1], match[2])
+
+    def _damaged(self) -> RunError:
+        return RunError(
+            f"{self.path} is damaged, so it cannot be told which files here are moescope's; write "
+            "to a new folder"
+        )
+
+    def _take(self, checksum: str, name: str) -> None:
+        if checksum == GONE:
+            self.sums.pop(name, None)
+        elif checksum == UNKNOWN:
+            self.sums.setdefault(name, [])
+        else:
+            self.sums[name] = [*self.sums.get(name, [])[-1:], checksum]
+
+    def add(self, checksum: str, name: str, kind: str) -> None:
+        """Note a file, on disk."""
+        if self.kind is None or self.torn:
+            self.kind = kind
+            self.compact()
+        with self.path.open("a", encoding="utf-8") as handle:
+            handle.write(f"{checksum}  {name}\n")
+        self._take(checksum, name)
+        self.appended += 1
+        if self.appended > 1000 + 4 * len(self.sums):
+            self.compact()
+
+    def compact(self, *, last: bool = False) -> None:
+        """Write it anew, a line or two for each file; ``last``: every file is as noted last."""
+        if last:
+            self.sums = {name: sums[-1:] for name, sums in self.sums.items()}
+        lines = [f"# moescope result: {self.kind}"]
+        for name, sums in sorted(self.sums.items()):
+            lines += [f"{one}  {name}" for one in sums or [UNKNOWN]]
+        temporary = self.path.with_name(LEDGER + ".partial")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.replace(self.path)
+        self.appended, self.torn = 0, False
+
+    def knows(self, name: str) -> bool:
+        """Was it noted, by itself or with a folder that is wholly ours?"""
+        above = [f"{p.as_posix()}/" for p in PurePosixPath(name).parents]
+        return any(n in self.sums for n in (name, f"{name}/", *above))
+
+
+def is_intact(folder: Path, name: str, at: Path | None = None) -> bool | None:
+    """Is a file of a result as it was written? None when the ledger does not know it.
+
+    Args:
+        folder: of the result.
+        name: of the file in it.
+        at: where the file is now, if it was moved aside.
+
+    Raises:
+        RunError: the ledger is damaged.
+    """
+    sums = Ledger(folder).sums.get(name)
+    if not sums:
+        return None
+    path = at or folder / name
+    return path.is_file() and sha256_of(path) in sums
+
+
+def require_intact(folder: Path, name: str, at: Path | None = None) -> Path:
+    """The path of a file of a result, which is as it was written; see `is_intact`.
+
+    Raises:
+        RunError: it is missing, altered, or unknown to the ledger.
+    """
+    path = at or folder / name
+    if not is_intact(folder, name, path):
+        what = "was truncated or altered" if path.is_file() else "is missing"
+        raise RunError(f"{path} {what}; restore it, or begin again in a new folder")
+    return path

@@ -1,0 +1,292 @@
+"""How files of a held folder come and go: as a whole, noted, and never through a link."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from moescope.errors import BadInputError, RunError
+from moescope.files.claims import HeldFolder, claim, find_held
+from moescope.files.ledger import LEDGER, Ledger, sha256_of
+from moescope.files.paths import noted, partial_of, usable_path
+
+__all__ = [
+    "drop_scratch",
+    "keep_scratch",
+    "own",
+    "owned",
+    "remove",
+    "remove_result",
+    "replacing",
+    "replacing_folder",
+    "require_replaceable",
+    "scratch_folder",
+    "write_bytes",
+]
+
+_SIGNED_WITHIN = 4096
+
+
+def own(path: Path) -> Path:
+    """Note that a file is about to be written; refuse one that is somebody else's.
+
+    Raises:
+        RunError: it is there and moescope did not write it, or a link is on the way.
+        WriteError: the ledger cannot be written.
+    """
+    held, place = find_held(path)
+    if held is None:
+        raise AssertionError(f"nobody claimed the folder of {path}")
+    name = held.name_of(place)
+    refuse_links(held, place)
+    if not held.ledger.knows(name):
+        for there in (place, partial_of(place)):
+            if os.path.lexists(there):
+                raise RunError(
+                    f"{there} was not written by moescope and would be replaced; move it away, or "
+                    "give another folder"
+                )
+        with noted(place):
+            held.note(name)
+    return place
+
+
+def owned(folder: Path) -> list[str]:
+    """Names of the files in a held folder that moescope wrote, ascending."""
+    held, place = find_held(folder / LEDGER)
+    assert held is not None
+    inside = "" if place.parent == held.path else held.name_of(place.parent) + "/"
+    names = (n for n in held.ledger.sums if n.startswith(inside) and not n.endswith("/"))
+    return sorted(n.removeprefix(inside) for n in names)
+
+
+def refuse_links(held: HeldFolder, place: Path) -> None:
+    for there in (place, *place.parents):
+        if there == held.path:
+            return
+        if there.is_symlink():
+            raise RunError(
+                f"{there} is a link, and moescope writes and removes nothing through links; put "
+                "the folder itself there, or give another one"
+            )
+
+
+@contextlib.contextmanager
+def replacing(path: Path, signature: bytes | None = None, *, flush: bool = True) -> Iterator[Path]:
+    """Yield a temporary path; when the block ends well, it becomes the file, whole or not at all.
+
+    Args:
+        path: in a folder that is held; or any other, if nothing is there, or a file with this
+            signature.
+        signature: bytes that stand near the beginning of every such file of moescope's.
+        flush: to the disk, so that a power cut leaves it whole too.
+
+    Raises:
+        RunError: somebody else's file is there.
+        WriteError: disk full or no permission.
+    """
+    held, place = find_held(path)
+    if held is not None:
+        own(path)
+    else:
+        require_replaceable(path, signature)
+    temporary = partial_of(place)
+    try:
+        with noted(path):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)  # it may be a link
+            yield temporary
+            if flush:
+                with temporary.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            if held is not None:
+                held.note(held.name_of(place), sha256_of(temporary))
+            temporary.replace(place)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def require_replaceable(path: str | Path, signature: bytes | None) -> None:
+    """A file outside of results may be replaced when it is visibly one of moescope's.
+
+    Raises:
+        BadInputError: something else is there.
+    """
+    target = usable_path(path)
+    if os.path.lexists(partial_of(target)):
+        raise BadInputError(f"{partial_of(target)} is in the way; remove it or give another path")
+    if not os.path.lexists(target):
+        return
+    if target.is_file() and not target.is_symlink() and signature is not None:
+        with target.open("rb") as handle:
+            if signature in handle.read(_SIGNED_WITHIN):
+                return
+    raise BadInputError(
+        f"{path} is there already and is not a file of this kind that moescope wrote; give another "
+        "path, or move it away"
+    )
+
+
+def write_bytes(
+    path: Path, content: bytes, signature: bytes | None = None, *, flush: bool = True
+) -> str:
+    """Write a file as a whole; returns its sha256. See `replacing`.
+
+    Raises:
+        RunError: somebody else's file is there.
+        WriteError: disk full or no permission.
+    """
+    with replacing(path, signature, flush=flush) as temporary:
+        temporary.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder; when the block ends well, it takes the place of ``path``.
+
+    At every moment ``path`` or ``path.old`` is whole, and the new files are noted one by one.
+
+    Raises:
+        RunError: the old folder holds a file that moescope did not write.
+        WriteError: disk full or no permission.
+    """
+    held, place = find_held(path)
+    if held is None:
+        raise AssertionError(f"nobody claimed the folder of {path}")
+    name, old = held.name_of(place), place.with_name(place.name + ".old")
+    refuse_links(held, place)
+    _refuse_others(held, place)
+    with noted(path):
+        with scratch_folder(partial_of(place)) as fresh:
+            yield fresh
+            files = sorted(p for p in fresh.rglob("*") if p.is_file())
+            for file in files:
+                held.note(f"{name}/{file.relative_to(fresh).as_posix()}", sha256_of(file))
+            if place.exists():
+                with scratch_folder(old):
+                    old.rmdir()
+                    place.rename(old)
+                    fresh.rename(place)
+            else:  # a process may have died between the two renames above: old is the whole one
+                fresh.rename(place)
+                drop_scratch(old)
+        kept = {file.relative_to(fresh).as_posix() for file in files}
+        for gone in set(owned(place)) - kept:
+            held.note_gone(f"{name}/{gone}")
+
+
+def _refuse_others(held: HeldFolder, place: Path) -> None:
+    """A folder is replaced only when every file in it is ours."""
+    found = place.rglob("*") if place.is_dir() else iter([place] if place.exists() else [])
+    for path in found:
+        if (path.is_symlink() or not path.is_dir()) and not held.ledger.knows(held.name_of(path)):
+            raise RunError(
+                f"{path} was not written by moescope, and {place} would be replaced; move it away"
+            )
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A folder of a result that is wholly ours, emptied now and removed at the end.
+
+    What a process that died left in it is removed too, unless it was there before.
+
+    Raises:
+        RunError: a folder of that name is there and is not ours.
+        WriteError: disk full or no permission.
+    """
+    path = keep_scratch(path)
+    with noted(path):
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        drop_scratch(path)
+
+
+def keep_scratch(path: Path) -> Path:
+    """Note a folder as wholly ours and leave what an earlier process of ours left in it.
+
+    Raises:
+        RunError: a folder of that name is there and is not ours.
+        WriteError: the ledger cannot be written.
+    """
+    held, place = find_held(path)
+    assert held is not None
+    name = held.name_of(place) + "/"
+    refuse_links(held, place)
+    if name not in held.ledger.sums:
+        if os.path.lexists(place):
+            raise RunError(
+                f"{place} was not written by moescope and would be emptied; move it away, or give "
+                "another folder"
+            )
+        with noted(place):
+            held.note(name)
+    return place
+
+
+def drop_scratch(path: Path) -> None:
+    """Remove a folder that `keep_scratch` noted."""
+    held, place = find_held(path)
+    assert held is not None
+    name = held.name_of(place) + "/"
+    if name in held.ledger.sums and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+        if not place.exists():
+            with contextlib.suppress(OSError):
+                held.note_gone(name)
+
+
+def remove(path: Path) -> None:
+    """Remove a file of a held folder, if it is noted; and its folder, when that was the last.
+
+    Raises:
+        RunError: a link is on the way.
+    """
+    held, place = find_held(path)
+    assert held is not None
+    name = held.name_of(place)
+    refuse_links(held, place)
+    if name not in held.ledger.sums:
+        return
+    place.unlink(missing_ok=True)
+    partial_of(place).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        held.note_gone(name)
+    if place.parent != held.path:
+        with contextlib.suppress(OSError):
+            place.parent.rmdir()
+
+
+def remove_result(folder: Path) -> None:
+    """Remove what the ledger of a result names, and the folder if nothing else is in it.
+
+    Raises:
+        BusyError: another process is writing it.
+    """
+    kind = Ledger(folder).kind
+    if kind is None:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        return
+    with claim(folder, kind):
+        held, _ = find_held(folder / LEDGER)
+        assert held is not None
+        for name in sorted(held.ledger.sums, reverse=True):
+            if name.endswith("/"):
+                drop_scratch(folder / name)
+            else:
+                remove(folder / name)
+        held.ledger.path.unlink(missing_ok=True)
+        held.ledger.appended = 0
+    with contextlib.suppress(OSError):
+        folder.rmdir()

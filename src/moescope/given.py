@@ -1,0 +1,127 @@
+"""What a person gives, read with care: numbers, seeds, and small files of settings.
+
+Numbers are bounded before they are used, and a file is looked at before it is opened, so that a
+slip of the finger neither fills the memory nor waits for a pipe. It knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from moescope.errors import BadInputError
+
+__all__ = [
+    "MAX_SEED",
+    "MOST_TOKENS",
+    "WHOLE",
+    "Seed",
+    "parse_json",
+    "read_text",
+    "refuse_odd_text",
+    "require_seed",
+    "whole_number",
+]
+
+MAX_SEED = 2**63 - 1
+"""The largest that every generator takes, and that every file keeps as it is."""
+
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+"""Type of a seed in settings."""
+
+MOST_TOKENS = 10**15
+"""More than any corpus has, and small enough for sums of 64 bits."""
+
+WHOLE = r"[0-9]{1,9}"
+"""A whole number in a regular expression; ``\\d`` would take the digits of every script."""
+
+_MOST_BYTES = 64 << 20
+
+
+def require_seed(seed: int) -> None:
+    """Refuse a seed that some generator would not take.
+
+    Raises:
+        BadInputError: below 0, or of more than 63 bits.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise BadInputError(f"the seed is {seed}; expected 0 to {MAX_SEED}")
+
+
+def whole_number(text: str) -> int | None:
+    """The number that at most nine ASCII digits write; None for anything else.
+
+    Example:
+        >>> whole_number("12"), whole_number("²"), whole_number("9999999999")
+        (12, None, None)
+    """
+    plain = text.strip()
+    return int(plain) if re.fullmatch(WHOLE, plain) else None
+
+
+def read_text(path: str | Path, most: int = _MOST_BYTES) -> str:
+    """The text of a small file.
+
+    Args:
+        path: of the file.
+        most: bytes that are read; more is refused.
+
+    Raises:
+        BadInputError: no such file, a folder, a device or pipe, too large, or no UTF-8.
+    """
+    file = Path(path)
+    try:
+        found = file.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise BadInputError(f"{file} is a folder; expected a file")
+        if not stat.S_ISREG(found.st_mode):
+            raise BadInputError(f"{file} is a device or a pipe; expected a file")
+        if found.st_size > most:
+            raise BadInputError(
+                f"{file} has {found.st_size:,} bytes; such a file has at most {most:,}"
+            )
+        return file.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise BadInputError(f"{file} cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{file} is no UTF-8 text (byte {error.start})") from error
+    except ValueError as error:  # a name with a null character
+        raise BadInputError(f"{str(file)!r} is no name of a file ({error})") from error
+
+
+def refuse_odd_text(value: Any) -> None:
+    """Refuse words that no file could hold: null characters and halves of a surrogate pair.
+
+    Raises:
+        BadInputError: shows the first such word.
+    """
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        raise BadInputError(f"{value!a} holds a character that no text can have")
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        for one in value:
+            refuse_odd_text(one)
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        BadInputError: no JSON, nested too deeply, or with a number that has thousands of digits.
+    """
+    try:
+        value = json.loads(text)
+        refuse_odd_text(value)
+        return value
+    except RecursionError as error:
+        raise BadInputError("the JSON is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise BadInputError(f"no JSON: {error}") from error
+    except ValueError as error:  # Python reads no number of more than 4,300 digits
+        raise BadInputError("the JSON holds a number of thousands of digits") from error

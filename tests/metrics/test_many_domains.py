@@ -1,0 +1,149 @@
+"""Thousands of domains: the same values, in time and memory that follow the text."""
+
+import json
+
+import numpy as np
+import pytest
+
+from moescope.corpus import CorpusSpec
+from moescope.metrics import expert_tables, specialization, statistics
+from moescope.metrics.runs import AnalyzedRun, open_run
+from moescope.metrics.specialization import (
+    domain_specialization,
+    jensen_shannon,
+    jensen_shannon_pairs,
+    token_baseline,
+)
+from moescope.metrics.statistics import MANY_DOMAINS, permutation_p
+from moescope.models import LoadedModel
+from moescope.trace import TraceOptions, trace
+
+
+def test_distances_of_all_pairs_are_those_of_each_pair_to_the_last_digit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(specialization, "_PAIR_CELLS", 1000)  # several chunks
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.gamma(0.3, 4.0, (30, 19))) + np.eye(30, 19, dtype=np.int64)
+    counts[3], counts[4] = 7, 7  # even: no answer
+    loads = counts / counts.sum(1, keepdims=True)
+    found = [np.concatenate(column) for column in zip(*jensen_shannon_pairs(loads), strict=True)]
+    expected = [
+        (i, j, jensen_shannon(loads[i], loads[j])) for i in range(30) for j in range(i + 1, 30)
+    ]
+    np.testing.assert_array_equal(np.stack(found, 1), np.asarray(expected))
+    assert np.isnan(found[2]).sum() == 1
+
+
+def shaped(domains: int, documents: int, cells: int = 12) -> tuple:
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, 40, domains * documents)
+    rates = rng.dirichlet(np.full(cells, 2.0), tokens.size)
+    counts = np.stack([rng.multinomial(2 * t, r) for t, r in zip(tokens, rates, strict=True)])
+    return counts, tokens, np.arange(tokens.size) % domains
+
+
+def test_permutations_counted_for_all_domains_at_once_give_the_same_p(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts, tokens, domain = shaped(6, 7)
+    tokens[domain == 2], counts[domain == 2] = 0, 0  # a domain without a document
+    made = []
+    for many in (MANY_DOMAINS, 1):
+        monkeypatch.setattr(statistics, "MANY_DOMAINS", many)
+        made.append(permutation_p(counts, tokens, domain, 6, np.random.default_rng(0), 199))
+    np.testing.assert_array_equal(*made)
+    assert np.isfinite(made[0]).any()
+
+
+def test_intervals_of_the_lift_drawn_for_all_domains_at_once_are_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts, tokens, domain = shaped(12, 40)
+    one = domain_specialization(counts, tokens, domain, 12, 0, permutations=9)
+    monkeypatch.setattr(specialization, "MANY_DOMAINS", 1)
+    other = domain_specialization(counts, tokens, domain, 12, 0, permutations=9)
+    for name in ("value", "others", "lift", "ci_low", "ci_high"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    for name in ("lift_low", "lift_high"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=0.15)
+    assert ((other.lift_low < other.lift) & (other.lift < other.lift_high)).mean() > 0.99
+
+
+@pytest.fixture(scope="module")
+def many(tiny_loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> AnalyzedRun:
+    """A run of more domains than are drawn for one by one."""
+    folder = tmp_path_factory.mktemp("many")
+    words = [
+        "a",
+        "chair",
+        "is",
+        "bought",
+        "where",
+        "the",
+        "plan",
+        "says",
+        "so",
+        "and",
+        "paid",
+        "by",
+        "whom",
+        "it",
+        "names",
+    ]
+    with (folder / "text.jsonl").open("w", encoding="utf-8") as file:
+        for n in range(2 * MANY_DOMAINS):
+            text = " ".join(words[n % 9 : n % 9 + 2 + n % 5])
+            file.write(json.dumps({"domain": f"d{n % (MANY_DOMAINS + 6)}", "text": text}) + "\n")
+    spec = CorpusSpec(path=str(folder / "text.jsonl"))
+    return open_run(trace(tiny_loaded, spec, folder / "run", TraceOptions(context=16)))
+
+
+def test_every_table_can_be_made(many: AnalyzedRun) -> None:
+    names = many.compute_all()
+    assert len(many.domains) > MANY_DOMAINS
+    assert len(names) > 15
+
+
+def test_what_the_words_predict_is_that_of_the_dense_table(many: AnalyzedRun) -> None:
+    """The table holds one domain at a time; domains × ids × experts were 10 GB at 5,000 domains."""
+    from moescope.metrics.view import PhaseView
+
+    view = PhaseView(many, "prefill")
+    layer = view.layers[1]
+    total_XE, parts = view.token_counts_by_domain(layer)
+    dense = np.zeros((len(view.domains), *total_XE.shape), np.int64)
+    for d, (rows, own) in enumerate(parts):
+        dense[d, rows] = own
+    np.testing.assert_array_equal(dense.sum(0), total_XE)
+    expected = token_baseline(dense, layer.top_k)
+    found = many.table("domain_specialization").to_pandas()
+    found = found[found.layer == layer.layer_idx]
+    np.testing.assert_array_equal(found.by_token, expected.by_token.reshape(-1))
+    np.testing.assert_array_equal(found.beyond_token, expected.beyond_token.reshape(-1))
+
+
+def test_the_pairs_of_very_many_domains_are_those_with_most_tokens(
+    many: AnalyzedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moescope.metrics.view import PhaseView
+
+    view = PhaseView(many, "prefill")
+    whole = expert_tables.domain_distance(view).columns
+    domains = len(view.domains)
+    assert len(whole["jsd"]) == len(view.layers) * domains * (domains - 1) // 2
+    monkeypatch.setattr(expert_tables, "MAX_PAIR_ROWS", len(view.layers) * 10)  # of 5 domains
+    some = expert_tables.domain_distance(view).columns
+    kept = {*some["domain_a"], *some["domain_b"]}
+    assert len(some["jsd"]) == len(view.layers) * 10
+    least = min(view.domain_tokens[view.places[name]] for name in kept)
+    assert (np.sort(view.domain_tokens)[-5:] >= least).all()
+    everything = dict(
+        zip(zip(*(whole[k] for k in ("layer", "domain_a", "domain_b")), strict=True), whole["jsd"],
+            strict=True)
+    )  # fmt: skip
+    for key, jsd in zip(
+        zip(*(some[k] for k in ("layer", "domain_a", "domain_b")), strict=True), some["jsd"],
+        strict=True,
+    ):  # fmt: skip
+        assert everything[key] == jsd or np.isnan(jsd)

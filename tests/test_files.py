@@ -1,0 +1,346 @@
+"""The folders that moescope writes to: whose they are, who holds them, and what is ever removed."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from moescope import files
+from moescope.errors import BadInputError, BusyError, RunError, WriteError
+from moescope.files import (
+    LEDGER,
+    LOCK,
+    claim,
+    is_intact,
+    own,
+    remove,
+    replacing_folder,
+    write_bytes,
+)
+
+
+def everything(folder: Path) -> dict[str, bytes | str]:
+    """Every path below a folder with its content, or where it points."""
+    found: dict[str, bytes | str] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            found[name] = str(path.readlink())
+        elif path.is_file():
+            found[name] = path.read_bytes()
+        else:
+            found[name] = "folder"
+    return found
+
+
+def ledger(folder: Path) -> list[str]:
+    return (folder / LEDGER).read_text(encoding="utf-8").splitlines()
+
+
+class TestClaim:
+    def test_a_new_folder_an_empty_one_and_one_of_the_same_kind_are_taken(
+        self, tmp_path: Path
+    ) -> None:
+        (tmp_path / "empty").mkdir()
+        for name in ("new/deep", "empty", "new/deep"):
+            with claim(tmp_path / name, "run") as folder:
+                write_bytes(folder / "a.txt", b"ours")
+            assert everything(tmp_path / name).keys() == {LEDGER, "a.txt"}
+
+    def test_nothing_is_left_by_a_claim_that_writes_nothing(self, tmp_path: Path) -> None:
+        with claim(tmp_path / "new" / "deep", "run") as folder:
+            assert (folder / LOCK).is_file()
+        assert everything(tmp_path) == {}
+
+    def test_what_somebody_else_put_there_is_refused_untouched(self, tmp_path: Path) -> None:
+        (tmp_path / "documents").mkdir()
+        (tmp_path / "documents" / "thesis.txt").write_text("years of work")
+        before = everything(tmp_path)
+        with pytest.raises(RunError, match=r"moescope did not write \(documents\)"):
+            claim(tmp_path, "run").__enter__()
+        assert everything(tmp_path) == before
+
+    def test_a_result_of_another_kind_is_refused(self, tmp_path: Path) -> None:
+        with claim(tmp_path, "run") as folder:
+            write_bytes(folder / "a.txt", b"")
+        with pytest.raises(RunError, match=r"another kind \(run, not training\)"):
+            claim(tmp_path, "training").__enter__()
+        with claim(tmp_path, "run"), pytest.raises(RunError, match="another kind"):
+            claim(tmp_path, "training").__enter__()
+
+    def test_a_process_that_died_before_it_wrote_leaves_the_folder_free(
+        self, tmp_path: Path
+    ) -> None:
+        (tmp_path / LEDGER).write_text("# moescope res")
+        (tmp_path / LOCK).write_text('{"pid": 1, "host": "gone"}')
+        with claim(tmp_path, "run") as folder:
+            write_bytes(folder / "a.txt", b"")
+        assert ledger(tmp_path)[0] == "# moescope result: run"
+
+    @pytest.mark.parametrize(
+        ("path", "said"),
+        [
+            ("", "is empty"),
+            ("file", "is a file"),
+            ("file/below", "because .*file is a file"),
+            ("dangling", "leads nowhere"),
+            ("x" * 300, "File name too long"),
+            ("nul\0", "null character"),
+            ("surrogate\udc80", "not UTF-8"),
+        ],
+    )
+    def test_a_path_that_can_be_no_folder_is_one_line(
+        self, path: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "file").write_text("mine")
+        (tmp_path / "dangling").symlink_to("gone")
+        before = everything(tmp_path)
+        with pytest.raises((BadInputError, RunError), match=said) as caught:
+            claim(path, "run").__enter__()
+        assert "\n" not in str(caught.value)
+        assert everything(tmp_path) == before
+
+    def test_results_do_not_go_into_what_is_read(self, tmp_path: Path) -> None:
+        (tmp_path / "texts").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "texts")
+        for out in ("texts", "texts/out", "link/out", "texts/../texts/out"):
+            with pytest.raises(BadInputError, match="lies inside"):
+                claim(tmp_path / out, "run", reads=[tmp_path / "texts"]).__enter__()
+        assert everything(tmp_path / "texts") == {}
+
+
+class TestTwoWriters:
+    def test_the_second_says_who_holds_it(self, tmp_path: Path) -> None:
+        code = (
+            "import sys, time\nfrom moescope.files import claim\n"
+            f"with claim({str(tmp_path / 'run')!r}, 'run'):\n"
+            "    print('held', flush=True)\n    sys.stdin.readline()\n"
+        )
+        other = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BusyError, match=f"being written by process {other.pid} on "):
+            claim(tmp_path / "run", "run", wait=0.0).__enter__()
+        other.kill()
+        other.wait()
+        with claim(tmp_path / "run", "run"):  # a lock dies with its holder
+            pass
+
+    def test_only_one_at_a_time_though_each_removes_the_lock(self, tmp_path: Path) -> None:
+        inside: list[int] = []
+        most, entered = 0, 0
+
+        def enter() -> None:
+            nonlocal most, entered
+            for _ in range(20):
+                with claim(tmp_path / "deep" / "er", "run", wait=60):
+                    inside.append(1)
+                    most, entered = max(most, len(inside)), entered + 1
+                    time.sleep(0.0005)
+                    inside.pop()
+
+        threads = [threading.Thread(target=enter) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (most, entered) == (1, 80)
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+class TestWriting:
+    def test_the_ledger_is_what_sha256sum_takes(self, tmp_path: Path) -> None:
+        with claim(tmp_path / "run", "run") as folder:
+            write_bytes(folder / "deep" / "a.txt", b"one")
+            write_bytes(folder / "deep" / "a.txt", b"two")
+            own(folder / "log.txt").write_text("grows")
+        digest = hashlib.sha256(b"two").hexdigest()
+        assert ledger(tmp_path / "run") == [
+            "# moescope result: run", f"{digest}  deep/a.txt", "#  log.txt",
+        ]  # fmt: skip
+        done = subprocess.run(
+            ["sha256sum", "--quiet", "-c", LEDGER], cwd=tmp_path / "run", check=False
+        )
+        assert done.returncode == 0
+
+    def test_an_altered_file_is_known(self, tmp_path: Path) -> None:
+        with claim(tmp_path, "run") as folder:
+            write_bytes(folder / "a.txt", b"0123456789")
+        assert is_intact(tmp_path, "a.txt") is True
+        (tmp_path / "a.txt").write_bytes(b"0123456788")
+        assert is_intact(tmp_path, "a.txt") is False
+        assert is_intact(tmp_path, "b.txt") is None
+
+    def test_a_death_between_note_and_rename_is_no_alteration(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with claim(tmp_path, "run") as folder:
+            write_bytes(folder / "a.txt", b"old")
+
+        def dies(*_: object, **__: object) -> None:
+            raise SystemExit
+
+        with monkeypatch.context() as patch, claim(tmp_path, "run") as folder:
+            patch.setattr(files.ledger.Ledger, "compact", lambda *_, **__: None)
+            patch.setattr(Path, "replace", dies)
+            with pytest.raises(SystemExit):
+                write_bytes(folder / "a.txt", b"new")
+        assert (tmp_path / "a.txt").read_bytes() == b"old"
+        assert is_intact(tmp_path, "a.txt") is True
+
+    def test_somebody_elses_file_in_a_result_is_never_replaced_nor_removed(
+        self, tmp_path: Path
+    ) -> None:
+        with claim(tmp_path, "run") as folder:
+            write_bytes(folder / "a.txt", b"ours")
+            (folder / "theirs.txt").write_text("notes")
+            (folder / "b.txt.partial").write_text("a draft")
+            for name in ("theirs.txt", "b.txt"):
+                with pytest.raises(RunError, match="not written by moescope"):
+                    write_bytes(folder / name, b"ours")
+            remove(folder / "theirs.txt")
+            remove(folder / "a.txt")
+        assert everything(tmp_path).keys() == {LEDGER, "theirs.txt", "b.txt.partial"}
+
+    @pytest.mark.parametrize("name", ["tables/load.parquet", "tables"])
+    def test_nothing_is_written_or_removed_through_a_link(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / "victim").mkdir()
+        (tmp_path / "victim" / "load.parquet").write_text("mine")
+        with claim(tmp_path / "run", "run") as folder:
+            write_bytes(folder / "tables" / "load.parquet", b"ours")
+            remove(folder / "tables" / "load.parquet")
+            own(folder / "tables" / "load.parquet")
+            (folder / "tables").symlink_to(tmp_path / "victim")
+            with pytest.raises(RunError, match="is a link"):
+                write_bytes(folder / "tables" / "load.parquet", b"ours")
+            with pytest.raises(RunError, match="is a link"):
+                remove(folder / "tables" / "load.parquet")
+            with pytest.raises(RunError, match=r"is a link|not written"):
+                replacing_folder(folder / name).__enter__()
+        assert (tmp_path / "victim" / "load.parquet").read_text() == "mine"
+
+    def test_a_planted_link_of_a_temporary_name_is_not_followed(self, tmp_path: Path) -> None:
+        (tmp_path / "victim").write_text("mine")
+        with claim(tmp_path / "run", "run") as folder:
+            write_bytes(folder / "a.txt", b"one")
+            (folder / "a.txt.partial").symlink_to(tmp_path / "victim")
+            write_bytes(folder / "a.txt", b"two")
+        assert (tmp_path / "victim").read_text() == "mine"
+        assert (tmp_path / "run" / "a.txt").read_bytes() == b"two"
+
+    def test_a_full_disk_is_one_line_and_the_old_file_stays(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with claim(tmp_path, "run") as folder:
+            write_bytes(folder / "a.txt", b"old")
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", full)
+                with pytest.raises(WriteError, match="the disk is full; what was finished") as it:
+                    write_bytes(folder / "a.txt", b"new")
+        assert "--" not in str(it.value)  # flags are the command line's to name
+        assert everything(tmp_path).keys() == {LEDGER, "a.txt"}
+        assert (tmp_path / "a.txt").read_bytes() == b"old"
+
+    def test_a_library_that_meets_a_full_disk_in_its_own_way_is_understood(
+        self, tmp_path: Path
+    ) -> None:
+        error = RuntimeError("I/O error: No space left on device (os error 28)")
+        with (
+            claim(tmp_path, "run") as folder,
+            pytest.raises(WriteError, match="the disk is full"),
+            files.replacing(folder / "a.txt"),
+        ):
+            raise error
+
+
+class TestFolders:
+    def fill(self, folder: Path, *names: str) -> None:
+        with replacing_folder(folder) as fresh:
+            for name in names:
+                (fresh / name).write_text(name)
+
+    def test_a_folder_is_replaced_as_a_whole(self, tmp_path: Path) -> None:
+        with claim(tmp_path, "run") as folder:
+            self.fill(folder / "model", "a", "b")
+            self.fill(folder / "model", "b", "c")
+            assert files.owned(folder) == ["model/b", "model/c"]
+        assert everything(tmp_path).keys() == {LEDGER, "model", "model/b", "model/c"}
+        assert ledger(tmp_path)[1:] == [
+            f"{hashlib.sha256(n.encode()).hexdigest()}  model/{n}" for n in "bc"
+        ]
+
+    def test_a_users_file_in_it_stops_that(self, tmp_path: Path) -> None:
+        with claim(tmp_path, "run") as folder:
+            self.fill(folder / "model", "a")
+            (folder / "model" / "notes.txt").write_text("mine")
+            with pytest.raises(RunError, match=r"notes\.txt was not written by moescope"):
+                self.fill(folder / "model", "b")
+        assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
+        assert (tmp_path / "model" / "a").is_file()
+
+    @pytest.mark.parametrize("name", ["model.partial", "model.old"])
+    def test_a_users_folder_of_a_passing_name_stops_that(self, name: str, tmp_path: Path) -> None:
+        with claim(tmp_path, "run") as folder:
+            self.fill(folder / "model", "a")
+            (folder / name).mkdir()
+            (folder / name / "notes.txt").write_text("mine")
+            with pytest.raises(RunError, match="not written by moescope"):
+                self.fill(folder / "model", "b")
+        assert (tmp_path / name / "notes.txt").read_text() == "mine"
+        assert (tmp_path / "model" / "a").is_file()
+
+    @pytest.mark.parametrize("renames", [0, 1])
+    def test_a_death_anywhere_leaves_one_that_is_whole(
+        self, renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with claim(tmp_path, "run") as folder:
+            self.fill(folder / "model", "old")
+        left, rename = [renames], Path.rename
+
+        def dies(path: Path, target: Path) -> Path:
+            if not left[0]:
+                raise SystemExit
+            left[0] -= 1
+            return rename(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", dies)
+            # a killed process cleans nothing up
+            patch.setattr(files.writing, "drop_scratch", lambda _: None)
+            patch.setattr(files.ledger.Ledger, "compact", lambda *_, **__: None)
+            with pytest.raises(SystemExit), claim(tmp_path, "run") as folder:
+                self.fill(folder / "model", "new")
+        whole = tmp_path / ("model.old" if renames else "model")
+        assert (whole / "old").read_text() == "old"
+        assert is_intact(tmp_path, "model/old", whole / "old")
+        with claim(tmp_path, "run") as folder:
+            self.fill(folder / "model", "newer")
+        assert everything(tmp_path).keys() == {LEDGER, "model", "model/newer"}
+
+
+class TestSingleFiles:
+    def test_only_a_file_of_the_same_make_is_replaced(self, tmp_path: Path) -> None:
+        page = tmp_path / "page.html"
+        write_bytes(page, b"<made by us> 1", b"<made by us>")
+        write_bytes(page, b"<made by us> 2", b"<made by us>")
+        assert page.read_bytes() == b"<made by us> 2"
+        page.write_text("<p>my own page</p>")
+        with pytest.raises(BadInputError, match="is there already"):
+            write_bytes(page, b"<made by us> 3", b"<made by us>")
+        assert page.read_text() == "<p>my own page</p>"
+
+    def test_a_file_outside_of_results_is_not_replaced_without_a_sign(self, tmp_path: Path) -> None:
+        write_bytes(tmp_path / "a", b"1")
+        with pytest.raises(BadInputError, match="is there already"):
+            write_bytes(tmp_path / "a", b"2")

@@ -1,5 +1,6 @@
 """Recipes that cannot be trained: numbers, sizes, YAML, text and tokenizers."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -80,13 +81,21 @@ def _file(content: bytes) -> Callable[[Path], None]:
     return lambda here: (here / "r.yaml").write_bytes(content) and None
 
 
-def _with_tokenizer(name: str, content: bytes) -> Callable[[Path], None]:
+def _gaps(stored: bytes) -> bytes:
+    """A tokenizer with a token far behind the others."""
+    tokenizer = json.loads(stored)
+    tokenizer["model"]["vocab"]["zz"] = 70_000
+    return json.dumps(tokenizer).encode()
+
+
+def _with_tokenizer(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     """A recipe whose tokenizer has one other file."""
 
     def prepare(here: Path) -> None:
         write_corpus(here / "texts.jsonl", documents_per_domain=4)
         tiny_tokenizer().save_pretrained(here / "tokenizer")
-        (here / "tokenizer" / name).write_bytes(content)
+        stored = (here / "tokenizer" / name).read_bytes()
+        (here / "tokenizer" / name).write_bytes(change(stored))
         changes: dict[str, Any] = {"data": {"train": "texts.jsonl"}}
         changes["tokenizer"] = {"path": "tokenizer"}
         text = yaml.safe_dump(merged(BASE, changes))
@@ -113,6 +122,13 @@ CASES = [
         case(f"a recipe: {name}", "train r.yaml -o r", says, prepare=_file(content))
         for name, (content, says) in _FILES.items()
     ),
+    case(
+        "a tokenizer with gaps",
+        "train r.yaml -o r",
+        "its ids reach to 70000",
+        prepare=_with_tokenizer("tokenizer.json", _gaps),
+    ),
+    case("too little text", "train RECIPE -o r --set data.context=200", "give at least 401 tokens"),
     case("a pipe", "train p -o r", "no regular file", prepare=lambda here: os.mkfifo(here / "p")),
     case("a folder", "train . -o r", "no regular file"),
     case("a device", "train /dev/zero -o r", "no regular file"),
@@ -121,12 +137,12 @@ CASES = [
         "a broken tokenizer",
         "train r.yaml -o r",
         "tokenizer.json",
-        prepare=_with_tokenizer("tokenizer.json", b"[]"),
+        prepare=_with_tokenizer("tokenizer.json", lambda _: b"[]"),
     ),
     case(
         "broken settings of a tokenizer",
         "train r.yaml -o r",
         "tokenizer_config.json",
-        prepare=_with_tokenizer("tokenizer_config.json", b"[]"),
+        prepare=_with_tokenizer("tokenizer_config.json", lambda _: b"[]"),
     ),
 ]

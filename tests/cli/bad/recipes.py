@@ -65,11 +65,11 @@ _BOMB = "a0: &a0 [x, x, x, x]\n" + "".join(
 _FILES = {
     "an empty file": (b"", "expected sections"),
     "a list": (b"[1]", "expected sections"),
-    "bytes": (bytes(range(256)), "cannot be read"),
+    "bytes": (bytes(range(256)), "is no UTF-8 text"),
     "a bomb": (_BOMB.encode(), "aliases (*name) are not read"),
     "a circle": (b"a: &a [*a]", "aliases (*name) are not read"),
     "a nest": (b"a: " + b"[" * 5000, "nested too deeply"),
-    "a long file": (b"x: " + b"y" * 200_000, "a recipe has at most"),
+    "a long file": (b"x: " + b"y" * 200_000, "such a file has at most"),
     "5,000 digits": (b"seed: " + b"9" * 5000, "recipe r.yaml"),
     "a key that is no text": (b"? [a]\n: b", "recipe r.yaml"),
     "a number for a key": (b"1: 2", "r.yaml: name is missing"),
@@ -129,9 +129,11 @@ CASES = [
         prepare=_with_tokenizer("tokenizer.json", _gaps),
     ),
     case("too little text", "train RECIPE -o r --set data.context=200", "give at least 401 tokens"),
-    case("a pipe", "train p -o r", "no regular file", prepare=lambda here: os.mkfifo(here / "p")),
-    case("a folder", "train . -o r", "no regular file"),
-    case("a device", "train /dev/zero -o r", "no regular file"),
+    case(
+        "a pipe", "train p -o r", "a device or a pipe", prepare=lambda here: os.mkfifo(here / "p")
+    ),
+    case("a folder", "train . -o r", "is a folder"),
+    case("a device", "train /dev/zero -o r", "a device or a pipe"),
     case("a name with a NUL", ["train", "a\0b", "-o", "r"], "null byte"),
     case(
         "a broken tokenizer",

@@ -57,6 +57,16 @@ class TestClaim:
             assert (folder / LOCK).is_file()
         assert everything(tmp_path) == {}
 
+    def test_nothing_is_left_by_what_was_begun_and_given_up(self, tmp_path: Path) -> None:
+        def given_up() -> None:
+            with claim(tmp_path / "new", "run") as folder, replacing_folder(folder / "part") as new:
+                (new / "a.txt").write_text("half")
+                raise RunError("not so")
+
+        with pytest.raises(RunError, match="not so"):
+            given_up()
+        assert everything(tmp_path) == {}
+
     def test_what_somebody_else_put_there_is_refused_untouched(self, tmp_path: Path) -> None:
         (tmp_path / "documents").mkdir()
         (tmp_path / "documents" / "thesis.txt").write_text("years of work")

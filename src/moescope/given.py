@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from pydantic import Field
 
 from moescope.errors import BadInputError
@@ -22,6 +23,7 @@ __all__ = [
     "WHOLE",
     "Seed",
     "parse_json",
+    "parse_yaml",
     "read_text",
     "refuse_odd_text",
     "require_seed",
@@ -125,3 +127,30 @@ def parse_json(text: str) -> Any:
         raise BadInputError(f"no JSON: {error}") from error
     except ValueError as error:  # Python reads no number of more than 4,300 digits
         raise BadInputError("the JSON holds a number of thousands of digits") from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: nine lines of them can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise BadInputError("YAML aliases (*name) are not read; write the value out")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds.
+
+    Raises:
+        BadInputError: no YAML, aliases, nested too deeply, a number or date that is none.
+    """
+    try:
+        value = yaml.load(text, _PlainLoader)
+        refuse_odd_text(value)
+        return value
+    except RecursionError as error:
+        raise BadInputError("nested too deeply") from error
+    except yaml.YAMLError as error:
+        raise BadInputError(" ".join(str(error).split())[:300]) from error
+    except ValueError as error:
+        raise BadInputError(f"a number or a date in it cannot be read ({error})") from error

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from moescope.errors import BadInputError
-from moescope.given import MAX_SEED, read_text, refuse_odd_text
+from moescope.given import MAX_SEED, parse_yaml, read_text
 
 __all__ = ["SEED", "finite", "optional", "parameter", "read_settings", "sign", "validated"]
 
@@ -24,15 +23,6 @@ SEED: dict[str, Any] = {"min": 0, "max": MAX_SEED}
 """The range of a flag for a seed."""
 
 _MOST_BYTES = 1 << 17
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: nine lines of them can stand for gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise BadInputError("YAML aliases (*name) are not read; write the value out")
-        return super().compose_node(parent, index)
 
 
 def finite(value: float | None) -> float | None:
@@ -57,18 +47,9 @@ def read_settings(path: Path, example: str) -> dict[str, Any]:
     except BadInputError as error:
         raise BadInputError(f"--config: {error}") from error
     try:
-        data = yaml.load(text, _PlainLoader)
-        refuse_odd_text(data)
+        data = parse_yaml(text)
     except BadInputError as error:
         raise BadInputError(f"--config {path}: {error}") from error
-    except RecursionError as error:
-        raise BadInputError(f"--config {path}: nested too deeply") from error
-    except yaml.YAMLError as error:
-        raise BadInputError(f"--config {path}: {error}") from error
-    except ValueError as error:
-        raise BadInputError(
-            f"--config {path}: a number or a date in it cannot be read ({error})"
-        ) from error
     if not isinstance(data, dict):
         raise BadInputError(f"--config {path}: expected settings such as {example!r}, got {data!r}")
     return {str(k): v for k, v in data.items()}

@@ -108,7 +108,10 @@ def _let_go(place: Path) -> None:
     held = HELD.pop(place, None)
     if held is not None and held.ledger.appended:
         with contextlib.suppress(OSError):  # a full disk: it is only longer than it need be
-            held.ledger.compact(last=True)
+            if held.ledger.sums or _contents(place) != [LEDGER]:
+                held.ledger.compact(last=True)
+            else:  # what was begun is all gone again, and nothing was there before
+                held.ledger.path.unlink()
 
 
 def _refuse_inside(target: Path, place: Path, reads: Sequence[str | Path]) -> None:

@@ -88,16 +88,21 @@ def _prepare(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Stream
                 "heldout": _encode(heldout, tokenizer, fresh, "heldout"),
             }
             (fresh / index.name).write_text(json.dumps(known, indent=1), encoding="utf-8")
-    dtype = np.dtype(known["dtype"])
-    sides: dict[str, dict[str, Ids]] = {
+            _require_length(_mapped(fresh, known), recipe.data.context)  # else nothing stays
+    sides = _mapped(index.parent, known)
+    _require_length(sides, recipe.data.context)
+    return Streams(sides["train"], sides["heldout"], tokenizer, fingerprint)
+
+
+def _mapped(folder: Path, known: dict[str, Any]) -> dict[str, dict[str, Ids]]:
+    """The streams of both sides by domain, on disk."""
+    return {
         side: {
-            domain: np.memmap(index.parent / file, dtype, "r")
+            domain: np.memmap(folder / file, np.dtype(known["dtype"]), "r")
             for domain, file in sorted(known[side].items())
         }
         for side in ("train", "heldout")
     }
-    _require_length(sides, recipe.data.context)
-    return Streams(sides["train"], sides["heldout"], tokenizer, fingerprint)
 
 
 def _known_tokens(folder: Path, index: Path) -> dict[str, Any]:
@@ -135,6 +140,12 @@ def _tokenizer(recipe: Recipe, corpus: Corpus, text: str, target: Path) -> Any:
         if tokenizer.eos_token_id is None:
             raise BadInputError(
                 f"tokenizer.path {given.path}: it has no end-of-text token to close documents with"
+            )
+        last = max(tokenizer.get_vocab().values())
+        if last >= len(tokenizer):
+            raise BadInputError(
+                f"tokenizer.path {given.path}: its ids reach to {last}, but it has "
+                f"{len(tokenizer)} tokens; to train, ids without gaps are needed"
             )
         return tokenizer
     longest = recipe.model.max_position_embeddings

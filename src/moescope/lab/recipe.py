@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from moescope.corpus import CorpusSpec
-from moescope.lab.part import MAX_NUMBER, Beta, Part, Ramp, Weight
+from moescope.lab.part import Beta, Part, Ramp, Weight
 
 __all__ = [
     "Balance",
@@ -36,7 +36,7 @@ class TokenizerRecipe(Part):
 
     path: str | None = None
     """Folder with a tokenizer.json; without it one is trained."""
-    vocab_size: int = Field(8192, ge=300, le=1 << 20)
+    vocab_size: int = Field(8192, ge=300, le=1_000_000)
     """Size of the tokenizer to train."""
     characters_per_domain: int = Field(900_000, ge=1)
     """Text of each domain that it is trained on."""
@@ -53,7 +53,7 @@ class DataRecipe(Part):
     """Share of documents held out when no held-out corpus is given."""
     heldout_tokens: int = Field(16_384, ge=1)
     """Held-out tokens of each domain that an evaluation reads."""
-    context: int = Field(512, ge=2, le=1 << 24)
+    context: int = Field(512, ge=2, le=10_000_000)
     """Tokens of one sequence; documents are packed end to end, each closed by the end-of-text."""
     mixture: Literal["equal", "proportional"] = "equal"
     """Every domain as often as any other, or by its size."""
@@ -76,9 +76,9 @@ class ModelRecipe(Part):
 
     architecture: Architecture = "olmoe"
     """olmoe; mixtral; qwen2_moe (a shared expert beside the routed ones); deepseek_v3."""
-    hidden_size: int = Field(ge=8, le=1 << 18)
+    hidden_size: int = Field(ge=8, le=200_000)
     """D."""
-    intermediate_size: int = Field(ge=1, le=1 << 22)
+    intermediate_size: int = Field(ge=1, le=4_000_000)
     """F, of ONE expert."""
     num_hidden_layers: int = Field(ge=1, le=1000)
     """Decoder layers; every one has experts."""
@@ -86,13 +86,13 @@ class ModelRecipe(Part):
     """Attention heads."""
     num_key_value_heads: int | None = Field(None, ge=1)
     """Key and value heads; as many as attention heads unless given."""
-    num_experts: int = Field(ge=1, le=1 << 14)
+    num_experts: int = Field(ge=1, le=10_000)
     """E, routed experts of a layer."""
     top_k: int = Field(ge=1)
     """K, experts of a token."""
-    shared_expert_size: int | None = Field(None, ge=1, le=1 << 22)
+    shared_expert_size: int | None = Field(None, ge=1, le=4_000_000)
     """Width of the expert that every token meets (qwen2_moe, deepseek_v3)."""
-    max_position_embeddings: int = Field(1024, ge=2, le=1 << 30)
+    max_position_embeddings: int = Field(1024, ge=2, le=1_000_000_000)
     """Longest text that the saved model claims."""
     tie_word_embeddings: bool = True
     """One matrix for the embedding and the head."""
@@ -195,9 +195,9 @@ class TrainRecipe(Part):
     """Optimizer steps."""
     tokens: int | None = Field(None, ge=1)
     """Instead of steps: training tokens in all."""
-    sequences: int = Field(4, ge=1, le=1 << 24)
+    sequences: int = Field(4, ge=1, le=10_000_000)
     """Sequences of one micro-batch."""
-    micro_batches: int = Field(1, ge=1, le=1 << 24)
+    micro_batches: int = Field(1, ge=1, le=10_000_000)
     """Micro-batches of one step; their mean gradient is applied."""
     learning_rate: float = Field(2e-3, gt=0)
     """Peak."""
@@ -224,7 +224,7 @@ class TrainRecipe(Part):
 class RunRecipe(Part):
     """What changes no number: workers, how often to save and look."""
 
-    workers: int | None = Field(None, ge=1, le=1024)
+    workers: int | None = Field(None, ge=1, le=1000)
     """Micro-batches computed at the same time, one thread each; as many as torch has threads unless
     given. A single one computes with all threads, which may round differently than several do."""
     checkpoint_minutes: float = Field(3.0, gt=0)
@@ -244,7 +244,7 @@ class Recipe(Part):
 
     name: str = Field(max_length=500)
     """What it is called on its page."""
-    seed: int = Field(0, ge=0, le=MAX_NUMBER)
+    seed: int = Field(0, ge=0)
     """Of the first weights, the order of the text and the noise."""
     tokenizer: TokenizerRecipe = Field(default_factory=TokenizerRecipe)
     data: DataRecipe

@@ -7,11 +7,11 @@ import difflib
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from moescope.corpus import CorpusSpec
 from moescope.errors import BadInputError
+from moescope.given import parse_yaml, read_text
 from moescope.lab.recipe import DataRecipe, Recipe, TokenizerRecipe
 
 __all__ = ["load_recipe"]
@@ -49,43 +49,20 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        if path.exists() and not path.is_file():
-            raise BadInputError(f"recipe {path}: no regular file; give a YAML file")
-        if path.stat().st_size > _MOST_BYTES:
-            raise BadInputError(
-                f"recipe {path}: {path.stat().st_size:,} bytes; a recipe has at most "
-                f"{_MOST_BYTES:,}"
-            )
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or _line(error)
-        raise BadInputError(f"recipe {str(path)[:200]}: cannot be read ({reason})") from error
+        text = read_text(path, _MOST_BYTES)
+    except BadInputError as error:
+        raise BadInputError(f"recipe: {error}") from error
     data = _yaml(text, f"recipe {path}")
     if not isinstance(data, dict):
         raise BadInputError(f"recipe {path}: expected sections such as model: and data:")
     return data
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain YAML: a few lines of aliases can stand for gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
-        return super().compose_node(parent, index)
-
-
 def _yaml(text: str, label: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
-    except RecursionError as error:
-        raise BadInputError(f"{label}: nested too deeply") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number of no sense
-        raise BadInputError(f"{label}: {_line(error)[:300]}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        return parse_yaml(text)
+    except BadInputError as error:
+        raise BadInputError(f"{label}: {error}") from error
 
 
 def _override(data: dict[str, Any], text: str) -> None:

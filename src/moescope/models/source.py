@@ -20,6 +20,7 @@ from moescope.models.config_files import CONFIG, TOKENIZER, check_config, fault_
 __all__ = [
     "MAX_TOKEN_ID",
     "ModelSpec",
+    "NoTokenizerError",
     "checkpoint_folder",
     "config_hash",
     "guard",
@@ -52,6 +53,10 @@ class ModelSpec:
     dtype: str = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
+
+
+class NoTokenizerError(ModelError):
+    """There is no tokenizer that can be used; not that one is broken."""
 
 
 def checkpoint_folder(spec: ModelSpec) -> Path:
@@ -99,7 +104,8 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     """The tokenizer, a fast one. Where a model has none, transformers may make up an empty one.
 
     Raises:
-        ModelError: there is none, or only a slow one.
+        NoTokenizerError: there is none, or only a slow one.
+        ModelError: it is damaged, or a token has an id that no vocabulary reaches.
     """
     from transformers import AutoTokenizer
 
@@ -111,7 +117,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     if folder is not None:
         found = [path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)]
         if not found:
-            raise ModelError(none)
+            raise NoTokenizerError(none)
         if odd := next((path for path in found if not path.is_file()), None):
             raise ModelError(f"{spec.model}/{odd.name} is not a regular file")
     tokenizer = guard(
@@ -123,13 +129,13 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         trust_remote_code=spec.trust_remote_code,
     )
     if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(
+        raise NoTokenizerError(
             f"{spec.model}: only a slow tokenizer ({type(tokenizer).__name__}) was found; moescope "
             "needs a tokenizer.json to align tokens with text"
         )
     made = guard(spec, tokenizer, "Any text at all.", reads=TOKENIZER, add_special_tokens=False)
     if not made["input_ids"]:
-        raise ModelError(none)
+        raise NoTokenizerError(none)
     _refuse_far_ids(spec, tokenizer)
     return tokenizer
 
@@ -192,7 +198,8 @@ def _explain(spec: ModelSpec, error: BaseException, reads: tuple[str, ...]) -> s
 
 def _near(name: str) -> str:
     parent, names = Path(name).parent, list[str]()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # nothing to read there; nobody's home
+        parent = Path(name).expanduser().parent
         names = [p.name for p in parent.iterdir()]
     close = difflib.get_close_matches(Path(name).name, names, n=1)
     return f" (did you mean {parent / close[0]}?)" if close else ""

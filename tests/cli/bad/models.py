@@ -203,6 +203,12 @@ CASES = [
     *_cases(_TRACE[:1], {n: _CONFIG[n] for n in ("a giant size", "200,000 layers", "a list")}),
     *_cases(_TRACE, _TOKENIZER),
     *_cases(_TRACE, _STORED),
+    case(
+        "a broken tokenizer",
+        "import vllm c.jsonl -o r --model m",
+        "m/tokenizer.json",
+        prepare=_model(_TOKENIZER["a list of tokens"][0]),
+    ),
     case("an empty name", ["inspect", ""], "the model is an empty text"),
     case("a file", "inspect m", "is no folder", prepare=_file),
     case("a name of 5,000 letters", f"inspect {'m' * 5000}", "too long"),

@@ -1,5 +1,6 @@
 """Recipes that cannot be trained: numbers, sizes, YAML, text and tokenizers."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -47,9 +48,9 @@ _SETTINGS = {
     "a million layers": ("model.num_hidden_layers=1000000", "less than or equal to 1000"),
     "giant experts": ("model.intermediate_size=1000000000", "model.intermediate_size"),
     "a thousand wide layers": (
-        "model.num_hidden_layers=1000 --set model.num_experts=16384 --set "
-        "model.intermediate_size=4194304", "of memory: "),
-    "a giant batch": ("train.sequences=16000000 --set model.hidden_size=4096", "of memory: "),
+        "model.num_hidden_layers=1000 --set model.num_experts=10000 --set "
+        "model.intermediate_size=4000000", "of memory: "),
+    "a giant batch": ("train.sequences=10000000 --set model.hidden_size=4096", "of memory: "),
     "a million workers": ("run.workers=1000000", "run.workers"),
     "a long name": ("name=" + "x" * 5000, "name: "),
     "no file of text": ("data.train=nowhere.jsonl", "nowhere.jsonl"),
@@ -64,11 +65,11 @@ _BOMB = "a0: &a0 [x, x, x, x]\n" + "".join(
 _FILES = {
     "an empty file": (b"", "expected sections"),
     "a list": (b"[1]", "expected sections"),
-    "bytes": (bytes(range(256)), "cannot be read"),
+    "bytes": (bytes(range(256)), "is no UTF-8 text"),
     "a bomb": (_BOMB.encode(), "aliases (*name) are not read"),
     "a circle": (b"a: &a [*a]", "aliases (*name) are not read"),
     "a nest": (b"a: " + b"[" * 5000, "nested too deeply"),
-    "a long file": (b"x: " + b"y" * 200_000, "a recipe has at most"),
+    "a long file": (b"x: " + b"y" * 200_000, "such a file has at most"),
     "5,000 digits": (b"seed: " + b"9" * 5000, "recipe r.yaml"),
     "a key that is no text": (b"? [a]\n: b", "recipe r.yaml"),
     "a number for a key": (b"1: 2", "r.yaml: name is missing"),
@@ -80,13 +81,21 @@ def _file(content: bytes) -> Callable[[Path], None]:
     return lambda here: (here / "r.yaml").write_bytes(content) and None
 
 
-def _with_tokenizer(name: str, content: bytes) -> Callable[[Path], None]:
+def _gaps(stored: bytes) -> bytes:
+    """A tokenizer with a token far behind the others."""
+    tokenizer = json.loads(stored)
+    tokenizer["model"]["vocab"]["zz"] = 70_000
+    return json.dumps(tokenizer).encode()
+
+
+def _with_tokenizer(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     """A recipe whose tokenizer has one other file."""
 
     def prepare(here: Path) -> None:
         write_corpus(here / "texts.jsonl", documents_per_domain=4)
         tiny_tokenizer().save_pretrained(here / "tokenizer")
-        (here / "tokenizer" / name).write_bytes(content)
+        stored = (here / "tokenizer" / name).read_bytes()
+        (here / "tokenizer" / name).write_bytes(change(stored))
         changes: dict[str, Any] = {"data": {"train": "texts.jsonl"}}
         changes["tokenizer"] = {"path": "tokenizer"}
         text = yaml.safe_dump(merged(BASE, changes))
@@ -113,20 +122,29 @@ CASES = [
         case(f"a recipe: {name}", "train r.yaml -o r", says, prepare=_file(content))
         for name, (content, says) in _FILES.items()
     ),
-    case("a pipe", "train p -o r", "no regular file", prepare=lambda here: os.mkfifo(here / "p")),
-    case("a folder", "train . -o r", "no regular file"),
-    case("a device", "train /dev/zero -o r", "no regular file"),
+    case(
+        "a tokenizer with gaps",
+        "train r.yaml -o r",
+        "its ids reach to 70000",
+        prepare=_with_tokenizer("tokenizer.json", _gaps),
+    ),
+    case("too little text", "train RECIPE -o r --set data.context=200", "give at least 401 tokens"),
+    case(
+        "a pipe", "train p -o r", "a device or a pipe", prepare=lambda here: os.mkfifo(here / "p")
+    ),
+    case("a folder", "train . -o r", "is a folder"),
+    case("a device", "train /dev/zero -o r", "a device or a pipe"),
     case("a name with a NUL", ["train", "a\0b", "-o", "r"], "null byte"),
     case(
         "a broken tokenizer",
         "train r.yaml -o r",
         "tokenizer.json",
-        prepare=_with_tokenizer("tokenizer.json", b"[]"),
+        prepare=_with_tokenizer("tokenizer.json", lambda _: b"[]"),
     ),
     case(
         "broken settings of a tokenizer",
         "train r.yaml -o r",
         "tokenizer_config.json",
-        prepare=_with_tokenizer("tokenizer_config.json", b"[]"),
+        prepare=_with_tokenizer("tokenizer_config.json", lambda _: b"[]"),
     ),
 ]

@@ -6,8 +6,15 @@ from typing import Any, NamedTuple
 
 from moescope.errors import ModelError
 from moescope.models.anatomy import Anatomy, MoELayer
+from moescope.models.config_files import local_folder
 from moescope.models.loading import ModelSpec, load_meta
-from moescope.models.source import config_hash, load_config, load_tokenizer, text_hash
+from moescope.models.source import (
+    NoTokenizerError,
+    config_hash,
+    load_config,
+    load_tokenizer,
+    text_hash,
+)
 from moescope.trace.record import describe_layers
 
 __all__ = ["ServedModel", "describe_served", "open_served"]
@@ -44,7 +51,8 @@ def open_served(spec: ModelSpec) -> ServedModel:
     are only those that the configuration names.
 
     Raises:
-        ModelError: unknown model, dense model, or an architecture that cannot be read.
+        ModelError: unknown model, dense model, an architecture that cannot be read, or a tokenizer
+            that is there and damaged.
     """
     anatomy, config = load_meta(spec), load_config(spec)
     text = config.get_text_config()
@@ -67,7 +75,11 @@ def open_served(spec: ModelSpec) -> ServedModel:
 def _tokenizer(spec: ModelSpec) -> Any | None:
     try:
         return load_tokenizer(spec)
+    except NoTokenizerError:
+        return None
     except ModelError:
+        if local_folder(spec.model) is not None:
+            raise  # it is there and broken
         return None
 
 

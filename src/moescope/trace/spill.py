@@ -41,6 +41,7 @@ class Parts:
         parts: Callable[[], Iterator[NDArray[Any]]],
     ) -> None:
         self.dtype, self.shape, self.parts = dtype, shape, parts
+        self.ndim = len(shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.concatenate([np.zeros((0, *self.shape[1:]), self.dtype), *self.parts()])

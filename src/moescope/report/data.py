@@ -78,7 +78,7 @@ def _frame(run: AnalyzedRun, name: str) -> Frame:
     if not known:
         return Frame({})
     table = run.table(name)
-    if name == "histograms":  # the page shows the total; of thousands of domains there are millions
+    if name == "histograms" and table.num_rows:  # the page shows the total; others may be millions
         table = table.filter(pc.equal(table["domain"], ALL))
     return Frame.of(table)
 

@@ -29,7 +29,7 @@ print(json.dumps({"peak": int(peak[1]) * 1024, "dtype": loaded.dtype}))
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc")
 def test_the_peak_stays_within_the_promise(tmp_path: Path) -> None:
-    """Eight layers of 64 experts in bfloat16, 40,000 tokens, 900 MB; it was 1.6 GB."""
+    """Eight layers of 64 experts in bfloat16, 40,000 tokens, 1 GB; it was 1.6 GB."""
     torch.manual_seed(0)
     config = OlmoeConfig(
         vocab_size=8192, hidden_size=256, intermediate_size=128, num_attention_heads=4,
@@ -45,7 +45,8 @@ def test_the_peak_stays_within_the_promise(tmp_path: Path) -> None:
             text = tokenizer.decode(rng.integers(300, 8000, 500).tolist())
             file.write(json.dumps({"domain": f"d{n % 4}", "text": text}) + "\n")
     places = [str(tmp_path / name) for name in ("m", "t.jsonl", "run")]
-    command = [sys.executable, "-c", PROGRAM, *places, "900MB"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    command = [sys.executable, "-c", PROGRAM, *places, "1GB"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["peak"] < 1.05 * 900e6
+    assert found["peak"] < 1.05e9

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from moescope.errors import WriteError
 
-__all__ = ["Parts", "SortedRun", "join", "save_arrays"]
+__all__ = ["Parts", "SortedRun", "join", "load_arrays", "save_arrays"]
 
 _ENTRY = np.dtype([("key", np.int64), ("count", np.int64)])
 _AT_A_TIME = 1 << 16
 _NAMES = {
-    "int64": "I64", "float64": "F64", "float32": "F32", "int32": "I32", "uint16": "U16",
-    "float16": "F16", "uint8": "U8",
+    "bool": "BOOL", "int8": "I8", "uint8": "U8", "int16": "I16", "uint16": "U16", "float16": "F16",
+    "int32": "I32", "uint32": "U32", "float32": "F32", "int64": "I64", "uint64": "U64",
+    "float64": "F64",
 }  # fmt: skip
 
 Counts = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -126,3 +127,19 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any] | Parts]) -> None:
             array = arrays[name]
             for part in array.parts() if isinstance(array, Parts) else [array]:
                 file.write(np.ascontiguousarray(part).data)
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read what `save_arrays` wrote, or another safetensors file; nothing is in memory twice."""
+    types = {name: np.dtype(kind) for kind, name in _NAMES.items()}
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        found: dict[str, NDArray[Any]] = {}
+        for name, entry in header.items():
+            if name != "__metadata__":
+                file.seek(8 + size + entry["data_offsets"][0])
+                count = int(np.prod(entry["shape"]))
+                values = np.fromfile(file, types[entry["dtype"]], count)
+                found[name] = values.reshape(entry["shape"])
+    return found

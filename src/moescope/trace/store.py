@@ -21,10 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.numpy import load as load_tensors
 
 from moescope.errors import RunError, WriteError
-from moescope.trace.spill import Parts, save_arrays
+from moescope.trace.spill import Parts, load_arrays, save_arrays
 
 __all__ = [
     "MANIFEST",
@@ -244,7 +243,7 @@ def read_tensors(run: Path, stored: Stored) -> dict[str, NDArray[Any]]:
     Raises:
         RunError: the file is missing, truncated or altered.
     """
-    return dict(load_tensors(_checked(run, stored).read_bytes()))
+    return load_arrays(_checked(run, stored))
 
 
 def read_json(run: Path, stored: Stored) -> Any:

@@ -60,6 +60,8 @@ def analyze(
         model = open_model(model, batch_tokens=asked.batch_tokens, window=asked.context)
     say("tracing")
     folder = trace(model, corpus, Path(run), options, resume=resume, on_progress=on_progress)
+    if model.streamed is not None:
+        model.streamed.release()  # tables need the memory, and no model
     return report_on(folder, on_stage=on_stage)
 
 

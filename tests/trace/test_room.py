@@ -14,6 +14,7 @@ from moescope.models.loading import load_streamed
 from moescope.models.memory import StreamedNeed
 from moescope.trace import TraceOptions, trace
 from moescope.trace import record as record_module
+from moescope.trace.aggregates import AggregateShape
 from moescope.trace.room import document_bytes, sums_need
 
 
@@ -36,6 +37,15 @@ def test_the_reckoning_is_what_a_run_takes_at_least(
     assert need <= state.dense_bytes() - sample  # which counts the sample twice
     assert need > 0.5 * (state.dense_bytes() - 2 * sample)
     assert sample > 0
+
+
+def test_documents_past_a_limit_need_no_room() -> None:
+    shape = AggregateShape(layers=(0, 1), num_experts=(8, 8), top_k=(2, 2))
+    sizes = {"d": 1000}, {"d": 1_000_000}  # a thousand characters each
+    whole = sums_need(shape, TraceOptions(keep="aggregates"), *sizes)
+    limited = sums_need(shape, TraceOptions(keep="aggregates", limit=9_999), *sizes)
+    # counts of experts, five scalars and two repetitions of each layer, tokens and pairs
+    assert whole - limited == 990 * 8 * (2 * 8 + 2 * 7 + 2)
 
 
 def test_a_text_whose_sums_do_not_fit_is_refused_before_anything_is_written(

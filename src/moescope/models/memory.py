@@ -7,6 +7,7 @@ the process holds already.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -22,6 +23,7 @@ __all__ = [
     "HEAD_CELLS",
     "StreamedNeed",
     "available_memory",
+    "give_memory_back",
     "keep_memory",
     "machine_memory",
     "parse_memory",
@@ -70,6 +72,15 @@ def keep_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back
     except (OSError, AttributeError):
         return
+
+
+def give_memory_back() -> None:
+    """Give the system all blocks that are free now, which `keep_memory` holds on to.
+
+    What is freed in pieces of many sizes is hardly used again by what follows, and counts.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def parse_memory(text: str) -> int:

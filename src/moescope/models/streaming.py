@@ -24,7 +24,7 @@ from torch import nn
 
 from moescope.errors import ModelError
 from moescope.models.experts import expert_weights, sorts_experts
-from moescope.models.memory import StreamedNeed
+from moescope.models.memory import StreamedNeed, give_memory_back
 from moescope.models.narrow import narrow_weights, widen_outputs
 from moescope.models.stored import (
     Stored,
@@ -265,6 +265,11 @@ class StreamedModel:
                 if tensor is not None:
                     empty = torch.empty_like(tensor, device="meta")
                     module._parameters[name] = nn.Parameter(empty, requires_grad=False)
+
+    def release(self) -> None:
+        """Give back the memory that one layer after the other was read into."""
+        self._slot = {}
+        give_memory_back()
 
     def _fill(
         self, targets: dict[str, Target], slot: dict[tuple[str, ...], torch.Tensor], skip: int = 0

@@ -39,7 +39,10 @@ def sums_need(
         characters: their length, by domain.
     """
     layers, cells = len(shape.layers), len(shape.layers) * shape.max_experts
-    clusters = sum(min(n, shape.max_clusters) for n in documents.values())
+    clusters = sum(
+        min(_read(n, characters[name], options.limit), shape.max_clusters)
+        for name, n in documents.items()
+    )
     by_cluster = clusters * (cells + 7 * layers + 2)
     by_domain = len(documents) * (4 * cells + 3 * 64 * layers + 4)
     pairs = 2 * cells * shape.max_experts
@@ -49,6 +52,13 @@ def sums_need(
         tokens = sum(min(most, n // _CHARACTERS_PER_TOKEN) for n in characters.values())
         sampled = tokens * (52 + sum(4 * k + 8 for k in shape.top_k))
     return 8 * (by_cluster + by_domain + pairs) + sampled
+
+
+def _read(documents: int, characters: int, limit: int | None) -> int:
+    """Of so many documents of a domain those, at least, that are read before a limit ends it."""
+    if limit is None:
+        return documents
+    return min(documents, limit * documents // max(1, characters) + 1)
 
 
 def require_room(

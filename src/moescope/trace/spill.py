@@ -8,6 +8,7 @@ process. `Parts` is an array for a file that is never in memory as a whole. It k
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -19,13 +20,14 @@ from numpy.typing import NDArray
 
 from moescope.files import write_error
 
-__all__ = ["Parts", "SortedRun", "join", "save_arrays"]
+__all__ = ["Parts", "SortedRun", "join", "load_arrays", "save_arrays"]
 
 _ENTRY = np.dtype([("key", np.int64), ("count", np.int64)])
 _AT_A_TIME = 1 << 16
 _NAMES = {
-    "int64": "I64", "float64": "F64", "float32": "F32", "int32": "I32", "uint16": "U16",
-    "float16": "F16", "uint8": "U8",
+    "bool": "BOOL", "int8": "I8", "uint8": "U8", "int16": "I16", "uint16": "U16", "float16": "F16",
+    "int32": "I32", "uint32": "U32", "float32": "F32", "int64": "I64", "uint64": "U64",
+    "float64": "F64",
 }  # fmt: skip
 
 Counts = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -41,6 +43,7 @@ class Parts:
         parts: Callable[[], Iterator[NDArray[Any]]],
     ) -> None:
         self.dtype, self.shape, self.parts = dtype, shape, parts
+        self.ndim = len(shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.concatenate([np.zeros((0, *self.shape[1:]), self.dtype), *self.parts()])
@@ -122,3 +125,28 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any] | Parts]) -> None:
             array = arrays[name]
             for part in array.parts() if isinstance(array, Parts) else [array]:
                 file.write(np.ascontiguousarray(part).data)
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read what `save_arrays` wrote, or another safetensors file; nothing is in memory twice.
+
+    Raises:
+        LookupError, TypeError, ValueError: it is no such file, or promises more than it holds.
+    """
+    types = {name: np.dtype(kind) for kind, name in _NAMES.items()}
+    with path.open("rb") as file:
+        size, whole = int.from_bytes(file.read(8), "little"), path.stat().st_size
+        if 8 + size > whole:
+            raise ValueError(f"a header of {size} bytes in a file of {whole}")
+        header = json.loads(file.read(size))
+        found: dict[str, NDArray[Any]] = {}
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = (8 + size + int(offset) for offset in entry["data_offsets"])
+                kind, count = types[entry["dtype"]], math.prod(entry["shape"])
+                if not 8 + size <= begin <= end <= whole or count * kind.itemsize != end - begin:
+                    raise ValueError(f"{name} of {entry['shape']} is not what the file holds")
+                file.seek(begin)
+                values = np.fromfile(file, kind, count)
+                found[name] = values.reshape(entry["shape"])
+    return found

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moescope.models.memory import give_memory_back
 from moescope.trace.aggregates import AggregateShape, PhaseAggregates, unpack
 from moescope.trace.sample import Sample, SampledSpan
 from moescope.trace.sparse import SparseCounter
@@ -117,6 +118,7 @@ class RunState:
         if all_of_it or sum(c.nbytes for c in counters) > left:
             for counter in counters:
                 counter.spill(self._bound[1])
+            give_memory_back()
 
     def dense_bytes(self) -> int:
         """Bytes of what cannot go to disk; of the sample twice, since a table is made of it."""

@@ -19,12 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
 
 from moescope.errors import RunError
 from moescope.files import replacing, sha256_of
 from moescope.trace.manifest import Stored
-from moescope.trace.spill import Parts, save_arrays
+from moescope.trace.spill import Parts, load_arrays, save_arrays
 
 __all__ = [
     "copy_stored",
@@ -118,7 +117,7 @@ def read_tensors(run: Path, stored: Stored) -> dict[str, NDArray[Any]]:
     """
     path = _checked(run, stored)
     with understood(path):
-        return dict(load_tensors(path.read_bytes()))
+        return load_arrays(path)
 
 
 def read_json(run: Path, stored: Stored) -> Any:

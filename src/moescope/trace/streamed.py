@@ -27,7 +27,7 @@ from moescope.models.anatomy import MoELayer
 from moescope.models.capture import EnoughSeen, Routing, RoutingCapture
 from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
-from moescope.models.memory import HEAD_CELLS, keep_memory
+from moescope.models.memory import HEAD_CELLS, give_memory_back, keep_memory
 from moescope.models.streaming import StreamedModel
 from moescope.trace.engine import BatchResult, GenerationResult, next_tokens, score
 
@@ -105,6 +105,8 @@ class StreamedEngine:
             only_routing = index == last and not self._predictions
             self._run_layer(index, listed, pool, only_routing)
             self._on_layer(index + 1, last + 1)
+        if self._loaded.device == "cpu":
+            give_memory_back()  # of the batches; recording makes other shapes
         for number, batch in enumerate(listed):
             routing = {n: pool.routing(n, number) for n in self._sites}
             pred_id = nll = None

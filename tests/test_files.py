@@ -274,6 +274,41 @@ class TestWriting:
             raise error
 
 
+class TestBadInput:
+    """What was written goes again when the work ends in bad input."""
+
+    def work(self, folder: Path, error: Exception, kept: bool = False) -> None:
+        with files.nothing_of_bad_input(folder, unless=lambda: kept):
+            write_bytes(folder / "deep" / "a.txt", b"2")
+            files.keep_scratch(folder / "streaming").mkdir()
+            (folder / "streaming" / "x").write_text("scratch")
+            raise error
+
+    def test_that_and_nothing_else(self, tmp_path: Path) -> None:
+        with claim(tmp_path, "run") as folder:
+            write_bytes(folder / "before.txt", b"1")
+            (folder / "theirs.txt").write_text("mine")
+            with pytest.raises(RunError):
+                self.work(folder, RunError("the text is no text"))
+        assert everything(tmp_path).keys() == {LEDGER, "before.txt", "theirs.txt"}
+
+    def test_not_what_is_worth_going_on_with(self, tmp_path: Path) -> None:
+        with claim(tmp_path, "run") as folder, pytest.raises(RunError):
+            self.work(folder, RunError("the text is no text"), kept=True)
+        assert (tmp_path / "deep" / "a.txt").is_file()
+
+    def test_not_what_a_full_disk_or_a_fault_stopped(self, tmp_path: Path) -> None:
+        for name, error in {"a": WriteError("the disk is full"), "b": KeyError("x")}.items():
+            with claim(tmp_path / name, "run") as folder, pytest.raises(type(error)):
+                self.work(folder, error)
+            assert (tmp_path / name / "deep" / "a.txt").is_file()
+
+    def test_a_folder_that_was_new_is_gone(self, tmp_path: Path) -> None:
+        with claim(tmp_path / "new", "run") as folder, pytest.raises(RunError):
+            self.work(folder, RunError("the text is no text"))
+        assert not (tmp_path / "new").exists()
+
+
 class TestFolders:
     def fill(self, folder: Path, *names: str) -> None:
         with replacing_folder(folder) as fresh:

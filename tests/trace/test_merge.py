@@ -327,9 +327,8 @@ def test_a_damaged_file_stops_the_merge_and_is_named(
     file.write_bytes(content)
     said = refusal(*copies, out=tmp_path / "out")
     assert f"{file} was truncated or altered" in said
-    with pytest.raises(RunError, match="not finished"):
-        open_run(tmp_path / "out")
-    merged = merge_runs(three, tmp_path / "out")  # what a failed merge left is no hindrance
+    assert not (tmp_path / "out").exists()
+    merged = merge_runs(three, tmp_path / "out")
     assert open_run(merged).documents.num_rows == 25
 
 

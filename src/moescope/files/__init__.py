@@ -25,6 +25,7 @@ from moescope.files.paths import usable_path, write_error
 from moescope.files.writing import (
     drop_scratch,
     keep_scratch,
+    nothing_of_bad_input,
     own,
     owned,
     remove,
@@ -45,6 +46,7 @@ __all__ = [
     "is_intact",
     "is_plain_name",
     "keep_scratch",
+    "nothing_of_bad_input",
     "own",
     "owned",
     "plain_name",

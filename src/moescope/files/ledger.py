@@ -16,6 +16,7 @@ from moescope.errors import RunError
 __all__ = [
     "GONE",
     "LEDGER",
+    "SCRATCH",
     "UNKNOWN",
     "Ledger",
     "is_intact",
@@ -30,6 +31,9 @@ LEDGER = "moescope.sha256"
 
 UNKNOWN, GONE = "#", "# gone"
 """In the place of a checksum: of a file that still grows, or of one that was removed."""
+
+SCRATCH = re.compile(r"(^|/)(streaming|[^/]+[.](partial|old))/$")
+"""Names of folders that may be wholly moescope's: what passes while it is at work."""
 
 _HEAD = re.compile(r"# moescope result: ([a-z]+)")
 _LINE = re.compile(r"([0-9a-f]{64}|#|# gone)  (.+)")
@@ -96,6 +100,8 @@ class Ledger:
             match = _LINE.fullmatch(line)
             if match is None or not is_plain_name(match[2].removesuffix("/")):
                 raise self._damaged()
+            if match[2].endswith("/") and not SCRATCH.search(match[2]):
+                raise self._damaged()  # no folder of the user's is wholly ours
             self._take(match[1], match[2])
 
     def _damaged(self) -> RunError:

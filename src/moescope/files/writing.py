@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from moescope.errors import BadInputError, RunError
@@ -17,6 +17,7 @@ from moescope.files.paths import noted, partial_of, usable_path
 __all__ = [
     "drop_scratch",
     "keep_scratch",
+    "nothing_of_bad_input",
     "own",
     "owned",
     "remove",
@@ -215,6 +216,8 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 def keep_scratch(path: Path) -> Path:
     """Note a folder as wholly ours and leave what an earlier process of ours left in it.
 
+    Its name is one that `SCRATCH` matches.
+
     Raises:
         RunError: a folder of that name is there and is not ours.
         WriteError: the ledger cannot be written.
@@ -239,7 +242,10 @@ def drop_scratch(path: Path) -> None:
     held, place = find_held(path)
     assert held is not None
     name = held.name_of(place) + "/"
-    if name in held.ledger.sums and not place.is_symlink():
+    with contextlib.suppress(RunError):
+        refuse_links(held, place)
+        if name not in held.ledger.sums:
+            return
         shutil.rmtree(place, ignore_errors=True)
         if not place.exists():
             with contextlib.suppress(OSError):
@@ -267,6 +273,35 @@ def remove(path: Path) -> None:
             place.parent.rmdir()
 
 
+@contextlib.contextmanager
+def nothing_of_bad_input(
+    folder: Path, *, unless: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """What the block writes to a held folder is removed again when it ends in bad input.
+
+    Args:
+        folder: that is held.
+        unless: was something kept by then that is worth going on with?
+    """
+    held, _ = find_held(folder / LEDGER)
+    assert held is not None
+    before = set(held.ledger.sums)
+    try:
+        yield
+    except BadInputError:
+        if not unless():
+            _remove_all(held, set(held.ledger.sums) - before)
+        raise
+
+
+def _remove_all(held: HeldFolder, names: Iterable[str]) -> None:
+    for name in sorted(names, reverse=True):
+        if name.endswith("/"):
+            drop_scratch(held.path / name)
+        else:
+            remove(held.path / name)
+
+
 def remove_result(folder: Path) -> None:
     """Remove what the ledger of a result names, and the folder if nothing else is in it.
 
@@ -281,11 +316,7 @@ def remove_result(folder: Path) -> None:
     with claim(folder, kind):
         held, _ = find_held(folder / LEDGER)
         assert held is not None
-        for name in sorted(held.ledger.sums, reverse=True):
-            if name.endswith("/"):
-                drop_scratch(folder / name)
-            else:
-                remove(folder / name)
+        _remove_all(held, list(held.ledger.sums))
         held.ledger.path.unlink(missing_ok=True)
         held.ledger.appended = 0
     with contextlib.suppress(OSError):

@@ -26,7 +26,7 @@ from moescope.errors import (
     RunError,
     TrainingError,
 )
-from moescope.files import claim, write_bytes
+from moescope.files import claim, nothing_of_bad_input, write_bytes
 from moescope.lab.checkpoint import export_model, load_checkpoint, read_state, save_checkpoint
 from moescope.lab.data import Sampler, Streams, heldout_windows, prepare_data, unigram_losses
 from moescope.lab.evaluate import evaluate
@@ -137,7 +137,9 @@ def train(
     """
     reads = [c.path for c in (recipe.data.train, recipe.data.heldout) if c is not None]
     with claim(folder, "training", reads=reads) as target:
-        return _train(recipe, target, resume, device, say, listen, refresh)
+        kept = target / "checkpoint"
+        with nothing_of_bad_input(target, unless=kept.exists):
+            return _train(recipe, target, resume, device, say, listen, refresh)
 
 
 def _train(

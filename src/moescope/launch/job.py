@@ -28,6 +28,7 @@ PARTS = "parts"
 _LAUNCH = "launch.json"
 
 MOST_SHARDS = 100_000
+MOST_WORKERS = 1024
 
 
 class LaunchOptions(BaseModel):
@@ -41,6 +42,7 @@ class LaunchOptions(BaseModel):
     workers: int | None = Field(
         None,
         ge=1,
+        le=MOST_WORKERS,
         description="workers at a time; with ray by default as many as the cluster has room for",
     )
     shards: int | None = Field(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from moescope.corpus import Shard, in_shard, parse_shard
 from moescope.errors import BadInputError, RunError
-from moescope.files import claim
+from moescope.files import claim, nothing_of_bad_input
 from moescope.trace.commit import coverage, finish
 from moescope.trace.join import JoinedState
 from moescope.trace.manifest import (
@@ -95,7 +95,8 @@ def merge_runs(
     plan = _plan([Path(run) for run in runs], partial)
     with claim(out, "run", reads=runs, adopt=written_names) as folder:
         _require_free(folder)
-        _merge(plan, folder, link=link, on_part=on_part or (lambda _: None))
+        with nothing_of_bad_input(folder):
+            _merge(plan, folder, link=link, on_part=on_part or (lambda _: None))
         return folder
 
 

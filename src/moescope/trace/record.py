@@ -29,7 +29,7 @@ from moescope.corpus import (
     tokenize_document,
 )
 from moescope.errors import BadInputError, CorpusError, RunError
-from moescope.files import claim, drop_scratch, keep_scratch
+from moescope.files import claim, drop_scratch, keep_scratch, nothing_of_bad_input
 from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.loading import LoadedModel
 from moescope.trace.aggregates import AggregateShape
@@ -108,7 +108,9 @@ def trace(
     """
     asked = options or TraceOptions()
     with claim(run, "run", reads=[corpus_spec.path], wait=wait, adopt=written_names) as folder:
-        return _Tracer(loaded, corpus_spec, folder, asked, engine, on_progress).go(resume)
+        tracer = _Tracer(loaded, corpus_spec, folder, asked, engine, on_progress)
+        with nothing_of_bad_input(folder, unless=lambda: tracer.manifest.state is not None):
+            return tracer.go(resume)
 
 
 class _Tracer:
@@ -164,7 +166,8 @@ class _Tracer:
         self._count_ahead()  # a corpus that cannot be read leaves no folder behind
         if not self.manifest.created:
             self._start()
-        keep_scratch(self.run / STREAMING)
+        if self.loaded.streamed is not None:
+            keep_scratch(self.run / STREAMING)
         self._trace()
         self._finish()
         drop_scratch(self.run / STREAMING)

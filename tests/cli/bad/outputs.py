@@ -80,6 +80,7 @@ def _damaged(here: Path) -> None:
         "head": "# something else\n",
         "escape": "# moescope result: run\n" + "0" * 64 + "  ../outside.txt\n",
         "absolute": "# moescope result: run\n" + "0" * 64 + "  /etc/passwd\n",
+        "owns": "# moescope result: run\n#  notes/\n",
         "binary": "\xff\xfe",
     }.items():
         (here / name).mkdir()
@@ -112,6 +113,8 @@ CASES: list[Case] = [
     *each(FOLDERS[2::3], "a ledger that names a system's file", "-o absolute", "damaged",
           prepare=_damaged),
     *each(FOLDERS[::5], "a ledger that is no text", "-o binary", "damaged", prepare=_damaged),
+    *each(FOLDERS[1::5], "a ledger that owns a whole folder", "-o owns", "damaged",
+          prepare=_damaged),
     *each(FIGURES, "a user's folder of figures", "--figures mine", _MINE, prepare=plant),
     *each(FIGURES, "no folder of figures", "--figures ''", "is empty", prepare=plant),
     *each(FIGURES, "a file for figures", "--figures file", "is a file", prepare=_odd),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from moescope.errors import RunError
-from moescope.files import claim, own, write_error
+from moescope.files import claim, nothing_of_bad_input, own, write_error
 
 __all__ = ["ABLATION_KIND", "Journal", "open_journal"]
 
@@ -44,7 +44,10 @@ def open_journal(
         yield Journal(None, identity)
         return
     with claim(folder, ABLATION_KIND) as place:
-        yield Journal(own(place / _FILE), identity, resume=resume)
+        journal: Journal | None = None
+        with nothing_of_bad_input(place, unless=lambda: journal is None or journal.has_records):
+            journal = Journal(own(place / _FILE), identity, resume=resume)
+            yield journal
 
 
 class Journal:
@@ -99,6 +102,11 @@ class Journal:
         if len(whole) < len(data):
             with path.open("r+b") as handle:
                 handle.truncate(len(whole))
+
+    @property
+    def has_records(self) -> bool:
+        """Was anything measured?"""
+        return bool(self._records)
 
     def find(self, *key: str | int) -> Record | None:
         """The record of this key, if it was measured."""

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from moescope.corpus.seen import SeenIds
 from moescope.errors import BadInputError, CorpusError, RunError
-from moescope.files import claim
+from moescope.files import claim, nothing_of_bad_input
 from moescope.models.loading import ModelSpec
 from moescope.trace.aggregates import AggregateShape
 from moescope.trace.commit import commit, coverage, finish
@@ -109,7 +109,8 @@ def import_traces(
     with claim(run, "run", adopt=written_names) as folder:
         maker = _Importer(engine, files, folder, model, asked, source, on_progress)
         maker.manifest.source["engine_version"] = engine_version
-        return maker.go(resume)
+        with nothing_of_bad_input(folder, unless=lambda: maker.manifest.state is not None):
+            return maker.go(resume)
 
 
 def _import_options(options: TraceOptions) -> TraceOptions:

@@ -16,6 +16,8 @@ import argparse
 import json
 import os
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -53,15 +55,12 @@ def noted(owner: Any, method: str, before: str | None, after: str) -> None:
 
 
 def memory(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """A streamed trace under a promise."""
+    """A streamed trace under a promise, in a process of its own."""
     import checkpoints
     import numpy as np
     from transformers import AutoTokenizer
 
-    from moescope.corpus import CorpusSpec
     from moescope.demo import MODEL
-    from moescope.models import ModelSpec, open_model
-    from moescope.trace import TraceOptions, record, streamed, trace
 
     if given.shape == "small":
         checkpoints.SHAPES["olmoe"] |= {
@@ -76,17 +75,26 @@ def memory(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
             ids = 300 + rng.choice(7700, 620, p=odds / odds.sum())
             row = {"domain": f"domain{n % given.domains}", "text": tokenizer.decode(ids.tolist())}
             file.write(json.dumps(row) + "\n")
-    stage("text")
-    STAGES.clear()
+    command = [sys.executable, __file__, "memory", "--inside", str(folder), "--memory"]
+    done = subprocess.run([*command, given.memory], check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def inside(folder: Path, promise: str) -> dict[str, Any]:
+    """The trace of `memory`."""
+    from moescope.corpus import CorpusSpec
+    from moescope.models import ModelSpec, open_model
+    from moescope.trace import TraceOptions, record, streamed, trace
+
     noted(streamed.StreamedEngine, "_run_layer", "between layers", "layer")
     noted(record, "finish", "record", "finish")
     began = time.perf_counter()
-    loaded = open_model(
-        ModelSpec(str(folder / "model")), engine="streamed", memory=given.memory, window=512
-    )
+    model = ModelSpec(str(folder / "model"))
+    loaded = open_model(model, engine="streamed", memory=promise, window=512)
     stage("open")
-    run = trace(loaded, CorpusSpec(path=str(folder / "text.jsonl")), folder / "run",
-                TraceOptions(context=512))  # fmt: skip
+    text = CorpusSpec(path=str(folder / "text.jsonl"))
+    run = trace(loaded, text, folder / "run", TraceOptions(context=512))
     stage("end")
     manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     need = loaded.streamed.need
@@ -94,7 +102,7 @@ def memory(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "tokens": manifest["coverage"]["tokens_per_router"],
         "seconds": time.perf_counter() - began,
         "dtype": loaded.dtype,
-        "promise": given.memory,
+        "promise": promise,
         "reckoned_bytes": need.total,
         "sums_bytes": need.sums,
         "batch_tokens": need.batch_tokens,
@@ -186,7 +194,11 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--folder", type=Path, help="where files are written for a while")
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.inside:
+        print(json.dumps(inside(given.inside, given.memory)))
+        return
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         print(json.dumps(CASES[given.case](given, Path(folder))))
 

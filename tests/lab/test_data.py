@@ -25,6 +25,7 @@ def test_streams_do_not_depend_on_how_a_document_is_cut(
         for module in (pieces_module, data):
             monkeypatch.setattr(module, "WHOLE", whole)
         monkeypatch.setattr(pieces_module, "PIECE", min(whole, 100))
+        (tmp_path / name).mkdir()
         files = data._encode(corpus, tokenizer, tmp_path / name, "train")
         sides.append({d: np.fromfile(tmp_path / name / f, np.uint16) for d, f in files.items()})
     assert sides[0].keys() == sides[1].keys() == {"d0", "d1"}

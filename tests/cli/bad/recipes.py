@@ -128,7 +128,11 @@ CASES = [
         "its ids reach to 70000",
         prepare=_with_tokenizer("tokenizer.json", _gaps),
     ),
-    case("too little text", "train RECIPE -o r --set data.context=200", "give at least 401 tokens"),
+    case(
+        "too little text",
+        "train RECIPE -o r --set data.context=20000 --set model.max_position_embeddings=20000",
+        "give at least 40001 tokens",
+    ),
     case(
         "a pipe", "train p -o r", "a device or a pipe", prepare=lambda here: os.mkfifo(here / "p")
     ),

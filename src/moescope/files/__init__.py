@@ -23,6 +23,7 @@ from moescope.files.ledger import (
 from moescope.files.lock import holder
 from moescope.files.paths import usable_path, write_error
 from moescope.files.writing import (
+    checksum_of,
     drop_scratch,
     keep_scratch,
     nothing_of_bad_input,
@@ -40,6 +41,7 @@ from moescope.files.writing import (
 __all__ = [
     "LEDGER",
     "LOCK",
+    "checksum_of",
     "claim",
     "drop_scratch",
     "holder",

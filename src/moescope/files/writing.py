@@ -15,6 +15,7 @@ from moescope.files.ledger import LEDGER, Ledger, sha256_of
 from moescope.files.paths import noted, partial_of, usable_path
 
 __all__ = [
+    "checksum_of",
     "drop_scratch",
     "keep_scratch",
     "nothing_of_bad_input",
@@ -111,6 +112,13 @@ def replacing(path: Path, signature: bytes | None = None, *, flush: bool = True)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def checksum_of(path: Path) -> str:
+    """The checksum of a file of a held folder, as it was noted when it was written."""
+    held, place = find_held(path)
+    assert held is not None
+    return held.ledger.sums[held.name_of(place)][-1]
 
 
 def require_replaceable(path: str | Path, signature: bytes | None) -> None:

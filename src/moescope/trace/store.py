@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from moescope.errors import RunError
-from moescope.files import replacing, sha256_of
+from moescope.files import checksum_of, replacing, sha256_of
 from moescope.trace.manifest import Stored
 from moescope.trace.spill import Parts, load_arrays, save_arrays
 
@@ -40,14 +40,14 @@ def write_tensors(path: Path, arrays: Mapping[str, NDArray[Any] | Parts]) -> str
     """Write arrays as safetensors, atomically; returns the sha256."""
     with replacing(path) as temporary:
         save_arrays(temporary, arrays)
-        return sha256_of(temporary)
+    return checksum_of(path)
 
 
 def write_parquet(path: Path, table: pa.Table) -> str:
     """Write a table as zstd Parquet, atomically; returns the sha256."""
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
-        return sha256_of(temporary)
+    return checksum_of(path)
 
 
 def _checked(run: Path, stored: Stored) -> Path:

@@ -86,7 +86,7 @@ class TestClaim:
     def test_a_process_that_died_before_it_wrote_leaves_the_folder_free(
         self, tmp_path: Path
     ) -> None:
-        (tmp_path / LEDGER).write_text("# moescope res")
+        (tmp_path / f"{LEDGER}.partial").write_text("# moescope res")
         (tmp_path / LOCK).write_text('{"pid": 1, "host": "gone"}')
         with claim(tmp_path, "run") as folder:
             write_bytes(folder / "a.txt", b"")
@@ -262,13 +262,71 @@ class TestWriting:
         with claim(tmp_path, "run") as folder:
             write_bytes(folder / "a.txt", b"ours")
             (folder / "theirs.txt").write_text("notes")
-            (folder / "b.txt.partial").write_text("a draft")
-            for name in ("theirs.txt", "b.txt"):
+            for name in ("a.txt.partial", "b.txt.partial"):
+                (folder / name).write_text("a draft")
+            for name in ("theirs.txt", "a.txt", "b.txt"):
                 with pytest.raises(RunError, match="not written by moescope"):
                     write_bytes(folder / name, b"ours")
             remove(folder / "theirs.txt")
             remove(folder / "a.txt")
-        assert everything(tmp_path).keys() == {LEDGER, "theirs.txt", "b.txt.partial"}
+        kept = {LEDGER, "theirs.txt", "a.txt.partial", "b.txt.partial"}
+        assert everything(tmp_path).keys() == kept
+
+    def test_a_name_that_came_to_nothing_is_not_ours(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        self.rewrite(tmp_path, b"1")
+        with claim(tmp_path, "run") as folder, monkeypatch.context() as patch:
+            patch.setattr(files.writing, "sha256_of", full)
+            with pytest.raises(WriteError):
+                write_bytes(folder / "page.html", b"ours")
+        (tmp_path / "page.html").write_text("mine")
+        with claim(tmp_path, "run") as folder, pytest.raises(RunError, match="not written by"):
+            write_bytes(folder / "page.html", b"ours")
+        assert (tmp_path / "page.html").read_text() == "mine"
+
+    def test_a_folder_that_was_swapped_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "mine").mkdir()
+        with claim(tmp_path / "run", "run") as folder:
+            write_bytes(folder / "a.txt", b"1")
+            folder.rename(tmp_path / "moved")
+            folder.symlink_to(tmp_path / "mine")
+            with pytest.raises(RunError, match="was moved or replaced"):
+                write_bytes(folder / "b.txt", b"2")
+        assert everything(tmp_path / "mine") == {}
+
+    @pytest.mark.parametrize("linked", [False, True])
+    def test_a_users_file_of_the_locks_name_stops_that(self, linked: bool, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "thesis.txt").write_text("years of work")
+        if linked:
+            (tmp_path / "run" / LOCK).hardlink_to(tmp_path / "thesis.txt")
+        else:
+            (tmp_path / "run" / LOCK).write_text("years of work")
+        with pytest.raises(RunError, match="was not written by moescope"):
+            claim(tmp_path / "run", "run").__enter__()
+        assert (tmp_path / "thesis.txt").read_text() == "years of work"
+        assert (tmp_path / "run" / LOCK).read_text() == "years of work"
+
+    def test_a_lock_in_a_linked_copy_stays_there(self, tmp_path: Path) -> None:
+        for name in ("run", "copy"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "run" / LOCK).write_text('{"pid": 1, "host": "gone"}')
+        (tmp_path / "copy" / LOCK).hardlink_to(tmp_path / "run" / LOCK)
+        self.rewrite(tmp_path / "run", b"1")
+        assert (tmp_path / "copy" / LOCK).read_text() == '{"pid": 1, "host": "gone"}'
+
+    @pytest.mark.parametrize("content", ["", "abc  my-own-sums", "# moescope res"])
+    def test_a_users_file_of_the_ledgers_name_stops_that(
+        self, content: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / LEDGER).write_text(content)
+        with pytest.raises(RunError, match="is damaged"):
+            self.rewrite(tmp_path, b"1")
+        assert (tmp_path / LEDGER).read_text() == content
 
     @pytest.mark.parametrize("name", ["tables/load.parquet", "tables"])
     def test_nothing_is_written_or_removed_through_a_link(self, name: str, tmp_path: Path) -> None:
@@ -289,12 +347,12 @@ class TestWriting:
 
     def test_a_planted_link_of_a_temporary_name_is_not_followed(self, tmp_path: Path) -> None:
         (tmp_path / "victim").write_text("mine")
-        with claim(tmp_path / "run", "run") as folder:
-            write_bytes(folder / "a.txt", b"one")
-            (folder / "a.txt.partial").symlink_to(tmp_path / "victim")
-            write_bytes(folder / "a.txt", b"two")
+        self.rewrite(tmp_path / "run", b"one")
+        (tmp_path / "run" / "a.txt.partial").symlink_to(tmp_path / "victim")
+        with pytest.raises(RunError, match="is a link"):
+            self.rewrite(tmp_path / "run", b"two")
         assert (tmp_path / "victim").read_text() == "mine"
-        assert (tmp_path / "run" / "a.txt").read_bytes() == b"two"
+        assert (tmp_path / "run" / "a.txt").read_bytes() == b"one"
 
     def test_a_full_disk_is_one_line_and_the_old_file_stays(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -467,7 +525,7 @@ class TestSingleFiles:
             write_bytes(page, b"<made by us> 3", b"<made by us>")
         assert page.read_text() == "<p>my own page</p>"
 
-    def test_a_file_outside_of_results_is_not_replaced_without_a_sign(self, tmp_path: Path) -> None:
-        write_bytes(tmp_path / "a", b"1")
-        with pytest.raises(BadInputError, match="is there already"):
-            write_bytes(tmp_path / "a", b"2")
+    def test_a_file_outside_of_results_needs_a_sign(self, tmp_path: Path) -> None:
+        with pytest.raises(RunError, match="was moved or replaced"):
+            write_bytes(tmp_path / "a", b"1")
+        assert everything(tmp_path) == {}

@@ -23,7 +23,7 @@ __all__ = ["bar", "bounded", "clean", "errors", "output", "progress", "status", 
 
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, but for newline and tab
-    "\u202a-\u202e\u2066-\u2069"  # turn the direction of what follows
+    "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff"  # turn the direction of what follows
     "\ud800-\udfff]"  # halves of a pair, which no encoding can write
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,17 +28,33 @@ class HeldFolder:
         self.path, self.kind = path, kind
         self.ledger = Ledger(path)
         self.thread = threading.get_ident()
+        self._identity = path.stat()
+
+    def is_there(self) -> bool:
+        """Is it still the folder that was claimed, and not another one of its name?"""
+        try:
+            return os.path.samestat(self._identity, self.path.stat())
+        except OSError:
+            return False
 
     def name_of(self, path: Path) -> str:
         """The name of a file in it, as the ledger has it."""
         return path.relative_to(self.path).as_posix()
 
     def note(self, name: str, checksum: str = UNKNOWN, *, flush: bool = True) -> None:
-        """Note a file before it is there, or its checksum when it is about to be."""
+        """Note a file before it is there, or its checksum when it is about to be.
+
+        Raises:
+            RunError: somebody put another folder in its place.
+        """
+        if not self.is_there():
+            raise RunError(f"{self.path} was moved or replaced while it was being written")
         self.ledger.add(checksum, name, self.kind, flush=flush)
 
     def note_gone(self, name: str) -> None:
         """Note that a file was removed."""
+        if not self.is_there():
+            return
         self.ledger.add(GONE, name, self.kind, flush=False)
 
 
@@ -106,7 +123,7 @@ def claim(
 
 def _let_go(place: Path) -> None:
     held = HELD.pop(place, None)
-    if held is not None and held.ledger.appended:
+    if held is not None and held.ledger.appended and held.is_there():
         with contextlib.suppress(OSError):  # a full disk: it is only longer than it need be
             if held.ledger.sums or _contents(place) != [LEDGER]:
                 held.ledger.compact()
@@ -140,8 +157,6 @@ def _require_ours(target: Path, kind: str, adopt: Callable[[Path], Iterable[str]
     if not found:
         return
     theirs = Ledger(target).kind
-    if theirs is None and found == [LEDGER]:  # a process died before it wrote anything
-        return
     if theirs is None and adopt is not None:
         try:
             adopt(target)

@@ -88,8 +88,10 @@ class Ledger:
         self.sums: dict[str, list[str]] = {}
         self.appended = 0
         self.torn = False
-        if not self.path.is_file() or self.path.is_symlink():
+        if not os.path.lexists(self.path):
             return
+        if self.path.is_symlink() or not self.path.is_file():
+            raise self._damaged()
         try:
             text = self.path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -98,9 +100,7 @@ class Ledger:
             raise RunError(f"{self.path} cannot be read: {error.strerror}") from error
         lines = text.split("\n")[:-1]  # a killed process may leave half a line
         self.torn = bool(text) and not text.endswith("\n")
-        if not lines:
-            return
-        head = _HEAD.fullmatch(lines[0])
+        head = _HEAD.fullmatch(lines[0]) if lines else None  # the first line comes with the file
         if head is None:
             raise self._damaged()
         self.kind = head[1]

@@ -14,11 +14,12 @@ import socket
 import time
 from pathlib import Path
 
-from moescope.errors import BusyError
+from moescope.errors import BusyError, RunError
 
 __all__ = ["acquire", "holder", "release"]
 
 _PAUSE_SECONDS = 0.05
+_SIGN = b'{"pid":'
 
 
 def acquire(lock: Path, folder: Path, seconds: float) -> int:
@@ -54,7 +55,8 @@ def acquire(lock: Path, folder: Path, seconds: float) -> int:
 def release(descriptor: int, lock: Path) -> None:
     """Give a lock back and remove its file."""
     with contextlib.suppress(OSError):
-        lock.unlink()
+        if _is_at(descriptor, lock):
+            lock.unlink()
     os.close(descriptor)
 
 
@@ -72,6 +74,13 @@ def _take(lock: Path) -> int | None:
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     # a holder that ended removed the file that was opened here: lock the one that others see
     if not _locked(descriptor) or not _is_at(descriptor, lock):
+        os.close(descriptor)
+        return None
+    if os.pread(descriptor, 7, 0) not in (b"", _SIGN):
+        os.close(descriptor)
+        raise RunError(f"{lock} was not written by moescope; move it away, or give another folder")
+    if os.fstat(descriptor).st_nlink > 1:  # it lies in a copy of the folder too
+        lock.unlink()
         os.close(descriptor)
         return None
     sign = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()

@@ -46,12 +46,11 @@ def own(path: Path, *, flush: bool = True) -> Path:
     name = held.name_of(place)
     refuse_links(held, place)
     if not held.ledger.knows(name):
-        for there in (place, partial_of(place)):
-            if os.path.lexists(there):
-                raise RunError(
-                    f"{there} was not written by moescope and would be replaced; move it away, or "
-                    "give another folder"
-                )
+        if os.path.lexists(place):
+            raise RunError(
+                f"{place} was not written by moescope and would be replaced; move it away, or "
+                "give another folder"
+            )
         with noted(place):
             held.note(name, flush=flush)
     return place
@@ -82,8 +81,8 @@ def replacing(path: Path, signature: bytes | None = None, *, flush: bool = True)
     """Yield a temporary path; when the block ends well, it becomes the file, whole or not at all.
 
     Args:
-        path: in a folder that is held; or any other, if nothing is there, or a file with this
-            signature.
+        path: in a folder that is held; or, with a signature, any other, if nothing is there or a
+            file with this signature.
         signature: bytes that stand near the beginning of every such file of moescope's.
         flush: to the disk, so that a power cut leaves it whole too.
 
@@ -94,9 +93,13 @@ def replacing(path: Path, signature: bytes | None = None, *, flush: bool = True)
     held, place = find_held(path)
     if held is not None:
         own(path, flush=flush)
+    elif signature is None:
+        raise RunError(f"the folder of {path} was moved or replaced while it was being written")
     else:
         require_replaceable(path, signature)
     temporary = partial_of(place)
+    if held is not None:
+        own(path.with_name(temporary.name), flush=False)
     try:
         with noted(path):
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -111,10 +114,13 @@ def replacing(path: Path, signature: bytes | None = None, *, flush: bool = True)
                 held.ledger.settle(held.name_of(place))
             if flush:
                 _to_disk(place.parent)
-    except BaseException:
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise
+            if held is not None:
+                held.note_gone(held.name_of(temporary))
+                if not os.path.lexists(place):  # a name that came to nothing is not ours
+                    held.note_gone(held.name_of(place))
 
 
 def checksum_of(path: Path) -> str:
@@ -308,7 +314,6 @@ def remove(path: Path) -> None:
     if name not in held.ledger.sums:
         return
     place.unlink(missing_ok=True)
-    partial_of(place).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         held.note_gone(name)
     if place.parent != held.path:

@@ -25,7 +25,7 @@ from moescope.metrics.tables import TABLES
 from moescope.metrics.view import PhaseView, Rows
 from moescope.trace import Run, TokenRows
 from moescope.trace.reader import token_rows
-from moescope.trace.store import read_parquet, write_parquet
+from moescope.trace.store import read_parquet, understood, write_parquet
 
 _TABLES = "tables"
 
@@ -187,11 +187,12 @@ def compare_runs(run_a: Run, run_b: Run) -> pa.Table:
 
 def _kept_tokens(run: Run) -> TokenRows:
     if run.manifest.options["keep"] == "all":
-        table = pa.concat_tables(
-            [read_parquet(run.path, s).unify_dictionaries() for s in run.manifest.shards]
-        ).unify_dictionaries()
-        prefill = pc.equal(pc.cast(table["phase"], pa.string()), "prefill")
-        rows = token_rows(table.filter(prefill), run.shape, run.domains)
+        with understood(f"{run.path}/shards"):
+            table = pa.concat_tables(
+                [read_parquet(run.path, s).unify_dictionaries() for s in run.manifest.shards]
+            ).unify_dictionaries()
+            prefill = pc.equal(pc.cast(table["phase"], pa.string()), "prefill")
+            rows = token_rows(table.filter(prefill), run.shape, run.domains)
     else:
         sampled = run.tokens()
         if sampled is None:

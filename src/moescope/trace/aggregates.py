@@ -181,6 +181,23 @@ class PhaseAggregates:
             if not np.isfinite(mine).all():
                 raise ValueError(f"{name} holds a number that is not finite")
 
+        for name, counter in self.sparse.items():
+            self._require_keys(name, counter, num_domains)
+
+    def _require_keys(self, name: str, counter: SparseCounter, num_domains: int) -> None:
+        keys, counts = counter.keys, counter.counts
+        if keys.dtype != np.int64 or counts.dtype != np.int64 or keys.shape != counts.shape:
+            raise ValueError(f"the keys and counts of {name} are not of one length")
+        if not keys.size:
+            return
+        domain, _, expert = unpack(keys)
+        if name == "paths":
+            domain, expert = keys >> 44, np.zeros_like(keys)
+        if np.any(np.diff(keys) <= 0) or keys[0] < 0 or counts.min() < 1:
+            raise ValueError(f"the keys of {name} are not distinct and ascending, each counted")
+        if domain.max() >= num_domains or expert.max() >= self.shape.max_experts:
+            raise ValueError(f"{name} names a domain or expert that is not there")
+
     def grow(self, num_clusters: int, num_domains: int) -> None:
         """Make room for clusters and domains seen for the first time; their sums start at zero."""
         for name, array in self.arrays.items():

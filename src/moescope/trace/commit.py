@@ -15,7 +15,14 @@ import pyarrow as pa
 
 from moescope.errors import CoverageError
 from moescope.files import owned, remove, write_bytes
-from moescope.trace.manifest import Coverage, Manifest, Progressed, Stored, write_manifest
+from moescope.trace.manifest import (
+    PART_NAME,
+    Coverage,
+    Manifest,
+    Progressed,
+    Stored,
+    write_manifest,
+)
 from moescope.trace.pool import PoolResult
 from moescope.trace.shards import document_table, sample_table, shard_table
 from moescope.trace.state import RunState
@@ -107,7 +114,7 @@ def _sweep(run: Path, manifest: Manifest) -> None:
     stored = [manifest.state, *manifest.documents, *manifest.shards]
     named = {s.file for s in stored if s is not None}
     for name in owned(run):
-        if name.startswith(("documents/", "shards/", "aggregates/")) and name not in named:
+        if PART_NAME.fullmatch(name.removesuffix(".partial")) and name not in named:
             remove(run / name)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -29,6 +30,7 @@ from moescope.files import claim, plain_name, write_bytes
 
 __all__ = [
     "MANIFEST",
+    "PART_NAME",
     "SCHEMA_VERSION",
     "CorpusFacts",
     "Coverage",
@@ -226,6 +228,12 @@ class Coverage(TypedDict, total=False):
     shards_missing: list[_Positive]
 
 
+PART_NAME = re.compile(
+    r"documents/\d{5,9}\.parquet|shards/\d{5,9}\.parquet|aggregates/state-\d{9,18}\.safetensors"
+)
+"""Names of the files that a run is made of while it grows."""
+
+
 class Manifest(BaseModel):
     """``manifest.json``; ``model``, ``corpus``, ``options`` and ``source`` identify the run.
 
@@ -269,6 +277,10 @@ class Manifest(BaseModel):
         needed |= {"skipped", "requests"} if self.source else set()
         if self.state is not None and (lacking := sorted(needed - self.progress.keys())):
             raise ValueError(f"progress lacks {', '.join(lacking)}")
+        stored = [self.state, *self.documents, *self.shards]
+        odd = [s.file for s in stored if s and not PART_NAME.fullmatch(s.file)]
+        if set(odd) - {"documents.parquet"}:
+            raise ValueError(f"{odd[0]!r} is no name of a part of a run")
         if self.status == "complete":
             if self.state is None or self.vocabulary is None or len(self.documents) != 1:
                 raise ValueError("a complete run has a state, a vocabulary and one documents file")

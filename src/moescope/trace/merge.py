@@ -32,7 +32,7 @@ from moescope.trace.manifest import (
 )
 from moescope.trace.reader import Run
 from moescope.trace.state import RunState
-from moescope.trace.store import copy_stored, write_tensors
+from moescope.trace.store import copy_stored, understood, write_tensors
 
 __all__ = ["merge_runs"]
 
@@ -109,7 +109,8 @@ def _merge(plan: _Plan, out: Path, *, link: bool, on_part: Callable[[Path], None
     file = f"aggregates/state-{manifest.progress['documents_read']:09d}.safetensors"
     sha = write_tensors(out / file, joined.to_arrays())
     manifest.state = Stored(file=file, sha256=sha, tokens=manifest.progress["tokens"])
-    used = {str(i): texts[i] for i in joined.token_ids()}
+    with understood("the vocabulary of the runs"):
+        used = {str(i): texts[i] for i in joined.token_ids()}
     finish(out, manifest, joined, keep=manifest.options["keep"], texts=used)
 
 

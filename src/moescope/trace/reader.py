@@ -187,6 +187,8 @@ def _require_counts(state: RunState, manifest: Manifest) -> None:
 
 def token_rows(table: pa.Table, shape: AggregateShape, domains: list[str]) -> TokenRows:
     """Token rows of a sample or shard as arrays; ``domain`` is indexed by ``domains``."""
+    if odd := [c for c in table.column_names if table[c].null_count]:
+        raise ValueError(f"column {odd[0]} lacks values")
     docs, doc_index = _codes(table["doc"])
     names, domain_code = _codes(table["domain"])
     places = {name: d for d, name in enumerate(domains)}

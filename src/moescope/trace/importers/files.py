@@ -48,22 +48,7 @@ def find_captures(paths: Sequence[str | Path], suffixes: tuple[str, ...]) -> lis
         CorpusError: a path is not there, a folder holds no such file, a file has another suffix,
             or one is named twice.
     """
-    found: list[Path] = []
-    for given in map(Path, paths):
-        if given.is_dir():
-            inside = sorted(p for p in given.iterdir() if p.is_file() and _fits(p, suffixes))
-            if not inside:
-                raise corpus_error(f"{given}: no capture file in it; expected {listing(suffixes)}")
-            found += inside
-        elif not given.is_file():
-            kind = "no regular file" if given.exists() else "no such file"
-            raise corpus_error(f"{given}: {kind}; give files that an engine's routing was saved to")
-        elif not _fits(given, suffixes):
-            raise corpus_error(
-                f"{given}: unknown kind of file; expected {listing(suffixes)} (text also as .gz)"
-            )
-        else:
-            found.append(given)
+    found = [path for given in paths for path in _files_of(Path(given), suffixes)]
     made = [_capture(path) for path in found]
     names = [file.name for file in made]
     twice = sorted({n for n in names if names.count(n) > 1})
@@ -72,6 +57,28 @@ def find_captures(paths: Sequence[str | Path], suffixes: tuple[str, ...]) -> lis
     if not made:
         raise corpus_error("no file to import")
     return made
+
+
+def _files_of(given: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    try:
+        inside = [p for p in given.iterdir() if p.is_file()] if given.is_dir() else None
+        there = given.is_file()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise corpus_error(f"{str(given)[:200]}: {why}") from error
+    if inside is not None:
+        fitting = sorted(path for path in inside if _fits(path, suffixes))
+        if not fitting:
+            raise corpus_error(f"{given}: no capture file in it; expected {listing(suffixes)}")
+        return fitting
+    if not there:
+        kind = "no regular file" if given.exists() else "no such file"
+        raise corpus_error(f"{given}: {kind}; give files that an engine's routing was saved to")
+    if not _fits(given, suffixes):
+        raise corpus_error(
+            f"{given}: unknown kind of file; expected {listing(suffixes)} (text also as .gz)"
+        )
+    return [given]
 
 
 def _fits(path: Path, suffixes: tuple[str, ...]) -> bool:

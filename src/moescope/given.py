@@ -19,7 +19,10 @@ from moescope.errors import BadInputError
 
 __all__ = [
     "MAX_SEED",
+    "MOST_EXPERTS",
+    "MOST_SHARDS",
     "MOST_TOKENS",
+    "MOST_WORKERS",
     "WHOLE",
     "Seed",
     "parse_json",
@@ -38,6 +41,15 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 MOST_TOKENS = 10**15
 """More than any corpus has, and small enough for sums of 64 bits."""
+
+MOST_EXPERTS = 1 << 12
+"""Of a layer; the token-id tables of a run pack an expert into 12 bits."""
+
+MOST_SHARDS = 100_000
+"""Parts that a launch cuts a corpus into."""
+
+MOST_WORKERS = 1024
+"""Workers of a launch at a time."""
 
 WHOLE = r"[0-9]{1,9}"
 """A whole number in a regular expression; ``\\d`` would take the digits of every script."""

@@ -24,6 +24,7 @@ from typing_extensions import TypedDict
 
 from moescope.errors import RunError
 from moescope.files import plain_name, write_bytes
+from moescope.given import MOST_EXPERTS
 
 __all__ = [
     "MANIFEST",
@@ -57,8 +58,7 @@ _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Positive = Annotated[int, Field(ge=1, lt=2**63)]
 _Layer = Annotated[int, Field(ge=0, lt=100_000)]
-_Size = Annotated[int, Field(ge=1, le=4096)]
-"""Experts of a layer; token-id tables pack an expert into 12 bits."""
+_Size = Annotated[int, Field(ge=1, le=MOST_EXPERTS)]
 
 
 class Stored(BaseModel):

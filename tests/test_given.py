@@ -3,11 +3,11 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from moescope.axes import ExpertRef
 from moescope.cli.config import RunConfig, parse_layers
@@ -16,6 +16,7 @@ from moescope.errors import BadInputError
 from moescope.given import (
     MAX_SEED,
     MOST_EXPERTS,
+    first_problem,
     parse_json,
     read_text,
     require_seed,
@@ -61,6 +62,28 @@ def test_no_model_is_trained_with_more_experts_than_a_run_can_hold() -> None:
     zero, last = np.zeros(2, dtype=np.int64), np.array([0, MOST_EXPERTS - 1])
     assert unpack(pack(zero, zero, last))[2].tolist() == last.tolist()
     assert unpack(pack(zero, zero, last + 1))[2].tolist() == [1, 0]  # the next one has no room
+
+
+def test_the_first_problem_is_one_line_with_its_place() -> None:
+    class Inner(BaseModel):
+        size: int = Field(ge=1)
+
+    class Outer(BaseModel):
+        inner: list[Inner]
+
+        @model_validator(mode="after")
+        def _fits(self) -> Self:
+            raise ValueError("two\nlines " + "x" * 500)
+
+    def said(**settings: Any) -> str:
+        with pytest.raises(ValidationError) as raised:
+            Outer.model_validate(settings)
+        return first_problem(raised.value)
+
+    assert said(inner=[{"size": 0}]).startswith("inner.0.size: Input should be greater")
+    assert said() == "inner: Field required"
+    assert said(inner=[]).startswith("Value error, two lines xxx")
+    assert len(said(inner=[])) == 200
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from moescope.errors import BadInputError
 
@@ -25,6 +25,7 @@ __all__ = [
     "MOST_WORKERS",
     "WHOLE",
     "Seed",
+    "first_problem",
     "parse_json",
     "parse_yaml",
     "read_text",
@@ -76,6 +77,13 @@ def whole_number(text: str) -> int | None:
     """
     plain = text.strip()
     return int(plain) if re.fullmatch(WHOLE, plain) else None
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where the first problem of settings or of a stored file lies, and what it is: one line."""
+    problem = error.errors()[0]
+    where = ".".join(map(str, problem["loc"]))
+    return " ".join(f"{where}: {problem['msg']}".removeprefix(": ").split())[:200]
 
 
 def read_text(path: str | Path, most: int = _MOST_BYTES) -> str:

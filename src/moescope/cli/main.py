@@ -36,6 +36,7 @@ from moescope.cli import (
 from moescope.cli.resume import INTERRUPTED
 from moescope.cli.terminal import bounded, clean, errors, tolerate
 from moescope.errors import BadInputError, MoescopeError
+from moescope.given import first_problem
 
 __all__ = ["app", "run"]
 
@@ -117,9 +118,7 @@ def _run() -> int:
         where = context.command_path if context else "moescope"
         return _fail(f"{error.format_message()} See: {where} --help", 2)
     except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"]))
-        return _fail(f"{name}: {problem['msg']}, got {problem['input']!r}", 2)
+        return _fail(f"{first_problem(error)}, got {error.errors()[0]['input']!r}", 2)
     except BrokenPipeError:
         return 0
     except Exception as error:

@@ -24,7 +24,7 @@ from typing_extensions import TypedDict
 
 from moescope.errors import RunError
 from moescope.files import plain_name, write_bytes
-from moescope.given import MOST_EXPERTS
+from moescope.given import MOST_EXPERTS, first_problem
 
 __all__ = [
     "MANIFEST",
@@ -312,9 +312,7 @@ def read_manifest(run: Path) -> Manifest:
 def _first(error: Exception) -> str:
     """The first problem: where, and what."""
     if isinstance(error, ValidationError):
-        problem = error.errors()[0]
-        where = ".".join(str(p) for p in problem["loc"])
-        return f"{where}: {problem['msg']}".removeprefix(": ")[:200]
+        return first_problem(error)
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 

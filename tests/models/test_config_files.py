@@ -102,8 +102,10 @@ class TestWhichKey:
         config(tmp_path, width=3)
         said = fault_in(str(tmp_path), CONFIG, TypeError("unhashable"))
         assert said == f"{tmp_path}/config.json cannot be used: unhashable (TypeError)"
-        said = fault_in(str(tmp_path), WEIGHTS, RuntimeError())
-        assert said == f"{tmp_path}: config.json or the weights cannot be used: RuntimeError"
+        for error in (AssertionError(), RuntimeError()):
+            said = fault_in(str(tmp_path), WEIGHTS, error)
+            reason = type(error).__name__
+            assert said == f"{tmp_path}: config.json or the weights cannot be used: {reason}"
 
     def test_a_vocabulary_may_hold_any_character(self, tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_text(json.dumps({"vocab": {"\0": 0, "\ud800": 1}}))

@@ -212,7 +212,8 @@ def _named(error: BaseException, settings: dict[str, tuple[str, str, Any]]) -> l
 
 def _reason(error: BaseException) -> str:
     """The words of an error; bare Python errors say little without their kind."""
-    words = " ".join(str(error).split()) or type(error).__name__
+    if not (words := " ".join(str(error).split())):
+        return type(error).__name__
     words = re.split(r"\. Errors:|\. Model type should be", words)[0]
     words = re.sub(r"^\w[\w ]* error for (field|validator) '\w+': (\w+: )?", "", words)
     words = re.sub(r"^Field '\w+' | \(value: .*\)$", "", words)

@@ -189,22 +189,72 @@ class TestWriting:
         assert is_intact(tmp_path, "a.txt") is False
         assert is_intact(tmp_path, "b.txt") is None
 
-    def test_a_death_between_note_and_rename_is_no_alteration(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("again", [False, True])
+    @pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit, OSError(28, "full")])
+    def test_an_end_between_note_and_rename_is_no_alteration(
+        self, how: BaseException, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with claim(tmp_path, "run") as folder:
             write_bytes(folder / "a.txt", b"old")
+        replace = Path.replace
 
-        def dies(*_: object, **__: object) -> None:
-            raise SystemExit
+        def ends(path: Path, target: Path) -> Path:
+            if path.name == "a.txt.partial":
+                raise how
+            return replace(path, target)
 
-        with monkeypatch.context() as patch, claim(tmp_path, "run") as folder:
-            patch.setattr(files.ledger.Ledger, "compact", lambda *_, **__: None)
-            patch.setattr(Path, "replace", dies)
-            with pytest.raises(SystemExit):
-                write_bytes(folder / "a.txt", b"new")
+        for content in (b"new", b"newer") if again else (b"new",):
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "replace", ends)
+                with pytest.raises((KeyboardInterrupt, SystemExit, WriteError)):
+                    self.rewrite(tmp_path, content)
+        with claim(tmp_path, "run") as folder:
+            write_bytes(folder / "b.txt", b"")  # another claim that writes and ends well
         assert (tmp_path / "a.txt").read_bytes() == b"old"
         assert is_intact(tmp_path, "a.txt") is True
+        self.rewrite(tmp_path, b"newest")
+        assert is_intact(tmp_path, "a.txt") is True
+        assert sum("a.txt" in line for line in ledger(tmp_path)) == 1
+
+    def rewrite(self, folder: Path, content: bytes) -> None:
+        with claim(folder, "run") as place:
+            write_bytes(place / "a.txt", content)
+
+    def test_the_ledger_is_not_written_through_a_link(self, tmp_path: Path) -> None:
+        (tmp_path / "victim").write_text("mine")
+        self.rewrite(tmp_path / "run", b"1")
+        (tmp_path / "run" / "moescope.sha256.partial").symlink_to(tmp_path / "victim")
+        self.rewrite(tmp_path / "run", b"2")
+        assert (tmp_path / "victim").read_text() == "mine"
+        assert everything(tmp_path / "run").keys() == {LEDGER, "a.txt"}
+
+    def test_a_full_disk_at_the_first_line_does_not_lock_the_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(WriteError, match="the disk is full"):
+                self.rewrite(tmp_path / "run", b"1")
+        assert not (tmp_path / "run").exists()
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "moescope.sha256.partial").write_text("# moes")  # killed there
+        self.rewrite(tmp_path / "run", b"1")
+        assert everything(tmp_path / "run").keys() == {LEDGER, "a.txt"}
+
+    def test_half_a_line_is_not_written_on(self, tmp_path: Path) -> None:
+        with claim(tmp_path, "run") as folder:
+            write_bytes(folder / "a.txt", b"1")
+            (folder / LEDGER).open("a").write("#  b.t")
+            files.claims.HELD[tmp_path.resolve()].ledger.torn = True
+            write_bytes(folder / "c.txt", b"2")
+        assert is_intact(tmp_path, "c.txt") is True
+
+    def test_a_folder_that_cannot_be_is_not_waited_for(self) -> None:
+        with pytest.raises(WriteError, match="cannot write /proc/x/y"):
+            claim("/proc/x/y", "run").__enter__()
 
     def test_somebody_elses_file_in_a_result_is_never_replaced_nor_removed(
         self, tmp_path: Path
@@ -345,33 +395,65 @@ class TestFolders:
         assert (tmp_path / name / "notes.txt").read_text() == "mine"
         assert (tmp_path / "model" / "a").is_file()
 
+    @pytest.mark.parametrize("killed", [False, True])
     @pytest.mark.parametrize("renames", [0, 1])
-    def test_a_death_anywhere_leaves_one_that_is_whole(
-        self, renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_an_end_anywhere_leaves_one_that_is_whole(
+        self, renames: int, killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with claim(tmp_path, "run") as folder:
             self.fill(folder / "model", "old")
         left, rename = [renames], Path.rename
 
-        def dies(path: Path, target: Path) -> Path:
+        def ends(path: Path, target: Path) -> Path:
             if not left[0]:
-                raise SystemExit
+                raise KeyboardInterrupt
             left[0] -= 1
             return rename(path, target)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "rename", dies)
-            # a killed process cleans nothing up
-            patch.setattr(files.writing, "drop_scratch", lambda _: None)
-            patch.setattr(files.ledger.Ledger, "compact", lambda *_, **__: None)
-            with pytest.raises(SystemExit), claim(tmp_path, "run") as folder:
+            patch.setattr(Path, "rename", ends)
+            if killed:  # a killed process cleans nothing up
+                patch.setattr(files.writing, "drop_scratch", lambda _: None)
+                patch.setattr(files.ledger.Ledger, "compact", lambda *_: None)
+            with pytest.raises(KeyboardInterrupt), claim(tmp_path, "run") as folder:
                 self.fill(folder / "model", "new")
         whole = tmp_path / ("model.old" if renames else "model")
         assert (whole / "old").read_text() == "old"
+        with claim(tmp_path, "run") as folder:
+            write_bytes(folder / "other.txt", b"")  # another claim that writes and ends well
         assert is_intact(tmp_path, "model/old", whole / "old")
         with claim(tmp_path, "run") as folder:
             self.fill(folder / "model", "newer")
-        assert everything(tmp_path).keys() == {LEDGER, "model", "model/newer"}
+        assert everything(tmp_path).keys() == {LEDGER, "other.txt", "model", "model/newer"}
+
+    def test_a_rename_that_fails_puts_the_old_one_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with claim(tmp_path, "run") as folder:
+            self.fill(folder / "model", "old")
+        rename = Path.rename
+
+        def fails(path: Path, target: Path) -> Path:
+            if path.name == "model.partial":
+                raise OSError(5, "Input/output error")
+            return rename(path, target)
+
+        with monkeypatch.context() as patch, claim(tmp_path, "run") as folder:
+            patch.setattr(Path, "rename", fails)
+            with pytest.raises(WriteError):
+                self.fill(folder / "model", "new")
+        assert (tmp_path / "model" / "old").read_text() == "old"
+        assert is_intact(tmp_path, "model/old")
+
+    def test_what_is_removed_is_not_removed_through_a_link(self, tmp_path: Path) -> None:
+        (tmp_path / "home" / "streaming").mkdir(parents=True)
+        (tmp_path / "home" / "streaming" / "thesis").write_text("mine")
+        with claim(tmp_path / "run", "run") as folder:
+            files.keep_scratch(folder / "a" / "streaming")
+            (folder / "a").symlink_to(tmp_path / "home")
+            files.drop_scratch(folder / "a" / "streaming")
+        files.remove_result(tmp_path / "run")
+        assert (tmp_path / "home" / "streaming" / "thesis").read_text() == "mine"
 
 
 class TestSingleFiles:

@@ -274,7 +274,7 @@ def test_a_run_that_cannot_be_written_is_read_all_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         assert open_run(copy).table("load").equals(table)
-    assert not list((copy / "tables").iterdir())
+    assert not (copy / "tables").exists() or not list((copy / "tables").iterdir())
 
 
 def test_a_run_without_a_ledger_is_taken_for_what_its_manifest_names(copy: Path) -> None:

@@ -68,7 +68,7 @@ def test_killed_at_random_moments_and_resumed_gives_the_same_bytes(
     rng, killed, seen, scratch = random.Random(7), 0, [], []
     while killed < 6:
         process = start(model, corpus, broken, engine)
-        time.sleep(rng.uniform(0.02, 0.12) * lasted)
+        time.sleep(rng.uniform(0.02, 0.12) * (1 + killed / 6) * lasted)
         if process.poll() is not None:
             break
         process.send_signal(signal.SIGKILL)

@@ -1,5 +1,6 @@
 """Resuming: only what was begun goes on, only what moescope wrote is touched, by one at a time."""
 
+import hashlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from moescope.cli import main
 from moescope.corpus import CorpusSpec
@@ -76,17 +78,45 @@ def test_a_finished_run_is_not_taken_for_that_of_another_corpus(
     assert everything(run) == before
 
 
+@pytest.mark.parametrize("killed", [True, False])
 def test_the_settings_that_a_run_was_begun_with_stay(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    killed: bool, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = write(tmp_path / "a.jsonl", TEXTS)
     words = ["trace", str(tiny_folder), spec.path, "-o", str(tmp_path / "run"), "--context", "40"]
-    for more in ([], ["--resume", "--checkpoint-seconds", "7"]):
+    words += ["--pool-tokens", "128"]
+
+    def run(*more: str) -> int:
         monkeypatch.setattr(sys, "argv", ["moescope", *words, *more])
         with pytest.raises(SystemExit) as stopped:
             main.run()
-        assert stopped.value.code == 0
-    assert "checkpoint_seconds: 20.0" in (tmp_path / "run" / "config.yaml").read_text()
+        return int(stopped.value.code or 0)
+
+    with monkeypatch.context() as patch:
+        if killed:
+            patch.setattr("moescope.trace.record.finish", lambda *_, **__: 1 / 0)
+        assert run("--checkpoint-seconds", "0") == int(killed)
+    assert run("--resume", "--checkpoint-seconds", "7") == 0
+    assert "checkpoint_seconds: 0.0" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_damaged_state_is_one_line_when_a_run_goes_on(
+    tiny_loaded: LoadedModel, tmp_path: Path
+) -> None:
+    spec = write(tmp_path / "a.jsonl", TEXTS)
+    interrupted(tiny_loaded, spec, tmp_path / "run")
+    path = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    state = tmp_path / "run" / manifest["state"]["file"]
+    arrays = load_file(state)
+    del arrays["domain_docs"]
+    save_file(arrays, state)
+    manifest["state"]["sha256"] = hashlib.sha256(state.read_bytes()).hexdigest()
+    path.write_text(json.dumps(manifest))
+    before = everything(tmp_path / "run")
+    with pytest.raises(RunError, match="is damaged or was written by something else"):
+        trace(tiny_loaded, spec, tmp_path / "run", OPTIONS, resume=True)
+    assert everything(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize("which", ["domains", "ids"])

@@ -83,7 +83,7 @@ def ablate(config: AblateConfig, resume: bool, form: Format) -> None:
         data = ablation_data(result, config.source())
         save_ablation(result, data, folder)
         page = write_ablation_page(data, folder / "ablation.html")
-        write_config(folder, config.model_dump())
+        write_config(folder, config.model_dump(), begun=resume)
     _print(result, data, form)
     errors.print(str(page), soft_wrap=True)
 

@@ -45,8 +45,10 @@ def analyze(config: RunConfig, resume: bool) -> None:
             done = report_on(launch_shards(config, resume, bar), on_stage=bar.stage)
         else:
             bar.stage(f"loading {config.model}")
+            loaded = config.open_model()
+            begin(config, folder)
             done = analyze_corpus(
-                config.open_model(),
+                loaded,
                 config.corpus_spec(),
                 folder,
                 config.trace_options(),
@@ -54,7 +56,6 @@ def analyze(config: RunConfig, resume: bool) -> None:
                 on_progress=bar.update,
                 on_stage=bar.stage,
             )
-        write_config(folder, config.model_dump())
     summarize(done.run)
     output.print(str(done.report), soft_wrap=True)
 
@@ -65,18 +66,35 @@ def output_of(config: RunConfig) -> Iterator[Path]:
 
     A scheduler may start the task of a shard again that is still running, so that one waits.
     """
-    from moescope.files import claim
-    from moescope.trace.manifest import written_names
+    from moescope.files import nothing_of_bad_input
+    from moescope.trace.manifest import claim_run
 
     wait = 2.0 if config.shard is None else _LOCK_SECONDS
-    with claim(config.out, "run", reads=[config.corpus], wait=wait, adopt=written_names) as folder:
+    with (
+        claim_run(config.out, reads=[config.corpus], wait=wait) as folder,
+        nothing_of_bad_input(folder, unless=lambda: _is_begun(folder)),
+    ):
         yield folder
+
+
+def _is_begun(folder: Path) -> bool:
+    from moescope.launch.job import PARTS
+    from moescope.trace.manifest import has_progress
+
+    return has_progress(folder) or (folder / PARTS).exists()
+
+
+def begin(config: RunConfig, folder: Path) -> None:
+    """Write down the settings of a run that is about to begin."""
+    if not _is_begun(folder):
+        write_config(folder, config.model_dump(), begun=False)
 
 
 def launch_shards(config: RunConfig, resume: bool, bar: TraceBar) -> Path:
     """Trace by several workers, telling which shards are done."""
     from moescope.launch import launch
 
+    begin(config, Path(config.out))
     folder = launch(
         config.model_spec(),
         config.corpus_spec(),

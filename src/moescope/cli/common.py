@@ -140,13 +140,16 @@ def _cell(value: Any) -> str:
     return clean(str(value))  # here too, so that the width of its column is right
 
 
-def write_config(folder: Path, settings: dict[str, Any]) -> None:
+def write_config(folder: Path, settings: dict[str, Any], *, begun: bool) -> None:
     """Write the resolved settings beside the output, as YAML that ``--config`` reads.
 
-    The folder is held. What began it is kept: a run that is resumed has the settings of its start.
+    Args:
+        folder: is held.
+        settings: of now.
+        begun: the folder holds what is only gone on with, which keeps the settings of its start.
     """
     from moescope.files import write_bytes
 
     path = folder / "config.yaml"
-    if not path.exists():
+    if not (begun and path.exists()):
         write_bytes(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())

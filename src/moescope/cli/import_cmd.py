@@ -90,11 +90,11 @@ def import_(
     ] = False,
 ) -> None:
     """Import, and print the run folder."""
-    from moescope.files import claim
+    from moescope.files import nothing_of_bad_input
     from moescope.models import ModelSpec
     from moescope.trace import Run, TraceOptions
     from moescope.trace.importers import import_traces
-    from moescope.trace.manifest import written_names
+    from moescope.trace.manifest import claim_run, has_progress
 
     options = TraceOptions(
         layers=None if layers is None else parse_layers(layers),
@@ -113,8 +113,13 @@ def import_(
         "on_error": on_error,
         **options.model_dump(mode="json", include=_SETTINGS),
     }
-    place = claim(out, "run", adopt=written_names)
-    with tracing_progress() as bar, resumable(out, *RUN_MARKS), place as folder:
+    with (
+        tracing_progress() as bar,
+        resumable(out, *RUN_MARKS),
+        claim_run(out) as folder,
+        nothing_of_bad_input(folder, unless=lambda: has_progress(folder)),
+    ):
+        write_config(folder, settings, begun=has_progress(folder))
         bar.stage("importing")
         import_traces(
             engine,
@@ -129,7 +134,6 @@ def import_(
             resume=resume,
             on_progress=bar.update,
         )
-        write_config(folder, settings)
     run = Run(folder)
     summarize(run)
     _explain(run)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from moescope.cli.analyze_cmd import launch_shards, output_of, summarize
-from moescope.cli.common import tracing_progress, write_config
+from moescope.cli.analyze_cmd import begin, launch_shards, output_of, summarize
+from moescope.cli.common import tracing_progress
 from moescope.cli.config import RunConfig, with_run_options
 from moescope.cli.terminal import output
 
@@ -31,6 +31,7 @@ def trace(config: RunConfig, resume: bool) -> None:
         else:
             bar.stage(f"loading {config.model}")
             loaded = config.open_model()
+            begin(config, folder)
             bar.stage("tracing")
             trace_corpus(
                 loaded,
@@ -40,7 +41,6 @@ def trace(config: RunConfig, resume: bool) -> None:
                 resume=resume,
                 on_progress=bar.update,
             )
-        write_config(folder, config.model_dump())
     run = Run(folder)
     summarize(run)
     output.print(str(folder), soft_wrap=True)

@@ -13,10 +13,9 @@ from typing import Literal
 from moescope.analysis import Analysis, analyze
 from moescope.corpus import CorpusSpec
 from moescope.demo.checkpoints import checkpoint_steps, restore_checkpoint, write_checkpoint
-from moescope.files import claim
 from moescope.models import ModelSpec
 from moescope.trace import Progress, TraceOptions
-from moescope.trace.manifest import written_names
+from moescope.trace.manifest import claim_run
 
 __all__ = [
     "MODEL",
@@ -66,7 +65,7 @@ def run_demo(
         BadInputError: the model was not kept at ``step``.
     """
     path = QUERIES if corpus == "queries" else SAMPLES
-    with claim(out, "run", adopt=written_names) as folder:
+    with claim_run(out) as folder:
         model = MODEL if step is None else write_checkpoint(step, folder / "model")
         return analyze(
             ModelSpec(str(model)),

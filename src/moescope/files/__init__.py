@@ -14,6 +14,7 @@ The ledger is what ``sha256sum -c`` takes. This module knows nothing of what the
 from moescope.files.claims import LOCK, claim
 from moescope.files.ledger import (
     LEDGER,
+    are_intact,
     is_intact,
     is_plain_name,
     plain_name,
@@ -41,6 +42,7 @@ from moescope.files.writing import (
 __all__ = [
     "LEDGER",
     "LOCK",
+    "are_intact",
     "checksum_of",
     "claim",
     "drop_scratch",

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from moescope.errors import BadInputError, RunError
-from moescope.files.ledger import GONE, LEDGER, UNKNOWN, Ledger
+from moescope.files.ledger import GONE, LEDGER, PARTIAL, UNKNOWN, Ledger
 from moescope.files.lock import acquire, release
-from moescope.files.paths import usable_path, write_error
+from moescope.files.paths import noted, usable_path, write_error
 
 __all__ = ["LOCK", "HeldFolder", "claim", "find_held"]
 
@@ -32,13 +32,13 @@ class HeldFolder:
         """The name of a file in it, as the ledger has it."""
         return path.relative_to(self.path).as_posix()
 
-    def note(self, name: str, checksum: str = UNKNOWN) -> None:
-        """Note a file before it is there, or its checksum when it is."""
-        self.ledger.add(checksum, name, self.kind)
+    def note(self, name: str, checksum: str = UNKNOWN, *, flush: bool = True) -> None:
+        """Note a file before it is there, or its checksum when it is about to be."""
+        self.ledger.add(checksum, name, self.kind, flush=flush)
 
     def note_gone(self, name: str) -> None:
         """Note that a file was removed."""
-        self.ledger.add(GONE, name, self.kind)
+        self.ledger.add(GONE, name, self.kind, flush=False)
 
 
 HELD: dict[Path, HeldFolder] = {}
@@ -95,8 +95,8 @@ def claim(
         _require_ours(target, kind, adopt)  # another process may have been quicker
         held = HELD[place] = HeldFolder(place, kind)
         if held.ledger.kind is None and adopt is not None and _contents(place):
-            for name in adopt(place):
-                held.note(name)
+            with noted(target):
+                held.ledger.adopt(adopt(place), kind)
         yield target
     finally:
         _let_go(place)
@@ -109,7 +109,7 @@ def _let_go(place: Path) -> None:
     if held is not None and held.ledger.appended:
         with contextlib.suppress(OSError):  # a full disk: it is only longer than it need be
             if held.ledger.sums or _contents(place) != [LEDGER]:
-                held.ledger.compact(last=True)
+                held.ledger.compact()
             else:  # what was begun is all gone again, and nothing was there before
                 held.ledger.path.unlink()
 
@@ -126,7 +126,7 @@ def _refuse_inside(target: Path, place: Path, reads: Sequence[str | Path]) -> No
 
 
 def _contents(place: Path) -> list[str]:
-    return sorted(path.name for path in place.iterdir() if path.name != LOCK)
+    return sorted(path.name for path in place.iterdir() if path.name not in (LOCK, PARTIAL))
 
 
 def _require_ours(target: Path, kind: str, adopt: Callable[[Path], Iterable[str]] | None) -> None:

@@ -7,8 +7,11 @@ the ledger is somebody else's. It knows nothing of who may write.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from moescope.errors import RunError
@@ -16,9 +19,11 @@ from moescope.errors import RunError
 __all__ = [
     "GONE",
     "LEDGER",
+    "PARTIAL",
     "SCRATCH",
     "UNKNOWN",
     "Ledger",
+    "are_intact",
     "is_intact",
     "is_plain_name",
     "plain_name",
@@ -28,6 +33,8 @@ __all__ = [
 
 LEDGER = "moescope.sha256"
 """What moescope wrote in a folder: a line for each file, and what kind of result it is."""
+
+PARTIAL = LEDGER + ".partial"
 
 UNKNOWN, GONE = "#", "# gone"
 """In the place of a checksum: of a file that still grows, or of one that was removed."""
@@ -69,9 +76,10 @@ def sha256_of(path: Path) -> str:
 
 
 class Ledger:
-    """What one folder's ledger says. A name has the newest checksum, and the one before.
+    """What one folder's ledger says.
 
-    Both are right until the file was seen whole: a process may die between noting and renaming.
+    A name has every checksum that was noted since its file was last seen in its place: a process
+    may end between noting and renaming, and then the file before is the one that is there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -116,36 +124,71 @@ class Ledger:
         elif checksum == UNKNOWN:
             self.sums.setdefault(name, [])
         else:
-            self.sums[name] = [*self.sums.get(name, [])[-1:], checksum]
+            before = [one for one in self.sums.get(name, []) if one != checksum]
+            self.sums[name] = [*before, checksum]
 
-    def add(self, checksum: str, name: str, kind: str) -> None:
+    def add(self, checksum: str, name: str, kind: str, *, flush: bool) -> None:
         """Note a file, on disk."""
         if self.kind is None or self.torn:
             self.kind = kind
             self.compact()
+        self.torn = True  # until the line is whole: half a line must not be written on
         with self.path.open("a", encoding="utf-8") as handle:
             handle.write(f"{checksum}  {name}\n")
+            handle.flush()
+            if flush:
+                os.fsync(handle.fileno())
+        self.torn = False
         self._take(checksum, name)
         self.appended += 1
         if self.appended > 1000 + 4 * len(self.sums):
             self.compact()
 
-    def compact(self, *, last: bool = False) -> None:
-        """Write it anew, a line or two for each file; ``last``: every file is as noted last."""
-        if last:
-            self.sums = {name: sums[-1:] for name, sums in self.sums.items()}
+    def settle(self, name: str) -> None:
+        """The file that was noted last is in its place now."""
+        self.sums[name] = self.sums[name][-1:]
+
+    def adopt(self, names: Iterable[str], kind: str) -> None:
+        """Begin with these files."""
+        self.kind, self.sums = kind, {name: [] for name in names}
+        self.compact()
+
+    def compact(self) -> None:
+        """Write it anew, without what is no longer so."""
         lines = [f"# moescope result: {self.kind}"]
         for name, sums in sorted(self.sums.items()):
             lines += [f"{one}  {name}" for one in sums or [UNKNOWN]]
-        temporary = self.path.with_name(LEDGER + ".partial")
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.replace(self.path)
+        temporary = self.path.with_name(PARTIAL)
+        try:
+            temporary.unlink(missing_ok=True)  # it may be a link
+            with temporary.open("x", encoding="utf-8") as handle:
+                handle.write("\n".join(lines) + "\n")
+                handle.flush()
+                os.fsync(handle.fileno())
+            temporary.replace(self.path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
         self.appended, self.torn = 0, False
 
     def knows(self, name: str) -> bool:
         """Was it noted, by itself or with a folder that is wholly ours?"""
         above = [f"{p.as_posix()}/" for p in PurePosixPath(name).parents]
         return any(n in self.sums for n in (name, f"{name}/", *above))
+
+
+def are_intact(folder: Path, names: Iterable[str]) -> bool:
+    """Are these files of a result, all known to its ledger, as they were written?
+
+    Raises:
+        RunError: the ledger is damaged.
+    """
+    known = Ledger(folder).sums
+    return all(
+        known.get(name) and (folder / name).is_file() and sha256_of(folder / name) in known[name]
+        for name in names
+    )
 
 
 def is_intact(folder: Path, name: str, at: Path | None = None) -> bool | None:

@@ -38,6 +38,7 @@ def acquire(lock: Path, folder: Path, seconds: float) -> int:
     """
     give_up = time.monotonic() + seconds
     while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # removed by a holder that has just ended
             descriptor = _take(lock)
             if descriptor is not None:
@@ -68,7 +69,6 @@ def holder(lock: Path) -> str | None:
 
 def _take(lock: Path) -> int | None:
     """The open file, locked and signed, or None when another process has it."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     # a holder that ended removed the file that was opened here: lock the one that others see
     if not _locked(descriptor) or not _is_at(descriptor, lock):

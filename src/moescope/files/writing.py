@@ -33,7 +33,7 @@ __all__ = [
 _SIGNED_WITHIN = 4096
 
 
-def own(path: Path) -> Path:
+def own(path: Path, *, flush: bool = True) -> Path:
     """Note that a file is about to be written; refuse one that is somebody else's.
 
     Raises:
@@ -53,7 +53,7 @@ def own(path: Path) -> Path:
                     "give another folder"
                 )
         with noted(place):
-            held.note(name)
+            held.note(name, flush=flush)
     return place
 
 
@@ -93,7 +93,7 @@ def replacing(path: Path, signature: bytes | None = None, *, flush: bool = True)
     """
     held, place = find_held(path)
     if held is not None:
-        own(path)
+        own(path, flush=flush)
     else:
         require_replaceable(path, signature)
     temporary = partial_of(place)
@@ -103,11 +103,14 @@ def replacing(path: Path, signature: bytes | None = None, *, flush: bool = True)
             temporary.unlink(missing_ok=True)  # it may be a link
             yield temporary
             if flush:
-                with temporary.open("rb") as handle:
-                    os.fsync(handle.fileno())
+                _to_disk(temporary)
             if held is not None:
-                held.note(held.name_of(place), sha256_of(temporary))
+                held.note(held.name_of(place), sha256_of(temporary), flush=flush)
             temporary.replace(place)
+            if held is not None:
+                held.ledger.settle(held.name_of(place))
+            if flush:
+                _to_disk(place.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -175,20 +178,52 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     with noted(path):
         with scratch_folder(partial_of(place)) as fresh:
             yield fresh
-            files = sorted(p for p in fresh.rglob("*") if p.is_file())
-            for file in files:
-                held.note(f"{name}/{file.relative_to(fresh).as_posix()}", sha256_of(file))
-            if place.exists():
-                with scratch_folder(old):
-                    old.rmdir()
-                    place.rename(old)
-                    fresh.rename(place)
-            else:  # a process may have died between the two renames above: old is the whole one
-                fresh.rename(place)
-                drop_scratch(old)
-        kept = {file.relative_to(fresh).as_posix() for file in files}
-        for gone in set(owned(place)) - kept:
-            held.note_gone(f"{name}/{gone}")
+            names = {
+                f"{name}/{file.relative_to(fresh).as_posix()}": file
+                for file in sorted(fresh.rglob("*"))
+                if file.is_file()
+            }
+            for one, file in names.items():
+                _to_disk(file)
+                held.note(one, sha256_of(file))
+            _exchange(place, fresh, old)
+            for one in names:
+                held.ledger.settle(one)
+        _to_disk(place.parent)
+        drop_scratch(old)
+        for one in {f"{name}/{gone}" for gone in owned(place)} - names.keys():
+            held.note_gone(one)
+
+
+def _exchange(place: Path, fresh: Path, old: Path) -> None:
+    """Put one folder in the place of another, which is kept as ``old``.
+
+    Where ``place`` is not there, a process may have died in here, and ``old`` is the whole one.
+    """
+    there = place.exists()
+    if there:
+        shutil.rmtree(keep_scratch(old), ignore_errors=True)
+        place.rename(old)
+    try:
+        fresh.rename(place)
+    except BaseException:
+        if there:
+            old.rename(place)
+        raise
+
+
+def _to_disk(path: Path) -> None:
+    """Flush a file or folder, so that a power cut leaves it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        if path.is_dir():  # not every system opens folders
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _refuse_others(held: HeldFolder, place: Path) -> None:

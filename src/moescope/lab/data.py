@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from moescope.corpus import Corpus, Document, open_corpus
 from moescope.corpus.pieces import WHOLE, pieces
 from moescope.errors import BadInputError
-from moescope.files import claim, is_intact, owned, replacing_folder
+from moescope.files import are_intact, claim, is_intact, owned, replacing_folder
 from moescope.lab.recipe import Recipe, TokenizerRecipe
 from moescope.models.source import ModelSpec, load_tokenizer
 
@@ -111,7 +111,7 @@ def _known_tokens(folder: Path, index: Path) -> dict[str, Any]:
         return {}
     known: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
     files = [file for side in ("train", "heldout") for file in known[side].values()]
-    return known if all(is_intact(folder, f"tokens/{file}") for file in files) else {}
+    return known if are_intact(folder, [f"tokens/{file}" for file in files]) else {}
 
 
 def _corpora(recipe: Recipe) -> tuple[Corpus, Corpus]:
@@ -152,7 +152,7 @@ def _tokenizer(recipe: Recipe, corpus: Corpus, text: str, target: Path) -> Any:
     made_from = {**given.model_dump(exclude={"path"}), "longest": longest, "text": text}
     note = target / "made_from.json"
     files = [f"{target.name}/{file}" for file in owned(target)]
-    whole = files and all(is_intact(target.parent, file) for file in files)
+    whole = files and are_intact(target.parent, files)
     if not whole or json.loads(note.read_text(encoding="utf-8")) != made_from:
         fast = PreTrainedTokenizerFast(
             tokenizer_object=_train_bpe(given, corpus),

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moescope.corpus import CorpusSpec, Shard
 from moescope.errors import RunError
-from moescope.files import LOCK, owned, remove, remove_result, write_bytes
+from moescope.files import LEDGER, LOCK, owned, remove, remove_result, write_bytes
 from moescope.given import MOST_SHARDS, MOST_WORKERS
 from moescope.models import ModelSpec
 from moescope.models.loading import EngineName
@@ -156,8 +156,9 @@ class Parts:
         if stored is None:
             return
         parts = cls(run, int(stored["shards"]))
-        for shard in parts.shards:
-            remove_result(parts.run_of(shard))
+        for path in sorted(parts.folder.iterdir()):  # an earlier launch may have cut otherwise
+            if path.is_dir() and not path.is_symlink() and (path / LEDGER).is_file():
+                remove_result(path)
         for name in sorted(owned(parts.folder), key=lambda name: name == _LAUNCH):
             remove(parts.folder / name)
 

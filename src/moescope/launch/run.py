@@ -11,7 +11,6 @@ from pathlib import Path
 
 from moescope.corpus import CorpusSpec, open_corpus
 from moescope.errors import BadInputError, RunError
-from moescope.files import claim
 from moescope.launch.job import Job, LaunchOptions, Parts
 from moescope.launch.local import run_local
 from moescope.launch.on_ray import ray_workers, run_on_ray, with_ray
@@ -19,7 +18,7 @@ from moescope.launch.watch import LaunchProgress, Watch
 from moescope.models import ModelSpec
 from moescope.models.loading import EngineName
 from moescope.trace import TraceOptions
-from moescope.trace.manifest import MANIFEST, Manifest, read_manifest, written_names
+from moescope.trace.manifest import MANIFEST, Manifest, claim_run, read_manifest
 from moescope.trace.merge import merge_runs
 
 __all__ = ["launch"]
@@ -79,7 +78,7 @@ def launch(
             f"a launch cuts the corpus itself; leave the shard out, got {corpus.shard}"
         )
     open_corpus(corpus)  # text that is not there leaves no folder behind
-    with claim(run, "run", reads=[corpus.path], wait=_LOCK_SECONDS, adopt=written_names):
+    with claim_run(run, reads=[corpus.path], wait=_LOCK_SECONDS):
         if not _is_finished(run, job, resume):
             parts = _trace_parts(job, run, how, resume, on_progress, say)
             say("merging")

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 
-from moescope.files import is_intact, write_bytes
+from moescope.files import are_intact, write_bytes
 from moescope.profiles.cells import Cells
 from moescope.profiles.contexts import Context, WindowTexts
 from moescope.profiles.measure import Measured
@@ -149,7 +149,7 @@ def keep_measures(
 def read_measures(run: Run, key: str) -> StoredMeasures | None:
     """A measurement that was kept, or None when there is none or it is damaged."""
     paths = _paths(run, key)
-    if not all(is_intact(run.path, f"{FOLDER}/{p.name}") for p in paths.values()):
+    if not are_intact(run.path, [f"{FOLDER}/{p.name}" for p in paths.values()]):
         return None
     try:
         return StoredMeasures(

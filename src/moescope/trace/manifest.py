@@ -6,8 +6,10 @@ together. What the arrays of a run must look like to fit it is for the reader of
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Literal, NotRequired
 
@@ -23,7 +25,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from moescope.errors import RunError
-from moescope.files import plain_name, write_bytes
+from moescope.files import claim, plain_name, write_bytes
 from moescope.given import MOST_EXPERTS, first_problem
 
 __all__ = [
@@ -40,15 +42,16 @@ __all__ = [
     "Progressed",
     "Stored",
     "WholeCorpus",
+    "claim_run",
+    "has_progress",
     "read_manifest",
     "write_manifest",
-    "written_names",
 ]
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-_LARGEST = 50_000_000
-"""Bytes; a manifest of a million shards has fewer."""
+_LARGEST = 1 << 28
+"""Bytes; a million shards are 163 million."""
 
 _strict = ConfigDict(extra="forbid")
 
@@ -263,6 +266,7 @@ class Manifest(BaseModel):
         if len(set(self.domains)) != len(self.domains):
             raise ValueError("domains names one twice")
         needed = {"documents_read", "tokens", "fingerprint", "left_out", "domain_tokens"}
+        needed |= {"skipped", "requests"} if self.source else set()
         if self.state is not None and (lacking := sorted(needed - self.progress.keys())):
             raise ValueError(f"progress lacks {', '.join(lacking)}")
         if self.status == "complete":
@@ -316,12 +320,35 @@ def _first(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def written_names(run: Path) -> Iterable[str]:
-    """The files that a run's manifest names, and itself: what moescope wrote there.
+def has_progress(run: Path) -> bool:
+    """Was anything committed? A run that ended before that begins anew."""
+    return (run / MANIFEST).is_file() and read_manifest(run).state is not None
 
-    Raises:
-        RunError: no run there, or a damaged one.
+
+def claim_run(
+    run: str | Path, *, reads: Sequence[str | Path] = (), wait: float = 2.0
+) -> AbstractContextManager[Path]:
+    """Hold the folder of a run; see `moescope.files.claim`.
+
+    A run without a ledger is taken for what its manifest names.
     """
+    return claim(run, "run", reads=reads, wait=wait, adopt=_written_names)
+
+
+def _written_names(run: Path) -> list[str]:
     manifest = read_manifest(run)
     single = [s for s in (manifest.state, manifest.sample, manifest.vocabulary) if s is not None]
-    return [MANIFEST, *(s.file for s in (*single, *manifest.documents, *manifest.shards))]
+    named = [s.file for s in (*single, *manifest.documents, *manifest.shards)]
+    return [MANIFEST, *named, *_tables_of(run)]
+
+
+def _tables_of(run: Path) -> list[str]:
+    """Tables that were kept there; each says in its metadata who made it."""
+    import pyarrow.parquet as pq
+
+    found = []
+    for path in sorted((run / "tables").glob("*.parquet")):
+        with contextlib.suppress(OSError, ValueError):
+            if not path.is_symlink() and b"moescope" in (pq.read_schema(path).metadata or {}):
+                found.append(f"tables/{path.name}")
+    return [] if (run / "tables").is_symlink() else found

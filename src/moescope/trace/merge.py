@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from moescope.corpus import Shard, in_shard, parse_shard
 from moescope.errors import BadInputError, RunError
-from moescope.files import claim, nothing_of_bad_input
+from moescope.files import nothing_of_bad_input
 from moescope.trace.commit import coverage, finish
 from moescope.trace.join import JoinedState
 from moescope.trace.manifest import (
@@ -26,9 +26,9 @@ from moescope.trace.manifest import (
     MergedPart,
     Stored,
     WholeCorpus,
+    claim_run,
     read_manifest,
     write_manifest,
-    written_names,
 )
 from moescope.trace.reader import Run
 from moescope.trace.state import RunState
@@ -93,7 +93,7 @@ def merge_runs(
         WriteError: the disk is full; the runs are untouched.
     """
     plan = _plan([Path(run) for run in runs], partial)
-    with claim(out, "run", reads=runs, adopt=written_names) as folder:
+    with claim_run(out, reads=runs) as folder:
         _require_free(folder)
         with nothing_of_bad_input(folder):
             _merge(plan, folder, link=link, on_part=on_part or (lambda _: None))

@@ -15,9 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moescope.errors import RunError
-from moescope.files import claim
 from moescope.trace.aggregates import ABSENT, AggregateShape, PhaseAggregates
-from moescope.trace.manifest import Manifest, read_manifest, written_names
+from moescope.trace.manifest import Manifest, claim_run, read_manifest
 from moescope.trace.shards import document_table
 from moescope.trace.state import RunState
 from moescope.trace.store import read_json, read_parquet, read_tensors, understood
@@ -72,7 +71,7 @@ class Run:
 
     def writing(self, wait: float = 2.0) -> AbstractContextManager[Path]:
         """Hold the folder, to write into it beside what is there; see `moescope.files.claim`."""
-        return claim(self.path, "run", wait=wait, adopt=written_names)
+        return claim_run(self.path, wait=wait)
 
     @property
     def domains(self) -> list[str]:
@@ -99,16 +98,7 @@ class Run:
     @cached_property
     def state(self) -> RunState:
         """All sums and samples."""
-        if self.manifest.state is None:
-            raise RunError(f"{self.path} has no committed results yet; begin it again")
-        options, stored = self.manifest.options, self.manifest.state
-        arrays = read_tensors(self.path, stored)
-        with understood(self.path / stored.file):
-            state = RunState.from_arrays(
-                arrays, self.shape, options["sample_tokens"], options["seed"]
-            )
-            _require_counts(state, self.manifest)
-        return state
+        return stored_state(self.path, self.manifest, self.shape)
 
     @property
     def phases(self) -> list[str]:
@@ -158,6 +148,22 @@ class Run:
         with understood(f"the sample of {self.path}"):
             keep = np.asarray(table["phase"].combine_chunks().dictionary_decode()) == phase
             return token_rows(table.filter(pa.array(keep)), self.shape, self.domains)
+
+
+def stored_state(run: Path, manifest: Manifest, shape: AggregateShape) -> RunState:
+    """All sums and samples of a run, checked against its manifest.
+
+    Raises:
+        RunError: nothing was committed, or the file is not what the manifest describes.
+    """
+    options, stored = manifest.options, manifest.state
+    if stored is None:
+        raise RunError(f"{run} has no committed results yet; begin it again")
+    arrays = read_tensors(run, stored)
+    with understood(run / stored.file):
+        state = RunState.from_arrays(arrays, shape, options["sample_tokens"], options["seed"])
+        _require_counts(state, manifest)
+    return state
 
 
 def _require_counts(state: RunState, manifest: Manifest) -> None:

@@ -29,26 +29,26 @@ from moescope.corpus import (
     tokenize_document,
 )
 from moescope.errors import BadInputError, CorpusError, RunError
-from moescope.files import claim, drop_scratch, keep_scratch, nothing_of_bad_input
+from moescope.files import drop_scratch, keep_scratch, nothing_of_bad_input
 from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.loading import LoadedModel
 from moescope.trace.aggregates import AggregateShape
 from moescope.trace.commit import commit, coverage, finish
 from moescope.trace.engine import Engine, ResidentEngine
 from moescope.trace.manifest import (
-    MANIFEST,
     Manifest,
     Progressed,
     WholeCorpus,
+    claim_run,
+    has_progress,
     read_manifest,
     write_manifest,
-    written_names,
 )
 from moescope.trace.options import TraceOptions
 from moescope.trace.pool import PoolRecorder, PoolResult
+from moescope.trace.reader import stored_state
 from moescope.trace.room import document_bytes, require_room
 from moescope.trace.state import RunState
-from moescope.trace.store import read_tensors
 from moescope.trace.streamed import StreamedEngine
 
 __all__ = ["Progress", "context_length", "describe_layers", "trace"]
@@ -107,7 +107,7 @@ def trace(
         WriteError: the disk is full.
     """
     asked = options or TraceOptions()
-    with claim(run, "run", reads=[corpus_spec.path], wait=wait, adopt=written_names) as folder:
+    with claim_run(run, reads=[corpus_spec.path], wait=wait) as folder:
         tracer = _Tracer(loaded, corpus_spec, folder, asked, engine, on_progress)
         with nothing_of_bad_input(folder, unless=lambda: tracer.manifest.state is not None):
             return tracer.go(resume)
@@ -156,7 +156,7 @@ class _Tracer:
         self.pending: list[PoolResult] = []
 
     def go(self, resume: bool) -> Path:
-        if (self.run / MANIFEST).exists() and self._has_progress():
+        if has_progress(self.run):
             if not resume:
                 raise RunError(f"{self.run} already holds a run; resume it, or give another folder")
             self._restore()
@@ -181,10 +181,6 @@ class _Tracer:
                 f"{self.run} was made of; trace them into another folder"
             )
 
-    def _has_progress(self) -> bool:
-        """False for a run that ended before its first commit: nothing of it is worth keeping."""
-        return read_manifest(self.run).state is not None
-
     def _start(self) -> None:
         self.manifest.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         names = ("moescope", "torch", "transformers", "numpy", "pyarrow")
@@ -207,11 +203,7 @@ class _Tracer:
                     "it was started with, or give another folder"
                 )
         self.manifest = old
-        assert old.state is not None
-        arrays = read_tensors(self.run, old.state)
-        self.state = RunState.from_arrays(
-            arrays, self.shape, self.options.sample_tokens, self.options.seed
-        )
+        self.state = stored_state(self.run, old, self.shape)
         self.done_documents = int(old.progress["documents_read"])
         self.prefix = str(old.progress["fingerprint"])
         self.tokens = int(old.progress["tokens"])

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from moescope.corpus.seen import SeenIds
 from moescope.errors import BadInputError, CorpusError, RunError
-from moescope.files import claim, nothing_of_bad_input
+from moescope.files import nothing_of_bad_input
 from moescope.models.loading import ModelSpec
 from moescope.trace.aggregates import AggregateShape
 from moescope.trace.commit import commit, coverage, finish
@@ -29,13 +29,20 @@ from moescope.trace.importers.pool import RequestPool
 from moescope.trace.importers.rows import count_request
 from moescope.trace.importers.served import ServedModel, describe_served, open_served
 from moescope.trace.importers.source import describe_source, notes
-from moescope.trace.manifest import MANIFEST, Manifest, read_manifest, write_manifest, written_names
+from moescope.trace.manifest import (
+    Manifest,
+    claim_run,
+    has_progress,
+    read_manifest,
+    write_manifest,
+)
 from moescope.trace.options import TraceOptions
 from moescope.trace.pool import PoolResult
+from moescope.trace.reader import stored_state
 from moescope.trace.record import Progress
 from moescope.trace.record import _token_texts as token_texts
 from moescope.trace.state import RunState
-from moescope.trace.store import read_parquet, read_tensors
+from moescope.trace.store import read_parquet
 
 __all__ = ["ENGINES", "EngineKind", "import_traces"]
 
@@ -106,7 +113,7 @@ def import_traces(
         raise BadInputError("--domain all: that is the name of the total; call it otherwise")
     source = {"domain": label, "ordered": ordered, "on_error": on_error}
     asked = _import_options(options or TraceOptions())
-    with claim(run, "run", adopt=written_names) as folder:
+    with claim_run(run) as folder:
         maker = _Importer(engine, files, folder, model, asked, source, on_progress)
         maker.manifest.source["engine_version"] = engine_version
         with nothing_of_bad_input(folder, unless=lambda: maker.manifest.state is not None):
@@ -164,7 +171,7 @@ class _Importer:
         self.entries = self.done = self.tokens = self.bytes = 0
 
     def go(self, resume: bool) -> Path:
-        if (self.run / MANIFEST).exists() and read_manifest(self.run).state is not None:
+        if has_progress(self.run):
             if not resume:
                 raise RunError(f"{self.run} already holds a run; resume it, or give another folder")
             self._restore()
@@ -197,11 +204,7 @@ class _Importer:
                     "it was started with, or give another folder"
                 )
         self.manifest = old
-        assert old.state is not None
-        arrays = read_tensors(self.run, old.state)
-        self.state = RunState.from_arrays(
-            arrays, self.shape, self.options.sample_tokens, self.options.seed
-        )
+        self.state = stored_state(self.run, old, self.shape)
         self.done, self.tokens = int(old.progress["documents_read"]), int(old.progress["tokens"])
         progress: Any = old.progress
         for name, counter in self.counters.items():

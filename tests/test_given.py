@@ -3,21 +3,33 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from moescope.axes import ExpertRef
 from moescope.cli.config import RunConfig, parse_layers
 from moescope.corpus import CorpusSpec
 from moescope.errors import BadInputError
-from moescope.given import MAX_SEED, parse_json, read_text, require_seed, whole_number
+from moescope.given import (
+    MAX_SEED,
+    MOST_EXPERTS,
+    first_problem,
+    parse_json,
+    read_text,
+    require_seed,
+    whole_number,
+)
 from moescope.intervene import measure_damage, steer, sweep, sweep_experts
+from moescope.lab.recipe import ModelRecipe
+from moescope.launch import LaunchOptions
 from moescope.models import LoadedModel
 from moescope.models.edits import bias
 from moescope.profiles.similarity.compare import SimilarityOptions
 from moescope.trace import TraceOptions
+from moescope.trace.aggregates import pack, unpack
 
 WITH_A_SEED: dict[str, Callable[[int], Any]] = {
     "TraceOptions": lambda seed: TraceOptions(seed=seed),
@@ -34,6 +46,44 @@ def test_a_seed_has_63_bits_wherever_it_is_given(kind: str) -> None:
     for seed in (-1, MAX_SEED + 1, 2**70):
         with pytest.raises(ValidationError):
             WITH_A_SEED[kind](seed)
+
+
+def test_a_launch_has_one_limit_whether_flags_or_python_ask_for_it() -> None:
+    for name in ("workers", "shards"):
+        assert RunConfig.model_fields[name].metadata == LaunchOptions.model_fields[name].metadata
+
+
+def test_no_model_is_trained_with_more_experts_than_a_run_can_hold() -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "top_k": 1}
+    sizes["num_attention_heads"] = 1
+    assert ModelRecipe(**sizes, num_experts=MOST_EXPERTS)
+    with pytest.raises(ValidationError):
+        ModelRecipe(**sizes, num_experts=MOST_EXPERTS + 1)
+    zero, last = np.zeros(2, dtype=np.int64), np.array([0, MOST_EXPERTS - 1])
+    assert unpack(pack(zero, zero, last))[2].tolist() == last.tolist()
+    assert unpack(pack(zero, zero, last + 1))[2].tolist() == [1, 0]  # the next one has no room
+
+
+def test_the_first_problem_is_one_line_with_its_place() -> None:
+    class Inner(BaseModel):
+        size: int = Field(ge=1)
+
+    class Outer(BaseModel):
+        inner: list[Inner]
+
+        @model_validator(mode="after")
+        def _fits(self) -> Self:
+            raise ValueError("two\nlines " + "x" * 500)
+
+    def said(**settings: Any) -> str:
+        with pytest.raises(ValidationError) as raised:
+            Outer.model_validate(settings)
+        return first_problem(raised.value)
+
+    assert said(inner=[{"size": 0}]).startswith("inner.0.size: Input should be greater")
+    assert said() == "inner: Field required"
+    assert said(inner=[]).startswith("Value error, two lines xxx")
+    assert len(said(inner=[])) == 200
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])

@@ -328,6 +328,19 @@ def test_a_fault_in_a_worker_is_said_and_may_be_tried_again(
     assert outcome == ("RuntimeError: CUDA error: an illegal memory access", False, 1)
 
 
+def test_too_little_memory_in_a_worker_is_no_fault_in_moescope(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_args: object, **_more: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(worker_module, "trace", fails)
+    outcome = attempt(place.job(), Shard(1, 3), tmp_path / "1-of-3")
+    said = "there is not enough memory for a worker; take fewer workers or less text"
+    assert outcome == (said, False, 1)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_streamed_model_serves_one_shard_after_the_other(place: Place, tmp_path: Path) -> None:
     options = OPTIONS.model_copy(update={"generate": 0})
     spec = place.corpus.model_copy(update={"split": "test"})

@@ -21,6 +21,8 @@ It knows nothing of models, text or runs.
 
 from __future__ import annotations
 
+import errno
+
 __all__ = [
     "BadInputError",
     "BusyError",
@@ -34,7 +36,10 @@ __all__ = [
     "RunError",
     "TrainingError",
     "WriteError",
+    "lacks_memory",
 ]
+
+_NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "Cannot allocate memory")
 
 
 class MoescopeError(Exception):
@@ -99,3 +104,18 @@ class MissingExtraError(BadInputError):
             f"{purpose} needs the package {package!r}, which is not installed; "
             f"run: pip install 'moescope[{extra}]'"
         )
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether it came of too little memory, here or on a device, and so of nobody's input.
+
+    Torch, CUDA and the libraries in Rust have words for it and no class.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            return True
+        quotes = isinstance(error, (OSError, LookupError, ValueError))  # names and values given
+        if not quotes and any(words in str(error) for words in _NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from moescope.errors import BadInputError
 
 __all__ = [
     "MAX_SEED",
+    "MOST_EXPERTS",
+    "MOST_SHARDS",
     "MOST_TOKENS",
+    "MOST_WORKERS",
     "WHOLE",
     "Seed",
+    "first_problem",
     "parse_json",
     "parse_yaml",
     "read_text",
@@ -38,6 +42,15 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 MOST_TOKENS = 10**15
 """More than any corpus has, and small enough for sums of 64 bits."""
+
+MOST_EXPERTS = 1 << 12
+"""Of a layer; the token-id tables of a run pack an expert into 12 bits."""
+
+MOST_SHARDS = 100_000
+"""Parts that a launch cuts a corpus into."""
+
+MOST_WORKERS = 1024
+"""Workers of a launch at a time."""
 
 WHOLE = r"[0-9]{1,9}"
 """A whole number in a regular expression; ``\\d`` would take the digits of every script."""
@@ -66,34 +79,42 @@ def whole_number(text: str) -> int | None:
     return int(plain) if re.fullmatch(WHOLE, plain) else None
 
 
-def read_text(path: str | Path, most: int = _MOST_BYTES) -> str:
+def first_problem(error: ValidationError) -> str:
+    """Where the first problem of settings or of a stored file lies, and what it is: one line."""
+    problem = error.errors()[0]
+    where = ".".join(map(str, problem["loc"]))
+    return " ".join(f"{where}: {problem['msg']}".removeprefix(": ").split())[:200]
+
+
+def read_text(path: str | Path, most: int = _MOST_BYTES, label: str | None = None) -> str:
     """The text of a small file.
 
     Args:
         path: of the file.
         most: bytes that are read; more is refused.
+        label: how messages call it; its path by default.
 
     Raises:
         BadInputError: no such file, a folder, a device or pipe, too large, or no UTF-8.
     """
-    file = Path(path)
+    file, label = Path(path), label or str(path)
     try:
         found = file.stat()
         if stat.S_ISDIR(found.st_mode):
-            raise BadInputError(f"{file} is a folder; expected a file")
+            raise BadInputError(f"{label} is a folder; expected a file")
         if not stat.S_ISREG(found.st_mode):
-            raise BadInputError(f"{file} is a device or a pipe; expected a file")
+            raise BadInputError(f"{label} is a device or a pipe; expected a file")
         if found.st_size > most:
             raise BadInputError(
-                f"{file} has {found.st_size:,} bytes; such a file has at most {most:,}"
+                f"{label} has {found.st_size:,} bytes; such a file has at most {most:,}"
             )
         return file.read_bytes().decode("utf-8")
     except OSError as error:
-        raise BadInputError(f"{file} cannot be read ({error.strerror or error})") from error
+        raise BadInputError(f"{label} cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
-        raise BadInputError(f"{file} is no UTF-8 text (byte {error.start})") from error
+        raise BadInputError(f"{label} is no UTF-8 text (byte {error.start})") from error
     except ValueError as error:  # a name with a null character
-        raise BadInputError(f"{str(file)!r} is no name of a file ({error})") from error
+        raise BadInputError(f"{label!r} is no name of a file ({error})") from error
 
 
 def refuse_odd_text(value: Any) -> None:
@@ -111,15 +132,20 @@ def refuse_odd_text(value: Any) -> None:
             refuse_odd_text(one)
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, odd_text: bool = False) -> Any:
     """What a JSON text holds.
+
+    Args:
+        text: the JSON.
+        odd_text: let through what `refuse_odd_text` refuses; a vocabulary may hold it.
 
     Raises:
         BadInputError: no JSON, nested too deeply, or with a number that has thousands of digits.
     """
     try:
         value = json.loads(text)
-        refuse_odd_text(value)
+        if not odd_text:
+            refuse_odd_text(value)
         return value
     except RecursionError as error:
         raise BadInputError("the JSON is nested too deeply") from error

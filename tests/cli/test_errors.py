@@ -232,3 +232,21 @@ def test_help_and_errors_do_not_wait_for_the_large_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 2048")]
+)
+def test_too_little_memory_for_a_sound_model_is_said_as_that(
+    error: Exception,
+    place: Path,
+    moescope: Callable[..., Done],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lacks(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", lacks)
+    done = moescope("inspect", "moe", cwd=place)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: there is not enough memory for this")

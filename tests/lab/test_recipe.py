@@ -16,6 +16,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"routter": {}}, "unknown key 'routter'; did you mean router?"),
     ({"model": {"experts": 4}}, "unknown key 'model.experts'; did you mean num_experts?"),
     ({"model": {"top_k": 9}}, "top_k 9 is more than num_experts 8; choose top_k from 1 to 8"),
+    ({"model": {"num_experts": 4097}}, "model.num_experts: Input should be less than or equal to"),
     ({"model": {"hidden_size": 17}}, "hidden_size 17 does not divide into 2 attention heads"),
     ({"model": {"hidden_size": 18}}, "a head of 9 is odd"),
     ({"model": {"shared_expert_size": 8}}, "olmoe has no shared expert"),

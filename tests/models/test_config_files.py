@@ -1,5 +1,6 @@
 """A model's small files: what is refused before anything is built, and which key is named."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -9,9 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moescope.errors import ModelError, WriteError
-from moescope.models import ModelSpec, load_model
-from moescope.models.config_files import CONFIG, check_config, fault_in, local_folder
+from moescope.models import LoadedModel, ModelSpec, load_model
+from moescope.models.config_files import (
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    check_config,
+    fault_in,
+    local_folder,
+)
 from moescope.models.loading import load_streamed
+from moescope.models.probe import find_anatomy
 from moescope.models.source import guard
 
 
@@ -70,28 +79,38 @@ def test_a_nest_is_refused_at_a_depth_that_is_still_read(tmp_path: Path) -> None
 
 class TestWhichKey:
     def test_it_is_named_by_the_words_of_the_error(self, tmp_path: Path) -> None:
-        config(tmp_path, hidden_act="swash", width=3)
-        said = fault_in(str(tmp_path), CONFIG, ValueError("width must be even"))
-        assert said.endswith("config.json: width is 3, which cannot be used: width must be even")
+        config(tmp_path, hidden_act="swash", head_width=3)
+        said = fault_in(str(tmp_path), CONFIG, ValueError("head_width must be even"))
+        assert said.endswith("json: head_width is 3, which cannot be used: head_width must be even")
 
     def test_by_the_value_that_is_quoted(self, tmp_path: Path) -> None:
         config(tmp_path, hidden_act="swash", width=3)
         said = fault_in(str(tmp_path), CONFIG, KeyError("swash"))
         assert said.endswith("""hidden_act is "swash", which cannot be used: there is no 'swash'""")
 
-    def test_or_by_the_line_of_code_that_failed(self, tmp_path: Path) -> None:
-        config(tmp_path, num_heads=0, width=3)
-        num_heads = 0
-        with pytest.raises(ZeroDivisionError) as caught:
-            _ = 3 // num_heads
+    def test_not_by_the_line_of_code_that_failed_nor_by_a_word_of_prose(
+        self, tmp_path: Path
+    ) -> None:
+        config(tmp_path, num_heads=4, width=3)
+        num_heads = 4
+        with pytest.raises(RuntimeError) as caught:
+            raise RuntimeError(*["the width of a bus is lost"][:num_heads])
         said = fault_in(str(tmp_path), CONFIG, caught.value)
-        assert "config.json: num_heads is 0, which cannot be used" in said
-        assert "(ZeroDivisionError)" in said
+        assert said == f"{tmp_path}/config.json cannot be used: the width of a bus is lost"
 
-    def test_else_the_file_alone(self, tmp_path: Path) -> None:
+    def test_else_what_was_read_and_the_reason(self, tmp_path: Path) -> None:
         config(tmp_path, width=3)
         said = fault_in(str(tmp_path), CONFIG, TypeError("unhashable"))
         assert said == f"{tmp_path}/config.json cannot be used: unhashable (TypeError)"
+        for error in (AssertionError(), RuntimeError()):
+            said = fault_in(str(tmp_path), WEIGHTS, error)
+            reason = type(error).__name__
+            assert said == f"{tmp_path}: config.json or the weights cannot be used: {reason}"
+
+    def test_a_vocabulary_may_hold_any_character(self, tmp_path: Path) -> None:
+        (tmp_path / "tokenizer.json").write_text(json.dumps({"vocab": {"\0": 0, "\ud800": 1}}))
+        said = fault_in(str(tmp_path), TOKENIZER, ValueError("no merges"))
+        assert said == f"{tmp_path}/tokenizer.json cannot be used: no merges"
 
 
 class TestGuard:
@@ -101,6 +120,55 @@ class TestGuard:
 
         with pytest.raises(WriteError, match="cannot be fetched: No space left"):
             guard(ModelSpec("owner/name"), fetch)
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MemoryError(),
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 2048 bytes"),
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            RuntimeError("CUDA error: out of memory"),
+            OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ],
+        ids=repr,
+    )
+    def test_a_lack_of_memory_is_no_fault_of_the_model(
+        self, error: Exception, tmp_path: Path
+    ) -> None:
+        config(tmp_path, hidden_size=2048)
+
+        def fail(wraps: bool) -> None:
+            hidden_size = 2048
+            try:
+                raise [error, hidden_size][0]  # type: ignore[misc]
+            except Exception as caught:
+                if wraps:
+                    raise OSError("Unable to load weights") from caught
+                raise
+
+        with pytest.raises(type(error)) as raised:
+            guard(ModelSpec(str(tmp_path)), fail, False, reads=CONFIG)
+        assert raised.value is error
+        with pytest.raises(OSError, match="Unable to load weights"):
+            guard(ModelSpec(str(tmp_path)), fail, True, reads=CONFIG)
+
+    def test_nor_is_it_a_fault_of_its_router(
+        self, tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def lacks(*_: object) -> None:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+        router = tiny_loaded.model.get_submodule(tiny_loaded.anatomy.layers[0].site.router)
+        monkeypatch.setattr(type(router), "forward", lacks)
+        with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+            guard(tiny_loaded.spec, find_anatomy, tiny_loaded.model, tiny_loaded.model.config)
+
+    def test_what_is_called_after_memory_is_not_taken_for_it(self, tmp_path: Path) -> None:
+        def fetch() -> None:
+            raise FileNotFoundError(errno.ENOENT, "No such file", "out of memory.json")
+
+        with pytest.raises(ModelError, match="cannot be used"):
+            guard(ModelSpec(str(tmp_path)), fetch)
 
     def test_a_panic_of_a_library_is_one_line_and_an_interruption_stays_one(self) -> None:
         class PanicException(BaseException):

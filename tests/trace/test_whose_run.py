@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -224,18 +225,25 @@ def test_of_two_processes_on_one_folder_one_writes_and_the_other_says_who(
 
 
 def test_a_killed_process_leaves_no_lock_that_holds(tiny_folder: Path, tmp_path: Path) -> None:
-    spec = write(tmp_path / "a.jsonl", TEXTS * 8)
+    spec = write(tmp_path / "a.jsonl", TEXTS * 20)  # it commits far longer than a look takes
     command = [
         sys.executable, "-m", "moescope", "trace", str(tiny_folder), spec.path,
         "-o", str(tmp_path / "run"), "--context", "40", "--checkpoint-seconds", "0",
         "--pool-tokens", "256",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / "run" / "manifest.json").exists():
-        pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    deadline = time.monotonic() + 120
+    try:
+        while not (tmp_path / "run" / "manifest.json").exists():
+            assert process.poll() is None, "it ended before it wrote anything"
+            assert time.monotonic() < deadline, "it wrote nothing for two minutes"
+            time.sleep(0.005)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
     assert (tmp_path / "run" / ".moescope.lock").exists()
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--resume"], capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "run" / ".moescope.lock").exists()

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from moescope.cli.resume import RUN_MARKS, resumable
 from moescope.cli.settings import optional, parameter, read_settings, sign, validated
 from moescope.errors import BadInputError
-from moescope.given import MOST_TOKENS, Seed, whole_number
+from moescope.given import MOST_SHARDS, MOST_TOKENS, MOST_WORKERS, Seed, whole_number
 
 if TYPE_CHECKING:
     from moescope.corpus import CorpusSpec
@@ -104,12 +104,12 @@ class RunConfig(BaseModel):
         "cluster (ray) and merge; shard: this process does --shard i/n of it",
     )
     workers: int | None = Field(
-        None, ge=1, le=1024, description="workers of the launcher at a time"
+        None, ge=1, le=MOST_WORKERS, description="workers of the launcher at a time"
     )
     shards: int | None = Field(
         None,
         ge=1,
-        le=100_000,
+        le=MOST_SHARDS,
         description="parts that the launcher cuts; by default one for each worker",
     )
     worker_cpus: float = Field(1.0, gt=0, description="processors and threads of a Ray task")

@@ -35,7 +35,8 @@ from moescope.cli import (
 )
 from moescope.cli.resume import INTERRUPTED
 from moescope.cli.terminal import bounded, clean, errors, tolerate
-from moescope.errors import BadInputError, MoescopeError
+from moescope.errors import BadInputError, MoescopeError, lacks_memory
+from moescope.given import first_problem
 
 __all__ = ["app", "run"]
 
@@ -117,17 +118,15 @@ def _run() -> int:
         where = context.command_path if context else "moescope"
         return _fail(f"{error.format_message()} See: {where} --help", 2)
     except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"]))
-        return _fail(f"{name}: {problem['msg']}, got {problem['input']!r}", 2)
+        return _fail(f"{first_problem(error)}, got {error.errors()[0]['input']!r}", 2)
     except BrokenPipeError:
         return 0
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            return _fail(_of_system(error), 2 if error.errno in _NAMES else 1)
-        if _is_memory(error):
+        if lacks_memory(error):
             line = "there is not enough memory for this; take less text or a smaller model"
             return _fail(line, 1)
+        if isinstance(error, OSError) and error.errno is not None:
+            return _fail(_of_system(error), 2 if error.errno in _NAMES else 1)
         if os.environ.get("MOESCOPE_DEBUG"):
             raise
         kind = type(error).__name__
@@ -143,15 +142,6 @@ def _run() -> int:
 def _fail(line: str, code: int) -> int:
     errors.print(f"error: {bounded(' '.join(line.split()))}", style="bold red", soft_wrap=True)
     return code
-
-
-def _is_memory(error: Exception) -> bool:
-    """Python's own error, or torch's, which has no class for the processor's memory."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in str(error)
-    )
 
 
 def _of_system(error: OSError) -> str:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from moescope.errors import RunError
 from moescope.files import plain_name, replacing_folder, require_intact
+from moescope.given import first_problem
 from moescope.lab.network import Network
 from moescope.lab.optimizer import Optimizer
 
@@ -93,10 +94,8 @@ def read_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             try:
                 return candidate, _State.model_validate_json(text, strict=True).model_dump()
             except ValidationError as error:
-                problem = error.errors()[0]
-                where = ".".join(map(str, problem["loc"]))
                 raise RunError(
-                    f"{candidate / _STATE} is damaged ({where}: {problem['msg']}); restore it, or "
+                    f"{candidate / _STATE} is damaged ({first_problem(error)}); restore it, or "
                     "begin again in a new folder"
                 ) from error
     return None

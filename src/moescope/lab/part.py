@@ -7,11 +7,9 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-__all__ = ["MAX_NUMBER", "Beta", "Part", "Ramp", "Weight"]
+from moescope.given import MAX_SEED
 
-MAX_NUMBER = 2**63 - 1
-"""The largest number that every generator and file takes."""
-
+__all__ = ["Beta", "Part", "Ramp", "Weight"]
 
 _LARGEST = 1e15
 
@@ -33,8 +31,8 @@ class Part(BaseModel):
         kind = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
             raise ValueError(f"expected something else than {str(value).lower()}")
-        if isinstance(value, int) and abs(value) > MAX_NUMBER:
-            raise ValueError(f"expected a number of at most {len(str(MAX_NUMBER))} digits")
+        if isinstance(value, int) and abs(value) > MAX_SEED:
+            raise ValueError(f"expected a number of at most {len(str(MAX_SEED))} digits")
         if isinstance(value, float) and math.isfinite(value) and abs(value) > _LARGEST:
             raise ValueError(f"expected a number of at most {_LARGEST:g}")
         return value

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from moescope.corpus import CorpusSpec
+from moescope.given import MOST_EXPERTS
 from moescope.lab.part import Beta, Part, Ramp, Weight
 
 __all__ = [
@@ -86,7 +87,7 @@ class ModelRecipe(Part):
     """Attention heads."""
     num_key_value_heads: int | None = Field(None, ge=1)
     """Key and value heads; as many as attention heads unless given."""
-    num_experts: int = Field(ge=1, le=10_000)
+    num_experts: int = Field(ge=1, le=MOST_EXPERTS)
     """E, routed experts of a layer."""
     top_k: int = Field(ge=1)
     """K, experts of a token."""

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from moescope.corpus import CorpusSpec, Shard
 from moescope.errors import RunError
 from moescope.files import LEDGER, LOCK, owned, remove, remove_result, write_bytes
+from moescope.given import MOST_SHARDS, MOST_WORKERS
 from moescope.models import ModelSpec
 from moescope.models.loading import EngineName
 from moescope.trace import TraceOptions
@@ -26,9 +27,6 @@ PARTS = "parts"
 """The folder of the parts, inside that of the run."""
 
 _LAUNCH = "launch.json"
-
-MOST_SHARDS = 100_000
-MOST_WORKERS = 1024
 
 
 class LaunchOptions(BaseModel):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moescope.corpus import Shard
-from moescope.errors import BusyError, MoescopeError
+from moescope.errors import BusyError, MoescopeError, lacks_memory
 from moescope.launch.job import Job
 from moescope.models import LoadedModel, open_model
 from moescope.trace import Progress, trace
@@ -83,6 +83,8 @@ def _fault(error: Exception) -> Outcome:
             "command again",
             final=True,
         )
+    if lacks_memory(error):  # there may be more when another worker has ended
+        return Outcome("there is not enough memory for a worker; take fewer workers or less text")
     with contextlib.suppress(OSError):
         traceback.print_exception(error)
     return Outcome(said)

@@ -1,24 +1,24 @@
 """What a model's small files say, checked as plain data before anything is built from them.
 
 transformers believes a configuration: 200,000 layers are built one by one, and a size of 10⁹ is
-asked of the memory. So numbers are looked at first, and when something below fails, the file and
-the key at fault are named. It knows JSON and the names of settings, not modules.
+asked of the memory. So numbers are looked at first, and when something below fails, the files that
+were read are named, and a key where the error names it. It knows JSON and the names of settings,
+not modules.
 """
 
 from __future__ import annotations
 
 import json
-import linecache
 import math
 import re
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from moescope.errors import ModelError
+from moescope.errors import BadInputError, ModelError
+from moescope.given import parse_json, read_text
 
 __all__ = [
     "CONFIG", "TOKENIZER", "WEIGHTS", "check_config", "fault_in", "json_object", "local_folder",
@@ -58,10 +58,6 @@ _BARE = (
 )  # fmt: skip
 """Errors whose words were not meant for a user."""
 _REAL = re.compile(r"(^|[._])(theta|eps|factor|range)$")
-_OFTEN = {
-    "dtype", "device", "model", "type", "name", "path", "vocab", "version", "content", "config",
-}  # fmt: skip
-"""Names of settings that stand in many lines of code and messages, about something else."""
 
 
 def local_folder(model: str) -> Path | None:
@@ -100,12 +96,12 @@ def check_config(path: Path, model: str) -> None:
 
 
 def fault_in(model: str, names: tuple[str, ...], error: BaseException) -> str:
-    """Where these files of a local model are at fault for an error, and how, as far as can be told.
+    """What came of reading these files of a local model: a damaged file, a setting, or a reason.
 
     Args:
         model: its folder.
         names: the files that were read.
-        error: what came of it.
+        error: what came of it. A setting is blamed only where this names it.
 
     Returns:
         A place such as ``m/config.json: hidden_act`` with the reason.
@@ -121,11 +117,12 @@ def fault_in(model: str, names: tuple[str, ...], error: BaseException) -> str:
             return str(spoilt)
         for key, value in _flat(found) if name != _TOKENS else found.items():
             settings.setdefault(key.rpartition(".")[2], (name, key, value))
-    reason, keys = _reason(error), _keys_at(error, settings)
+    reason, keys = _reason(error), _named(error, settings)
     if not keys:
         read = [name for name in names if (Path(model) / name).exists()]
-        place = f"/{read[0]}" if len(read) == 1 else f": {' or '.join(read)}"
-        return f"{model}{place if isinstance(error, _BARE) else ''} cannot be used: {reason}"
+        read += ["the weights"] if names == WEIGHTS else []
+        place = f"/{read[0]}" if len(read) == 1 else f": {' or '.join(read)}" if read else ""
+        return f"{model}{place} cannot be used: {reason}"
     file = settings[keys[0]][0]
     mine = [settings[key] for key in keys[:3] if settings[key][0] == file]
     shown = [f"{key} is {_short(value)}" for _, key, value in mine]
@@ -149,18 +146,14 @@ def json_object(path: Path, label: str) -> dict[str, Any]:
     Raises:
         ModelError: no regular file, too large, or something else in it.
     """
-    most = _MOST_BYTES.get(path.name, _MOST_BYTES_OTHERWISE)
     try:
-        if not path.is_file():
-            raise ModelError(f"{label} is not a regular file; {_AGAIN}")
-        if path.stat().st_size > most:
-            raise ModelError(
-                f"{label} has {path.stat().st_size:,} bytes, expected at most {most:,}; {_AGAIN}"
-            )
-        made = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, MemoryError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else _line(str(error))
-        raise ModelError(f"{label} is not JSON ({reason[:120]}); {_AGAIN}") from error
+        text = read_text(path, _MOST_BYTES.get(path.name, _MOST_BYTES_OTHERWISE), label)
+    except BadInputError as error:
+        raise ModelError(f"{error}; {_AGAIN}") from error
+    try:
+        made = parse_json(text, odd_text=True)
+    except BadInputError as error:
+        raise ModelError(f"{label}: {error}; {_AGAIN}") from error
     if not isinstance(made, dict):
         raise ModelError(f"{label} holds {_kind(made)}, expected a JSON object; {_AGAIN}")
     return made
@@ -208,38 +201,25 @@ def _is_dtype(name: Any) -> bool:
     return isinstance(found, torch.dtype) and found.is_floating_point
 
 
-def _keys_at(error: BaseException, settings: dict[str, tuple[str, str, Any]]) -> list[str]:
-    """Settings that an error speaks of: by name, by value, or in the code that failed."""
-
-    def known(words: list[str]) -> list[str]:
-        return [w for w in dict.fromkeys(words) if w in settings and w not in _OFTEN]
-
-    words = re.findall(r"\w{4,}", str(error))
-    if named := known([*words, *(f"_{word}" for word in words)]):
+def _named(error: BaseException, settings: dict[str, tuple[str, str, Any]]) -> list[str]:
+    """Settings that the words of an error are about: by a name no prose has, or a quoted value."""
+    words = re.findall(r"\w+_\w+|(?<=[Ff]ield ')\w+", str(error))
+    if named := [word for word in dict.fromkeys(words) if word in settings]:
         return named
-    quoted = set(re.findall(r"['\"](\w+)['\"]", str(error)))
-    if meant := [k for k, (_, _, v) in settings.items() if isinstance(v, str) and v in quoted]:
-        return meant
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        line = linecache.getline(frame.filename, frame.lineno or 0)
-        if found := known(re.findall(r"\w{4,}", line)):
-            return found
-    return []
+    quoted = set(re.findall(r"['\"`](\w+)['\"`]", str(error)))
+    return [k for k, (_, _, v) in settings.items() if isinstance(v, str) and v in quoted]
 
 
 def _reason(error: BaseException) -> str:
     """The words of an error; bare Python errors say little without their kind."""
-    words = _line(str(error))
+    if not (words := " ".join(str(error).split())):
+        return type(error).__name__
     words = re.split(r"\. Errors:|\. Model type should be", words)[0]
     words = re.sub(r"^\w[\w ]* error for (field|validator) '\w+': (\w+: )?", "", words)
     words = re.sub(r"^Field '\w+' | \(value: .*\)$", "", words)
     if isinstance(error, KeyError) and len(words) < 40:
         return f"there is no {words}"
     return (f"{words} ({type(error).__name__})" if isinstance(error, _BARE) else words)[:240]
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _short(value: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from moescope.errors import ModelError
+from moescope.errors import ModelError, lacks_memory
 from moescope.models.anatomy import Anatomy, MoELayer, Scoring, Site, find_sites
 from moescope.models.capture import Routing, read_router_output
 
@@ -112,6 +112,8 @@ def _observe(model: nn.Module, site: Site, hidden: int) -> RouterBehaviour:
         plain = _ask(router, block, hidden, generator, 0.0)
         swayed = _ask(biased, block, hidden, generator, 1.0)
     except Exception as error:
+        if lacks_memory(error):
+            raise
         raise ModelError(
             f"router {site.router} ({type(router).__name__}) does not answer random input "
             f"({' '.join(str(error).split())[:200]}); this architecture "
@@ -159,7 +161,9 @@ def _ask(
         for hidden_states in (rows_TD, rows_TD[None]):  # a few routers want a batch axis
             try:
                 output = router(hidden_states, **extra)
-            except (RuntimeError, IndexError, ValueError):
+            except (RuntimeError, IndexError, ValueError) as error:
+                if lacks_memory(error):
+                    raise
                 continue
             if isinstance(output, torch.Tensor):  # logits alone: the block does the rest
                 weights, ids = block.route_tokens_to_experts(output)  # type: ignore[operator]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moescope.errors import ModelError, MoescopeError, WriteError
+from moescope.errors import ModelError, MoescopeError, WriteError, lacks_memory
 from moescope.models.config_files import CONFIG, TOKENIZER, check_config, fault_in, local_folder
 
 __all__ = [
@@ -153,7 +153,7 @@ def _refuse_far_ids(spec: ModelSpec, tokenizer: Any) -> None:
 def guard(
     spec: ModelSpec, call: Any, *args: Any, reads: tuple[str, ...] = (), **kwargs: Any
 ) -> Any:
-    """Call into transformers; whatever it fails with becomes one line.
+    """Call into transformers; what it fails with becomes one line, but for a lack of memory.
 
     Args:
         spec: the model.
@@ -171,6 +171,8 @@ def guard(
     except MoescopeError:
         raise
     except Exception as error:
+        if lacks_memory(error):  # the model is not at fault
+            raise
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise WriteError(f"{spec.model} cannot be fetched: {error.strerror}") from error
         raise ModelError(_explain(spec, error, reads)) from error

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from moescope.corpus import Batch
-from moescope.errors import ModelError
+from moescope.errors import ModelError, lacks_memory
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import EnoughSeen, Routing, RoutingCapture
 from moescope.models.experts import fast_experts
@@ -160,6 +160,8 @@ class ResidentEngine:
                     top_k=None,
                 )
             except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+                if lacks_memory(error):
+                    raise
                 raise ModelError(
                     f"this model cannot generate here ({' '.join(str(error).split())[:160]}); run "
                     "without --generate"

@@ -27,6 +27,7 @@ from typing_extensions import TypedDict
 
 from moescope.errors import RunError
 from moescope.files import claim, plain_name, write_bytes
+from moescope.given import MOST_EXPERTS, first_problem
 
 __all__ = [
     "MANIFEST",
@@ -62,8 +63,7 @@ _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Positive = Annotated[int, Field(ge=1, lt=2**63)]
 _Layer = Annotated[int, Field(ge=0, lt=100_000)]
-_Size = Annotated[int, Field(ge=1, le=4096)]
-"""Experts of a layer; token-id tables pack an expert into 12 bits."""
+_Size = Annotated[int, Field(ge=1, le=MOST_EXPERTS)]
 
 
 class Stored(BaseModel):
@@ -328,9 +328,7 @@ def read_manifest(run: Path) -> Manifest:
 def _first(error: Exception) -> str:
     """The first problem: where, and what."""
     if isinstance(error, ValidationError):
-        problem = error.errors()[0]
-        where = ".".join(str(p) for p in problem["loc"])
-        return f"{where}: {problem['msg']}".removeprefix(": ")[:200]
+        return first_problem(error)
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 

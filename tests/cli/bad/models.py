@@ -130,19 +130,19 @@ _CONFIG = {
         _settings(rope_parameters={"rope_type": "swing", "rope_theta": 1e4}),
         "rope_parameters.rope_type"),
     "an unknown type of model": (_settings(model_type="nobody"), "`nobody`"),
-    "a list for a type of model": (_settings(model_type=[1]), "model_type is [1]"),
+    "a list for a type of model": (_settings(model_type=[1]), "m/config.json cannot be used"),
     "a type without text": (_settings(model_type="clip"), "a causal language model"),
     "code of its own": (
         _settings(model_type="mine", auto_map={"AutoConfig": "conf.Conf"}),
         "brings its own Python code"),
     "a text for a nested config": (_settings(text_config="x"), "m/config.json"),
     "a list": (_content("config.json", b"[]"), "m/config.json holds a list"),
-    "an empty config": (_content("config.json", b""), "m/config.json is not JSON"),
-    "a binary config": (_content("config.json", bytes(range(256))), "is not JSON"),
+    "an empty config": (_content("config.json", b""), "m/config.json: no JSON"),
+    "a binary config": (_content("config.json", bytes(range(256))), "m/config.json is no UTF-8"),
     "a byte order mark": (_content("config.json", lambda b: b"\xef\xbb\xbf" + b), "BOM"),
     "a nest": (_content("config.json", b"[" * 100_000), "nested too deeply"),
     "5,000 digits": (
-        _content("config.json", b'{"hidden_size": ' + b"9" * 5000 + b"}"), "is not JSON"),
+        _content("config.json", b'{"hidden_size": ' + b"9" * 5000 + b"}"), "thousands of digits"),
     "a huge config": (
         _content("config.json", b'{"x": "' + b"y" * (20 << 20) + b'"}'), "20,971,5"),
     "a pipe for a config": (_replaced("config.json", os.mkfifo), "holds no config.json"),
@@ -150,7 +150,7 @@ _CONFIG = {
 
 _TOKENIZER = {
     "settings in a list": (_content("tokenizer_config.json", b"[]"), "tokenizer_config.json holds"),
-    "broken settings": (_content("tokenizer_config.json", b'{"a'), "tokenizer_config.json is not"),
+    "broken settings": (_content("tokenizer_config.json", b'{"a'), "tokenizer_config.json: no"),
     "a number for padding": (_keys("tokenizer_config.json", pad_token=7), "pad_token is 7"),
     "half a tokenizer": (_content("tokenizer.json", lambda b: b[: len(b) // 2]), "tokenizer.json"),
     "an empty tokenizer": (_content("tokenizer.json", b"{}"), "'added_tokens'"),

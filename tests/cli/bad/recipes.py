@@ -48,7 +48,7 @@ _SETTINGS = {
     "a million layers": ("model.num_hidden_layers=1000000", "less than or equal to 1000"),
     "giant experts": ("model.intermediate_size=1000000000", "model.intermediate_size"),
     "a thousand wide layers": (
-        "model.num_hidden_layers=1000 --set model.num_experts=10000 --set "
+        "model.num_hidden_layers=1000 --set model.num_experts=4096 --set "
         "model.intermediate_size=4000000", "of memory: "),
     "a giant batch": ("train.sequences=10000000 --set model.hidden_size=4096", "of memory: "),
     "a million workers": ("run.workers=1000000", "run.workers"),

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Damage", "Experts", "Match", "make_plan", "measure_damage"]
 
-"""File in the folder of a measurement that holds what was measured, batch by batch."""
-
 Match = Literal["load", "target-load", "size"]
 
 Experts = ExpertPlan | str | Sequence[str | ExpertRef]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from moescope.axes import ExpertPlan
 from moescope.errors import BadInputError, RunError
 from moescope.files import usable_path, write_bytes
-from moescope.given import parse_json, read_text
+from moescope.given import first_problem, parse_json, read_text
 from moescope.intervene.steering.settings import parse_setting
 from moescope.models.loading import LoadedModel
 
@@ -74,9 +74,7 @@ def read_plan(path: str | Path, value: str | None = None) -> SteeringPlan:
     try:
         plan = SteeringPlan(**content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RunError(f"--plan {file}: {where}: {first['msg']}") from error
+        raise RunError(f"--plan {file}: {first_problem(error)}") from error
     for setting in plan.settings:
         try:
             parse_setting(setting)

@@ -36,6 +36,7 @@ from moescope.cli import (
 from moescope.cli.resume import INTERRUPTED
 from moescope.cli.terminal import bounded, clean, errors, tolerate
 from moescope.errors import BadInputError, MoescopeError
+from moescope.kernels import keep_few_kernels
 
 __all__ = ["app", "run"]
 
@@ -99,6 +100,7 @@ def _main(
 def run() -> None:
     """Run the command that was typed; `moescope.cli.entry` is the entry point."""
     tolerate()
+    keep_few_kernels()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "" if sys.stderr.isatty() else "1")
     sys.exit(_run())

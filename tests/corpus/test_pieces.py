@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.corpus.helpers import SPECIAL, byte_level, document, sentence_piece_bpe, unigram
+from transformers import AutoTokenizer
 
 from moescope.corpus import TokenizedDocument, tokenize_document
 from moescope.corpus import pieces as pieces_module
@@ -21,6 +23,7 @@ TOKENIZERS = {
     "sentence pieces": unigram("<s> $A"),
     "BPE of sentence pieces": sentence_piece_bpe("<s> $A", None),
 }
+DEMO = Path(pieces_module.__file__).parents[1] / "demo" / "moe-10m"
 WORDS = st.sampled_from(["the", " quick", "brown.", "\n\n", "  ", "\t", "é", "漢字", "9", *SPECIAL])
 
 
@@ -67,11 +70,46 @@ def test_a_long_message_in_a_chat_template_too(
 @pytest.mark.usefixtures("short_pieces")
 @given(st.text(max_size=400))
 def test_pieces_make_the_text_and_margins_are_of_it(text: str) -> None:
-    made = list(pieces(text))
-    assert "".join(piece.own for piece in made) == text
-    assert [p.first for p in made] == [True] + [False] * (len(made) - 1)
-    assert [p.last for p in made] == [False] * (len(made) - 1) + [True]
-    assert all(text[p.offset :].startswith(p.text) for p in made)
+    assert "".join(pieces(text)) == text
+
+
+RUNS = st.sampled_from(["x", "\n", " ", "9", "漢", "ab", "the", "!", "a b"])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(sorted(TOKENIZERS)), st.lists(st.tuples(RUNS, st.integers(1, 90))))
+def test_every_character_belongs_to_the_tokens_of_one_piece(
+    name: str, runs: list[tuple[str, int]]
+) -> None:
+    backend, text = TOKENIZERS[name].backend_tokenizer, "".join(part * n for part, n in runs)
+
+    def encode(part: str) -> tuple[Any, np.ndarray]:
+        made = backend.encode(part, add_special_tokens=False)
+        return made, np.asarray(made.offsets, np.int64).reshape(-1, 2)
+
+    whole = [list(range(*span)) for span in encode(text)[1]]
+    with pytest.MonkeyPatch.context() as patch:
+        for limit, value in {"WHOLE": 60, "PIECE": 41, "MARGIN": 7, "_SEARCHED": 20}.items():
+            patch.setattr(pieces_module, limit, value)
+        made = list(pieces_module.encoded_pieces(text, encode)) if text else []
+    found = [{c + p.offset for a, b in p.spans[p.kept] for c in range(a, b)} for p in made]
+    assert sum(len(some) for some in found) == len(set().union(*found))  # none in two
+    assert set().union(*found) == {c for some in whole for c in some}
+    if made:
+        assert [n for n, p in enumerate(made) if p.first] == [0]
+        assert [n for n, p in enumerate(made) if p.last] == [len(made) - 1]
+
+
+@pytest.mark.parametrize("text", ["x", "\n", " ", "漢", "9", "ab", "漢字"])
+def test_a_run_without_white_space_keeps_its_tokens(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    whole = tokenize_document(tokenizer, document(text * 9000), 0, context_length=64)
+    for name, value in {"WHOLE": 5000, "PIECE": 3001, "_SEARCHED": 2000}.items():
+        monkeypatch.setattr(pieces_module, name, value)
+    monkeypatch.setattr(tokenize_module, "WHOLE", 5000)
+    same(tokenize_document(tokenizer, document(text * 9000), 0, context_length=64), whole)
 
 
 def test_with_a_limit_the_rest_of_a_long_text_is_not_encoded(without_bos: Any) -> None:

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from moescope.cli.main import app
 from moescope.corpus import CorpusSpec
 from moescope.metrics import expert_tables, specialization, statistics
-from moescope.metrics.runs import AnalyzedRun, open_run
+from moescope.metrics.runs import AnalyzedRun, note_of, open_run
 from moescope.metrics.specialization import (
     domain_specialization,
     jensen_shannon,
@@ -147,3 +148,25 @@ def test_the_pairs_of_very_many_domains_are_those_with_most_tokens(
         strict=True,
     ):  # fmt: skip
         assert everything[key] == jsd or np.isnan(jsd)
+
+
+def test_a_table_says_how_many_domains_it_compares(
+    many: AnalyzedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Domains were left out, and only the description of the table said so."""
+    command = ["table", str(many.path), "domain_distance", "--format", "csv", "--layer", "1"]
+    file = many.path / "tables" / "domain_distance.parquet"
+    file.unlink(missing_ok=True)
+    assert note_of(many.table("domain_distance")) == ""
+    app(command, standalone_mode=False)
+    assert capsys.readouterr().err == ""
+    file.unlink()
+    monkeypatch.setattr(expert_tables, "MAX_PAIR_ROWS", len(many.shape.layers) * 10)
+    note = f"prefill: 5 of {len(many.domains)} domains are compared, those with most tokens"
+    for _ in range(2):  # computed, then kept
+        assert note_of(many.table("domain_distance")) == note
+    app(command, standalone_mode=False)
+    shown = capsys.readouterr()
+    assert " ".join(shown.err.split()) == f"note: {note}"
+    assert len(shown.out.splitlines()) == 1 + 10
+    file.unlink()

@@ -11,6 +11,7 @@ from tests.support.saved import save_tiny
 
 from moescope.errors import BadInputError, ModelError
 from moescope.models import ModelSpec, memory, open_model
+from moescope.models.loading import load_streamed
 from moescope.models.memory import available_memory, parse_memory
 
 
@@ -89,8 +90,10 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_products_of_many_row_counts_leave_few_kernels_behind() -> None:
     """Torch keeps a thousand by default; on processors with bfloat16 each is most of a megabyte."""
     program = (
-        "import moescope.models, torch\n"
+        "import torch\n"
+        "from moescope.kernels import keep_few_kernels\n"
         "from moescope.models.memory import held_memory\n"
+        "keep_few_kernels()\n"
         "weight = torch.ones(64, 64, dtype=torch.bfloat16)\n"
         "def products(sizes):\n"
         "    with torch.inference_mode():\n"
@@ -106,3 +109,46 @@ def test_products_of_many_row_counts_leave_few_kernels_behind() -> None:
         [sys.executable, "-c", program], env=clean, check=True, capture_output=True, text=True
     )
     assert int(done.stdout) < 40e6
+
+
+CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+
+
+def test_importing_the_library_changes_no_variable_of_the_program() -> None:
+    program = (
+        "import os, torch, transformers\n"
+        "before = dict(os.environ)\n"
+        "import moescope.analysis, moescope.training, moescope.launch, moescope.intervene\n"
+        "assert dict(os.environ) == before, set(os.environ) - set(before)\n"
+    )
+    clean = {k: v for k, v in os.environ.items() if k not in CACHES}
+    subprocess.run([sys.executable, "-c", program], env=clean, check=True)
+
+
+@pytest.mark.parametrize("chosen", [None, "100"])
+def test_a_streamed_model_keeps_few_kernels_unless_the_user_chose(
+    chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cache in CACHES:
+        monkeypatch.setenv(cache, chosen or "")  # so that what is there now comes back
+        if chosen is None:
+            monkeypatch.delenv(cache)
+    load_streamed(ModelSpec(str(save_tiny("olmoe", tmp_path / "m"))))
+    assert [os.environ[cache] for cache in CACHES] == [chosen or "8"] * 2
+
+
+def test_the_command_keeps_few_kernels() -> None:
+    program = (
+        "import os, sys\n"
+        "sys.argv = ['moescope', '--version']\n"
+        "from moescope.cli.main import run\n"
+        "try:\n"
+        "    run()\n"
+        "except SystemExit:\n"
+        "    print(os.environ.get('LRU_CACHE_CAPACITY'), 'torch' in sys.modules)\n"
+    )
+    clean = {k: v for k, v in os.environ.items() if k not in CACHES}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=clean, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split()[-2:] == ["8", "False"]

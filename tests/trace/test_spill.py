@@ -1,6 +1,8 @@
 """Counts that went to disk are the same counts, and nothing of them is left."""
 
 import errno
+import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,9 @@ from moescope.models import ModelSpec
 from moescope.models.loading import load_streamed
 from moescope.trace import TraceOptions, spill, trace
 from moescope.trace import state as state_module
+from moescope.trace.aggregates import AggregateShape, pack
 from moescope.trace.sparse import SparseCounter
-from moescope.trace.spill import Parts, SortedRun, load_arrays, save_arrays
+from moescope.trace.spill import Parts, SortedRuns, load_arrays, save_arrays
 from moescope.trace.state import RunState
 
 BATCHES = st.lists(st.tuples(st.lists(st.integers(0, 60), max_size=40), st.booleans()), max_size=9)
@@ -70,9 +73,9 @@ def test_a_run_whose_sums_go_to_disk_is_the_same_run(
     options = TraceOptions(context=32, checkpoint_seconds=0, pool_tokens=200, batch_tokens=128)
     whole = trace(load_streamed(spec), corpus, tmp_path / "whole", options)
     runs: list[int] = []
-    stock = SortedRun.merged
+    stock = SortedRuns.add
     monkeypatch.setattr(
-        SortedRun, "merged", lambda self, *a: runs.append(self.size) or stock(self, *a)
+        SortedRuns, "add", lambda self, *a: runs.append(sum(self._sizes)) or stock(self, *a)
     )
     monkeypatch.setattr(state_module, "_LEAST", 0)
     monkeypatch.setattr(RunState, "dense_bytes", lambda _state: 10**15)
@@ -89,7 +92,7 @@ def test_a_run_whose_sums_go_to_disk_is_the_same_run(
 
 
 def test_a_full_disk_says_so(tmp_path: Path) -> None:
-    run = SortedRun(tmp_path)
+    run = SortedRuns(tmp_path)
 
     class Full:
         def write(self, _data: bytes) -> None:
@@ -97,4 +100,50 @@ def test_a_full_disk_says_so(tmp_path: Path) -> None:
 
     run._file = Full()  # type: ignore[assignment]
     with pytest.raises(WriteError, match="the disk is full"):
-        run.append(np.arange(3), np.arange(3))
+        run.add(np.arange(3), np.arange(3))
+
+
+def test_what_is_on_disk_is_not_written_again_at_every_spill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each spill once wrote everything: 64 of one size wrote 2,080 times that size."""
+    written: list[int] = []
+    stock = tempfile.TemporaryFile
+
+    class Counting:
+        def __init__(self, **options: Path) -> None:
+            self.file = stock(**options)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.file, name)
+
+        def write(self, data: bytes) -> int:
+            written.append(len(data))
+            return self.file.write(data)
+
+    monkeypatch.setattr(spill.tempfile, "TemporaryFile", Counting)
+    counter, size = SparseCounter(), 1000
+    for n in range(64):
+        counter.add(np.arange(size, dtype=np.int64) * 64 + n)
+        counter.spill(tmp_path)
+    assert sum(written) < 10 * 64 * size * 16
+    np.testing.assert_array_equal(counter.keys, np.arange(64 * size))
+    assert (counter.counts == 1).all()
+
+
+def test_the_ids_of_spilled_counts_are_found_some_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spill, "_AT_A_TIME", 1 << 12)
+    state = RunState(AggregateShape((0,), (4,), (2,)), 100, 0)
+    state.place("a")
+    counter = state.phase("prefill")[0].sparse["input_0"]
+    domain, token, expert = np.indices((400, 200, 4)).reshape(3, -1)
+    counter.add(pack(domain, token, expert))
+    counter.spill(tmp_path)
+    del domain, token, expert
+    tracemalloc.start()
+    assert state.token_ids() == list(range(200))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 400 * 200 * 4 * 8  # of 16 bytes on disk for each

@@ -37,6 +37,7 @@ from moescope.cli.resume import INTERRUPTED
 from moescope.cli.terminal import bounded, clean, errors, tolerate
 from moescope.errors import BadInputError, MoescopeError, lacks_memory
 from moescope.given import first_problem
+from moescope.kernels import keep_few_kernels
 
 __all__ = ["app", "run"]
 
@@ -100,6 +101,7 @@ def _main(
 def run() -> None:
     """Run the command that was typed; `moescope.cli.entry` is the entry point."""
     tolerate()
+    keep_few_kernels()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "" if sys.stderr.isatty() else "1")
     sys.exit(_run())

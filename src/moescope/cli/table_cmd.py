@@ -40,7 +40,7 @@ def table(
 ) -> None:
     """Print a table."""
     from moescope.metrics.phases import phases
-    from moescope.metrics.runs import open_run, table_names
+    from moescope.metrics.runs import note_of, open_run, table_names
     from moescope.metrics.tables import TABLES
 
     opened = open_run(run)
@@ -54,6 +54,7 @@ def table(
     if about:
         output.print(descriptions[name])
         return
+    note = note_of(data)
     data = _filtered(data, layer=layer, domain=domain)
     if sort is not None:
         _require(data, sort)
@@ -65,6 +66,8 @@ def table(
     if not total and opened.manifest.options["keep"] == "aggregates":
         errors.print("empty: this run kept aggregates only; trace it with --keep sample or all")
     print_table(data, form)
+    if note:
+        errors.print(f"note: {note}", soft_wrap=True)
     if data.num_rows < total:
         errors.print(f"{data.num_rows} of {total:,} rows; --rows 0 shows all")
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from moescope.corpus.chat import render_chat
 from moescope.corpus.documents import Document
-from moescope.corpus.pieces import WHOLE, Piece, pieces
+from moescope.corpus.pieces import WHOLE, EncodedPiece, encoded_pieces
 from moescope.errors import CorpusError
 
 __all__ = ["Sequence", "TokenizedDocument", "tokenize_corpus", "tokenize_document"]
@@ -92,7 +92,8 @@ def tokenize_document(
     Windows do not overlap; each opens with the same leading special tokens (BOS). One in which no
     token counts (a lone EOS, the tail of a chat template) is not made. The counted tokens of all
     windows, joined, are the document's tokens, each once. A very long document is encoded in
-    pieces (`moescope.corpus.pieces`), so that memory follows its tokens only.
+    pieces (`moescope.corpus.pieces`, which says when a token at a cut may be another), so that
+    memory follows its tokens only.
 
     Args:
         tokenizer: a transformers tokenizer; ``chat_template`` needs a fast one.
@@ -217,8 +218,8 @@ def _encode_plain(tokenizer: Any, text: str) -> Iterator[_Encoded]:
     if len(text) <= WHOLE or not getattr(tokenizer, "is_fast", False):
         yield _encode_at_once(tokenizer, text)
         return
-    for piece in pieces(text):
-        yield _encode_piece(tokenizer, piece)
+    for piece in encoded_pieces(text, lambda part: _with_spans(tokenizer, part)):
+        yield _of_piece(tokenizer, piece)
 
 
 def _encode_at_once(tokenizer: Any, text: str) -> _Encoded:
@@ -239,22 +240,28 @@ def _encode_at_once(tokenizer: Any, text: str) -> _Encoded:
     return _Encoded(ids, counted, ids[:lead_length])
 
 
-def _encode_piece(tokenizer: Any, piece: Piece) -> _Encoded:
-    """A piece of a long text: added tokens before the first piece and behind the last one only."""
+def _with_spans(tokenizer: Any, text: str) -> tuple[Any, npt.NDArray[np.int64]]:
+    """What the tokenizer makes of a text by default, and the characters of what is not added."""
     encoding = _call(
         tokenizer,
-        piece.text,
+        text,
         add_special_tokens=True,
         return_special_tokens_mask=True,
         return_offsets_mapping=True,
     )
-    ids = np.asarray(encoding["input_ids"], dtype=np.int32)
-    added = np.asarray(encoding["special_tokens_mask"], dtype=np.bool_)
     spans = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+    added = np.asarray(encoding["special_tokens_mask"], dtype=np.bool_)
+    return encoding, np.where(added[:, None], -1, spans)
+
+
+def _of_piece(tokenizer: Any, piece: EncodedPiece) -> _Encoded:
+    """A piece of a long text: added tokens before the first piece and behind the last one only."""
+    ids = np.asarray(piece.made["input_ids"], dtype=np.int32)
+    added = np.asarray(piece.made["special_tokens_mask"], dtype=np.bool_)
     lead_length = 0 if added.all() else int(np.argmin(added))
     leads = np.arange(len(ids)) < lead_length
-    kept = np.where(added, np.where(leads, piece.first, piece.last), piece.holds(spans))
-    ids, added, spans = ids[kept], added[kept], spans[kept]
+    kept = np.where(added, np.where(leads, piece.first, piece.last), piece.kept)
+    ids, added, spans = ids[kept], added[kept], piece.spans[kept]
     forged = np.isin(ids, _reserved_ids(tokenizer)) & ~added
     lead = ids[:lead_length] if piece.first else ids[:0]
     ids, counted, _ = _spell_out(tokenizer, piece.text, ids, ~added, spans, forged)
@@ -269,19 +276,21 @@ def _encode_chat(tokenizer: Any, document: Document, count_template: bool) -> It
             f"got {type(tokenizer).__name__}; trace the plain text instead"
         )
     rendered, begin, end = render_chat(tokenizer, document)
-    for piece in pieces(rendered):
+
+    def encode(part: str) -> tuple[Any, npt.NDArray[np.int64]]:
         encoding = _call(
             # The template writes its own special tokens, so none may be added a second time.
             tokenizer,
-            piece.text,
+            part,
             add_special_tokens=False,
             split_special_tokens=False,
             return_offsets_mapping=True,
         )
-        spans = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        kept = piece.holds(spans)
-        spans = spans[kept]
-        ids = np.asarray(encoding["input_ids"], dtype=np.int32)[kept]
+        return encoding, np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+
+    for piece in encoded_pieces(rendered, encode):
+        spans = piece.spans[piece.kept]
+        ids = np.asarray(piece.made["input_ids"], dtype=np.int32)[piece.kept]
         inside = _inside(spans + piece.offset, begin, end)
         forged = inside & np.isin(ids, _reserved_ids(tokenizer))
         ids, counted, inside = _spell_out(tokenizer, piece.text, ids, inside, spans, forged)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.corpus import Corpus, Document, open_corpus
-from moescope.corpus.pieces import WHOLE, pieces
+from moescope.corpus.pieces import WHOLE, encoded_pieces, pieces
 from moescope.errors import BadInputError
 from moescope.files import are_intact, claim, is_intact, owned, replacing_folder
 from moescope.lab.recipe import Recipe, TokenizerRecipe
@@ -195,8 +195,8 @@ def _balanced(corpus: Iterable[Document], characters: int) -> Iterator[str]:
         for piece in pieces(document.text):
             if read.get(document.domain, 0) >= characters:
                 break
-            read[document.domain] = read.get(document.domain, 0) + len(piece.own)
-            yield piece.own
+            read[document.domain] = read.get(document.domain, 0) + len(piece)
+            yield piece
 
 
 def _dtype(tokenizer: Any) -> np.dtype[Any]:
@@ -235,18 +235,19 @@ def _some(documents: Iterator[Document]) -> list[Document]:
 
 def _ids_of(some: list[Document], backend: Any) -> Iterator[NDArray[np.int64]]:
     """Token ids of documents; a very long one is encoded in pieces."""
+
+    def encode(part: str) -> tuple[Any, NDArray[np.int64]]:
+        made = backend.encode(part, add_special_tokens=False)
+        return made, np.asarray(made.offsets, np.int64).reshape(-1, 2)
+
     short = [document.text for document in some if len(document.text) <= WHOLE]
     encoded = iter(backend.encode_batch(short, add_special_tokens=False))
     for document in some:
         if len(document.text) <= WHOLE:
             yield np.asarray(next(encoded).ids, np.int64)
             continue
-        parts = []
-        for piece in pieces(document.text):
-            made = backend.encode(piece.text, add_special_tokens=False)
-            kept = piece.holds(np.asarray(made.offsets, np.int64).reshape(-1, 2))
-            parts.append(np.asarray(made.ids, np.int64)[kept])
-        yield np.concatenate(parts)
+        made = encoded_pieces(document.text, encode)
+        yield np.concatenate([np.asarray(p.made.ids, np.int64)[p.kept] for p in made])
 
 
 def _require_length(sides: dict[str, dict[str, Ids]], context: int) -> None:

@@ -28,13 +28,20 @@ from moescope.trace.reader import token_rows
 from moescope.trace.store import read_parquet, understood, write_parquet
 
 _TABLES = "tables"
+_NOTE = b"note"
 
-__all__ = ["AnalyzedRun", "compare_runs", "open_run", "table_names"]
+__all__ = ["AnalyzedRun", "compare_runs", "note_of", "open_run", "table_names"]
 
 
 def table_names() -> list[str]:
     """The names of all tables."""
     return [*TABLES, "phases"]
+
+
+def note_of(table: pa.Table) -> str:
+    """What a table of a run leaves out, in one line; empty where that is nothing."""
+    note: bytes = (table.schema.metadata or {}).get(_NOTE, b"")
+    return note.decode()
 
 
 class AnalyzedRun(Run):
@@ -48,7 +55,8 @@ class AnalyzedRun(Run):
 
         Returns:
             An Arrow table; ``.to_pandas()`` gives a data frame. The column ``phase`` says prefill
-            or decode. What the other columns mean: ``moescope table RUN NAME --about``.
+            or decode. What the other columns mean: ``moescope table RUN NAME --about``. What it
+            leaves out, if anything, `note_of` says.
 
         Raises:
             RunError: no such table, one that this run cannot know, or a damaged run.
@@ -60,7 +68,9 @@ class AnalyzedRun(Run):
         known = self._kept(name)
         if known is not None:
             return known
-        table = self._compute(name).replace_schema_metadata({b"moescope": self._mark()})
+        table = self._compute(name)
+        marks = {**(table.schema.metadata or {}), b"moescope": self._mark()}
+        table = table.replace_schema_metadata(marks)
         # a run that cannot be written can be read all the same
         with (
             contextlib.suppress(BusyError, RunError, WriteError),
@@ -102,13 +112,17 @@ class AnalyzedRun(Run):
     def _compute(self, name: str) -> pa.Table:
         if name == "phases":
             return _arrow(phases(self._table_or_none))
-        parts = []
+        parts, notes = [], []
         for phase in self.phases:
             rows = TABLES[name].make(PhaseView(self, phase))
+            notes += [f"{phase}: {rows.note}"] if rows.note else []
             size = len(next(iter(rows.columns.values()), ()))
             if size:
                 parts.append(_arrow(rows).add_column(0, "phase", pa.array([phase] * size)))
-        return pa.concat_tables(parts) if parts else pa.table({"phase": pa.array([], pa.string())})
+        if not parts:
+            return pa.table({"phase": pa.array([], pa.string())})
+        whole = pa.concat_tables(parts)
+        return whole.replace_schema_metadata({_NOTE: "; ".join(notes)}) if notes else whole
 
 
 def open_run(path: str | Path) -> AnalyzedRun:

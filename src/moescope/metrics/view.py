@@ -29,9 +29,15 @@ class Layer(NamedTuple):
 
 
 class Rows:
-    """Columns that grow: ``rows.add(layer=3, expert=[…])`` repeats scalars to the longest list."""
+    """Columns that grow: ``rows.add(layer=3, expert=[…])`` repeats scalars to the longest list.
+
+    Attributes:
+        columns: the values of each column.
+        note: what whoever reads the table must know of it, in one line; mostly nothing.
+    """
 
     def __init__(self) -> None:
+        self.note = ""
         self.columns: dict[str, list[object]] = {}
 
     def add(self, **values: object) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from moescope.errors import ModelError
+from moescope.kernels import keep_few_kernels
 from moescope.models.anatomy import Anatomy
 from moescope.models.checks import (
     name_misfit,
@@ -211,6 +212,8 @@ def load_streamed(
     """A model whose decoder layers stay on disk, for the streamed engine.
 
     Embedding, norms and head are read; the layers are read one at a time when a trace runs them.
+    Two environment variables that size torch's caches of kernels are set where they are not
+    (`moescope.kernels`).
 
     Args:
         spec: the model.
@@ -222,6 +225,7 @@ def load_streamed(
         ModelError: as `load_model`; a quantised checkpoint, a shard that is missing, a tensor of
             another shape, a promise that cannot be kept.
     """
+    keep_few_kernels()
     device = pick_device(spec.device)
     config = load_config(spec)
     refuse_quantised(spec, config)

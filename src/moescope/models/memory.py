@@ -44,21 +44,6 @@ _OVERHEAD = 200_000_000
 """Allocator slack, tokenizer, file buffers."""
 _SUMS = 100_000_000
 """Sums and sample of a run, at least; what the promise leaves is theirs too."""
-_KERNELS = 8
-
-
-def _bound_kernel_caches() -> None:
-    """Let torch keep few of the kernels that it compiles for shapes.
-
-    Products in half precision compile one for each number of rows, and each expert of each batch
-    has its own: a thousand of them, which torch keeps by default, are most of a gigabyte, and are
-    hardly ever met again. Both caches are sized once, by the first such product of a process.
-    """
-    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(cache, str(_KERNELS))
-
-
-_bound_kernel_caches()
 
 
 def keep_memory() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
-from moescope.trace.spill import Parts, SortedRun, join
+from moescope.trace.spill import Counts, Parts, SortedRuns, join
 
 __all__ = ["SparseCounter"]
 
@@ -42,7 +42,7 @@ class SparseCounter:
         self._counts = np.zeros(0, np.int64) if counts is None else counts
         self._buffer: list[NDArray[np.int64]] = []
         self._buffered = 0
-        self._run: SortedRun | None = None
+        self._runs: SortedRuns | None = None
 
     def add(self, keys: NDArray[np.int64]) -> None:
         """Count every element of ``keys`` once (repeats count as often as they occur)."""
@@ -81,29 +81,35 @@ class SparseCounter:
         """
         self._compact()
         if self._keys.size:
-            self._run = (self._run or SortedRun(folder)).merged(self._keys, self._counts)
+            self._runs = self._runs or SortedRuns(folder)
+            self._runs.add(self._keys, self._counts)
             self._keys = self._counts = np.zeros(0, np.int64)
+
+    def chunks(self) -> Iterator[Counts]:
+        """Keys with counts, of which a key may have several, not all of them in memory."""
+        self._compact()
+        if self._runs is not None:
+            yield from self._runs.chunks()
+        yield self._keys, self._counts
 
     def stored(self, folder: Path | None) -> tuple[NDArray[np.int64] | Parts, ...]:
         """`keys` and `counts` to be written; after a `spill`, a part at a time."""
-        if self._run is None or folder is None:
+        if self._runs is None or folder is None:
             return self._whole()
         self.spill(folder)
-        run = self._run
+        runs = self._runs
 
         def column(index: int) -> Iterator[NDArray[np.int64]]:
-            return (chunk[index] for chunk in run.chunks())
+            return (chunk[index] for chunk in runs.chunks())
 
-        whole = np.dtype(np.int64), (run.size,)
+        whole = np.dtype(np.int64), (runs.settle(),)
         return Parts(*whole, lambda: column(0)), Parts(*whole, lambda: column(1))
 
     def _whole(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         self._compact()
-        if self._run is None:
+        if self._runs is None:
             return self._keys, self._counts
-        chunks = [*self._run.chunks(), (self._keys, self._counts)]
-        together = tuple(np.concatenate(column) for column in zip(*chunks, strict=True))
-        return join((together[0], together[1]), (self._keys[:0], self._counts[:0]))
+        return join(*self.chunks())
 
     def _compact(self) -> None:
         if not self._buffer:

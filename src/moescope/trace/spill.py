@@ -1,6 +1,6 @@
 """Sorted counts on disk, and arrays that are written a part at a time.
 
-What a run counts by token id can grow past the memory that was promised. A `SortedRun` is the part
+What a run counts by token id can grow past the memory that was promised. `SortedRuns` are the part
 of a counter that went to disk: an unnamed file, so that nothing is left of it whatever ends the
 process. `Parts` is an array for a file that is never in memory as a whole. It knows no keys.
 """
@@ -12,15 +12,16 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moescope.files import write_error
 
-__all__ = ["Parts", "SortedRun", "join", "load_arrays", "save_arrays"]
+__all__ = ["Parts", "SortedRuns", "join", "load_arrays", "save_arrays"]
 
 _ENTRY = np.dtype([("key", np.int64), ("count", np.int64)])
 _AT_A_TIME = 1 << 16
@@ -49,8 +50,12 @@ class Parts:
         return np.concatenate([np.zeros((0, *self.shape[1:]), self.dtype), *self.parts()])
 
 
-class SortedRun:
-    """Distinct keys with their counts, ascending, on disk.
+class SortedRuns:
+    """Counts on disk: runs of distinct keys, ascending, in one file, each shorter than the last.
+
+    A run that is added is merged with those before it that are no longer than what there is to
+    merge by then. So a count is written again when the run that it is in has doubled, and not
+    whenever something is added.
 
     Args:
         folder: on the disk that is to hold them.
@@ -58,44 +63,107 @@ class SortedRun:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 -- lives as long as the run
-        self.size = 0
+        self._file = self._new()
+        self._sizes: list[int] = []
 
-    def append(self, keys: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-        """Add keys behind the last one."""
-        entries = np.empty(keys.size, _ENTRY)
-        entries["key"], entries["count"] = keys, counts
-        try:
-            self._file.write(entries.tobytes())
-            self._file.flush()
-        except OSError as error:
-            raise write_error(self._folder / "the sums of the run", error) from error
-        self.size += keys.size
+    def add(self, keys: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        """Add distinct keys, ascending, with their counts.
+
+        Raises:
+            WriteError: the disk is full.
+        """
+        first, together = len(self._sizes), keys.size
+        while first and self._sizes[first - 1] <= together:
+            first -= 1
+            together += self._sizes[first]
+        self._put(first, merged([*self._runs(first), iter([(keys, counts)])]))
+
+    def settle(self) -> int:
+        """Make one run of all; returns how many keys it has.
+
+        Raises:
+            WriteError: the disk is full.
+        """
+        if len(self._sizes) > 1:
+            self._put(0, self.chunks())
+        return sum(self._sizes)
 
     def chunks(self) -> Iterator[Counts]:
-        """All entries, some at a time."""
-        step = _AT_A_TIME * _ENTRY.itemsize
-        for begin in range(0, self.size * _ENTRY.itemsize, step):
-            data = os.pread(self._file.fileno(), step, begin)
-            entries = np.frombuffer(data, _ENTRY)
-            yield entries["key"].copy(), entries["count"].copy()
+        """All keys, ascending, each once, some at a time."""
+        return merged(self._runs(0))
 
-    def merged(self, keys: NDArray[np.int64], counts: NDArray[np.int64]) -> SortedRun:
-        """A new run of these entries and one's own."""
-        made, at = SortedRun(self._folder), 0
-        for mine, times in self.chunks():
-            end = int(np.searchsorted(keys, mine[-1], side="right"))
-            made.append(*join((mine, times), (keys[at:end], counts[at:end])))
-            at = end
-        if at < keys.size:
-            made.append(keys[at:], counts[at:])
-        return made
+    def _runs(self, first: int) -> list[Iterator[Counts]]:
+        begins = [sum(self._sizes[:n]) for n in range(len(self._sizes))]
+        return [_read(self._file, b, s) for b, s in zip(begins, self._sizes, strict=True)][first:]
+
+    def _put(self, first: int, chunks: Iterator[Counts]) -> None:
+        """Write these in place of the runs from ``first`` on, which they may be made of."""
+        begin = sum(self._sizes[:first])
+        if first < len(self._sizes):
+            made = self._new()
+            size = self._write(made, chunks)
+            if first:  # what is before stays where it is
+                self._file.seek(begin * _ENTRY.itemsize)
+                self._file.truncate()
+                self._write(self._file, _read(made, 0, size))
+            else:
+                self._file = made
+        else:
+            size = self._write(self._file, chunks)
+        self._sizes[first:] = [size]
+
+    def _new(self) -> IO[bytes]:
+        return tempfile.TemporaryFile(dir=self._folder)  # lives as long as its counts
+
+    def _write(self, file: IO[bytes], chunks: Iterator[Counts]) -> int:
+        size = 0
+        for keys, counts in chunks:
+            entries = np.empty(keys.size, _ENTRY)
+            entries["key"], entries["count"] = keys, counts
+            try:
+                file.write(entries.tobytes())
+                file.flush()
+            except OSError as error:
+                raise write_error(self._folder / "the sums of the run", error) from error
+            size += keys.size
+        return size
 
 
-def join(one: Counts, other: Counts) -> Counts:
-    """Distinct keys of both, ascending, with the sums of their counts."""
-    keys = np.concatenate([one[0], other[0]])
-    counts = np.concatenate([one[1], other[1]])
+def _read(file: IO[bytes], begin: int, size: int) -> Iterator[Counts]:
+    """So many entries of a file, some at a time."""
+    for at in range(begin, begin + size, _AT_A_TIME):
+        some = min(_AT_A_TIME, begin + size - at)
+        data = os.pread(file.fileno(), some * _ENTRY.itemsize, at * _ENTRY.itemsize)
+        entries = np.frombuffer(data, _ENTRY)
+        yield entries["key"].copy(), entries["count"].copy()
+
+
+def merged(sources: list[Iterator[Counts]]) -> Iterator[Counts]:
+    """The keys of all, ascending, each once with the sum of its counts.
+
+    Args:
+        sources: each gives distinct keys, ascending, some at a time.
+    """
+    waiting = [(chunk, source) for source in sources for chunk in islice(source, 1)]
+    while waiting:
+        # every key up to here is in memory
+        bound = min(keys[-1] for (keys, _), _ in waiting)
+        made: list[Counts] = []
+        left = []
+        for (keys, counts), source in waiting:
+            end = int(np.searchsorted(keys, bound, side="right"))
+            made.append((keys[:end], counts[:end]))
+            rest = (keys[end:], counts[end:]) if end < keys.size else next(source, None)
+            if rest is not None:
+                left.append((rest, source))
+        yield join(*made)
+        waiting = left
+
+
+def join(*some: Counts) -> Counts:
+    """Distinct keys of all, ascending, with the sums of their counts."""
+    keys = np.concatenate([keys for keys, _ in some])
+    counts = np.concatenate([counts for _, counts in some])
     if not keys.size:
         return keys, counts
     order = np.argsort(keys, kind="stable")

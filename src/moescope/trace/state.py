@@ -84,16 +84,16 @@ class RunState:
 
     def token_ids(self) -> list[int]:
         """Every token id that entered a token-id table or the sample, ascending."""
-        found: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+        ids = np.zeros(0, np.int64)
+        sampled: list[NDArray[Any]] = [ids]
         first = self.shape.layers[0]
         for name, aggregates in self.phases.items():
             for kind in ("input", "next", "pred"):
-                found.append(unpack(aggregates.sparse[f"{kind}_{first}"].keys)[1])
+                for keys, _ in aggregates.sparse[f"{kind}_{first}"].chunks():
+                    ids = np.union1d(ids, unpack(keys)[1])
             for span in self.samples[name].ordered():
-                found += [
-                    span.columns[c].astype(np.int64) for c in ("token_id", "next_id", "pred_id")
-                ]
-        ids = np.unique(np.concatenate(found))
+                sampled += [span.columns[c] for c in ("token_id", "next_id", "pred_id")]
+        ids = np.union1d(ids, np.concatenate(sampled))
         return [int(i) for i in ids[ids >= 0]]
 
     def bound(self, memory: int, folder: Path) -> None:

@@ -76,8 +76,9 @@ def test_a_long_paragraph_is_cut_too(tmp_path: Path, small_parts: None) -> None:
 def test_parts_joined_are_the_file(tmp_path: Path, small_parts: None, content: str) -> None:
     path = write(tmp_path, "x" + content + "x")
     joined = "".join(texts(path, text_unit="file"))
-    # parts of blanks only are no documents
-    assert joined.split() == ("x" + content.removeprefix("\ufeff") + "x").split()
+    # parts of blanks only are no documents, so blanks may be lost where two parts meet
+    whole = "x" + content.removeprefix("\ufeff") + "x"
+    assert "".join(joined.split()) == "".join(whole.split())
     assert all(len(t) <= 10 for t in texts(path, text_unit="file"))
 
 

@@ -19,6 +19,7 @@ from moescope.errors import BusyError, RunError
 __all__ = ["acquire", "holder", "release"]
 
 _PAUSE_SECONDS = 0.05
+_MISSES = 20
 _SIGN = b'{"pid":'
 
 
@@ -38,12 +39,18 @@ def acquire(lock: Path, folder: Path, seconds: float) -> int:
         OSError: it cannot be written.
     """
     give_up = time.monotonic() + seconds
+    missed = 0
     while True:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # removed by a holder that has just ended
+        try:
+            with contextlib.suppress(FileExistsError):
+                lock.parent.mkdir(parents=True, exist_ok=True)
             descriptor = _take(lock)
             if descriptor is not None:
                 return descriptor
+        except FileNotFoundError:  # a holder that has just ended removes the folder it made
+            missed += 1
+            if missed > _MISSES:
+                raise
         if time.monotonic() >= give_up:
             raise BusyError(
                 f"{folder} is being written by {holder(lock) or 'another process'}; wait until it "

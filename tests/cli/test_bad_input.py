@@ -23,8 +23,8 @@ from moescope.cli import main
 SECONDS = 20
 """After so long a case is stopped; what runs away would take the machine with it."""
 
-CPU_SECONDS = 4.0
-"""Of one case. Most take some hundredths; the figure leaves room for a slow machine."""
+CPU_SECONDS = 2.0
+"""Of one case, beyond imports. Most take some hundredths, the longest half a second to one."""
 
 MORE_MEMORY = 3 << 30
 """Bytes that a case may ask for beyond what the process has."""

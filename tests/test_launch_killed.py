@@ -131,7 +131,9 @@ def test_an_interrupted_launcher_says_so_and_leaves_no_worker(place: Place, tmp_
     assert pids
     assert process.returncode == 1
     last = said.strip().splitlines()[-1]
-    assert last == "error: interrupted; what was committed stays, go on with --resume"
+    assert last == (
+        "error: interrupted; what was finished stays, go on with the same command and --resume"
+    )
     assert not any(map(is_alive, pids))
 
 

@@ -267,6 +267,7 @@ class TestWriting:
             for name in ("theirs.txt", "a.txt", "b.txt"):
                 with pytest.raises(RunError, match="not written by moescope"):
                     write_bytes(folder / name, b"ours")
+            assert files.owned(folder) == ["a.txt"]  # a write that was refused notes nothing
             remove(folder / "theirs.txt")
             remove(folder / "a.txt")
         kept = {LEDGER, "theirs.txt", "a.txt.partial", "b.txt.partial"}

@@ -91,16 +91,16 @@ def replacing(path: Path, signature: bytes | None = None, *, flush: bool = True)
         WriteError: disk full or no permission.
     """
     held, place = find_held(path)
+    temporary = partial_of(place)
     if held is not None:
-        own(path, flush=flush)
+        own(path.with_name(temporary.name), flush=False)
     elif signature is None:
         raise RunError(f"the folder of {path} was moved or replaced while it was being written")
     else:
         require_replaceable(path, signature)
-    temporary = partial_of(place)
-    if held is not None:
-        own(path.with_name(temporary.name), flush=False)
     try:
+        if held is not None:
+            own(path, flush=flush)
         with noted(path):
             place.parent.mkdir(parents=True, exist_ok=True)
             temporary.unlink(missing_ok=True)  # it may be a link

@@ -82,7 +82,7 @@ def plain_p(
     first: NDArray[np.bool_],
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """p of the difference of rates, not divided by its standard error."""
+    """P of the difference of rates, not divided by its standard error."""
     inside = np.concatenate([first[None], rng.permuted(np.tile(first, (PERMUTATIONS, 1)), axis=1)])
     hit, size = inside @ counts, (inside @ tokens)[:, None]
     apart = np.abs(hit / size - (counts.sum(0) - hit) / (tokens.sum() - size))

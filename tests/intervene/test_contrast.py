@@ -108,7 +108,7 @@ def test_an_expert_that_nobody_chose_is_in_no_test() -> None:
     assert np.isfinite(made.p[0])
 
 
-def test_pairs_are_resampled_together() -> None:
+def test_pairs_are_compared_within_themselves() -> None:
     """Rates differ widely between pairs and by 0.1 within each: the pairing removes the spread."""
     level = np.linspace(0, 40, 12).astype(int)
     a, b = counts([[v + 5] for v in level], [50] * 12), counts([[v] for v in level], [50] * 12)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moescope.metrics.agreement import agreement, committee, mean_jaccard, path_entropy_bits
+from moescope.metrics.agreement import agreement, committee, entropy_bits, mean_jaccard
 from moescope.metrics.chance import expected_jaccard, share_any
 from moescope.metrics.coactivation import coactivation, flow
 
@@ -78,7 +78,7 @@ def test_committee_is_the_k_best_of_each_domain() -> None:
 
 
 def test_path_entropy_of_four_even_paths_is_two_bits() -> None:
-    plain, corrected = path_entropy_bits(np.array([5, 5, 5, 5]))
+    plain, corrected = entropy_bits(np.array([5, 5, 5, 5]))
     assert plain == pytest.approx(2.0)
     # Miller–Madow adds (4−1)/(2·20·ln 2)
     assert corrected == pytest.approx(2.0 + 3 / (40 * np.log(2)))

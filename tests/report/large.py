@@ -84,8 +84,8 @@ class InventedRun:
         return {
             **cells, "tokens": 100, "value": value, "chance": 0.1, "others": 0.5,
             "lift_over_others": value * 2, "ci_low": value * 0.9, "ci_high": value * 1.1,
-            "lift_low": value, "lift_high": value * 3, "p": q, "q": q, "by_token": 0.5,
-            "beyond_token": value - 0.5, "shared_tokens": 0.9,
+            "lift_low": value, "lift_high": value * 3, "p": q, "q": q, "p_max": q, "by_token": 0.5,
+            "beyond_token": value - 0.5, "on_shared": value, "shared_tokens": 0.9,
         }  # fmt: skip
 
     def _coactivation(self) -> dict[str, Any]:

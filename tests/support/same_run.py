@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from moescope.metrics.runs import AnalyzedRun, table_names
 from moescope.trace.store import read_parquet
 
-RESAMPLED = re.compile(r".*(_low|_high|_null|_p)$|^(ci_low|ci_high|p|q|null|excess)$|^i_.*_bits$")
+RESAMPLED = re.compile(r".*(_low|_high|_null|_p)$|^(p|q|p_max|null|excess|split_half)$|^i_.*_bits$")
 """Columns that resampling gives: they depend on the order of documents."""
 
 MASK = (1 << 44) - 1

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 
-__all__ = ["Agreement", "agreement", "committee", "mean_jaccard", "path_entropy_bits"]
+__all__ = ["Agreement", "agreement", "committee", "entropy_bits", "mean_jaccard"]
 
 
 class Agreement(NamedTuple):
@@ -75,14 +75,14 @@ def mean_jaccard(member_CE: Bool[np.ndarray, "C E"]) -> float:
     return float(overlap[np.triu_indices(len(rows), 1)].mean())
 
 
-def path_entropy_bits(counts: Int64[np.ndarray, " P"]) -> tuple[float, float]:
-    """Entropy of the distribution of paths in bits: as counted, and Miller–Madow corrected.
+def entropy_bits(counts: Int64[np.ndarray, " P"]) -> tuple[float, float]:
+    """Entropy of a distribution in bits: as counted, and Miller–Madow corrected.
 
-    Both lie in [0, log₂ T]. With nearly as many distinct paths as tokens even the corrected value
-    is a lower bound, not an estimate.
+    Both lie in [0, log₂ T]. With nearly as many distinct things as tokens T even the corrected
+    value is a lower bound, not an estimate.
 
     Args:
-        counts: occurrences of each distinct path.
+        counts: occurrences of each distinct thing.
     """
     total = counts.sum()
     if total == 0:
@@ -91,3 +91,32 @@ def path_entropy_bits(counts: Int64[np.ndarray, " P"]) -> tuple[float, float]:
     plain = float(-(share * np.log2(share)).sum())
     corrected = plain + (counts.size - 1) / (2 * total * np.log(2))
     return plain, float(min(corrected, np.log2(total)))
+
+
+def unseen_entropy(counts: Float[np.ndarray, " P"]) -> float:
+    """Entropy in nats of the distribution that some counts were drawn from, unseen things included.
+
+    The share that things seen once have among the draws estimates how much was not seen; the
+    others are scaled down by it, and each is weighted by its chance to be seen.
+
+    Args:
+        counts: occurrences of each distinct thing.
+
+    Returns:
+        NaN without counts. No more than half is taken to be unseen.
+
+    Reference:
+        Chao and Shen 2003, Nonparametric estimation of Shannon's index of diversity when there are
+        unseen species in sample.
+
+    Example:
+        >>> round(unseen_entropy(np.full(4, 1000.0)), 3)  # ln 4
+        1.386
+    """
+    counts = counts[counts > 0]
+    total = counts.sum()
+    if not total:
+        return float("nan")
+    once = min(int((counts <= 1).sum()), total / 2)
+    share = (1 - once / total) * counts / total
+    return float(-(share * np.log(share) / -np.expm1(total * np.log1p(-share))).sum())

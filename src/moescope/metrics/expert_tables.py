@@ -17,7 +17,7 @@ from moescope.metrics.coactivation import coactivation as pair_coactivation
 from moescope.metrics.coactivation import flow as layer_flow
 from moescope.metrics.rates import mean_interval, rate_interval
 from moescope.metrics.specialization import domain_specialization as specialization
-from moescope.metrics.specialization import jensen_shannon_pairs, token_baselines
+from moescope.metrics.specialization import jensen_shannon_pairs, split_halves, token_baselines
 from moescope.metrics.view import ALL, PhaseView, Rows
 from moescope.trace.aggregates import (
     DECISIVENESS,
@@ -212,10 +212,10 @@ def domain_specialization(view: PhaseView) -> Rows:
     value = N_{e,d}/N_d, chance K/E, with a 95 % interval over documents. lift_over_others: value
     over the rate in all other domains, with its interval. p: domain labels permuted over documents,
     two-sided; q: Benjamini–Hochberg over all layers × experts × domains of this table. NaN where a
-    domain has fewer than 5 documents. by_token: the rate that the domain's token ids alone predict
-    from the other domains; beyond_token: the measured rate minus that. Both refer to the
-    shared_tokens share of its tokens (ids that other domains have too) within the token budget, so
-    value − by_token is not beyond_token.
+    domain has fewer than 5 documents. p_max: for a cell chosen because it is the largest of them
+    all. by_token: the rate that the domain's token ids alone predict from the other domains;
+    on_shared: the rate measured over the same tokens, the shared_tokens share of the domain's (ids
+    that other domains have too) within the token budget; beyond_token = on_shared − by_token.
     """
     rows = Rows()
     counts = np.concatenate([view.counts(layer) for layer in view.layers], axis=1)
@@ -251,6 +251,7 @@ def domain_specialization(view: PhaseView) -> Rows:
                 p_max=made.p_max[d, cut],
                 by_token=baseline.by_token[d],
                 beyond_token=baseline.beyond_token[d],
+                on_shared=baseline.by_token[d] + baseline.beyond_token[d],
                 shared_tokens=float(baseline.shared[d]),
             )
     return rows
@@ -260,9 +261,11 @@ def domain_distance(view: PhaseView) -> Rows:
     """How differently two domains use a layer's experts.
 
     jsd: Jensen–Shannon divergence of the two load distributions over the largest that their
-    entropies allow, in [0, 1]. Of very many domains those with most tokens are compared: as many
-    as give 3,000,000 rows over all layers, which are 1,000 domains at 6 layers, 433 at 32. A note
-    then says how many of how many.
+    entropies allow, in [0, 1]. split_half: the same between two random halves of the documents of
+    one domain, the mean of both domains and 20 halvings: what two texts of one domain give. A half
+    holds half the text, so it errs on the high side; NaN below 5 documents. Of very many domains
+    those with most tokens are compared: as many as give 3,000,000 rows over all layers, which are
+    1,000 domains at 6 layers, 433 at 32. A note then says how many of how many.
     """
     rows = Rows()
     names = np.asarray(view.domains, dtype=object)
@@ -272,9 +275,17 @@ def domain_distance(view: PhaseView) -> Rows:
         rows.note = f"{kept.size:,} of {known:,} domains are compared, those with most tokens"
     names = names[kept]
     for layer in view.layers:
-        counts_CE = view.sums_by_domain(view.counts(layer))[kept]
+        counts_NE = view.counts(layer)
+        counts_CE = view.sums_by_domain(counts_NE)[kept]
+        halves = split_halves(counts_NE, view.cluster_domain, kept, view.rng(4, layer.layer_idx))
         for i, j, jsd in jensen_shannon_pairs(counts_CE / counts_CE.sum(1, keepdims=True)):
-            rows.add(layer=layer.layer_idx, domain_a=names[i], domain_b=names[j], jsd=jsd)
+            rows.add(
+                layer=layer.layer_idx,
+                domain_a=names[i],
+                domain_b=names[j],
+                jsd=jsd,
+                split_half=(halves[i] + halves[j]) / 2,
+            )
     return rows
 
 

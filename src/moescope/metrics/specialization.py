@@ -32,10 +32,13 @@ __all__ = [
     "domain_specialization",
     "jensen_shannon",
     "jensen_shannon_pairs",
+    "split_halves",
     "token_baseline",
     "token_baselines",
 ]
 
+
+_HALVINGS = 20
 
 _PAIR_CELLS = 1 << 22
 """Pairs of domains × experts that are in memory at a time."""
@@ -157,9 +160,10 @@ class TokenBaseline(NamedTuple):
     """What the token ids of a domain alone predict, each (C, E) but ``shared`` (C,).
 
     ``by_token``: rate that the expert would have on the domain if it treated every token id as it
-    does in the other domains. ``beyond_token``: measured rate minus that, over the same tokens; 0
-    when the expert follows tokens and not the domain. ``shared``: share of the domain's tokens
-    whose id occurs in another domain, to which both figures refer.
+    does in the other domains. ``beyond_token``: measured rate minus that, over the same tokens, so
+    their sum is the rate measured there; 0 when the expert follows tokens and not the domain.
+    ``shared``: share of the domain's tokens whose id occurs in another domain, to which both
+    figures refer.
     """
 
     by_token: NDArray[np.float64]
@@ -254,6 +258,39 @@ def jensen_shannon_pairs(
         apart = _entropies(0.5 * (loads_CE[i] + loads_CE[j])) - inside
         with np.errstate(divide="ignore", invalid="ignore"):
             yield i, j, np.where(room > 1e-12, apart / room, np.nan)
+
+
+def split_halves(
+    counts_NE: Int64[np.ndarray, "N E"],
+    domain_N: Int64[np.ndarray, " N"],
+    domains: Int64[np.ndarray, " C"],
+    rng: np.random.Generator,
+) -> Float64[np.ndarray, " C"]:
+    """`jensen_shannon` between two random halves of the documents of a domain, mean of 20 halvings.
+
+    Args:
+        counts_NE: assignments by document.
+        domain_N: domain of each document.
+        domains: which domains.
+        rng: random numbers.
+
+    Returns:
+        By domain, in [0, 1]; NaN for one with fewer than `MIN_CLUSTERS` documents with tokens.
+    """
+    members = _by_domain(domain_N, int(domain_N.max(initial=0)) + 1)
+    halves = np.full(domains.size, np.nan)
+    for place, d in enumerate(domains):
+        counts = counts_NE[members[d]]
+        counts = counts[counts.sum(1) > 0]
+        if len(counts) < MIN_CLUSTERS:
+            continue
+        whole, apart = counts.sum(0), []
+        for _ in range(_HALVINGS):
+            one = counts[rng.permutation(len(counts))[: len(counts) // 2]].sum(0)
+            other = whole - one
+            apart.append(jensen_shannon(one / one.sum(), other / other.sum()))
+        halves[place] = np.mean(apart)
+    return halves
 
 
 def _entropies(p_PE: NDArray[np.float64]) -> NDArray[np.float64]:

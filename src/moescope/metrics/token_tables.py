@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.metrics.agreement import path_entropy_bits
+from moescope.metrics.agreement import entropy_bits, unseen_entropy
 from moescope.metrics.chance import share_any
 from moescope.metrics.information import layer_information
 from moescope.metrics.rates import rate_interval
@@ -16,6 +16,7 @@ from moescope.metrics.view import ALL, Layer, PhaseView, Rows
 from moescope.metrics.vocabulary import MIN_TOKEN_COUNT
 from moescope.metrics.vocabulary import token_overlap as overlap
 from moescope.metrics.vocabulary import vocabulary_specialization as vocabulary
+from moescope.trace.aggregates import unpack
 
 __all__ = [
     "domain_loss",
@@ -239,7 +240,7 @@ def path_entropy(view: PhaseView) -> Rows:
             counts = counter.counts[slice(*np.searchsorted(owner, [d := view.places[name], d + 1]))]
         if counts.sum() == 0:
             continue
-        plain, corrected = path_entropy_bits(counts)
+        plain, corrected = entropy_bits(counts)
         rows.add(
             domain=name,
             tokens=int(counts.sum()),
@@ -254,13 +255,31 @@ def path_entropy(view: PhaseView) -> Rows:
 def domain_loss(view: PhaseView) -> Rows:
     """How well the model predicts each domain: mean loss in nats per token.
 
-    Experts of a domain that the model does not model (loss near log of the vocabulary) say little
-    about the domain. Absent with --no-predictions.
+    unigram: what the best model gives that knows nothing but how often each token occurs in such
+    text: the entropy of the tokens within the token budget, by the estimate of Chao and Shen 2003.
+    Experts of a domain that the model hardly predicts better than that say little about the domain.
+    Absent with --no-predictions.
     """
     rows = Rows()
     nll = view.arrays["nll"].astype(np.float64)
     for name, _, tokens in view.groups():
         total, scored = nll.sum(0) if name == ALL else nll[view.places[name]]
         if scored:
-            rows.add(domain=name, tokens=tokens, scored=int(scored), loss=float(total / scored))
+            rows.add(
+                domain=name,
+                tokens=tokens,
+                scored=int(scored),
+                loss=float(total / scored),
+                unigram=_unigram(view, name),
+            )
     return rows
+
+
+def _unigram(view: PhaseView, group: str) -> float:
+    """Entropy of the tokens of a domain or of all, in nats."""
+    layer = view.layers[0]
+    counter = view.run.aggregates(view.phase).sparse[f"input_{layer.layer_idx}"]
+    domain, token, _ = unpack(counter.keys)
+    own = np.ones(domain.size, np.bool_) if group == ALL else domain == view.places[group]
+    index = np.unique(token[own], return_inverse=True)[1].reshape(-1)
+    return unseen_entropy(np.bincount(index, counter.counts[own]) / layer.top_k)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from moescope.metrics.statistics import MIN_CLUSTERS
 from moescope.report.frames import number
 from moescope.trace import Run
 
-__all__ = ["FEW_DOCUMENTS", "HIGH_LOSS", "about", "alerts", "label"]
+__all__ = ["FEW_DOCUMENTS", "about", "alerts", "badly_predicted", "label"]
 
 FEW_DOCUMENTS = 30
 """With fewer documents in a domain the page warns that small differences cannot be seen."""
 
-HIGH_LOSS = 6.0
-"""Nats per token (a perplexity of 400) above which the page says that a domain is not modelled."""
+LITTLE_BETTER = 0.5
+"""Nats per token; a model that predicts a domain by no more than this better than the frequency of
+its tokens does hardly models it."""
+
+UNLIKE_LENGTHS = 2.0
+"""Domains whose median lengths differ by a larger factor are said to differ in length."""
 
 
 def label(name: object) -> str:
@@ -86,6 +91,7 @@ def alerts(run: Run, facts: dict[str, Any], loss: dict[str, list[Any]]) -> list[
             "none is tested.",
         )
     _say_loss(loss, say)
+    _say_lengths(run, [d["name"] for d in facts["domains"]], say)
     if len(facts["domains"]) < 2:
         say("note", "One domain only: nothing about differences between domains can be said.")
     if run.manifest.sample is None:
@@ -148,18 +154,47 @@ def _say_coverage(facts: dict[str, Any], say: Any) -> None:
         say("warn", f"Records of the corpus were skipped ({listed}).")
 
 
+def badly_predicted(loss: dict[str, list[Any]]) -> list[tuple[str, float, float]]:
+    """Domains that the model predicts hardly better than token frequencies do: loss and theirs."""
+    rows = zip(*(loss.get(k, []) for k in ("domain", "loss", "unigram")), strict=True)
+    return [
+        (name, value, unigram)
+        for name, value, unigram in rows
+        if name != "all" and None not in (value, unigram) and value > unigram - LITTLE_BETTER
+    ]
+
+
 def _say_loss(loss: dict[str, list[Any]], say: Any) -> None:
-    pairs = zip(loss.get("domain", []), loss.get("loss", []), strict=True)
-    high = [(n, v) for n, v in pairs if v is not None and v > HIGH_LOSS and n != "all"]
-    if high:
-        listed = ", ".join(f"{n} {v:.1f}" for n, v in high[:8]) + (" …" if len(high) > 8 else "")
-        name, worst = max(high, key=lambda item: item[1])
+    bad = badly_predicted(loss)
+    if bad:
+        listed = ", ".join(f"{n} {v:.1f} against {u:.1f}" for n, v, u in bad[:8])
         say(
             "warn",
-            f"The model predicts this text badly (loss in nats per token: {listed}; {worst:.1f} "
-            f"for {name} is as uncertain as an even choice among "
-            f"{number(math.exp(min(worst, 40)))} tokens). "
+            f"The model predicts this text hardly better than the frequency of its tokens does "
+            f"(loss in nats per token: {listed}{' …' if len(bad) > 8 else ''}). "
             "Experts of text that a model does not model say little about that text.",
+        )
+
+
+def _say_lengths(run: Run, domains: list[str], say: Any) -> None:
+    """Domains of unlike lengths: what differs may be where in a text a token stands."""
+    table = run.documents
+    names, tokens = np.asarray(table["domain"].to_pylist()), np.asarray(table["tokens"])
+    medians = {
+        n: float(np.median(tokens[own]))
+        for n in domains
+        if (own := (names == n) & (tokens > 0)).any()
+    }
+    if len(medians) < 2:
+        return
+    short, long = min(medians, key=lambda n: medians[n]), max(medians, key=lambda n: medians[n])
+    if medians[long] > UNLIKE_LENGTHS * medians[short]:
+        say(
+            "warn",
+            f"Documents differ in length: {number(medians[short])} tokens in {short}, "
+            f"{number(medians[long])} in {long} (medians). Where in a text a token stands and how "
+            "much it has read before can change its routing, so a difference between these domains "
+            "may be one of length.",
         )
 
 

@@ -26,8 +26,8 @@ MAX_INTERVAL_CELLS = 150_000
 
 _TOP_COLUMNS = (
     "layer", "expert", "domain", "tokens", "value", "chance", "others", "lift_over_others",
-    "ci_low", "ci_high", "lift_low", "lift_high", "p", "q", "by_token", "beyond_token",
-    "shared_tokens",
+    "ci_low", "ci_high", "lift_low", "lift_high", "p", "q", "p_max", "by_token", "beyond_token",
+    "on_shared", "shared_tokens",
 )  # fmt: skip
 
 

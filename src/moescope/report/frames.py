@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-__all__ = ["Frame", "bits", "number", "percent", "q_text", "scaled", "tidy", "times"]
+__all__ = ["Frame", "bits", "number", "p_text", "percent", "scaled", "tidy", "times"]
 
 
 class Frame:
@@ -106,11 +106,11 @@ def bits(value: float) -> str:
     return text.replace("-0.0000", "0.0000")
 
 
-def q_text(value: float) -> str:
-    """'q < 0.001' or 'q = 0.012'."""
+def p_text(value: float) -> str:
+    """'p < 0.001' or 'p = 0.012'."""
     if not math.isfinite(value):
         return "not tested"
-    return "q < 0.001" if value < 0.001 else f"q = {value:.3f}"
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def number(count: float) -> str:

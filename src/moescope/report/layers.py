@@ -53,7 +53,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "vocabulary_specialization": (
         "layer", "kind", "value", "null", "excess", "types", "tokens", "covered", "min_count",
     ),
-    "domain_loss": ("domain", "tokens", "scored", "loss"),
+    "domain_loss": ("domain", "tokens", "scored", "loss", "unigram"),
     "path_entropy": (
         "domain", "tokens", "distinct", "entropy_bits", "entropy_corrected_bits", "max_bits",
     ),

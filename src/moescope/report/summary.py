@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from moescope.metrics.view import ALL
-from moescope.report.about import FEW_DOCUMENTS, HIGH_LOSS
-from moescope.report.frames import Frame, bits, number, percent, q_text, times
+from moescope.report.about import FEW_DOCUMENTS, badly_predicted
+from moescope.report.frames import Frame, bits, number, p_text, percent, times
 
 __all__ = ["headlines", "meaning", "sentences"]
 
@@ -24,7 +24,7 @@ def sentences(view: dict[str, Any], facts: dict[str, Any], tables: dict[str, Fra
     out += [
         s for s in (_strongest(view["special"]), _domain_or_token(tables), _evenness(tables)) if s
     ]
-    out.append(_caveat(facts, tables))
+    out.append(_caveat(view, facts))
     return out
 
 
@@ -84,25 +84,27 @@ def _strongest(special: dict[str, Any]) -> str:
         q, value, others = top["q"][i], top["value"][i], top["others"][i]
         if len(shown) == 2 or q is None or q >= 0.05 or value <= others:
             break
-        shown.append(f"{name} for {top['domain'][i]} ({_cell_numbers(top, i)})")
+        shown.append(f"{name} for {top['domain'][i]}, {_cell_numbers(top, i)}")
     if not shown:
         return ""
     return (
-        f"Most clearly specialised: {'; '.join(shown)}. These lead a ranking, so their true size "
-        "is likely somewhat smaller."
+        f"Most clearly specialised: {'. '.join(shown)}. p allows for their being chosen among all "
+        f"{number(special['tested'])} cells; the sizes do not, and are likely somewhat too large."
     )
 
 
 def _cell_numbers(top: dict[str, list[Any]], i: int) -> str:
     parts = [
-        f"{percent(top['value'][i])} of its tokens, 95 % interval "
-        f"{percent(_known(top['ci_low'][i]))} to {percent(_known(top['ci_high'][i]))}",
-        f"{percent(_known(top['others'][i]))} elsewhere",
-        f"chance {percent(top['chance'][i])}",
+        f"{percent(top['value'][i])} of its tokens (95 %: {percent(_known(top['ci_low'][i]))} to "
+        f"{percent(_known(top['ci_high'][i]))}), {percent(_known(top['others'][i]))} elsewhere, "
+        f"chance {percent(top['chance'][i])}"
     ]
     if top["by_token"][i] is not None:
-        parts.append(f"{percent(top['by_token'][i])} predicted from its words alone")
-    return ", ".join([*parts, q_text(_known(top["q"][i]))])
+        parts.append(
+            f"on tokens that other domains use too {percent(top['on_shared'][i])} against "
+            f"{percent(top['by_token'][i])} by these tokens alone"
+        )
+    return "; ".join([*parts, p_text(_known(top["p_max"][i]))])
 
 
 def _domain_or_token(tables: dict[str, Frame]) -> str:
@@ -181,15 +183,16 @@ def _evenness(tables: dict[str, Frame]) -> str:
     )
 
 
-def _caveat(facts: dict[str, Any], tables: dict[str, Frame]) -> str:
+def _caveat(view: dict[str, Any], facts: dict[str, Any]) -> str:
     parts = []
     few = min((d["documents"] for d in facts["domains"] if d["documents"]), default=0)
     if few < FEW_DOCUMENTS:
         parts.append(f"the smallest domain has only {few} documents")
-    loss = tables["domain_loss"]
-    if len(loss) and float(np.nanmax(loss["loss"])) > HIGH_LOSS:
+    if bad := badly_predicted(view["loss"]):
+        name, loss, unigram = max(bad, key=lambda row: row[1] - row[2])
         parts.append(
-            f"the model predicts some of this text badly (loss {np.nanmax(loss['loss']):.1f} nats)"
+            f"the model predicts some of this text hardly better than token frequencies do "
+            f"({name}: {loss:.1f} against {unigram:.1f} nats)"
         )
     parts.append(
         "choosing an expert is not the same as needing it: only removing experts shows what they do"

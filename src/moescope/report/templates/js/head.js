@@ -52,9 +52,10 @@
   });
 
   M.section("domains", ["phase"], () => {
-    const loss = new Map(M.rows(M.view().loss).map((r) => [r.domain, r.loss]));
-    const most = d3.max([...loss.values()]) || 1;
-    const rows = about.domains.map((d) => ({ ...d, loss: loss.has(d.name) ? loss.get(d.name) : null }));
+    const loss = new Map(M.rows(M.view().loss).map((r) => [r.domain, r]));
+    const most = d3.max([...loss.values()].flatMap((r) => [r.loss, r.unigram])) || 1;
+    const known = (name, key) => (loss.has(name) ? loss.get(name)[key] : null);
+    const rows = about.domains.map((d) => ({ ...d, loss: known(d.name, "loss"), unigram: known(d.name, "unigram") }));
     const paths = M.rows(M.view().paths);
     M.fill(M.id("plot-domains"),
       M.table([
@@ -62,6 +63,7 @@
         { key: "documents", label: "documents", format: M.fmt.count },
         { key: "tokens", label: "tokens", format: M.fmt.count },
         { key: "loss", label: "loss, nats per token", text: true, render: (r) => (r.loss === null ? "absent" : M.meter(r.loss / most, M.fmt.two(r.loss))) },
+        { key: "unigram", label: "by token frequency", text: true, title: "loss of the best model that knows only how often each token occurs", render: (r) => (r.unigram === null ? "absent" : M.meter(r.unigram / most, M.fmt.two(r.unigram))) },
       ], rows, { label: "Documents, tokens and loss by domain" }),
       loss.size ? null : M.absent("Loss is absent: nothing was predicted in this part of the run."),
       paths.length ? M.h("p", { class: "small" }, `First-choice routes through all layers: ${M.fmt.count(paths[0].distinct)} different ones among ${M.fmt.count(paths[0].tokens)} tokens.`) : null);

@@ -18,7 +18,7 @@
     const usable = rows.filter((r) => r.lift_over_others !== null && r.lift_over_others > 0 && (!passed || r.q < 0.05)).slice(0, passed ? SHOWN : 10);
     const points = usable.map((r) => ({
       ...r, key: `${r.name} · ${r.domain}`, low: Math.max(floor, r.lift_low || floor), high: r.lift_high,
-      words: r.by_token !== null && r.others > 0 ? Math.max(floor, r.by_token / r.others) : null, passes: r.q !== null && r.q < 0.05,
+      words: r.by_token !== null && r.on_shared > 0 ? Math.max(floor, (r.lift_over_others * r.by_token) / r.on_shared) : null, passes: r.q !== null && r.q < 0.05,
     }));
     if (!points.length) {
       M.fill(host, M.absent("The passing cells have no finite lift: these experts are never chosen elsewhere. See the table."));
@@ -44,7 +44,7 @@
     M.asTable("special", COLUMNS, () => points);
   }
   const tipText = (p) =>
-    `${p.name} · ${p.domain}\nlift ${M.fmt.lift(p.lift_over_others)} (95 %: ${M.fmt.lift(p.lift_low)} to ${M.fmt.lift(p.lift_high)})\n${M.fmt.percent(p.value)} here, ${M.fmt.percent(p.others)} elsewhere, chance ${M.fmt.percent(p.chance)}\nby words ${M.fmt.percent(p.by_token)}\nq ${M.fmt.p(p.q)}`;
+    `${p.name} · ${p.domain}\nlift ${M.fmt.lift(p.lift_over_others)} (95 %: ${M.fmt.lift(p.lift_low)} to ${M.fmt.lift(p.lift_high)})\n${M.fmt.percent(p.value)} here, ${M.fmt.percent(p.others)} elsewhere, chance ${M.fmt.percent(p.chance)}\nover shared tokens ${M.fmt.percent(p.on_shared)}, by words ${M.fmt.percent(p.by_token)}\nq ${M.fmt.p(p.q)}`;
 
   const COLUMNS = [
     { key: "name", label: "expert", name: true },
@@ -56,7 +56,9 @@
     { key: "lift_over_others", label: "lift", format: M.fmt.lift, title: "rate over the rate elsewhere; 1 is no difference" },
     { key: "lift_low", label: "95 % interval", render: (r) => M.interval(r.lift_low, r.lift_high, M.fmt.lift) },
     { key: "q", label: "q", format: M.fmt.p, title: "false discovery rate" },
-    { key: "by_token", label: "by words", format: M.fmt.percent, title: "rate that the domain's token ids alone predict" },
+    { key: "p_max", label: "p of the largest", format: M.fmt.p, title: "chance that the largest of all cells is as far out, for a cell chosen because it is large" },
+    { key: "on_shared", label: "on shared tokens", format: M.fmt.percent, title: "rate over the tokens whose id other domains use too" },
+    { key: "by_token", label: "by words", format: M.fmt.percent, title: "rate that the same token ids alone predict" },
     { key: "beyond_token", label: "beyond", format: M.fmt.points, title: "measured minus predicted, over shared token ids" },
   ];
 

@@ -30,7 +30,7 @@ Lengths = Callable[[np.random.Generator, int], NDArray[np.int64]]
 
 def fixed(length: int) -> Lengths:
     """Documents of one length."""
-    return lambda rng, n: np.full(n, length)
+    return lambda _, n: np.full(n, length)
 
 
 def around(median: int, spread: float) -> Lengths:

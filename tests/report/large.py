@@ -43,7 +43,8 @@ class InventedRun:
             created="",
             sample=object(),
         )
-        self.documents = pa.table({"domain": [d for d in self.domains for _ in range(40)]})
+        names = [d for d in self.domains for _ in range(40)]
+        self.documents = pa.table({"domain": names, "tokens": [100] * len(names)})
 
     def token_text(self, token_id: int) -> str:
         return f"token{token_id}"

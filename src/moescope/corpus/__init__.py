@@ -6,6 +6,7 @@ knows nothing of models, traces or metrics, and never imports torch.
 """
 
 from moescope.corpus.batching import Batch, iter_batches, iter_pools, make_batches
+from moescope.corpus.control import control_ids
 from moescope.corpus.documents import (
     RESERVED_DOMAIN,
     Corpus,
@@ -39,6 +40,7 @@ __all__ = [
     "Split",
     "TokenizedDocument",
     "Whole",
+    "control_ids",
     "in_shard",
     "in_split",
     "iter_batches",

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moescope.corpus.chat import render_chat
+from moescope.corpus.control import control_ids
 from moescope.corpus.documents import Document
 from moescope.corpus.pieces import WHOLE, EncodedPiece, encoded_pieces
 from moescope.errors import CorpusError
@@ -226,7 +227,7 @@ def _encode_at_once(tokenizer: Any, text: str) -> _Encoded:
     encoding = _call(tokenizer, text, add_special_tokens=True, return_special_tokens_mask=True)
     ids = np.asarray(encoding["input_ids"], dtype=np.int32)
     added = np.asarray(encoding["special_tokens_mask"], dtype=np.bool_)
-    forged = np.isin(ids, _reserved_ids(tokenizer)) & ~added
+    forged = _are_control(tokenizer, ids) & ~added
     counted = ~added
     # Unigram and WordLevel vocabularies hold "</s>" as an ordinary piece and find it in text even
     # when special tokens are not looked for.
@@ -262,7 +263,7 @@ def _of_piece(tokenizer: Any, piece: EncodedPiece) -> _Encoded:
     leads = np.arange(len(ids)) < lead_length
     kept = np.where(added, np.where(leads, piece.first, piece.last), piece.kept)
     ids, added, spans = ids[kept], added[kept], piece.spans[kept]
-    forged = np.isin(ids, _reserved_ids(tokenizer)) & ~added
+    forged = _are_control(tokenizer, ids) & ~added
     lead = ids[:lead_length] if piece.first else ids[:0]
     ids, counted, _ = _spell_out(tokenizer, piece.text, ids, ~added, spans, forged)
     return _Encoded(ids, counted, lead)
@@ -292,7 +293,7 @@ def _encode_chat(tokenizer: Any, document: Document, count_template: bool) -> It
         spans = piece.spans[piece.kept]
         ids = np.asarray(piece.made["input_ids"], dtype=np.int32)[piece.kept]
         inside = _inside(spans + piece.offset, begin, end)
-        forged = inside & np.isin(ids, _reserved_ids(tokenizer))
+        forged = inside & _are_control(tokenizer, ids)
         ids, counted, inside = _spell_out(tokenizer, piece.text, ids, inside, spans, forged)
         opens_with_bos = piece.first and len(ids) > 0 and int(ids[0]) == tokenizer.bos_token_id
         if count_template:
@@ -327,7 +328,7 @@ def _spell_out(
     """
     if not forged.any():
         return ids, counted, counted.copy()
-    reserved = frozenset(int(i) for i in _reserved_ids(tokenizer))
+    reserved = control_ids(tokenizer)
     parts: list[tuple[list[int], bool, bool]] = []
     for i in range(len(ids)):
         spelt = None
@@ -362,10 +363,9 @@ def _plain_ids(tokenizer: Any, piece: str, reserved: frozenset[int]) -> list[int
     return by_character
 
 
-def _reserved_ids(tokenizer: Any) -> list[int]:
-    """List the ids that text must never produce; an unknown character may be ``unk``."""
-    unk = getattr(tokenizer, "unk_token_id", None)
-    return [i for i in tokenizer.all_special_ids if i != unk]
+def _are_control(tokenizer: Any, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Which ids are control tokens, which text must never produce by itself."""
+    return np.isin(ids, sorted(control_ids(tokenizer)))
 
 
 def _call(tokenizer: Any, text: str, **options: Any) -> Any:

@@ -24,6 +24,7 @@ from moescope.corpus import (
     Document,
     Fingerprint,
     TokenizedDocument,
+    control_ids,
     iter_pools,
     open_corpus,
     tokenize_document,
@@ -270,10 +271,16 @@ class _Tracer:
             yield made
 
     def _trace(self) -> None:
-        pad_id = self.loaded.pad_id
-        recorder = PoolRecorder(self.engine, self.layers, self.options, pad_id, self._advance)
+        recorder = PoolRecorder(
+            self.engine,
+            self.layers,
+            self.options,
+            self.loaded.pad_id,
+            self._advance,
+            stop=_stop_ids(self.loaded),
+            control=_control_ids(self.loaded, self.options),
+        )
         pool_tokens = self.options.pool_tokens or self.engine.pool_tokens
-        recorder.stop_at(_stop_ids(self.loaded))
         most = None
         if self.sums is not None:
             self.state.bound(self.sums, self.run)
@@ -283,6 +290,8 @@ class _Tracer:
             traced = [doc for doc in pool if doc.sequences]
             result = recorder.record(traced, self.state)
             self.pending.append(result)
+            if result.control:
+                self.left_out["control tokens that the model wrote"] += result.control
             read = self.documents
             if time.monotonic() - last_commit >= self.options.checkpoint_seconds:
                 self._commit(read)
@@ -389,6 +398,11 @@ def _stop_ids(loaded: LoadedModel) -> frozenset[int]:
     given = getattr(loaded.model.generation_config, "eos_token_id", None)
     ids = given if isinstance(given, list) else [given]
     return frozenset(int(i) for i in ids if i is not None)
+
+
+def _control_ids(loaded: LoadedModel, options: TraceOptions) -> frozenset[int]:
+    """What does not count where the model writes it: what a template may write either."""
+    return frozenset() if options.count_template else control_ids(loaded.tokenizer)
 
 
 def _describe_model(loaded: LoadedModel, layers: tuple[MoELayer, ...]) -> dict[str, Any]:

@@ -122,6 +122,7 @@ _RECORDS = {
     "a beginning of 31 digits": (_lines(start=10**30), "start is not a position"),
     "half a character": (
         _lines(prompt_token_ids=None, prompt="\ud800"), "prompt is not valid Unicode"),
+    "one row for every token": (_lines(), "one row of routing repeated"),
     "a mask of fractions": (_lines(counted=[0.5] * 6), "counted"),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from moescope.trace.importers import llamacpp, sglang, vllm
 from moescope.trace.importers.files import CaptureFile, beside
+from moescope.trace.importers.rows import ZERO_FILLED
 from moescope.trace.importers.served import ServedModel
 from moescope.trace.manifest import Manifest
 
@@ -69,6 +70,11 @@ def notes(manifest: Manifest, served: ServedModel) -> list[str]:
         made.append(
             f"{prefix:,} tokens were read from a cached prefix, or left out of the capture by a "
             "start offset; they are not counted."
+        )
+    if zeros := left_out.get(ZERO_FILLED):
+        made.append(
+            f"{zeros:,} tokens have expert 0 in every layer, in rows one after the other, as an "
+            "engine leaves where it kept no routing; they are not counted."
         )
     if unnamed := found.get("unnamed_tokens"):
         made.append(

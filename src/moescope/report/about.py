@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from moescope.corpus import notes_on_marks
 from moescope.metrics.statistics import BOOTSTRAP_SAMPLES, MIN_CLUSTERS
 from moescope.report.frames import number
 from moescope.trace import Run
@@ -99,6 +100,9 @@ def alerts(run: Run, facts: dict[str, Any], loss: dict[str, list[Any]]) -> list[
         _say_source(facts["source"], say)
     elif not run.manifest.options.get("predictions", True):
         say("note", "The run made no predictions: loss by domain and predicted tokens are absent.")
+    marks = run.manifest.progress
+    for text in notes_on_marks(marks.get("spelt_out", {}), marks.get("unknown_marks", {})):
+        say("warn", text)
     if run.manifest.options.get("layers"):
         say("note", f"Only some layers were traced: {_join(run.shape.layers)}.")
     if facts["domains_left_out"]:

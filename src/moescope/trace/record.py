@@ -154,6 +154,8 @@ class _Tracer:
         self.total_chars: int | None = None
         self.left_out: Counter[str] = Counter()
         self.domain_tokens: Counter[str] = Counter()
+        self.spelt_out: Counter[str] = Counter()
+        self.unknown_marks: Counter[str] = Counter()
         self.pending: list[PoolResult] = []
 
     def go(self, resume: bool) -> Path:
@@ -210,6 +212,8 @@ class _Tracer:
         self.tokens = int(old.progress["tokens"])
         self.left_out.update(old.progress["left_out"])
         self.domain_tokens.update(old.progress["domain_tokens"])
+        self.spelt_out.update(old.progress.get("spelt_out", {}))
+        self.unknown_marks.update(old.progress.get("unknown_marks", {}))
 
     def _count_ahead(self) -> None:
         """Read the corpus once if that is quick: errors come early and progress has an end."""
@@ -261,11 +265,14 @@ class _Tracer:
                 self.documents,
                 context_length=self.context,
                 chat_template=self.options.chat_template,
+                chat_text=self.options.chat_text,
                 count_template=self.options.count_template,
                 limit=None if limit is None else limit - seen,
             )
             self.domain_tokens[document.domain] += made.num_tokens
             self.left_out["special and template tokens"] += made.num_uncounted
+            self.spelt_out.update(made.marks.spelt_out)
+            self.unknown_marks.update(made.marks.unknown)
             if not made.sequences:
                 self.left_out["documents without a counted token"] += 1
             yield made
@@ -319,6 +326,10 @@ class _Tracer:
             "left_out": dict(self.left_out),
             "domain_tokens": dict(self.domain_tokens),
         }
+        if self.spelt_out:
+            progress["spelt_out"] = dict(self.spelt_out)
+        if self.unknown_marks:
+            progress["unknown_marks"] = dict(self.unknown_marks)
         commit(self.run, self.manifest, self.state, self.pending, progress)
         self.pending = []
 

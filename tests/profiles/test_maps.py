@@ -137,9 +137,7 @@ class TestTrust:
         # 12: 11 10 → none; 8 of 12. Others of other documents with the same label, of 4 each:
         # 2 (1 and 2, or 1 and 12…): point 0: 1 2 12 → 3; 1: 0 2 12 → 3; 2: 0 1 → 2; 10: 11 → 1;
         # 11: 10 → 1; 12: 0 1 → 2; 12 of 24
-        [found] = neighbour_shares(
-            {"line": x}, {"label": label}, document, np.random.default_rng(0), neighbours=2
-        )
+        [found] = neighbour_shares({"line": x}, {"label": label}, document, neighbours=2)
         assert found["share"] == pytest.approx(8 / 12)
         assert found["chance"] == pytest.approx(12 / 24)
         assert found["points"] == 6
@@ -150,7 +148,7 @@ class TestTrust:
         x = place + rng.standard_normal(place.shape) * 0.01  # a tight cluster per document
         label = np.repeat(rng.integers(0, 3, 30), 12)
         document = np.repeat(np.arange(30), 12)
-        [found] = neighbour_shares({"x": x}, {"label": label}, document, rng)
+        [found] = neighbour_shares({"x": x}, {"label": label}, document)
         assert found["share"] < 0.7  # with them it would be 1
         assert found["chance"] == pytest.approx(1 / 3, abs=0.1)
 
@@ -159,9 +157,7 @@ class TestTrust:
         planted, other = rng.integers(0, 4, 400), rng.integers(0, 4, 400)
         x = rng.standard_normal((400, 8))
         x[:, 0] += planted * 30
-        found = neighbour_shares(
-            {"x": x}, {"planted": planted, "other": other}, np.arange(400), rng
-        )
+        found = neighbour_shares({"x": x}, {"planted": planted, "other": other}, np.arange(400))
         by = {f["label"]: f for f in found}
         assert by["planted"]["share"] == 1.0
         assert by["planted"]["chance"] == pytest.approx(0.25, abs=0.02)
@@ -170,7 +166,7 @@ class TestTrust:
     def test_too_few_points_elsewhere_leave_a_point_out(self) -> None:
         x = np.arange(12.0)[:, None]
         document = np.r_[np.zeros(11), 1].astype(np.int64)
-        [found] = neighbour_shares({"x": x}, {"a": document}, document, np.random.default_rng(0))
+        [found] = neighbour_shares({"x": x}, {"a": document}, document)
         assert found["points"] == 1  # only the one of document 1 has ten points elsewhere
 
 

@@ -15,9 +15,9 @@ from moescope.metrics.balance import balance, cv_by_chance
 from moescope.metrics.chance import expected_jaccard
 from moescope.metrics.coactivation import coactivation as pair_coactivation
 from moescope.metrics.coactivation import flow as layer_flow
+from moescope.metrics.rates import mean_interval, rate_interval
 from moescope.metrics.specialization import domain_specialization as specialization
 from moescope.metrics.specialization import jensen_shannon_pairs, token_baselines
-from moescope.metrics.statistics import bootstrap_rates
 from moescope.metrics.view import ALL, PhaseView, Rows
 from moescope.trace.aggregates import (
     DECISIVENESS,
@@ -49,18 +49,16 @@ def load(view: PhaseView) -> Rows:
 
     tokens: counted tokens of the domain. count: tokens that chose the expert. load = count/(T·K),
     sums to 1 over a layer; chance = 1/E. activation_rate = count/T, chance activation_chance = K/E,
-    with a 95 % interval (ci_low, ci_high) from resampling documents. gate_mass: mean weight over
+    with a 95 % interval (ci_low, ci_high) over documents. gate_mass: mean weight over
     all T tokens, 0 where not chosen. first_share: share of tokens whose first choice it is,
     chance 1/E. Both are NaN where an imported run does not know weights, or their order.
     """
     rows = Rows()
     for layer in view.layers:
         counts_NE = view.counts(layer)
-        for g, (name, mask, tokens) in enumerate(view.groups()):
+        for name, mask, tokens in view.groups():
             count = counts_NE[mask].sum(0)
-            ends = bootstrap_rates(
-                counts_NE[mask], view.cluster_tokens[mask], view.rng(1, layer.layer_idx, g)
-            )
+            ends = rate_interval(counts_NE[mask], view.cluster_tokens[mask])
             rows.add(
                 layer=layer.layer_idx,
                 expert=list(range(layer.num_experts)),
@@ -113,11 +111,9 @@ def decisiveness(view: PhaseView) -> Rows:
     rows = Rows()
     for layer in view.layers:
         sums_NS = view.arrays["cluster_decisive"][:, layer.slot].astype(np.float64)
-        for g, (name, mask, tokens) in enumerate(view.groups()):
+        for name, mask, tokens in view.groups():
             mean = sums_NS[mask].sum(0) / tokens
-            ends = bootstrap_rates(
-                sums_NS[mask], view.cluster_tokens[mask], view.rng(2, layer.layer_idx, g)
-            )
+            ends = mean_interval(sums_NS[mask], view.cluster_tokens[mask])
             values: dict[str, object] = {}
             for j, field in enumerate(DECISIVENESS):
                 values[field] = float(mean[j])
@@ -224,7 +220,12 @@ def domain_specialization(view: PhaseView) -> Rows:
     rows = Rows()
     counts = np.concatenate([view.counts(layer) for layer in view.layers], axis=1)
     made = specialization(
-        counts, view.cluster_tokens, view.cluster_domain, len(view.domains), view.seed
+        counts,
+        view.cluster_tokens,
+        view.cluster_domain,
+        len(view.domains),
+        view.seed,
+        families=[layer.num_experts for layer in view.layers],
     )
     start = 0
     for layer in view.layers:
@@ -247,6 +248,7 @@ def domain_specialization(view: PhaseView) -> Rows:
                 lift_high=made.lift_high[d, cut],
                 p=made.p[d, cut],
                 q=made.q[d, cut],
+                p_max=made.p_max[d, cut],
                 by_token=baseline.by_token[d],
                 beyond_token=baseline.beyond_token[d],
                 shared_tokens=float(baseline.shared[d]),

@@ -20,7 +20,7 @@ from moescope.errors import BusyError, RunError, WriteError
 from moescope.files import is_intact
 from moescope.metrics.agreement import agreement
 from moescope.metrics.phases import phases
-from moescope.metrics.statistics import bootstrap_rates
+from moescope.metrics.rates import mean_interval
 from moescope.metrics.tables import TABLES
 from moescope.metrics.view import PhaseView, Rows
 from moescope.trace import Run, TokenRows
@@ -166,7 +166,6 @@ def compare_runs(run_a: Run, run_b: Run) -> pa.Table:
         )
     rows = Rows()
     doc = a.doc[left]
-    rng_seed = int(run_a.manifest.options["seed"])
     ordered = not any("order" in r.shape.absent for r in (run_a, run_b))
     for layer, experts, top_k in zip(
         run_a.shape.layers, run_a.shape.num_experts, run_a.shape.top_k, strict=True
@@ -180,9 +179,7 @@ def compare_runs(run_a: Run, run_b: Run) -> pa.Table:
                 continue
             docs = np.unique(doc[mask], return_inverse=True)[1].reshape(-1)
             sums = np.stack([np.bincount(docs, stacked[mask, j]) for j in range(3)], axis=1)
-            ends = bootstrap_rates(
-                sums, np.bincount(docs), np.random.default_rng([rng_seed, layer])
-            )
+            ends = mean_interval(sums, np.bincount(docs), lowest=0.0, highest=1.0)
             mean = stacked[mask].mean(0)
             rows.add(
                 layer=layer,

@@ -7,23 +7,24 @@ everywhere; the lift over the *other* domains does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
-from moescope.metrics.statistics import (
-    BOOTSTRAP_SAMPLES,
-    MANY_DOMAINS,
+from moescope.metrics.rates import (
     MIN_CLUSTERS,
-    benjamini_hochberg,
-    bootstrap_rates,
-    permutation_p,
-    permutations_for,
+    Moments,
+    RateInterval,
+    rate_interval,
+    ratio_interval,
+    residuals,
+    spread,
 )
+from moescope.metrics.statistics import benjamini_hochberg, permutation_test, permutations_for
 
 __all__ = [
     "DomainSpecialization",
@@ -45,8 +46,9 @@ class DomainSpecialization(NamedTuple):
 
     ``value``: N_{e,d}/N_d, chance K/E. ``others``: the same rate over all other domains together.
     ``lift``: value/others; 1 means no specialization. ``ci_low``, ``ci_high``: 95 % interval of
-    ``value`` from resampling documents; ``lift_low``, ``lift_high``: of the lift. ``p``: two-sided,
-    document labels permuted. ``q``: Benjamini–Hochberg over all C × M cells.
+    ``value`` over documents; ``lift_low``, ``lift_high``: of the lift. ``p``: two-sided, document
+    labels permuted. ``q``: Benjamini–Hochberg over all C × M cells. ``p_max``: of the largest
+    difference of all cells, for a cell that was chosen because it is the largest.
     """
 
     value: NDArray[np.float64]
@@ -58,6 +60,7 @@ class DomainSpecialization(NamedTuple):
     lift_high: NDArray[np.float64]
     p: NDArray[np.float64]
     q: NDArray[np.float64]
+    p_max: NDArray[np.float64]
 
 
 def domain_specialization(
@@ -67,128 +70,87 @@ def domain_specialization(
     num_domains: int,
     seed: int = 0,
     permutations: int | None = None,
+    families: Sequence[int] | None = None,
 ) -> DomainSpecialization:
-    """Rates by domain with cluster-bootstrap intervals and document-permutation tests.
+    """Rates by domain with intervals over documents and document-permutation tests.
 
     Args:
         counts_NM: how many tokens of each document chose each of M experts.
         tokens_N: tokens of each document.
         domain_N: domain of each document.
         num_domains: C.
-        seed: of the resampling.
+        seed: of the permutations.
         permutations: how many; chosen by the number of cells when None.
+        families: how many of the M experts are in each layer, in order; None: all in one.
 
     Returns:
         See `DomainSpecialization`. A domain with fewer than 5 documents has NaN intervals and
         tests; with one domain only, ``others``, ``lift``, ``p`` and ``q`` are NaN. The interval of
-        the lift resamples documents inside and outside of the domain, outside without regard to
-        domain; with more than `MANY_DOMAINS` it resamples every domain's documents within the
-        domain, once for all intervals.
+        the lift takes the documents outside of the domain as one sample, whatever their domain.
 
     Reference:
         Muennighoff et al. 2024, OLMoE, Eq. 7 (https://arxiv.org/abs/2409.02060).
     """
-    rng = np.random.default_rng(seed)
     width = counts_NM.shape[1]
-    sums = np.stack([counts_NM[domain_N == d].sum(0) for d in range(num_domains)]).astype(float)
+    members = _by_domain(domain_N, num_domains)
+    sums = np.stack([counts_NM[rows].sum(0) for rows in members]).astype(float)
     tokens = np.bincount(domain_N, tokens_N, num_domains)
     with np.errstate(divide="ignore", invalid="ignore"):
         value = sums / tokens[:, None]
         others = (sums.sum(0) - sums) / (tokens.sum() - tokens)[:, None]
         lift = value / others
-    ends = [bootstrap_rates(counts_NM[domain_N == d], tokens_N[domain_N == d], rng)
-            for d in range(num_domains)]  # fmt: skip
-    lift_ends = (
-        [_lift_interval(counts_NM, tokens_N, domain_N == d, rng) for d in range(num_domains)]
-        if num_domains <= MANY_DOMAINS
-        else _lift_intervals(counts_NM, tokens_N, domain_N, num_domains, rng)
-    )
+    ends = [rate_interval(counts_NM[rows], tokens_N[rows], families) for rows in members]
+    lift_ends = _lift_intervals(counts_NM, tokens_N, members, families)
     rounds = permutations or permutations_for(num_domains * width, int((tokens_N > 0).sum()))
-    p = permutation_p(counts_NM, tokens_N, domain_N, num_domains, rng, rounds)
-    p[:, counts_NM.sum(0) == 0] = np.nan  # an expert that never ran is in no test
+    test = permutation_test(
+        counts_NM, tokens_N, domain_N, num_domains, np.random.default_rng(seed), rounds, families
+    )
     return DomainSpecialization(
         value=value,
         others=others,
         lift=lift,
         ci_low=np.stack([e.low for e in ends]),
         ci_high=np.stack([e.high for e in ends]),
-        lift_low=np.stack([e[0] for e in lift_ends]),
-        lift_high=np.stack([e[1] for e in lift_ends]),
-        p=p,
-        q=benjamini_hochberg(p.reshape(-1)).reshape(p.shape),
+        lift_low=np.stack([e.low for e in lift_ends]),
+        lift_high=np.stack([e.high for e in lift_ends]),
+        p=test.p,
+        q=benjamini_hochberg(test.p.reshape(-1)).reshape(test.p.shape),
+        p_max=test.p_max,
     )
 
 
-def _lift_interval(
-    counts_NM: NDArray[np.int64],
-    tokens_N: NDArray[np.int64],
-    inside_N: NDArray[np.bool_],
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Interval of the lift: documents inside and outside are resampled separately."""
-    used = tokens_N > 0
-    groups = [used & inside_N, used & ~inside_N]
-    nan = np.full(counts_NM.shape[1], np.nan)
-    if min(int(g.sum()) for g in groups) < MIN_CLUSTERS:
-        return nan, nan.copy()
-    rates = []
-    for group in groups:
-        n = int(group.sum())
-        draws = rng.multinomial(n, np.full(n, 1.0 / n), size=BOOTSTRAP_SAMPLES // 2)
-        top = draws.astype(np.float32) @ counts_NM[group].astype(np.float32)
-        rates.append(top / (draws @ tokens_N[group])[:, None])
-    return _ends_of_ratio(*rates)
+def _by_domain(domain_N: NDArray[np.int64], num_domains: int) -> list[NDArray[np.int64]]:
+    """The documents of each domain."""
+    order = np.argsort(domain_N, kind="stable")
+    ends = np.searchsorted(domain_N[order], np.arange(num_domains + 1))
+    return [order[a:b] for a, b in pairwise(ends)]
 
 
 def _lift_intervals(
     counts_NM: NDArray[np.int64],
     tokens_N: NDArray[np.int64],
-    domain_N: NDArray[np.int64],
-    num_domains: int,
-    rng: np.random.Generator,
-) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Intervals of all lifts in a time that grows with the documents, not with their square.
-
-    What lies outside of a domain in one resample is the sum of all domains less its own. Draws are
-    made twice from the same seeds, since those of thousands of domains would fill memory.
-    """
-    used = np.flatnonzero(tokens_N > 0)
-    order = used[np.argsort(domain_N[used], kind="stable")]
-    ends = np.searchsorted(domain_N[order], np.arange(num_domains + 1))
-    members = [order[a:b] for a, b in pairwise(ends)]
-    seeds = rng.integers(2**63, size=num_domains)
-
-    def drawn(d: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        n = members[d].size
-        own = np.random.default_rng(seeds[d])
-        draws = own.multinomial(n, np.full(n, 1.0 / n), BOOTSTRAP_SAMPLES // 2).astype(float)
-        return draws @ counts_NM[members[d]], (draws @ tokens_N[members[d]].astype(float))[:, None]
-
-    top = np.zeros((BOOTSTRAP_SAMPLES // 2, counts_NM.shape[1]))
-    bottom = np.zeros((BOOTSTRAP_SAMPLES // 2, 1))
-    for d in (d for d in range(num_domains) if members[d].size):
-        hit, size = drawn(d)
-        top += hit
-        bottom += size
+    members: list[NDArray[np.int64]],
+    families: Sequence[int] | None,
+) -> list[RateInterval]:
+    """Intervals of all lifts; NaN with fewer than `MIN_CLUSTERS` documents inside or outside."""
+    tokens = tokens_N.astype(np.float64)
+    base = counts_NM.sum(0) / max(tokens.sum(), 1.0)
+    parts = residuals(counts_NM.astype(np.float64), tokens, base)
+    total, documents = Moments.of(parts.sum(0)), int((tokens_N > 0).sum())
     nan = np.full(counts_NM.shape[1], np.nan)
     found = []
-    for d in range(num_domains):
-        if min(members[d].size, used.size - members[d].size) < MIN_CLUSTERS:
-            found.append((nan, nan))
+    for rows in members:
+        inside = int((tokens_N[rows] > 0).sum())
+        if min(inside, documents - inside) < MIN_CLUSTERS:
+            found.append(RateInterval(nan, nan))
             continue
-        hit, size = drawn(d)
-        found.append(_ends_of_ratio(hit / size, (top - hit) / (bottom - size)))
+        own = Moments.of(parts[rows].sum(0))
+        sides = [spread(part, base, families) for part in (own, total.without(own))]
+        ends = ratio_interval(*sides)
+        hits, elsewhere = counts_NM[rows].sum(0), counts_NM.sum(0) - counts_NM[rows].sum(0)
+        ends.low[hits == 0], ends.high[elsewhere == 0] = 0.0, np.inf
+        found.append(ends)
     return found
-
-
-def _ends_of_ratio(
-    inside: NDArray[np.floating[Any]], outside: NDArray[np.floating[Any]]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(outside > 0, inside / outside, np.inf)
-    ratio[(inside == 0) & (outside == 0)] = 1.0
-    low, high = np.quantile(ratio, [0.025, 0.975], axis=0, method="closest_observation")
-    return low, high
 
 
 class TokenBaseline(NamedTuple):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moescope.metrics.agreement import path_entropy_bits
 from moescope.metrics.chance import share_any
 from moescope.metrics.information import layer_information
-from moescope.metrics.statistics import bootstrap_rates
+from moescope.metrics.rates import rate_interval
 from moescope.metrics.view import ALL, Layer, PhaseView, Rows
 from moescope.metrics.vocabulary import MIN_TOKEN_COUNT
 from moescope.metrics.vocabulary import token_overlap as overlap
@@ -163,12 +163,12 @@ def repetition(view: PhaseView) -> Rows:
     pairs_N = view.arrays["cluster_pairs"].astype(np.int64)
     for layer in view.layers:
         same_N2 = _same_neighbours(view, layer)
-        for g, (name, mask, _) in enumerate(view.groups()):
+        for name, mask, _ in view.groups():
             pairs = int(pairs_N[mask].sum())
             if pairs == 0:
                 continue
             share = same_N2[mask].sum(0) / pairs
-            ends = bootstrap_rates(same_N2[mask], pairs_N[mask], view.rng(3, layer.layer_idx, g))
+            ends = rate_interval(same_N2[mask], pairs_N[mask], families=[1, 1])
             first = view.by_domain("first_counts", layer, name)
             rows.add(
                 layer=layer.layer_idx,

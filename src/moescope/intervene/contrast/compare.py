@@ -138,7 +138,8 @@ def _result(
 ) -> ContrastResult:
     a, b = (r.counts(layers) for r in routed)
     refs = [ExpertRef(m.layer_idx, e) for m in layers for e in range(m.num_experts)]
-    whole = compare_rates(a, b, paired=paired, seed=seed)
+    families = [m.num_experts for m in layers]
+    whole = compare_rates(a, b, paired=paired, seed=seed, families=families)
     parts, shared = _parts(routed, layers)
     q = benjamini_hochberg(whole.p)
     if halved:

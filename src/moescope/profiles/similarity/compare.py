@@ -323,8 +323,7 @@ class _Comparison:
             )  # fmt: skip
         labels = {"expert": points.expert, "domain": sample.domain[token],
                   "token": sample.token_id[token]}  # fmt: skip
-        rng = np.random.default_rng([options.seed, _STREAM + 1, number])
-        found = neighbour_shares(spaces, labels, sample.doc[token], rng)
+        found = neighbour_shares(spaces, labels, sample.doc[token])
         for about in self.about_maps:
             if about["layer"] == number:
                 about["neighbours"] = [f for f in found if f["space"] in ("outputs", about["map"])]

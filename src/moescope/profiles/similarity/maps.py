@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from moescope.errors import MissingExtraError
-from moescope.metrics.statistics import bootstrap_rates
+from moescope.metrics.rates import rate_interval
 from moescope.models.expert_calls import ExpertLayer
 from moescope.profiles.similarity.inputs import LayerSample, even_shares
 
@@ -181,7 +181,6 @@ def neighbour_shares(
     spaces: Mapping[str, NDArray[Any]],
     labels: Mapping[str, NDArray[np.int64]],
     document_P: NDArray[np.int64],
-    rng: np.random.Generator,
     neighbours: int = NEIGHBOURS,
 ) -> list[dict[str, Any]]:
     """Of the nearest points of other documents, how many share a point's label?
@@ -190,13 +189,12 @@ def neighbour_shares(
         spaces: name → coordinates (P, …) in which nearness is Euclidean distance.
         labels: name → label of each point.
         document_P: document of each point; points of the same one are no neighbours.
-        rng: for the interval.
         neighbours: how many nearest points.
 
     Returns:
-        For each space and label ``share`` with its 95 % interval over documents (cluster
-        bootstrap), and ``chance``: the share among all points of other documents. Points with
-        fewer such points than ``neighbours`` are left out; ``points`` says how many count.
+        For each space and label ``share`` with its 95 % interval over documents, and ``chance``:
+        the share among all points of other documents. Points with fewer such points than
+        ``neighbours`` are left out; ``points`` says how many count.
     """
     names = list(labels)
     columns = np.stack([labels[n] for n in names], axis=1)
@@ -207,7 +205,7 @@ def neighbour_shares(
         counts = np.zeros((documents.size, len(names)), np.int64)
         np.add.at(counts, cluster[used], same[used])
         looked_at = np.bincount(cluster[used], minlength=documents.size) * neighbours
-        ends = bootstrap_rates(counts, looked_at, rng)
+        ends = rate_interval(counts, looked_at, families=[1] * len(names))
         for i, name in enumerate(names):
             share = float(counts[:, i].sum() / looked_at.sum()) if used.any() else float("nan")
             found.append({

@@ -148,7 +148,8 @@ def _inputs(
         if text is None:
             known = run.manifest.model
             model = str(known["name"])
-            given = {"revision": known["revision"], "dtype": known["dtype"]} | given
+            own = {n: known[n] for n in ("revision", "dtype") if known[n] is not None}
+            given = own | given
     if out is None:
         raise BadInputError("say where the results go: -o FOLDER")
     if text is None and run is None:

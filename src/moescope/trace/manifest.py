@@ -191,7 +191,7 @@ class Origin(TypedDict, total=False):
     domain: str | None
     ordered: bool
     on_error: Literal["fail", "skip"]
-    absent: dict[Literal["weights", "order", "loss", "predicted"], str]
+    absent: dict[Literal["weights", "order", "tokens", "loss", "predicted"], str]
     notes: list[str]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moescope.corpus import notes_on_marks
-from moescope.metrics.statistics import BOOTSTRAP_SAMPLES, MIN_CLUSTERS
+from moescope.metrics.statistics import MIN_CLUSTERS
 from moescope.report.frames import number
 from moescope.trace import Run
 
@@ -64,7 +64,6 @@ def about(run: Run, domains: list[str]) -> dict[str, Any]:
         "options": manifest.options,
         "versions": manifest.versions,
         "fingerprint": progress.get("fingerprint", ""),
-        "resamples": BOOTSTRAP_SAMPLES,
         "min_documents": MIN_CLUSTERS,
     }  # fmt: skip
 

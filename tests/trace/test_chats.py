@@ -16,7 +16,8 @@ from moescope.errors import RunError
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.models import LoadedModel, ModelSpec, load_model
 from moescope.report.data import report_data
-from moescope.trace import TraceOptions, trace
+from moescope.trace import Progress, TraceOptions, trace
+from moescope.trace.manifest import read_manifest
 from moescope.trace.merge import merge_runs
 from moescope.trace.windows import choose_windows, run_windows
 
@@ -140,9 +141,25 @@ def test_read_as_chats_they_have_their_control_tokens_and_nothing_is_said(
               TraceOptions(keep="all", context=250), resume=True)  # fmt: skip
 
 
-def test_shards_and_interrupted_runs_keep_the_count(
+def test_an_interrupted_run_keeps_the_count(
     place: Path, loaded: LoadedModel, tmp_path: Path
 ) -> None:
+    options = TraceOptions(context=250, pool_tokens=60, checkpoint_seconds=0)
+
+    def stop(progress: Progress) -> None:
+        if progress.tokens > 150:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trace(loaded, texts(place), tmp_path / "run", options, on_progress=stop)
+    found = read_manifest(tmp_path / "run").progress["spelt_out"]
+    assert 0 < found["<|im_end|>"] < 7
+    trace(loaded, texts(place), tmp_path / "run", options, resume=True)
+    whole = read_manifest(tmp_path / "run").progress["spelt_out"]
+    assert whole == {"<|im_start|>": 7, "<|im_end|>": 7}
+
+
+def test_merged_shards_keep_the_count(place: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     parts = [traced(loaded, texts(place, shard=f"{n}/2"), tmp_path / f"{n}").path for n in (1, 2)]
     merged = open_run(merge_runs(parts, tmp_path / "merged"))
     assert merged.manifest.progress["spelt_out"] == {"<|im_start|>": 7, "<|im_end|>": 7}

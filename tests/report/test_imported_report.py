@@ -63,6 +63,16 @@ def sums_run(case: Case, tmp_path_factory: pytest.TempPathFactory) -> AnalyzedRu
     return imported(case, folder, options=TraceOptions(keep="aggregates"))
 
 
+@pytest.fixture(scope="module")
+def counts_run(case: Case, tmp_path_factory: pytest.TempPathFactory) -> AnalyzedRun:
+    """Sums by layer and expert alone."""
+    folder = tmp_path_factory.mktemp("counts")
+    rows = [r for r in case.traced.table("load").to_pylist() if r["domain"] != "all"]
+    names = ("phase", "domain", "layer", "expert", "count")
+    write_lines(folder / "c.jsonl", [{name: row[name] for name in names} for row in rows])
+    return open_run(import_traces("counts", [folder / "c.jsonl"], folder / "run", case.spec))
+
+
 def visible(text: str) -> str:
     """The page as drawn, without its data."""
     return text.split('id="data"')[0]
@@ -130,7 +140,9 @@ class TestBrowser:
             assert "Absent: this run was imported from vLLM: ids only" in part, figure
         assert "experts, by weight" not in visible(text)
 
-    @pytest.mark.parametrize("kind", ["plain_run", "ordered_run", "decode_run", "sums_run"])
+    @pytest.mark.parametrize(
+        "kind", ["plain_run", "ordered_run", "decode_run", "sums_run", "counts_run"]
+    )
     def test_every_control_can_be_used(
         self, kind: str, request: pytest.FixtureRequest, tmp_path: Path
     ) -> None:
@@ -138,6 +150,17 @@ class TestBrowser:
         assert 'data-used="yes"' in root(text)
         assert "data-errors" not in root(text)
         assert "could not be drawn" not in visible(text)
+
+    def test_figures_of_tokens_say_that_there_are_none(
+        self, counts_run: AnalyzedRun, tmp_path: Path
+    ) -> None:
+        text = dom(build_report(counts_run, tmp_path / "page.html"), tmp_path)
+        assert "data-errors" not in root(text)
+        for figure in ("bars", "maps", "difference", "balance", "bands"):
+            assert marks(text, figure) > 3, figure
+        for figure in ("pairs", "repetition", "information", "vocabulary", "tokens", "examples"):
+            part = re.split(r"</div>", text.split(f'id="plot-{figure}"')[1])[0]
+            assert "Absent: this run was imported from aggregated counts: sums" in part, figure
 
     def test_a_token_tells_its_experts_without_order(
         self, plain_run: AnalyzedRun, tmp_path: Path

@@ -61,11 +61,12 @@ WORDS = [
 ]
 
 
-def tiny_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(*, bos: bool = True, extra: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """``extra``: control tokens that it holds, marked as special, and does not name."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    special = ["<pad>", "<s>", "</s>", "<unk>", *extra]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE, special_tokens=special, show_progress=False
     )

@@ -60,16 +60,17 @@ class Case(NamedTuple):
 
 
 def make_case(model_type: str, folder: Path) -> Case:
+    return case_of(save_tiny(model_type, folder / "model"), folder)
+
+
+def case_of(model: Path, folder: Path) -> Case:
+    """A saved model, what it wrote for some texts, and a trace of the same."""
     path = folder / "texts.jsonl"
     corpus = write_corpus(path, documents_per_domain=6, domains=2, words=20, seed=3)
-    model = save_tiny(model_type, folder / "model")
     loaded = load_model(ModelSpec(str(model)))
     options = TraceOptions(keep="all", generate=4, context=250)
     run = open_run(trace(loaded, CorpusSpec(path=str(corpus)), folder / "traced", options))
     requests = serve(loaded, corpus, new_tokens=5)
-    special = {*loaded.tokenizer.all_special_ids} - {loaded.tokenizer.unk_token_id}
-    # a trace counts what the model writes whatever it is, an import leaves special tokens out
-    assert not special & {i for r in requests for i in r.output}, "choose another seed"
     return Case(loaded, model, requests, run)
 
 

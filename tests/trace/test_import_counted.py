@@ -73,7 +73,7 @@ class TestWhatIsCounted:
         self, case: Case, tmp_path: Path
     ) -> None:
         bos, eos = 1, 2
-        experts = np.tile(np.asarray([0, 1, 2]), (6, 4, 1))
+        experts = some_rows(6)
         request = Served("a", "d", [bos, 10, eos, 11], [12, eos, 13], experts)
         run = imported_lines("vllm", [plain(request)], case, tmp_path)
         assert run.manifest.coverage["tokens_by_phase"] == {"prefill": 2, "decode": 1}
@@ -83,7 +83,7 @@ class TestWhatIsCounted:
     ) -> None:
         text = "the plan covers support"
         ids = case.loaded.tokenizer(text)["input_ids"]
-        experts = np.tile(np.asarray([0, 1, 2]), (len(ids), 4, 1))
+        experts = some_rows(len(ids))
         record = {"id": "a", "domain": "d", "prompt": text, "output_token_ids": [9],
                   "routed_experts": experts.tolist()}  # fmt: skip
         run = imported_lines("vllm", [record], case, tmp_path)
@@ -241,3 +241,9 @@ class TestLlamaCpp:
         (tmp_path / "a.csv").write_text(text)
         with pytest.raises(CorpusError, match=words):
             import_traces("llamacpp", [tmp_path / "a.csv"], tmp_path / "run", case.spec, domain="d")
+
+
+def some_rows(size: int) -> Any:
+    """Routing of so many tokens, no two alike."""
+    experts = (np.arange(size)[:, None] + np.arange(3)) % 8
+    return np.repeat(experts[:, None], 4, axis=1)

@@ -271,3 +271,36 @@ class TestCompare:
         run = imported_lines("sglang", records, case, tmp_path)
         rows = compare_runs(case.traced, run).to_pylist()
         assert {r["saturation"] for r in rows} == {1.0}
+
+    def test_what_the_models_wrote_is_compared_too(self, case: Case, imported: AnalyzedRun) -> None:
+        rows = [r for r in compare_runs(case.traced, imported).to_pylist() if r["domain"] == "all"]
+        tokens = {r["phase"]: r["tokens"] for r in rows}
+        assert tokens == {
+            phase: case.traced.aggregates(phase).arrays["cluster_tokens"].sum()
+            for phase in ("prefill", "decode")
+        }
+
+    def test_behind_the_first_other_token_nothing_is_compared(
+        self, case: Case, tmp_path: Path
+    ) -> None:
+        """The third token that was written differs; the fourth is the same again."""
+        records = []
+        for request in case.requests:
+            output = list(request.output)
+            output[2] = output[2] + 1
+            records.append(plain(request, output_token_ids=output))
+        other = imported_lines("vllm", records, case, tmp_path)
+        rows = compare_runs(case.traced, other).to_pylist()
+        [decode, *_] = [r for r in rows if r["phase"] == "decode" and r["domain"] == "all"]
+        assert decode["tokens"] == 2 * len(case.requests)
+        assert decode["saturation"] == 1.0
+
+    def test_a_phase_that_one_run_lacks_is_left_out(self, case: Case, tmp_path: Path) -> None:
+        records = [
+            plain(
+                r, output_token_ids=r.output[:1], routed_experts=r.experts[: len(r.prompt)].tolist()
+            )
+            for r in case.requests
+        ]
+        run = imported_lines("vllm", records, case, tmp_path)
+        assert {r["phase"] for r in compare_runs(run, case.traced).to_pylist()} == {"prefill"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from moescope.cli.config import parse_layers
+from moescope.cli.config import parse_layers, require_one_way
 from moescope.cli.settings import read_settings, validated
 from moescope.errors import BadInputError
 from moescope.given import Seed
@@ -76,6 +76,12 @@ class AblateConfig(BaseModel):
     dataset_config: str | None = Field(None, description="configuration of such a dataset")
     context: int | None = Field(None, ge=2, description="tokens that a document is cut into")
     chat_template: bool = Field(False, description="wrap documents in the model's chat template")
+    chat_text: bool = Field(
+        False, description="documents are rendered chats: read the control tokens in them as such"
+    )
+    turns: Literal["all", "assistant"] | None = Field(
+        None, description="the text field holds lists of messages; the turns whose tokens count"
+    )
 
     def model_spec(self) -> ModelSpec:
         """The part that says which model."""
@@ -117,7 +123,12 @@ class AblateConfig(BaseModel):
     def _trace_options(self) -> TraceOptions:
         from moescope.trace import TraceOptions
 
-        return TraceOptions(context=self.context, chat_template=self.chat_template, seed=self.seed)
+        return TraceOptions(
+            context=self.context,
+            chat_template=self.chat_template,
+            chat_text=self.chat_text,
+            seed=self.seed,
+        )
 
     def source(self) -> dict[str, Any]:
         """Where the text came from, for the reader of a result."""
@@ -154,6 +165,7 @@ def resolve_ablation(given: dict[str, Any], config_file: Path | None) -> AblateC
         settings |= _model_of(Path(str(settings["run"])), settings)
     config = validated(AblateConfig, settings, config_file)
     _refuse_contradictions(config)
+    require_one_way(config)
     return config
 
 
@@ -193,4 +205,5 @@ def _refuse_contradictions(config: AblateConfig) -> None:
 _TEXT_SETTINGS = (
     "text_field", "domain_field", "id_field", "domain", "on_error", "split", "test_share",
     "text_unit", "dataset_split", "dataset_config", "context", "chat_template",
+    "chat_text", "turns",
 )  # fmt: skip

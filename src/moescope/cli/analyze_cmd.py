@@ -135,6 +135,8 @@ def _shard_teller(bar: TraceBar) -> Callable[[LaunchProgress], None]:
 
 def summarize(run: Run) -> None:
     """Say on stderr what was covered, and warn of what was not."""
+    from moescope.corpus import notes_on_marks
+
     coverage, model = run.manifest.coverage, run.manifest.model
     tokens = coverage["tokens_per_router"]
     errors.print(
@@ -158,3 +160,7 @@ def summarize(run: Run) -> None:
     if isinstance(skipped, dict) and skipped:
         reasons = ", ".join(f"{n} × {reason}" for reason, n in skipped.items())
         errors.print(f"note: records left out: {reasons}", style="yellow")
+    progress = run.manifest.progress
+    found = progress.get("spelt_out", {}), progress.get("unknown_marks", {})
+    for note in notes_on_marks(*found):
+        errors.print(f"note: {note}", style="yellow", soft_wrap=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from moescope.models import LoadedModel, ModelSpec
     from moescope.trace import TraceOptions
 
-__all__ = ["RunConfig", "parse_layers", "resolve", "with_run_options"]
+__all__ = ["RunConfig", "parse_layers", "require_one_way", "resolve", "with_run_options"]
 
 
 class RunConfig(BaseModel):
@@ -75,6 +75,12 @@ class RunConfig(BaseModel):
     )
     generate: int = Field(0, ge=0, description="let the model write so many tokens, traced too")
     chat_template: bool = Field(False, description="wrap documents in the model's chat template")
+    chat_text: bool = Field(
+        False, description="documents are rendered chats: read the control tokens in them as such"
+    )
+    turns: Literal["all", "assistant"] | None = Field(
+        None, description="the text field holds lists of messages; the turns whose tokens count"
+    )
     count_template: bool = Field(False, description="count the template's own tokens too")
     seed: Seed = Field(0, description="of sampling, resampling and --split")
     sample_tokens: int = Field(
@@ -223,6 +229,24 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
+def require_one_way(config: Any) -> None:
+    """Refuse two settings that say how a document becomes a chat.
+
+    Args:
+        config: settings with ``chat_template``, ``chat_text`` and ``turns``.
+
+    Raises:
+        BadInputError: two are given.
+    """
+    given = [n for n in ("chat_template", "chat_text", "turns") if getattr(config, n)]
+    if len(given) > 1:
+        flags = [f"--{name.replace('_', '-')}" for name in given]
+        raise BadInputError(
+            f"{flags[0]} and {flags[1]} exclude each other: --chat-template wraps plain text, "
+            "--chat-text reads rendered chats, --turns lists of messages; give one"
+        )
+
+
 def with_run_options(body: Callable[..., None]) -> Callable[..., None]:
     """Give a command the flags of `RunConfig`; ``body(config, resume)`` does the work."""
 
@@ -266,7 +290,10 @@ def resolve(given: dict[str, Any], config_file: Path | None) -> RunConfig:
     """Flags over file over defaults, validated.
 
     Raises:
-        BadInputError: an unreadable file, an unknown key, a missing or impossible value.
+        BadInputError: an unreadable file, an unknown key, a missing or impossible value, or two
+            that exclude each other.
     """
     stored = read_settings(config_file, "keep: all") if config_file else {}
-    return validated(RunConfig, {**stored, **given}, config_file)
+    config = validated(RunConfig, {**stored, **given}, config_file)
+    require_one_way(config)
+    return config

@@ -76,6 +76,10 @@ def contrast(
     ] = "paragraph",
     context: Annotated[int | None, typer.Option(min=2, help="longest window in tokens")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="wrap texts in the chat template")] = False,
+    chat_text: Annotated[
+        bool,
+        typer.Option("--chat-text", help="texts are rendered chats: read their control tokens"),
+    ] = False,
     seed: Annotated[int, typer.Option(**SEED, help="of halves and resampling")] = 0,
     form: Annotated[Format, typer.Option("--format", help="how to print")] = "table",
     out: Annotated[
@@ -96,6 +100,8 @@ def contrast(
 
     if not strength > 0:
         raise BadInputError(f"--strength {strength:g}: give logits above 0")
+    if chat and chat_text:
+        raise BadInputError("--chat wraps plain texts, --chat-text reads rendered chats; give one")
     wanted = None if layers is None else parse_layers(layers)
     sides = [
         CorpusSpec(path=path, text_field=text_field, text_unit=text_unit, domain=name)
@@ -116,7 +122,9 @@ def contrast(
             candidates=candidates,
             layers=wanted,
             tokens=tokens,
-            options=TraceOptions(context=context, chat_template=chat, seed=seed),
+            options=TraceOptions(
+                context=context, chat_template=chat, chat_text=chat_text, seed=seed
+            ),
             on_tokens=count,
         )
     _show(made, form, top, strength)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _HELP = """Make a run of routed-expert ids that vLLM, SGLang or llama.cpp captured while serving.
 
 Ids are all that engines return: weights, entropy and losses are absent from the run, and, without
---ordered, so is which of a token's experts was first.
+--ordered, so is which of a token's experts was first. Of counts (layer, expert, count) single
+tokens, documents, intervals and tests are absent too.
 
 Example: moescope import vllm captured.jsonl -o served-run --model allenai/OLMoE-1B-7B-0924
 """
@@ -35,13 +36,17 @@ def register(app: typer.Typer) -> None:
 
 def import_(
     engine: Annotated[
-        Literal["vllm", "sglang", "llamacpp"],
-        typer.Argument(help="what captured them", metavar="ENGINE"),
+        Literal["vllm", "sglang", "llamacpp", "counts"],
+        typer.Argument(
+            help="what captured them: vllm, sglang, llamacpp; counts: sums by layer and expert",
+            metavar="ENGINE",
+        ),
     ],
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="vllm, sglang: .jsonl, .json, .npz, .safetensors; llamacpp: .csv; or folders",
+            help="vllm, sglang: .jsonl, .json, .npz, .safetensors; llamacpp: .csv; counts: any of "
+            "these; or folders",
             metavar="FILES...",
         ),
     ],

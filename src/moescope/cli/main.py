@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -43,6 +44,8 @@ __all__ = ["app", "run"]
 
 _UsageError: Any = typer.BadParameter.__mro__[1]
 """Wrong words on the command line; typer may bring click's classes under a name of its own."""
+
+_show_warning = warnings.showwarning
 
 _INTERRUPTED = 130
 """What typer returns for Ctrl-C."""
@@ -102,6 +105,7 @@ def run() -> None:
     """Run the command that was typed; `moescope.cli.entry` is the entry point."""
     tolerate()
     keep_few_kernels()
+    warnings.showwarning = _warn
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "" if sys.stderr.isatty() else "1")
     sys.exit(_run())
@@ -139,6 +143,14 @@ def _run() -> int:
     if code == _INTERRUPTED:
         return _fail(INTERRUPTED, 1)
     return int(code or 0)
+
+
+def _warn(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """A warning of ours is a line like every other; those of libraries stay as they are."""
+    if category.__module__.partition(".")[0] == "moescope":
+        errors.print(f"note: {message}", style="yellow", soft_wrap=True)
+    else:
+        _show_warning(message, category, *where, **more)
 
 
 def _fail(line: str, code: int) -> int:

@@ -40,7 +40,8 @@ Example: moescope similarity allenai/OLMoE-1B-7B-0924 texts/ -o alike --layers 1
 _MODEL_FLAGS = ("revision", "dtype", "device", "trust_remote_code")
 _TEXT_FLAGS = (
     "text_field", "domain_field", "id_field", "domain", "on_error", "split", "test_share",
-    "text_unit", "dataset_split", "dataset_config", "context", "chat_template", "count_template",
+    "text_unit", "dataset_split", "dataset_config", "context", "chat_template", "chat_text",
+    "turns", "count_template",
 )  # fmt: skip
 
 _MAPS = ("pca", "umap", "none")
@@ -147,7 +148,8 @@ def _inputs(
         if text is None:
             known = run.manifest.model
             model = str(known["name"])
-            given = {"revision": known["revision"], "dtype": known["dtype"]} | given
+            own = {n: known[n] for n in ("revision", "dtype") if known[n] is not None}
+            given = own | given
     if out is None:
         raise BadInputError("say where the results go: -o FOLDER")
     if text is None and run is None:

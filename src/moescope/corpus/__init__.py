@@ -6,6 +6,13 @@ knows nothing of models, traces or metrics, and never imports torch.
 """
 
 from moescope.corpus.batching import Batch, iter_batches, iter_pools, make_batches
+from moescope.corpus.control import (
+    Marks,
+    MarksWarning,
+    control_ids,
+    notes_on_marks,
+    warn_of_marks,
+)
 from moescope.corpus.documents import (
     RESERVED_DOMAIN,
     Corpus,
@@ -16,6 +23,7 @@ from moescope.corpus.documents import (
     Whole,
     open_corpus,
 )
+from moescope.corpus.messages import Message, Turns
 from moescope.corpus.readers import SUFFIXES
 from moescope.corpus.split import Shard, Split, in_shard, in_split, parse_shard
 from moescope.corpus.tokenize import (
@@ -33,19 +41,26 @@ __all__ = [
     "CorpusSpec",
     "Document",
     "Fingerprint",
+    "Marks",
+    "MarksWarning",
+    "Message",
     "Sequence",
     "Shard",
     "Skipped",
     "Split",
     "TokenizedDocument",
+    "Turns",
     "Whole",
+    "control_ids",
     "in_shard",
     "in_split",
     "iter_batches",
     "iter_pools",
     "make_batches",
+    "notes_on_marks",
     "open_corpus",
     "parse_shard",
     "tokenize_corpus",
     "tokenize_document",
+    "warn_of_marks",
 ]

@@ -17,6 +17,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from moescope.corpus.hub import HUB_PREFIX, is_saved_dataset, read_dataset
+from moescope.corpus.messages import Message, Turns, as_text, read_messages
 from moescope.corpus.readers import find_files, is_plain_text, read_file, stem_of
 from moescope.corpus.records import (
     Fields,
@@ -49,6 +50,7 @@ RESERVED_DOMAIN = "all"
 
 _FIRST_SOURCES = 5
 _SKIP = "mend it, or use --on-error skip to leave it out"
+_CHATS = "if it is a list of messages, say which turns count: --turns all or --turns assistant"
 
 
 class Document(NamedTuple):
@@ -57,14 +59,16 @@ class Document(NamedTuple):
     Attributes:
         doc_id: unique in the corpus.
         domain: the label it is counted under.
-        text: never empty, never only blanks.
+        text: never empty, never only blanks. Of a chat, its messages in one string.
         source: the file and line (or row) it came from, for messages.
+        messages: the turns of a chat; empty for a text.
     """
 
     doc_id: str
     domain: str
     text: str
     source: str
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,9 @@ class CorpusSpec(BaseModel):
     """Read only part i of n, written ``i/n``, that a hash of the document id decides."""
     text_unit: TextUnit = "paragraph"
     """What one document of a .txt or .md file is."""
+    turns: Turns | None = None
+    """The text field holds chats, lists of messages; which turns count: "all" (system messages
+    too), or "assistant". The others are context: the model reads them, they enter no figure."""
     dataset_split: str = "train"
     """The split of a Hugging Face dataset."""
     dataset_config: str | None = None
@@ -243,6 +250,7 @@ class Corpus:
         text = self._text(record)
         if isinstance(text, Problem):
             return text
+        messages = () if isinstance(text, str) else text
         domain = self._domain(record, fallback)
         if isinstance(domain, Problem):
             return domain
@@ -251,10 +259,11 @@ class Corpus:
             given = record.place
         if not isinstance(given, str | int | float):
             return Problem("id is not a string", record.source, f"got {_kind(given)}", _SKIP)
-        document = Document(str(given), domain, text, record.source)
+        text = text if isinstance(text, str) else as_text(text)
+        document = Document(str(given), domain, text, record.source, messages)
         return _unencodable(document) or document
 
-    def _text(self, record: Record) -> str | Problem:
+    def _text(self, record: Record) -> str | tuple[Message, ...] | Problem:
         field = self._fields.text
         if field not in record.values:
             return Problem(
@@ -264,8 +273,14 @@ class Corpus:
                 "name it with --text-field, or use --on-error skip to leave the record out",
             )
         text = record.values[field]
+        if self.spec.turns is not None:
+            try:
+                return read_messages(text, self.spec.turns)
+            except ValueError as error:
+                return Problem("no chat", record.source, f"field {field!r}: {error}", _SKIP)
         if not isinstance(text, str):
-            return Problem("text is not a string", record.source, f"got {_kind(text)}", _SKIP)
+            advice = _CHATS if isinstance(text, list) else _SKIP
+            return Problem("text is not a string", record.source, f"got {_kind(text)}", advice)
         if not text.strip():
             return Problem("empty text", record.source, f"field {field!r}", _SKIP)
         return text

@@ -1,9 +1,11 @@
 """Documents in, windows of token ids out, with a mask of the tokens that count.
 
 A token counts when it stands for the document's own text. Tokens that the tokenizer adds (BOS,
-EOS) and tokens that a chat template writes go through the model but are left out of every figure.
-Text that merely looks like a special token (``<|endoftext|>`` inside a web page) is encoded as the
-plain characters it is: a document must not be able to forge the model's control tokens.
+EOS) and tokens that a chat template writes go through the model but are left out of every figure;
+of a chat given as messages, so are the turns that do not count. Text that merely looks like a
+special token (``<|endoftext|>`` inside a web page) is encoded as the plain characters it is: a
+document must not be able to forge the model's control tokens. Only ``chat_text`` says that a
+template wrote the text, and its control tokens are read as such.
 
 The tokenizer is whatever transformers' ``AutoTokenizer`` returns; this module imports neither
 transformers nor torch.
@@ -18,9 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moescope.corpus.chat import render_chat
+from moescope.corpus.chat import render_chat, render_messages
+from moescope.corpus.control import Marks, find_marks
 from moescope.corpus.documents import Document
 from moescope.corpus.pieces import WHOLE, EncodedPiece, encoded_pieces
+from moescope.corpus.spelling import are_control, encode, spell_out
 from moescope.errors import CorpusError
 
 __all__ = ["Sequence", "TokenizedDocument", "tokenize_corpus", "tokenize_document"]
@@ -57,6 +61,7 @@ class TokenizedDocument(NamedTuple):
         num_uncounted: the other tokens in the sequences (repeated BOS included).
         sequences: the windows; empty when no token of the document counts.
         num_truncated: tokens that would have counted, left out by ``truncate``.
+        marks: marks of a rendered chat in its text that were spelt out.
     """
 
     doc_index: int
@@ -66,6 +71,7 @@ class TokenizedDocument(NamedTuple):
     num_uncounted: int
     sequences: list[Sequence]
     num_truncated: int = 0
+    marks: Marks = Marks()
 
 
 class _Encoded(NamedTuple):
@@ -83,6 +89,7 @@ def tokenize_document(
     *,
     context_length: int,
     chat_template: bool = False,
+    chat_text: bool = False,
     count_template: bool = False,
     truncate: bool = False,
     limit: int | None = None,
@@ -100,7 +107,9 @@ def tokenize_document(
         document: the document.
         doc_index: its ordinal in the corpus.
         context_length: the most tokens of one window, special tokens included.
-        chat_template: render the text as a user's message, followed by the generation prompt.
+        chat_template: render the text as a user's message, followed by the generation prompt. A
+            document that has messages is rendered as they are, with or without it.
+        chat_text: a template wrote the text: read the control tokens in it as such.
         count_template: count the tokens that the template writes too, except the opening BOS.
         truncate: keep the first window only; ``num_truncated`` says what it cost.
         limit: stop behind the window with which this many tokens count; what follows of a very
@@ -110,15 +119,23 @@ def tokenize_document(
         The windows and their counts.
 
     Raises:
-        CorpusError: ``context_length`` leaves no room for text, or the chat template is missing
-            or changes the text.
+        CorpusError: ``context_length`` leaves no room for text, the chat template is missing or
+            changes the text, or two of these say how a chat is read.
     """
-    if chat_template:
+    if chat_text and (chat_template or document.messages):
+        raise CorpusError(
+            f"{document.source}: chat_text reads what a template wrote, so nothing is rendered; "
+            "leave it out, or the chat template and turns"
+        )
+    if document.messages or chat_template:
         encoded = _encode_chat(tokenizer, document, count_template)
+    elif chat_text:
+        encoded = _encode_rendered(tokenizer, document.text, count_template)
     else:
         encoded = _encode_plain(tokenizer, document.text)
     windows = _windows(encoded, doc_index, context_length)
-    return _collect(windows, document, doc_index, truncate, limit)
+    made = _collect(windows, document, doc_index, truncate, limit)
+    return made._replace(marks=find_marks(tokenizer, document.text, chat_text=chat_text))
 
 
 def tokenize_corpus(
@@ -127,6 +144,7 @@ def tokenize_corpus(
     *,
     context_length: int,
     chat_template: bool = False,
+    chat_text: bool = False,
     count_template: bool = False,
     truncate: bool = False,
 ) -> Iterator[TokenizedDocument]:
@@ -138,6 +156,7 @@ def tokenize_corpus(
             doc_index,
             context_length=context_length,
             chat_template=chat_template,
+            chat_text=chat_text,
             count_template=count_template,
             truncate=truncate,
         )
@@ -223,31 +242,57 @@ def _encode_plain(tokenizer: Any, text: str) -> Iterator[_Encoded]:
 
 
 def _encode_at_once(tokenizer: Any, text: str) -> _Encoded:
-    encoding = _call(tokenizer, text, add_special_tokens=True, return_special_tokens_mask=True)
+    encoding = encode(tokenizer, text, add_special_tokens=True, return_special_tokens_mask=True)
     ids = np.asarray(encoding["input_ids"], dtype=np.int32)
     added = np.asarray(encoding["special_tokens_mask"], dtype=np.bool_)
-    forged = np.isin(ids, _reserved_ids(tokenizer)) & ~added
+    forged = are_control(tokenizer, ids) & ~added
     counted = ~added
     # Unigram and WordLevel vocabularies hold "</s>" as an ordinary piece and find it in text even
     # when special tokens are not looked for.
     if forged.any() and getattr(tokenizer, "is_fast", False):
-        offsets = _call(tokenizer, text, add_special_tokens=True, return_offsets_mapping=True)
+        offsets = encode(tokenizer, text, add_special_tokens=True, return_offsets_mapping=True)
         spans = np.asarray(offsets["offset_mapping"], dtype=np.int64)
-        ids, counted, _ = _spell_out(tokenizer, text, ids, counted, spans, forged)
+        ids, origin, spelt = spell_out(tokenizer, text, ids, spans, forged)
+        counted = counted[origin] & spelt
     else:
         counted &= ~forged
     lead_length = 0 if added.all() else int(np.argmin(added))
     return _Encoded(ids, counted, ids[:lead_length])
 
 
-def _with_spans(tokenizer: Any, text: str) -> tuple[Any, npt.NDArray[np.int64]]:
+def _encode_rendered(tokenizer: Any, text: str, count_template: bool) -> Iterator[_Encoded]:
+    """Encode a text that a chat template wrote; its control tokens are read, and do not count.
+
+    The opening tokens are not added where the template wrote them.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise CorpusError(
+            "rendered chats need a fast tokenizer, which knows the characters of every token; "
+            f"got {type(tokenizer).__name__}; trace the plain text instead"
+        )
+    for piece in encoded_pieces(
+        text, lambda part: _with_spans(tokenizer, part, split_special_tokens=False)
+    ):
+        ids, added, lead_length = _own(piece)
+        lead = ids[:lead_length]
+        if lead_length and ids[lead_length : 2 * lead_length].tolist() == lead.tolist():
+            ids, added = ids[lead_length:], added[lead_length:]
+        elif piece.first and ids[:1].tolist() == [tokenizer.bos_token_id]:
+            lead = ids[:1]
+        counted = ~added if count_template else ~added & ~are_control(tokenizer, ids)
+        counted[: len(lead)] = False
+        yield _Encoded(ids, counted, lead)
+
+
+def _with_spans(tokenizer: Any, text: str, **options: Any) -> tuple[Any, npt.NDArray[np.int64]]:
     """What the tokenizer makes of a text by default, and the characters of what is not added."""
-    encoding = _call(
+    encoding = encode(
         tokenizer,
         text,
         add_special_tokens=True,
         return_special_tokens_mask=True,
         return_offsets_mapping=True,
+        **options,
     )
     spans = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
     added = np.asarray(encoding["special_tokens_mask"], dtype=np.bool_)
@@ -255,30 +300,47 @@ def _with_spans(tokenizer: Any, text: str) -> tuple[Any, npt.NDArray[np.int64]]:
 
 
 def _of_piece(tokenizer: Any, piece: EncodedPiece) -> _Encoded:
-    """A piece of a long text: added tokens before the first piece and behind the last one only."""
-    ids = np.asarray(piece.made["input_ids"], dtype=np.int32)
+    """A piece of a text that is read as the characters that it is."""
+    ids, added, lead_length = _own(piece)
+    spans = piece.spans[_kept(piece)]
+    forged = are_control(tokenizer, ids) & ~added
+    lead = ids[:lead_length]
+    ids, origin, spelt = spell_out(tokenizer, piece.text, ids, spans, forged)
+    return _Encoded(ids, ~added[origin] & spelt, lead)
+
+
+def _own(piece: EncodedPiece) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], int]:
+    """A piece's own ids, which of them the tokenizer added, and how many of those lead it."""
+    kept = _kept(piece)
+    added = np.asarray(piece.made["special_tokens_mask"], dtype=np.bool_)[kept]
+    lead_length = int(np.argmin(added)) if piece.first and not added.all() else 0
+    return np.asarray(piece.made["input_ids"], dtype=np.int32)[kept], added, lead_length
+
+
+def _kept(piece: EncodedPiece) -> npt.NDArray[np.bool_]:
+    """Added tokens stay before the first piece of a text and behind the last one only."""
     added = np.asarray(piece.made["special_tokens_mask"], dtype=np.bool_)
     lead_length = 0 if added.all() else int(np.argmin(added))
-    leads = np.arange(len(ids)) < lead_length
-    kept = np.where(added, np.where(leads, piece.first, piece.last), piece.kept)
-    ids, added, spans = ids[kept], added[kept], piece.spans[kept]
-    forged = np.isin(ids, _reserved_ids(tokenizer)) & ~added
-    lead = ids[:lead_length] if piece.first else ids[:0]
-    ids, counted, _ = _spell_out(tokenizer, piece.text, ids, ~added, spans, forged)
-    return _Encoded(ids, counted, lead)
+    leads = np.arange(len(added)) < lead_length
+    return np.where(added, np.where(leads, piece.first, piece.last), piece.kept)
 
 
 def _encode_chat(tokenizer: Any, document: Document, count_template: bool) -> Iterator[_Encoded]:
-    """Render and encode; only tokens whose characters lie inside the text count."""
+    """Render and encode; only tokens whose characters lie inside a text that counts do so."""
     if not getattr(tokenizer, "is_fast", False):
         raise CorpusError(
             "a chat template needs a fast tokenizer, which knows the characters of every token; "
             f"got {type(tokenizer).__name__}; trace the plain text instead"
         )
-    rendered, begin, end = render_chat(tokenizer, document)
+    if document.messages:
+        rendered, texts = render_messages(tokenizer, document)
+        counting = [m.counted for m in document.messages]
+    else:
+        rendered, *text = render_chat(tokenizer, document)
+        texts, counting = [(text[0], text[1])], [True]
 
-    def encode(part: str) -> tuple[Any, npt.NDArray[np.int64]]:
-        encoding = _call(
+    def read(part: str) -> tuple[Any, npt.NDArray[np.int64]]:
+        encoding = encode(
             # The template writes its own special tokens, so none may be added a second time.
             tokenizer,
             part,
@@ -288,12 +350,17 @@ def _encode_chat(tokenizer: Any, document: Document, count_template: bool) -> It
         )
         return encoding, np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
 
-    for piece in encoded_pieces(rendered, encode):
+    for piece in encoded_pieces(rendered, read):
         spans = piece.spans[piece.kept]
         ids = np.asarray(piece.made["input_ids"], dtype=np.int32)[piece.kept]
-        inside = _inside(spans + piece.offset, begin, end)
-        forged = inside & np.isin(ids, _reserved_ids(tokenizer))
-        ids, counted, inside = _spell_out(tokenizer, piece.text, ids, inside, spans, forged)
+        inside, counted = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.bool_)
+        for (begin, end), counts in zip(texts, counting, strict=True):
+            here = _inside(spans + piece.offset, begin, end)
+            inside |= here
+            counted |= here & counts
+        forged = inside & are_control(tokenizer, ids)
+        ids, origin, spelt = spell_out(tokenizer, piece.text, ids, spans, forged)
+        inside, counted = inside[origin], counted[origin] & spelt
         opens_with_bos = piece.first and len(ids) > 0 and int(ids[0]) == tokenizer.bos_token_id
         if count_template:
             counted = counted | ~inside
@@ -309,66 +376,3 @@ def _inside(spans: npt.NDArray[np.int64], begin: int, end: int) -> npt.NDArray[n
     """
     first, last = spans[:, 0], spans[:, 1]
     return (last <= end) & np.where(first == last, first > begin, first >= begin)
-
-
-def _spell_out(
-    tokenizer: Any,
-    text: str,
-    ids: npt.NDArray[np.int32],
-    counted: npt.NDArray[np.bool_],
-    spans: npt.NDArray[np.int64],
-    forged: npt.NDArray[np.bool_],
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Replace each forged control token by the tokens of its characters.
-
-    Returns:
-        The ids, which of them count, and which stand for text of the document. A tokenizer that
-        has no other token for those characters keeps the control token, which then does not count.
-    """
-    if not forged.any():
-        return ids, counted, counted.copy()
-    reserved = frozenset(int(i) for i in _reserved_ids(tokenizer))
-    parts: list[tuple[list[int], bool, bool]] = []
-    for i in range(len(ids)):
-        spelt = None
-        if forged[i]:
-            spelt = _plain_ids(tokenizer, text[spans[i, 0] : spans[i, 1]], reserved)
-        mine = bool(counted[i])
-        counts = mine and not (forged[i] and spelt is None)
-        parts.append(([int(ids[i])] if spelt is None else spelt, counts, mine))
-    return (
-        np.asarray([t for tokens, _, _ in parts for t in tokens], dtype=np.int32),
-        np.asarray([c for tokens, c, _ in parts for _ in tokens], dtype=np.bool_),
-        np.asarray([m for tokens, _, m in parts for _ in tokens], dtype=np.bool_),
-    )
-
-
-def _plain_ids(tokenizer: Any, piece: str, reserved: frozenset[int]) -> list[int] | None:
-    """Encode a few characters without control tokens; None when the tokenizer cannot."""
-    # Encoded behind a line break, because SentencePiece puts a blank before the start of a text.
-    break_ids, ids = (
-        [int(i) for i in _call(tokenizer, text, add_special_tokens=False)["input_ids"]]
-        for text in ("\n", "\n" + piece)
-    )
-    if ids[: len(break_ids)] == break_ids:
-        ids = ids[len(break_ids) :]
-    else:
-        ids = [int(i) for i in _call(tokenizer, piece, add_special_tokens=False)["input_ids"]]
-    if ids and not reserved.intersection(ids):
-        return ids
-    by_character = [tokenizer.convert_tokens_to_ids(character) for character in piece]
-    if not by_character or any(i is None or i in reserved for i in by_character):
-        return None
-    return by_character
-
-
-def _reserved_ids(tokenizer: Any) -> list[int]:
-    """List the ids that text must never produce; an unknown character may be ``unk``."""
-    unk = getattr(tokenizer, "unk_token_id", None)
-    return [i for i in tokenizer.all_special_ids if i != unk]
-
-
-def _call(tokenizer: Any, text: str, **options: Any) -> Any:
-    """Call the tokenizer, neither truncating nor padding whatever its saved file asks for."""
-    options.setdefault("split_special_tokens", True)
-    return tokenizer(text, truncation=False, padding=False, verbose=False, **options)

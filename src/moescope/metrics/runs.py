@@ -142,10 +142,12 @@ def open_run(path: str | Path) -> AnalyzedRun:
 def compare_runs(run_a: Run, run_b: Run) -> pa.Table:
     """Saturation and agreement of two runs over the same text, token by token.
 
-    layer, domain, tokens, saturation = |A∩B|/K (chance K/E) with a 95 % interval over documents,
-    jaccard, first (same first choice, chance 1/E; NaN where an imported run does not know it).
-    Tokens are matched by document, window, position and, where both runs know it, token id; of each
-    run all prefill tokens are used if it kept all, else its sample.
+    phase, layer, domain, tokens, saturation = |A∩B|/K (chance K/E) with a 95 % interval over
+    documents, jaccard, first (same first choice, chance 1/E; NaN where an imported run does not
+    know it). Tokens are matched by document, window, position and, where both runs know it, token
+    id; of each run all tokens are used if it kept all, else its sample. Of what the models wrote
+    (phase decode) only tokens before the first that differs are compared: behind it the two read
+    other text.
 
     Raises:
         RunError: other experts or layers, no token in common, or a run without tokens.
@@ -157,23 +159,30 @@ def compare_runs(run_a: Run, run_b: Run) -> pa.Table:
                 f"{run_a.path} and {run_b.path} differ in {what} ({a} against {b}); agreement is "
                 "defined between runs of one architecture, such as two checkpoints"
             )
-    a, b = (_kept_tokens(r) for r in (run_a, run_b))
-    left, right = _matched(a, b)
-    if not left.size:
+    rows = Rows()
+    for phase in (name for name in run_a.phases if name in run_b.phases):
+        _compare_phase(rows, phase, run_a, run_b)
+    if not rows.columns:
         raise RunError(
             f"{run_a.path} and {run_b.path} share no token: they must see the same documents with "
             "the same tokenizer, --context and --seed"
         )
-    rows = Rows()
+    return _arrow(rows)
+
+
+def _compare_phase(rows: Rows, phase: str, run_a: Run, run_b: Run) -> None:
+    """Add the rows of one phase; none where the runs share no token of it."""
+    a, b = (_kept_tokens(r, phase) for r in (run_a, run_b))
+    left, right = _matched(a, b, one_text=phase == "decode")
     doc = a.doc[left]
     ordered = not any("order" in r.shape.absent for r in (run_a, run_b))
+    groups = {"all": np.ones(left.size, np.bool_)}
+    groups |= {n: a.domain[left] == d for d, n in enumerate(run_a.domains)}
     for layer, experts, top_k in zip(
         run_a.shape.layers, run_a.shape.num_experts, run_a.shape.top_k, strict=True
     ):
         made = agreement(a.ids[layer][left], b.ids[layer][right])
         stacked = np.stack(made, axis=1)
-        groups = {"all": np.ones(left.size, np.bool_)}
-        groups |= {n: a.domain[left] == d for d, n in enumerate(run_a.domains)}
         for name, mask in groups.items():
             if not mask.any():
                 continue
@@ -182,6 +191,7 @@ def compare_runs(run_a: Run, run_b: Run) -> pa.Table:
             ends = mean_interval(sums, np.bincount(docs), lowest=0.0, highest=1.0)
             mean = stacked[mask].mean(0)
             rows.add(
+                phase=phase,
                 layer=layer,
                 domain=name,
                 tokens=int(mask.sum()),
@@ -193,27 +203,33 @@ def compare_runs(run_a: Run, run_b: Run) -> pa.Table:
                 first=float(mean[2]) if ordered else float("nan"),
                 first_chance=1 / experts,
             )
-    return _arrow(rows)
 
 
-def _kept_tokens(run: Run) -> TokenRows:
+def _kept_tokens(run: Run, phase: str = "prefill") -> TokenRows:
+    if "tokens" in run.absent:
+        raise RunError(f"{run.path} has no tokens to compare: {run.absent['tokens']}")
     if run.manifest.options["keep"] == "all":
         with understood(f"{run.path}/shards"):
             table = pa.concat_tables(
                 [read_parquet(run.path, s).unify_dictionaries() for s in run.manifest.shards]
             ).unify_dictionaries()
-            prefill = pc.equal(pc.cast(table["phase"], pa.string()), "prefill")
-            rows = token_rows(table.filter(prefill), run.shape, run.domains)
+            mine = pc.equal(pc.cast(table["phase"], pa.string()), phase)
+            rows = token_rows(table.filter(mine), run.shape, run.domains)
     else:
-        sampled = run.tokens()
+        sampled = run.tokens(phase)
         if sampled is None:
             raise RunError(f"{run.path} kept aggregates only; trace it with --keep sample or all")
         rows = sampled
     return rows
 
 
-def _matched(a: TokenRows, b: TokenRows) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the same tokens in both, by document, window, position and known id."""
+def _matched(
+    a: TokenRows, b: TokenRows, *, one_text: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the same tokens in both, by document, window, position and known id.
+
+    With ``one_text`` only those of each document before the first whose ids differ.
+    """
     keys = [
         {
             (t.doc_names[d], w, p): i
@@ -228,6 +244,12 @@ def _matched(a: TokenRows, b: TokenRows) -> tuple[np.ndarray, np.ndarray]:
     right = np.asarray([keys[1][k] for k in common], np.int64)
     ids_a, ids_b = a.token_id[left], b.token_id[right]
     same = (ids_a == ids_b) | (ids_a < 0) | (ids_b < 0)
+    if one_text:  # sorted by document and position
+        doc = a.doc[left]
+        parted = np.asarray(sorted(set(doc[~same].tolist())), np.int64)
+        for number in parted:
+            mine = np.flatnonzero(doc == number)
+            same[mine[int(same[mine].argmin()) :]] = False
     return left[same], right[same]
 
 

@@ -122,6 +122,11 @@ def profile_experts(
     """Profiles of these experts in order, each once, or of all (None); see `profile_expert`."""
     options = options or ProfileOptions()
     say = on_stage or (lambda _: None)
+    if "tokens" in run.absent:
+        raise RunError(
+            f"{run.path} cannot say what an expert does: {run.absent['tokens']}; its table load "
+            "says how often each is used"
+        )
     routed = Routed(run)
     cells = routed.cells
     if experts is None:

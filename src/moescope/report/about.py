@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moescope.corpus import notes_on_marks
 from moescope.metrics.statistics import MIN_CLUSTERS
 from moescope.report.frames import number
 from moescope.trace import Run
@@ -94,7 +95,7 @@ def alerts(run: Run, facts: dict[str, Any], loss: dict[str, list[Any]]) -> list[
     _say_lengths(run, [d["name"] for d in facts["domains"]], say)
     if len(facts["domains"]) < 2:
         say("note", "One domain only: nothing about differences between domains can be said.")
-    if run.manifest.sample is None:
+    if run.manifest.sample is None and "tokens" not in run.absent:
         say(
             "note",
             "The run kept sums only (keep = aggregates): the information figures and the example "
@@ -104,6 +105,9 @@ def alerts(run: Run, facts: dict[str, Any], loss: dict[str, list[Any]]) -> list[
         _say_source(facts["source"], say)
     elif not run.manifest.options.get("predictions", True):
         say("note", "The run made no predictions: loss by domain and predicted tokens are absent.")
+    marks = run.manifest.progress
+    for text in notes_on_marks(marks.get("spelt_out", {}), marks.get("unknown_marks", {})):
+        say("warn", text)
     if run.manifest.options.get("layers"):
         say("note", f"Only some layers were traced: {_join(run.shape.layers)}.")
     if facts["domains_left_out"]:
@@ -119,11 +123,14 @@ def _say_source(source: dict[str, Any], say: Any) -> None:
     """That the run was imported, and what serving engines do not tell."""
     version = f" {source['engine_version']}" if source["engine_version"] else ""
     order = "" if source["ordered"] else ", which of a token's experts was its first choice"
+    counts = "tokens" in source["absent"]
+    what = "sums" if counts else "ids"
+    more = ", single tokens, pairs and neighbours, documents" if counts else ""
     say(
         "note",
-        f"This run was imported from {source['engine']}{version}: ids only. Absent are the "
-        f"router's weights and probabilities{order}, losses and predicted tokens; nothing stands "
-        "in for them.",
+        f"This run was imported from {source['engine']}{version}: {what} only. Absent are the "
+        f"router's weights and probabilities{order}{more}, losses and predicted tokens; nothing "
+        "stands in for them.",
     )
     if source["notes"]:
         say("note", " ".join(source["notes"]))

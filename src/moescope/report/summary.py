@@ -50,10 +50,11 @@ def _scope(view: dict[str, Any], facts: dict[str, Any], tables: dict[str, Frame]
     )
     domains = len(facts["domains"])
     spread = f"{domains} domains" if domains > 1 else "one domain"
+    documents = f"of {number(facts['documents'])} documents " if facts["documents"] else ""
     return (
-        f"{number(view['rates']['tokens'][0])} tokens of {number(facts['documents'])} documents in "
-        f"{spread} passed {layers} MoE layer{'s' if layers > 1 else ''}; an expert chosen by "
-        f"chance would serve {shares} of them."
+        f"{number(view['rates']['tokens'][0])} tokens {documents}in {spread} passed {layers} MoE "
+        f"layer{'s' if layers > 1 else ''}; an expert chosen by chance would serve {shares} of "
+        "them."
     )
 
 
@@ -186,7 +187,9 @@ def _evenness(tables: dict[str, Frame]) -> str:
 def _caveat(view: dict[str, Any], facts: dict[str, Any]) -> str:
     parts = []
     few = min((d["documents"] for d in facts["domains"] if d["documents"]), default=0)
-    if few < FEW_DOCUMENTS:
+    if not facts["documents"]:
+        parts.append("documents are not known, so nothing here has an interval or a test")
+    elif few < FEW_DOCUMENTS:
         parts.append(f"the smallest domain has only {few} documents")
     if bad := badly_predicted(view["loss"]):
         name, loss, unigram = max(bad, key=lambda row: row[1] - row[2])
@@ -276,6 +279,8 @@ def _repetition_title(frame: Frame) -> str:
 
 
 def _vocabulary_title(frame: Frame) -> str:
+    if not frame.columns:  # an imported run may not know of tokens
+        return "Experts and words"
     rows = frame.where(kind="input")
     if not len(rows) or not np.isfinite(rows["excess"]).any():
         return "Too few repeated tokens to measure"

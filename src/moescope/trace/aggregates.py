@@ -43,9 +43,11 @@ HISTOGRAMS = ("logit", "probability", "topk_weight")
 ABSENT: dict[str, tuple[str, ...]] = {
     "weights": ("cluster_decisive", "gate_mass", "prob_sum", "last_prob_sum", "histograms"),
     "order": ("first_counts", "cluster_repetition"),
+    "tokens": ("coactivation", "flow", "cluster_pairs"),
 }
 """What a source may not know, and the arrays that are then not kept: the weights and probabilities
-of the router; which of a token's K experts was its first choice."""
+of the router; which of a token's K experts was its first choice; single tokens at all, and the
+documents that they were in."""
 
 _BINS = 64
 LOGIT_EDGES = np.linspace(-16.0, 16.0, _BINS - 1)
@@ -118,9 +120,9 @@ class PhaseAggregates:
     have a target;
     ``token_tokens`` (C,): tokens that entered the token-id tables.
 
-    Without weights or order (``shape.absent``) the arrays that need them are not kept; `ABSENT`
-    names them. Without order there are no paths either, and ``cluster_shared`` (N, L) counts
-    neighbouring tokens that share any expert.
+    Without weights, order or tokens (``shape.absent``) the arrays that need them are not kept;
+    `ABSENT` names them. Without order there are no paths either, and ``cluster_shared`` (N, L)
+    counts neighbouring tokens that share any expert. Without tokens a domain is one cluster.
     """
 
     shape: AggregateShape
@@ -150,7 +152,7 @@ class PhaseAggregates:
         absent = self.shape.absent
         for name in (n for what in absent for n in ABSENT[what]):
             del fresh[name]
-        if "order" in absent:
+        if "order" in absent and "tokens" not in absent:
             fresh["cluster_shared"] = np.zeros((0, n_layers), ints)
         self.arrays = {**fresh, **self.arrays}
         kinds = ("input", "next", "pred")

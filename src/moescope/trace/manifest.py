@@ -144,6 +144,7 @@ class CorpusFacts(TypedDict):
     seed: NotRequired[int]
     shard: NotRequired[str | None]
     text_unit: NotRequired[str]
+    turns: NotRequired[Literal["all", "assistant"] | None]
     dataset_split: NotRequired[str]
     dataset_config: NotRequired[str | None]
 
@@ -162,6 +163,7 @@ class OptionFacts(TypedDict):
     generate: _Count
     chat_template: bool
     count_template: bool
+    chat_text: NotRequired[bool]
     seed: _Count
     sample_tokens: _Positive
     token_budget: _Positive
@@ -189,13 +191,17 @@ class Origin(TypedDict, total=False):
     domain: str | None
     ordered: bool
     on_error: Literal["fail", "skip"]
-    absent: dict[Literal["weights", "order", "loss", "predicted"], str]
+    absent: dict[Literal["weights", "order", "tokens", "loss", "predicted"], str]
     notes: list[str]
 
 
 @with_config(_strict)
 class Progressed(TypedDict, total=False):
-    """How far a run is; empty before its first commit. The last two are of imports only."""
+    """How far a run is; empty before its first commit.
+
+    ``skipped`` and ``requests`` are of imports only. ``spelt_out`` and ``unknown_marks``: documents
+    that hold each mark of a rendered chat (`moescope.corpus.Marks`); left out where none does.
+    """
 
     documents_read: _Count
     tokens: _Count
@@ -204,6 +210,8 @@ class Progressed(TypedDict, total=False):
     domain_tokens: dict[str, _Count]
     skipped: dict[str, _Count]
     requests: dict[str, _Count]
+    spelt_out: dict[str, _Count]
+    unknown_marks: dict[str, _Count]
 
 
 @with_config(_strict)

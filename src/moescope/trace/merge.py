@@ -325,6 +325,10 @@ def _fill(manifest: Manifest, plan: _Plan, joined: RunState) -> None:
         "left_out": _sum(m.progress["left_out"] for m in all_of),
         "domain_tokens": _sum(m.progress["domain_tokens"] for m in all_of),
     }
+    if spelt_out := _sum(m.progress.get("spelt_out", {}) for m in all_of):
+        manifest.progress["spelt_out"] = spelt_out
+    if unknown := _sum(m.progress.get("unknown_marks", {}) for m in all_of):
+        manifest.progress["unknown_marks"] = unknown
     manifest.coverage = coverage(joined, tokens, ("prefill",))
     skipped = all_of[0].coverage["skipped_records"]
     if whole is None:

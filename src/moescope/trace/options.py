@@ -60,6 +60,11 @@ class TraceOptions(BaseModel):
     chat_template: bool = Field(
         False, description="wrap each document as a user's message in the model's chat template"
     )
+    chat_text: bool = Field(
+        False,
+        description="the documents are chats that a template wrote already: read the control "
+        "tokens in them as such",
+    )
     count_template: bool = Field(False, description="count the tokens of the chat template too")
     seed: Seed = Field(0, description="decides which tokens are sampled, and all resampling")
     sample_tokens: int = Field(
@@ -79,5 +84,11 @@ class TraceOptions(BaseModel):
     )
 
     def identity(self) -> dict[str, Any]:
-        """The options that change results; a run can be resumed only with the same ones."""
-        return self.model_dump(mode="json", exclude={"checkpoint_seconds"})
+        """The options that change results; a run can be resumed only with the same ones.
+
+        ``chat_text`` is named only where it is on, so that runs of versions without it go on.
+        """
+        made = self.model_dump(mode="json", exclude={"checkpoint_seconds"})
+        if not self.chat_text:
+            del made["chat_text"]
+        return made

@@ -31,12 +31,14 @@ _GENERATE_ROWS = 16
 class PoolResult(NamedTuple):
     """What a pool adds to the files.
 
-    ``documents``: one dict per document; ``rows``: one dict of columns per batch (``keep="all"``).
+    ``documents``: one dict per document; ``rows``: one dict of columns per batch (``keep="all"``);
+    ``control``: control tokens that the model wrote, which are not counted.
     """
 
     documents: list[dict[str, Any]]
     rows: list[dict[str, Any]]
     tokens: int
+    control: int = 0
 
 
 class _Docs:
@@ -53,6 +55,7 @@ class _Docs:
         shape = (len(pool), len(state.shape.layers), state.shape.max_experts)
         self.mass = np.zeros(shape, np.float64)
         self.nll = np.zeros((len(pool), 2))
+        self.control = np.zeros(len(pool), np.int64)
 
 
 class PoolRecorder:
@@ -63,6 +66,8 @@ class PoolRecorder:
         layers: the traced layers, ascending.
         options: what to keep.
         pad_id: id to pad with.
+        stop: token ids that end a generated text; steps fed with them are not counted.
+        control: token ids that are not counted where the model writes them.
         on_batch: called with the number of counted tokens after each batch.
     """
 
@@ -73,12 +78,16 @@ class PoolRecorder:
         options: TraceOptions,
         pad_id: int,
         on_batch: Callable[[int], None],
+        *,
+        stop: frozenset[int] = frozenset(),
+        control: frozenset[int] = frozenset(),
     ) -> None:
         self._engine = engine
         self._layers = layers
         self._options = options
         self._pad_id = pad_id
         self._on_batch = on_batch
+        self._stop, self._control = sorted(stop), sorted(control)
         self._numbers = tuple(layer.layer_idx for layer in layers)
 
     def record(self, pool: Sequence[TokenizedDocument], state: RunState) -> PoolResult:
@@ -99,7 +108,7 @@ class PoolRecorder:
             self._on_batch(block.num_tokens)
         if self._options.generate:
             self._record_decoding(state, docs, rows)
-        return PoolResult(self._document_rows(docs), rows, tokens)
+        return PoolResult(self._document_rows(docs), rows, tokens, int(docs.control.sum()))
 
     def _facts(self, routing: dict[int, Routing], flat: NDArray[np.int64]) -> list[LayerFacts]:
         facts = []
@@ -142,10 +151,12 @@ class PoolRecorder:
                 chosen = members[start : start + _GENERATE_ROWS]
                 prompts = np.stack([docs.pool[i].sequences[0].token_ids for i in chosen])
                 result = self._engine.generate(prompts.astype(np.int64), self._options.generate + 1)
-                made = _decode_block(result.tokens, chosen, docs, length, self._stop_ids)
-                if made is None:
+                alive = _before(result.tokens[:, :-1], self._stop)
+                counted = alive & ~np.isin(result.tokens[:, :-1], self._control)
+                docs.control[chosen] += (alive & ~counted).sum(1)
+                if not counted.any():
                     continue
-                block, flat = made
+                block, flat = _decode_block(result.tokens, counted, chosen, docs, length)
                 steps = {
                     n: Routing(
                         *(
@@ -158,12 +169,6 @@ class PoolRecorder:
                 self._add("decode", block, self._facts(steps, flat), state, docs, rows)
                 self._on_batch(0)
 
-    _stop_ids: frozenset[int] = frozenset()
-
-    def stop_at(self, ids: frozenset[int]) -> None:
-        """Token ids that end a generated text; steps fed with them are not counted."""
-        self._stop_ids = ids
-
     def _document_rows(self, docs: _Docs) -> list[dict[str, Any]]:
         out = []
         for i, doc in enumerate(docs.pool):
@@ -174,7 +179,7 @@ class PoolRecorder:
                     "doc": doc.doc_id,
                     "domain": doc.domain,
                     "tokens": doc.num_tokens,
-                    "left_out": doc.num_uncounted,
+                    "left_out": doc.num_uncounted + int(docs.control[i]),
                     "loss": mean_nll,
                     "path": path,
                 }
@@ -244,21 +249,28 @@ def _block_of(result: BatchResult, docs: _Docs) -> tuple[TokenBlock, NDArray[np.
     return block, flat
 
 
+def _before(fed: NDArray[np.int64], stop: list[int]) -> NDArray[np.bool_]:
+    """Steps (B, N) of which none up to here was fed a token that ends a text."""
+    return np.cumprod(~np.isin(fed, stop), axis=1).astype(bool)
+
+
 def _decode_block(
-    tokens: NDArray[np.int64], chosen: list[int], docs: _Docs, length: int, stop: frozenset[int]
-) -> tuple[TokenBlock, NDArray[np.int64]] | None:
-    """Rows of the decoding steps: step t is fed generated token t and routes it.
+    tokens: NDArray[np.int64],
+    counted: NDArray[np.bool_],
+    chosen: list[int],
+    docs: _Docs,
+    length: int,
+) -> tuple[TokenBlock, NDArray[np.int64]]:
+    """Rows of the decoding steps that count: step t is fed generated token t and routes it.
 
     The last generated token is never fed (it is only a target), so N new tokens give N − 1 rows.
-    Nothing after a stop token counts.
     """
     fed, target = tokens[:, :-1], tokens[:, 1:]
-    alive = np.cumprod(~np.isin(fed, list(stop)), axis=1).astype(bool)
-    row, step = np.nonzero(alive)
-    if row.size == 0:
-        return None
+    row, step = np.nonzero(counted)
     doc = np.asarray(chosen, np.int64)[row]
-    counts = alive.sum(1)
+    before = np.zeros_like(counted)
+    before[:, 1:] = counted[:, :-1]
+    final = counted.shape[1] - 1 - counted[:, ::-1].argmax(1)
     block = TokenBlock(
         doc=doc,
         cluster=docs.cluster[doc],
@@ -269,8 +281,8 @@ def _decode_block(
         next_id=target[row, step],
         pred_id=target[row, step],
         nll=np.full(row.size, np.nan, np.float32),
-        follows=step > 0,
-        last=step == counts[row] - 1,
+        follows=before[row, step],
+        last=step == final[row],
     )
     return block, step * tokens.shape[0] + row
 

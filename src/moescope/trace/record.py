@@ -24,6 +24,7 @@ from moescope.corpus import (
     Document,
     Fingerprint,
     TokenizedDocument,
+    control_ids,
     iter_pools,
     open_corpus,
     tokenize_document,
@@ -153,6 +154,8 @@ class _Tracer:
         self.total_chars: int | None = None
         self.left_out: Counter[str] = Counter()
         self.domain_tokens: Counter[str] = Counter()
+        self.spelt_out: Counter[str] = Counter()
+        self.unknown_marks: Counter[str] = Counter()
         self.pending: list[PoolResult] = []
 
     def go(self, resume: bool) -> Path:
@@ -209,6 +212,8 @@ class _Tracer:
         self.tokens = int(old.progress["tokens"])
         self.left_out.update(old.progress["left_out"])
         self.domain_tokens.update(old.progress["domain_tokens"])
+        self.spelt_out.update(old.progress.get("spelt_out", {}))
+        self.unknown_marks.update(old.progress.get("unknown_marks", {}))
 
     def _count_ahead(self) -> None:
         """Read the corpus once if that is quick: errors come early and progress has an end."""
@@ -260,20 +265,29 @@ class _Tracer:
                 self.documents,
                 context_length=self.context,
                 chat_template=self.options.chat_template,
+                chat_text=self.options.chat_text,
                 count_template=self.options.count_template,
                 limit=None if limit is None else limit - seen,
             )
             self.domain_tokens[document.domain] += made.num_tokens
             self.left_out["special and template tokens"] += made.num_uncounted
+            self.spelt_out.update(made.marks.spelt_out)
+            self.unknown_marks.update(made.marks.unknown)
             if not made.sequences:
                 self.left_out["documents without a counted token"] += 1
             yield made
 
     def _trace(self) -> None:
-        pad_id = self.loaded.pad_id
-        recorder = PoolRecorder(self.engine, self.layers, self.options, pad_id, self._advance)
+        recorder = PoolRecorder(
+            self.engine,
+            self.layers,
+            self.options,
+            self.loaded.pad_id,
+            self._advance,
+            stop=_stop_ids(self.loaded),
+            control=_control_ids(self.loaded, self.options),
+        )
         pool_tokens = self.options.pool_tokens or self.engine.pool_tokens
-        recorder.stop_at(_stop_ids(self.loaded))
         most = None
         if self.sums is not None:
             self.state.bound(self.sums, self.run)
@@ -283,6 +297,8 @@ class _Tracer:
             traced = [doc for doc in pool if doc.sequences]
             result = recorder.record(traced, self.state)
             self.pending.append(result)
+            if result.control:
+                self.left_out["control tokens that the model wrote"] += result.control
             read = self.documents
             if time.monotonic() - last_commit >= self.options.checkpoint_seconds:
                 self._commit(read)
@@ -310,6 +326,10 @@ class _Tracer:
             "left_out": dict(self.left_out),
             "domain_tokens": dict(self.domain_tokens),
         }
+        if self.spelt_out:
+            progress["spelt_out"] = dict(self.spelt_out)
+        if self.unknown_marks:
+            progress["unknown_marks"] = dict(self.unknown_marks)
         commit(self.run, self.manifest, self.state, self.pending, progress)
         self.pending = []
 
@@ -389,6 +409,11 @@ def _stop_ids(loaded: LoadedModel) -> frozenset[int]:
     given = getattr(loaded.model.generation_config, "eos_token_id", None)
     ids = given if isinstance(given, list) else [given]
     return frozenset(int(i) for i in ids if i is not None)
+
+
+def _control_ids(loaded: LoadedModel, options: TraceOptions) -> frozenset[int]:
+    """What does not count where the model writes it: what a template may write either."""
+    return frozenset() if options.count_template else control_ids(loaded.tokenizer)
 
 
 def _describe_model(loaded: LoadedModel, layers: tuple[MoELayer, ...]) -> dict[str, Any]:

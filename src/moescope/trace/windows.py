@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from moescope.corpus import (
     CorpusSpec,
     Fingerprint,
+    Marks,
     make_batches,
     open_corpus,
     tokenize_document,
+    warn_of_marks,
 )
 from moescope.corpus.batching import Batch
 from moescope.corpus.tokenize import Sequence as CorpusSequence
@@ -130,6 +132,7 @@ def choose_windows(
     seen = Fingerprint()
     chosen = _Lowest(tokens_per_domain, options.seed)
     read: dict[str, int] = {}
+    marks: list[Marks] = []
     for number, document in enumerate(open_corpus(corpus)):
         seen.update(document)
         room = None if options.limit is None else options.limit - read.get(document.domain, 0)
@@ -141,9 +144,11 @@ def choose_windows(
             number,
             context_length=context,
             chat_template=options.chat_template,
+            chat_text=options.chat_text,
             count_template=options.count_template,
             limit=room,
         )
+        marks.append(made.marks)
         read[made.domain] = read.get(made.domain, 0) + made.num_tokens
         for window in _windows(made, window_tokens):
             chosen.offer(window)
@@ -152,6 +157,8 @@ def choose_windows(
             f"{corpus.path} is not the corpus of this run any more (its documents differ); give "
             "the corpus itself instead of the run"
         )
+    if fingerprint is None:  # what a run was made of, it has said
+        warn_of_marks(marks)
     if not chosen.heaps:
         raise CorpusError(f"{corpus.path}: no token was counted")
     return chosen.ordered()

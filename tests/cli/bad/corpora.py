@@ -105,8 +105,32 @@ def _cases() -> list[Case]:
     return [*lines, *files, *tables]
 
 
+_CHAT = "trace MOE c.jsonl -o r --engine resident --text-field messages"
+_TURN = {"role": "user", "content": "the plan"}
+_CHATS = {
+    "messages without a choice of turns": (_CHAT, [_TURN], "--turns all or --turns assistant"),
+    "a text for messages": (f"{_CHAT} --turns all", "the plan", "expected a list of messages"),
+    "no message": (f"{_CHAT} --turns all", [], "an empty list"),
+    "numbers for messages": (f"{_CHAT} --turns all", [7], "message 0: expected an object"),
+    "a message without words": (f"{_CHAT} --turns all", [{"role": "user"}], "got null"),
+    "no answer": (f"{_CHAT} --turns assistant", [_TURN], "none of its 1 messages counts"),
+    "messages without a template": (f"{_CHAT} --turns all", [_TURN], "has no chat template"),
+    "turns of another name": (f"{_CHAT} --turns user", [_TURN], "--turns"),
+    "two ways to a chat": (f"{_CHAT} --turns all --chat-text", [_TURN], "exclude each other"),
+    "a template around a chat": (
+        "ablate MOE --experts L0E0 --corpus c.jsonl -o r --chat-template --chat-text",
+        [_TURN],
+        "--chat-template and --chat-text exclude each other",
+    ),
+}
+
+
 CASES = [
     *_cases(),
+    *(
+        case(name, words, says, prepare=_file("c.jsonl", _line(domain="d", messages=value)))
+        for name, (words, value, says) in _CHATS.items()
+    ),
     case("a name of 5,000 letters for a text", ["trace", "MOE", "x" * 5000, "-o", "r"], "too long"),
     case("a pipe for a text", _TRACE.format(file="p"), "p", prepare=lambda h: os.mkfifo(h / "p")),
     case(

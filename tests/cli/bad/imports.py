@@ -122,6 +122,7 @@ _RECORDS = {
     "a beginning of 31 digits": (_lines(start=10**30), "start is not a position"),
     "half a character": (
         _lines(prompt_token_ids=None, prompt="\ud800"), "prompt is not valid Unicode"),
+    "one row for every token": (_lines(), "one row of routing repeated"),
     "a mask of fractions": (_lines(counted=[0.5] * 6), "counted"),
 }  # fmt: skip
 
@@ -155,6 +156,27 @@ _TABLES = {
 }  # fmt: skip
 
 
+_COUNTS = "import counts {file} -o r --model MOE --domain d"
+_SUMS = {
+    "no count": (_table("layer,expert\n0,1\n"), "no column 'count'"),
+    "no header": (_table("0,1,5\n"), "no column 'layer'"),
+    "a layer of another model": (_table("layer,expert,count\n77,1,5\n"), "no MoE layer"),
+    "an expert past the last": (_table("layer,expert,count\n0,99,5\n"), "expected 0 to 7"),
+    "a count below 0": (_table("layer,expert,count\n0,1,-5\n"), "a count out of range"),
+    "an endless count": (_table(f"layer,expert,count\n0,1,{10**17}\n"), "a count out of range"),
+    "a word for a count": (_table("layer,expert,count\n0,1,many\n"), "whole numbers"),
+    "one layer of four": (_table("layer,expert,count\n0,1,6\n0,2,6\n"), "not those of whole"),
+    "an unknown phase": (_table("layer,expert,count,phase\n0,1,6,x\n"), "an unknown phase"),
+    "no sum": (_table("layer,expert,count\n0,1,0\n"), "no choice of an expert"),
+}
+_ARRAYS = {
+    "sums of another shape": (_file("c.json", b'{"logical_count": [[1]]}'), "got the shape [1, 1]"),
+    "ragged sums": (_file("c.json", b'{"logical_count": [[1], [1, 2]]}'), "ragged"),
+    "sums of words": (_file("c.json", b'{"logical_count": "many"}'), "not an array"),
+    "another object": (_file("c.json", b'{"physical_count": [1]}'), "logical_count"),
+}
+
+
 _PACKED = {
     "a bomb": (
         _file("c.csv.gz", gzip.compress(b"0,1\n" * (1 << 18)) * 520),
@@ -186,6 +208,20 @@ CASES = [
     *_cases(_VLLM, "c.npz", _ARCHIVES),
     *_cases(_LLAMA, "c.csv", _TABLES),
     *_cases(_LLAMA, "c.csv.gz", _PACKED),
+    *_cases(_COUNTS, "c.csv", _SUMS),
+    *_cases(_COUNTS, "c.json", _ARRAYS),
+    case(
+        "a pickle of sums",
+        _COUNTS.format(file="c.pt"),
+        "unknown kind of file",
+        prepare=_file("c.pt", b"PK"),
+    ),
+    case(
+        "sums in order",
+        "import counts c.csv -o r --model MOE --ordered",
+        "--ordered",
+        prepare=_table("layer,expert,count\n0,1,6\n"),
+    ),
     case(
         "fractions in safetensors",
         _VLLM.format(file="c.safetensors"),

@@ -15,7 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moescope.corpus import CorpusSpec, Document, TokenizedDocument, open_corpus, tokenize_document
+from moescope.corpus import (
+    CorpusSpec,
+    Document,
+    TokenizedDocument,
+    open_corpus,
+    tokenize_document,
+    warn_of_marks,
+)
 from moescope.errors import CorpusError
 from moescope.intervene.contrast.statistics import DocumentCounts
 from moescope.models.anatomy import MoELayer
@@ -143,10 +150,16 @@ def _tokenized(
     context = context_length(loaded, options)
     made = [
         tokenize_document(
-            loaded.tokenizer, d, i, context_length=context, chat_template=options.chat_template
+            loaded.tokenizer,
+            d,
+            i,
+            context_length=context,
+            chat_template=options.chat_template,
+            chat_text=options.chat_text,
         )
         for i, d in enumerate(documents)
     ]
+    warn_of_marks(d.marks for d in made)
     if not any(d.num_tokens for d in made):
         raise CorpusError(f"--{name}: no token was counted; give text")
     return made, [d.doc_id for d in documents]

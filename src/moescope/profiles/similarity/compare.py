@@ -358,6 +358,7 @@ class _Comparison:
             "corpus": run.manifest.corpus if run else corpus.model_dump(mode="json"),
             "context": options.context, "chat_template": options.chat_template,
             "count_template": options.count_template, "seed": options.seed,
+            **({"chat_text": True} if options.chat_text else {}),
             "tokens": sample.num_tokens, "documents": len(sample.documents),
             "windows": len(sample.windows), "group_sizes": sample.group_sizes,
             "domains": [

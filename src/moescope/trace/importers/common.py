@@ -34,6 +34,7 @@ __all__ = [
     "start_of",
     "token_ids",
     "unpacked",
+    "whole_numbers",
 ]
 
 MAX_TOKENS = 1 << 24
@@ -148,7 +149,7 @@ def token_ids(value: Any, name: str, where: str, served: ServedModel) -> NDArray
     Raises:
         RefusedError: anything else.
     """
-    made = _whole_numbers(value, name, where)
+    made = whole_numbers(value, name, where)
     if made.ndim != 1:
         refuse(f"{name} is not a list", where, f"got {made.ndim} axes, expected 1")
     if not made.size:
@@ -237,7 +238,7 @@ def expert_array(value: Any, where: str) -> NDArray[Any]:
         return _npy(unpacked(value, name, where), where)
     if isinstance(value, Mapping):
         return _packed(value, where)
-    return _whole_numbers(value, name, where)
+    return whole_numbers(value, name, where)
 
 
 def unpacked(text: Any, name: str, where: str) -> bytes:
@@ -264,7 +265,7 @@ def _packed(value: Mapping[str, Any], where: str) -> NDArray[Any]:
     if dtype not in _DTYPES:
         refuse("routed_experts has an unknown dtype", where, f"got {dtype!r}",
                f"expected one of {', '.join(_DTYPES)}")  # fmt: skip
-    sizes = _whole_numbers(shape, "shape", where).tolist() if shape else []
+    sizes = whole_numbers(shape, "shape", where).tolist() if shape else []
     if np.ndim(sizes) != 1 or len(sizes) != 3 or min(sizes) < 0:
         refuse("routed_experts has no shape of three axes", where, f"got {shape!r}")
     data = unpacked(value["data"], "routed_experts", where)
@@ -286,7 +287,7 @@ def _npy(data: bytes, where: str) -> NDArray[Any]:
     except Exception as error:  # whatever numpy says of bytes of unknown origin
         refuse("routed_experts is no .npy array", where, " ".join(str(error).split())[:120],
                "expected base64 of a .npy file, or data, dtype and shape")  # fmt: skip
-    return _whole_numbers(made, "routed_experts", where)
+    return whole_numbers(made, "routed_experts", where)
 
 
 def npy_bytes(stream: Any) -> int:
@@ -304,7 +305,12 @@ def npy_bytes(stream: Any) -> int:
     return int(math.prod(shape) * dtype.itemsize)
 
 
-def _whole_numbers(value: Any, name: str, where: str) -> NDArray[Any]:
+def whole_numbers(value: Any, name: str, where: str) -> NDArray[Any]:
+    """A regular array of whole numbers.
+
+    Raises:
+        RefusedError: it is none.
+    """
     made = _array(value, name, where)
     if made.dtype == np.bool_:
         refuse(f"{name} holds something else than whole numbers", where, "got truth values")

@@ -18,12 +18,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
-from moescope.corpus.json_files import MAX_JSON_BYTES
-from moescope.corpus.lines import open_bytes
-from moescope.corpus.records import SourceFile, listing, one_line
+from moescope.corpus.records import SourceFile, listing
 from moescope.models.anatomy import MoELayer
 from moescope.models.anatomy import _ranges as ranges
 from moescope.trace.importers.common import (
@@ -36,6 +33,7 @@ from moescope.trace.importers.common import (
     refuse,
     token_ids,
 )
+from moescope.trace.importers.csv_columns import first_row, read_columns
 from moescope.trace.importers.served import ServedModel
 
 __all__ = ["NAME", "SUFFIXES", "requests"]
@@ -94,45 +92,21 @@ def _without_table(item: Item) -> Item:
 
 def _read(source: SourceFile, where: str) -> _Table:
     """Columns by our own names; a first row of numbers is no header."""
-    with open_bytes(source) as stream:
-        first = stream.readline(4096).decode("utf-8", "replace").strip()
-    cells = [c.strip().strip('"').lower() for c in first.split(",")]
+    cells = first_row(source)
     bare = all(c.lstrip("-").isdigit() for c in cells)
     if bare and len(cells) != 2:
         refuse("a CSV without header", where, f"got {len(cells)} columns, expected layer,expert",
                "write a header: phase,token,layer,rank,expert")  # fmt: skip
-    given = ["layer", "expert"] if bare else cells
-    twice = sorted({c for c in given if given.count(c) > 1})
-    if twice:
-        refuse("two columns of one name", where, f"{listing(twice)}; its columns: {listing(given)}",
-               "leave one of them")  # fmt: skip
-    names = {name: next((c for c in given if c in known), None) for name, known in _NAMES.items()}
-    missing = [name for name in ("layer", "expert") if names[name] is None]
-    if missing:
-        refuse(f"no column {missing[0]!r}", where, f"its columns: {listing(given)}",
-               "expected layer and expert, better also phase, token and rank")  # fmt: skip
-    _refuse_bomb(source, where)
-    options = pa_csv.ReadOptions(column_names=given, skip_rows=0 if bare else 1)
-    try:
-        with open_bytes(source) as stream:
-            made = pa_csv.read_csv(stream, read_options=options)
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        refuse("not a CSV of rows like its first", where, one_line(str(error), 160),
-               "it was cut short or altered; trace again")  # fmt: skip
-    return {name: _column(made[c], c, where) for name, c in names.items() if c is not None}
-
-
-def _refuse_bomb(source: SourceFile, where: str) -> None:
-    """A packed table is held whole, so what it unpacks to is counted first."""
-    if not source.name.lower().endswith(".gz"):
-        return
-    size, most = 0, MAX_JSON_BYTES
-    with open_bytes(source) as stream:
-        while chunk := stream.read(1 << 20):
-            size += len(chunk)
-            if size > most:
-                refuse("a packed CSV that is too long", where,
-                       f"it unpacks to more than {most >> 20} MB", "unpack it first")  # fmt: skip
+    found = read_columns(
+        source,
+        ["layer", "expert"] if bare else cells,
+        _NAMES,
+        where,
+        bare=bare,
+        expected="expected layer and expert, better also phase, token and rank",
+        needed=("layer", "expert"),
+    )
+    return {name: _column(column, c, where) for name, (c, column) in found.items()}
 
 
 def _column(column: pa.ChunkedArray, name: str, where: str) -> NDArray[Any]:

@@ -7,12 +7,9 @@ at the entry after the last commit, and the result is the same to the last bit.
 
 from __future__ import annotations
 
-import datetime
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,17 +21,24 @@ from moescope.trace.aggregates import AggregateShape
 from moescope.trace.commit import commit, coverage, finish
 from moescope.trace.importers import llamacpp, sglang, vllm
 from moescope.trace.importers.common import Item, RefusedError, Request, refuse
-from moescope.trace.importers.files import CaptureFile, find_captures, read_items
+from moescope.trace.importers.counted import CountsImporter
+from moescope.trace.importers.files import find_captures, read_items
 from moescope.trace.importers.pool import RequestPool
 from moescope.trace.importers.rows import count_request
 from moescope.trace.importers.served import ServedModel, describe_served, open_served
-from moescope.trace.importers.source import describe_source, notes
+from moescope.trace.importers.source import (
+    begin,
+    corpus_name,
+    describe_source,
+    fingerprint,
+    notes,
+    require_same,
+)
 from moescope.trace.manifest import (
     Manifest,
     claim_run,
     has_progress,
     read_manifest,
-    write_manifest,
 )
 from moescope.trace.options import TraceOptions
 from moescope.trace.pool import PoolResult
@@ -46,9 +50,9 @@ from moescope.trace.store import read_parquet
 
 __all__ = ["ENGINES", "EngineKind", "import_traces"]
 
-EngineKind = Literal["vllm", "sglang", "llamacpp"]
+EngineKind = Literal["vllm", "sglang", "llamacpp", "counts"]
 ENGINES: tuple[str, ...] = get_args(EngineKind)
-"""The engines whose captures can be read."""
+"""The engines whose captures can be read; ``counts`` are sums that any of them logged."""
 
 _READERS = {"vllm": vllm, "sglang": sglang, "llamacpp": llamacpp}
 _PLAIN: dict[str, Callable[[Item, ServedModel, str | None], Iterator[Request]]] = {
@@ -77,13 +81,14 @@ def import_traces(
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Path:
-    """Write a run from routed-expert ids that a serving engine captured.
+    """Write a run from routed-expert ids that a serving engine captured, or from counts.
 
     Weights, probabilities and losses are not in such a capture; what needs them is absent from the
-    run. Without ``ordered`` so is everything about a token's first choice.
+    run. Without ``ordered`` so is everything about a token's first choice. Of counts, single tokens
+    and documents are absent too, and with them all intervals and tests.
 
     Args:
-        engine: ``vllm``, ``sglang`` or ``llamacpp``.
+        engine: ``vllm``, ``sglang`` or ``llamacpp``; ``counts`` for sums by layer and expert.
         files: capture files, or folders of them; see docs/how-to/import-serving-traces.md.
         run: folder to write: new, empty, or a run to go on with.
         model: the model that was served. Configuration and tokenizer are read, no weights.
@@ -113,8 +118,11 @@ def import_traces(
         raise BadInputError("--domain all: that is the name of the total; call it otherwise")
     source = {"domain": label, "ordered": ordered, "on_error": on_error}
     asked = _import_options(options or TraceOptions())
+    if engine == "counts" and ordered:
+        raise BadInputError("--ordered is about a token's experts; counts have no tokens")
     with claim_run(run) as folder:
-        maker = _Importer(engine, files, folder, model, asked, source, on_progress)
+        kind = CountsImporter if engine == "counts" else _Importer
+        maker = kind(engine, files, folder, model, asked, source, on_progress)
         maker.manifest.source["engine_version"] = engine_version
         with nothing_of_bad_input(folder, unless=lambda: maker.manifest.state is not None):
             return maker.go(resume)
@@ -161,7 +169,7 @@ class _Importer:
         self.state = RunState(self.shape, options.sample_tokens, options.seed)
         self.manifest = Manifest(
             model=describe_served(self.served, self.layers),
-            corpus={"path": _corpus_name(engine, self.files)},
+            corpus={"path": corpus_name(engine, self.files)},
             options=options.identity(),
             source=described,
         )
@@ -181,28 +189,9 @@ class _Importer:
         self._finish()
         return self.run
 
-    def _start(self) -> None:
-        """The folder is made when the first pool is whole, so a bad file leaves none behind."""
-        self.manifest.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        names = ("moescope", "transformers", "numpy", "pyarrow")
-        self.manifest.versions = {n: version(n) for n in names}
-        self.manifest.versions["python"] = platform.python_version()
-        write_manifest(self.run, self.manifest)
-
     def _restore(self) -> None:
         old = read_manifest(self.run)
-        for what in ("model", "options", "source"):
-            mine, theirs = getattr(self.manifest, what), getattr(old, what)
-            differing = [
-                f"{key}: run has {_short(theirs.get(key))}, now {_short(mine.get(key))}"
-                for key in sorted({*mine, *theirs} - {"name", "notes", "engine_version"})
-                if mine.get(key) != theirs.get(key)
-            ]
-            if differing:
-                raise RunError(
-                    f"{self.run} is a run of another {what} ({differing[0]}); resume it with what "
-                    "it was started with, or give another folder"
-                )
+        require_same(self.run, self.manifest, old)
         self.manifest = old
         self.state = stored_state(self.run, old, self.shape)
         self.done, self.tokens = int(old.progress["documents_read"]), int(old.progress["tokens"])
@@ -292,10 +281,11 @@ class _Importer:
         self.pending.append(self.pool.record(self.state))
 
     def _commit(self) -> None:
+        # the folder is made when the first pool is whole, so a bad file leaves none behind
         if not self.manifest.created:
-            self._start()
+            begin(self.run, self.manifest)
         progress: Any = {"documents_read": self.entries, "tokens": self.tokens}
-        progress |= {"fingerprint": _fingerprint(self.files)}
+        progress |= {"fingerprint": fingerprint(self.files)}
         progress |= {name: dict(counter) for name, counter in self.counters.items()}
         commit(self.run, self.manifest, self.state, self.pending, progress)
         self.pending = []
@@ -313,18 +303,3 @@ class _Importer:
         reasons = [f"{n} × {why}" for why, n in self.counters["skipped"].items()]
         skipped = f" (left out: {'; '.join(reasons)})" if reasons else ""
         return f"{self.files[0].path}: no token was counted{skipped}; check the captures"
-
-
-def _corpus_name(engine: str, files: Sequence[CaptureFile]) -> str:
-    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-    return f"requests captured by {_READERS[engine].NAME} ({files[0].name}{more})"
-
-
-def _fingerprint(files: Sequence[CaptureFile]) -> str:
-    """Files have checksums of their own; one of them, or a word, stands for the text."""
-    return files[0].sha256 if len(files) == 1 else f"see source: {len(files)} files"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"

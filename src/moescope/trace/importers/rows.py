@@ -15,8 +15,12 @@ from numpy.typing import NDArray
 from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.trace.importers.common import Request, refuse
 from moescope.trace.importers.served import ServedModel
+from moescope.trace.importers.uncaptured import refuse_repeated, zero_filled
 
-__all__ = ["CountedRequest", "PhaseRows", "count_request", "slots_of"]
+__all__ = ["ZERO_FILLED", "CountedRequest", "PhaseRows", "count_request", "slots_of"]
+
+ZERO_FILLED = "tokens whose routing was filled with zeros"
+"""Why a token was left out; see `moescope.trace.importers.uncaptured.zero_filled`."""
 
 _OTHER_MODEL = "give the model that was served by --model"
 
@@ -53,7 +57,7 @@ def count_request(
 ) -> CountedRequest:
     """Check a request and cut it into phases.
 
-    Positions below P are ``prefill``, the others ``decode``. Special tokens, tokens that the
+    Positions below P are ``prefill``, the others ``decode``. Control tokens, tokens that the
     capture's own mask leaves out, and tokens without routing are not counted.
 
     Args:
@@ -71,9 +75,11 @@ def count_request(
     pos = np.arange(request.start, request.start + request.experts.shape[0])
     captured = _captured(request, per_layer)
     text = _text_mask(request, tokens, served.special_ids)
-    kept = captured & text[pos]
     for layer, rows in zip(layers, per_layer, strict=True):
         _check_ids(request, layer, rows, pos, captured)
+    filled = _not_routing(request, served.anatomy, captured)
+    captured &= ~filled
+    kept = captured & text[pos]
     ids = [rows[kept].astype(np.int64) for rows in per_layer]
     if not ordered:
         ids = [np.sort(rows, axis=1) for rows in ids]
@@ -85,7 +91,7 @@ def count_request(
         domain=request.domain,
         phases=_phases(request, tokens, text, pos[kept], ids),
         num_tokens=int(counted.sum()),
-        left_out=_left_out(request, tokens, counted, known, served.special_ids),
+        left_out=_left_out(request, tokens, counted, known, pos[filled], served.special_ids),
         unnamed=int((tokens[counted] < 0).sum()),
         masked=request.counted is not None,
     )
@@ -155,6 +161,23 @@ def _captured(request: Request, per_layer: list[NDArray[Any]]) -> NDArray[np.boo
     for ids in per_layer:
         missing &= (ids == -1).all(axis=1)
     return ~missing
+
+
+def _not_routing(
+    request: Request, anatomy: Anatomy, captured: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Rows that an engine filled in; told by all MoE layers of the capture, imported or not."""
+    slots = slots_of(request, anatomy)
+    layers = [m for m in anatomy.layers if m.layer_idx in slots]
+    places = [slots.index(m.layer_idx) for m in layers]
+    rows = request.experts[:, places].astype(np.int64)
+    filled = zero_filled(rows, layers, captured)
+    if captured.any() and (filled == captured).all():
+        refuse("routing that is all zero", request.where,
+               f"{int(filled.sum())} tokens, expert 0 in every layer",
+               "the engine did not capture it; capture it again")  # fmt: skip
+    refuse_repeated(request, rows, layers, captured & ~filled)
+    return filled
 
 
 def _text_mask(
@@ -230,6 +253,7 @@ def _left_out(
     tokens: NDArray[np.int64],
     counted: NDArray[np.bool_],
     known: NDArray[np.bool_],
+    filled: NDArray[np.int64],
     special: frozenset[int],
 ) -> dict[str, int]:
     """Every token that is not counted, under one reason."""
@@ -237,10 +261,12 @@ def _left_out(
     unfed = np.zeros(tokens.size, np.bool_)
     unfed[-1:] = not request.all_fed
     named = np.isin(tokens, list(special))
+    zero = np.isin(np.arange(tokens.size), filled)
     reasons = {
         "last tokens, which were never fed": rest & unfed,
         "special tokens": rest & ~unfed & named,
-        "tokens whose routing was not returned": rest & ~unfed & ~named & ~known,
+        ZERO_FILLED: rest & ~unfed & ~named & zero,
+        "tokens whose routing was not returned": rest & ~unfed & ~named & ~known & ~zero,
         "tokens masked in the capture": rest & ~unfed & ~named & known,
     }
     return {name: int(mask.sum()) for name, mask in reasons.items() if mask.any()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from moescope.corpus import control_ids
 from moescope.errors import ModelError
 from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.config_files import local_folder
@@ -28,7 +29,7 @@ class ServedModel(NamedTuple):
         revision: what the hub gave, if it was the hub.
         anatomy: MoE layers, E, K, scoring.
         tokenizer: None when there is none beside the configuration.
-        special_ids: tokens that never stand for text: BOS, EOS, padding and the like.
+        special_ids: control tokens, which never stand for text (`moescope.corpus.control`).
         vocab_size: rows of the embedding; None when the configuration does not say.
         config_sha256: of the configuration.
         tokenizer_sha256: of the tokenizer, if there is one.
@@ -84,10 +85,9 @@ def _tokenizer(spec: ModelSpec) -> Any | None:
 
 
 def _special_ids(tokenizer: Any | None, config: Any) -> frozenset[int]:
-    """As a trace leaves them out; an unknown character (``unk``) stands for text."""
+    """As a trace leaves them out; without a tokenizer those that the configuration names."""
     if tokenizer is not None:
-        unk = getattr(tokenizer, "unk_token_id", None)
-        return frozenset(int(i) for i in tokenizer.all_special_ids if i != unk)
+        return control_ids(tokenizer)
     found: list[Any] = []
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(config, name, None)

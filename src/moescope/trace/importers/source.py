@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import datetime
+import platform
 from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from moescope.errors import RunError
 from moescope.trace.importers import llamacpp, sglang, vllm
 from moescope.trace.importers.files import CaptureFile, beside
+from moescope.trace.importers.rows import ZERO_FILLED
 from moescope.trace.importers.served import ServedModel
-from moescope.trace.manifest import Manifest
+from moescope.trace.manifest import Manifest, write_manifest
 
-__all__ = ["describe_source", "notes"]
+__all__ = [
+    "COUNTS",
+    "begin",
+    "corpus_name",
+    "describe_source",
+    "fingerprint",
+    "notes",
+    "require_same",
+]
 
-_NAMES = {"vllm": vllm.NAME, "sglang": sglang.NAME, "llamacpp": llamacpp.NAME}
+COUNTS = "aggregated counts"
+"""What a run says that it was imported from, where no engine is known."""
+
+_NAMES = {"vllm": vllm.NAME, "sglang": sglang.NAME, "llamacpp": llamacpp.NAME, "counts": COUNTS}
 
 
 def describe_source(
@@ -25,20 +42,8 @@ def describe_source(
         files: the captures.
         asked: ``domain``, ``ordered`` and ``on_error``.
     """
-    name = _NAMES[engine]
-    ids_only = f"this run was imported from {name}: ids only"
-    absent = {
-        "weights": f"{ids_only}, without the router's weights and probabilities",
-        "loss": f"{ids_only}, without losses",
-        "predicted": f"{ids_only}, without the model's most probable next token",
-    }
-    if not asked["ordered"]:
-        absent["order"] = (
-            f"{ids_only}, and in which order {name} names a token's experts is not known "
-            "(import with --ordered if it is by weight)"
-        )
     return {
-        "engine": name,
+        "engine": _NAMES[engine],
         "engine_version": None,
         "files": [
             {"file": f.name, "bytes": f.size, "sha256": f.sha256}
@@ -46,9 +51,73 @@ def describe_source(
             for f in (file, *beside(file))
         ],
         **asked,
-        "absent": absent,
+        "absent": _absent(engine, asked["ordered"]),
         "notes": [],
     }
+
+
+def _absent(engine: str, ordered: bool) -> dict[str, str]:
+    """What the run does not know, each with the reason."""
+    name = _NAMES[engine]
+    what = "sums" if engine == "counts" else "ids"
+    only = f"this run was imported from {name}: {what} only"
+    absent = {
+        "weights": f"{only}, without the router's weights and probabilities",
+        "loss": f"{only}, without losses",
+        "predicted": f"{only}, without the model's most probable next token",
+    }
+    if engine == "counts":
+        absent["order"] = f"{only}, without a token's first choice"
+        absent["tokens"] = f"{only}, without single tokens and documents"
+    elif not ordered:
+        absent["order"] = (
+            f"{only}, and in which order {name} names a token's experts is not known "
+            "(import with --ordered if it is by weight)"
+        )
+    return absent
+
+
+def require_same(run: Path, mine: Manifest, old: Manifest) -> None:
+    """Refuse to go on with a run of another model, options or source.
+
+    Raises:
+        RunError: names the first difference.
+    """
+    for what in ("model", "options", "source"):
+        here, there = getattr(mine, what), getattr(old, what)
+        for key in sorted({*here, *there} - {"name", "notes", "engine_version"}):
+            if here.get(key) != there.get(key):
+                raise RunError(
+                    f"{run} is a run of another {what} ({key}: run has {_short(there.get(key))}, "
+                    f"now {_short(here.get(key))}); resume it with what it was started with, or "
+                    "give another folder"
+                )
+
+
+def begin(run: Path, manifest: Manifest) -> None:
+    """Write the manifest of an import that has something to commit."""
+    manifest.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    names = ("moescope", "transformers", "numpy", "pyarrow")
+    manifest.versions = {n: version(n) for n in names}
+    manifest.versions["python"] = platform.python_version()
+    write_manifest(run, manifest)
+
+
+def fingerprint(files: Sequence[CaptureFile]) -> str:
+    """Files have checksums of their own; one of them, or a word, stands for the text."""
+    return files[0].sha256 if len(files) == 1 else f"see source: {len(files)} files"
+
+
+def corpus_name(engine: str, files: Sequence[CaptureFile]) -> str:
+    """What a reader is told that the run was made of."""
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    what = COUNTS if engine == "counts" else f"requests captured by {_NAMES[engine]}"
+    return f"{what} ({files[0].name}{more})"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def notes(manifest: Manifest, served: ServedModel) -> list[str]:
@@ -69,6 +138,11 @@ def notes(manifest: Manifest, served: ServedModel) -> list[str]:
         made.append(
             f"{prefix:,} tokens were read from a cached prefix, or left out of the capture by a "
             "start offset; they are not counted."
+        )
+    if zeros := left_out.get(ZERO_FILLED):
+        made.append(
+            f"{zeros:,} tokens have expert 0 in every layer, in rows one after the other, as an "
+            "engine leaves where it kept no routing; they are not counted."
         )
     if unnamed := found.get("unnamed_tokens"):
         made.append(

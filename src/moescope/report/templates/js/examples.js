@@ -113,6 +113,7 @@
   }
 
   M.section("examples", ["phase", "layer", "exampleDomain", "exampleNumbers", "exampleExpert"], () => {
+    if (M.missing("examples", "tokens")) return;
     const made = routing();
     const host = M.id("plot-examples");
     M.fill(M.id("legend-examples"));

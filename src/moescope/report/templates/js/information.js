@@ -38,6 +38,8 @@
     const rows = M.rows(M.view().information);
     const host = M.id("plot-information");
     const meaning = M.id("meaning-information");
+    meaning.hidden = true;
+    if (M.missing("information", "tokens")) return;
     M.title("information", M.view().titles.information, rows.length ? `from ${M.fmt.count(rows[0].tokens)} sampled tokens of ${M.fmt.count(rows[0].documents)} documents; at most ${M.fmt.bits(d3.mean(rows, (r) => r.max_bits))} bits are possible` : null);
     meaning.hidden = !M.view().meaning;
     if (!rows.length) {

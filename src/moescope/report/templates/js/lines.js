@@ -118,6 +118,7 @@
   const ordered = !M.data.absent.order;
   M.state.repeat = ordered ? "first" : "any";
   M.section("repetition", ["phase", "repeat"], () => {
+    if (M.missing("repetition", "tokens")) return;
     const names = lineDomains();
     const key = M.state.repeat;
     const table = M.rows(M.view().repetition);

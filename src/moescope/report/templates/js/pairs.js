@@ -2,6 +2,7 @@
 // Co-activation in the chosen layer: lift of pairs as a map, and the pairs furthest above chance.
 (function () {
   function draw() {
+    if (M.missing("pairs", "tokens")) return;
     const made = M.view().pairs[M.state.layer];
     const layer = M.layers[M.state.layer].layer;
     if (!made || !made.experts.length || M.layers[M.state.layer].top_k < 2) {

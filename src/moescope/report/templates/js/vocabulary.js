@@ -4,6 +4,7 @@
   const KINDS = { input: "token going in", predicted: "token predicted", next: "token that follows" };
 
   M.section("vocabulary", ["phase"], () => {
+    if (M.missing("vocabulary", "tokens")) return;
     const table = M.rows(M.view().vocabulary);
     const kinds = [...new Set(table.map((r) => r.kind))];
     M.title("vocabulary", M.view().titles.vocabulary, table.length ? `only tokens that occur at least ${table[0].min_count} times` : null);
@@ -43,6 +44,7 @@
   }
 
   M.section("tokens", ["phase", "layer", "tokenKind", "tokenExpert", "tokenSearch"], () => {
+    if (M.missing("tokens", "tokens")) return;
     const made = M.view().expert_tokens;
     const host = M.id("plot-tokens");
     if (!made.kinds) {

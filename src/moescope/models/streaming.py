@@ -97,6 +97,7 @@ class StreamedModel:
         self._slot: dict[tuple[str, ...], torch.Tensor] = {}
         self._check_shapes()
         self._as_stored = self._stay_as_stored()
+        self._wide = _kept_wide(model, dtype)
 
     # -- which tensors make which parameter
 
@@ -432,13 +433,13 @@ class StreamedModel:
         return found[0] if isinstance(found, list) else found  # type: ignore[no-any-return]
 
     def _kept_dtype(self, name: str) -> torch.dtype:
-        """The dtype asked for, but for float32 of the modules' own, integers, what stays narrow."""
+        """The dtype that transformers would load it in, but for what stays narrow."""
         if name in self._as_stored:
             return self._as_stored[name]
-        empty: torch.Tensor = self._meta[name]
-        if not empty.is_floating_point() or empty.dtype == torch.float32 != self.dtype:
-            return empty.dtype
-        return self.dtype
+        if self._wide is not None and self._wide.search(name):
+            return torch.float32
+        dtype: torch.dtype = self._meta[name].dtype  # of the modules, which were built in `dtype`
+        return dtype
 
     def _require(self, names: set[str]) -> None:
         state = self.model.state_dict(keep_vars=True)
@@ -461,6 +462,18 @@ class StreamedModel:
 
     def _is_inside_a_layer(self, module: nn.Module) -> bool:
         return any(module is part for layer in self.layers for part in layer.modules())
+
+
+def _kept_wide(model: Any, dtype: torch.dtype) -> re.Pattern[str] | None:
+    """Which parameters the family asks to be loaded in float32 whatever dtype is asked for.
+
+    A selection bias near 12 has steps of 1/16 in bfloat16: other experts would be chosen.
+    """
+    from transformers.core_model_loading import build_glob_alternation
+
+    plan = model._get_dtype_plan(dtype)
+    made: re.Pattern[str] | None = build_glob_alternation(list(plan))[0] if plan else None
+    return made
 
 
 def _stack_of(block: str) -> str:

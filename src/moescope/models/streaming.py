@@ -2,8 +2,8 @@
 
 `StreamedModel` builds the stock modules without weights, loads what lies outside the decoder
 layers (embedding, norms, head), and fills one layer at a time from safetensors into memory that is
-used again for the next. All private calls into transformers' loading live in this file and nowhere
-else. It knows files and modules, not batches.
+used again for the next. What it asks of transformers' private loading lies here and in `targets`,
+and nowhere else. It knows files and modules, not batches.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from moescope.models.stored import (
     refuse_shape,
     stacked_side,
 )
+from moescope.models.targets import kept_wide, targets_of
 
 __all__ = ["StreamedModel"]
 
@@ -97,38 +98,16 @@ class StreamedModel:
         self._slot: dict[tuple[str, ...], torch.Tensor] = {}
         self._check_shapes()
         self._as_stored = self._stay_as_stored()
-        self._wide = _kept_wide(model, dtype)
+        self._wide = kept_wide(model, dtype)
 
     # -- which tensors make which parameter
 
     def _plan(self) -> dict[int | None, dict[str, Target]]:
         """Targets by decoder layer; None holds what lies outside of them."""
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import (
-            WeightConverter,
-            WeightRenaming,
-            dot_natural_key,
-            rename_source_key,
-        )
-
-        mapping = get_model_conversion_mapping(self.model)
-        renamings = [w for w in mapping if isinstance(w, WeightRenaming)]
-        converters = [w for w in mapping if isinstance(w, WeightConverter)]
-        by_pattern = {p: c for c in converters for p in c.source_patterns}
-        prefix = self.model.base_model_prefix
         plan: dict[int | None, dict[str, Target]] = {}
-        for key in sorted(self._files, key=dot_natural_key):
-            name, pattern = rename_source_key(key, renamings, converters, prefix, self._meta)
-            if name not in self._meta and key in self._meta:
-                name, pattern = rename_source_key(key, [], [], prefix, self._meta)
-            if name not in self._meta:
-                continue  # what transformers leaves out too, such as a multi-token head
+        for name, target in targets_of(self.model, self._files).items():
             match = self._layer.match(name)
-            targets = plan.setdefault(int(match[1]) if match else None, {})
-            target = targets.setdefault(name, Target())
-            if pattern is not None and target.converter is None:
-                target.converter = deepcopy(by_pattern[pattern])
-            target.sources.append((key, pattern or key))
+            plan.setdefault(int(match[1]) if match else None, {})[name] = target
         return plan
 
     def _layer_modules(self) -> Iterator[nn.Module]:
@@ -147,7 +126,6 @@ class StreamedModel:
                 f"first {missing[0]}; they would be random, so nothing measured would mean anything"
             )
         for name, target in made.items():
-            self._refuse_scaled(name, target)
             shape, dim = tuple(self._meta[name].shape), None
             if target.converter is not None and (dim := stacked_side(target.converter)) is None:
                 continue
@@ -156,19 +134,6 @@ class StreamedModel:
                 refuse_shape(stored[0][0], stored[0][1], shape, name)
             if dim is not None:
                 check_stack(name, shape, dim, stored, target.converter.source_patterns)
-
-    def _refuse_scaled(self, name: str, target: Target) -> None:
-        """Eight bits and fewer mean nothing without their scales, which no parameter takes."""
-        if not self._meta[name].is_floating_point():
-            return
-        for key, _ in target.sources:
-            dtype = self._header(key).dtype
-            if dtype is None or dtype.itemsize < 2 or not dtype.is_floating_point:
-                raise ModelError(
-                    f"{self._folder}: {key} is stored in {dtype or 'an unknown type'}, so the "
-                    "checkpoint is quantised and cannot be streamed; use --engine resident, or a "
-                    "copy in bfloat16"
-                )
 
     def _stay_as_stored(self) -> dict[str, torch.dtype]:
         """Weights kept in half precision: experts, widened one at a time; embedding and head.
@@ -462,18 +427,6 @@ class StreamedModel:
 
     def _is_inside_a_layer(self, module: nn.Module) -> bool:
         return any(module is part for layer in self.layers for part in layer.modules())
-
-
-def _kept_wide(model: Any, dtype: torch.dtype) -> re.Pattern[str] | None:
-    """Which parameters the family asks to be loaded in float32 whatever dtype is asked for.
-
-    A selection bias near 12 has steps of 1/16 in bfloat16: other experts would be chosen.
-    """
-    from transformers.core_model_loading import build_glob_alternation
-
-    plan = model._get_dtype_plan(dtype)
-    made: re.Pattern[str] | None = build_glob_alternation(list(plan))[0] if plan else None
-    return made
 
 
 def _stack_of(block: str) -> str:

@@ -23,7 +23,7 @@ from moescope.lab import trainer
 from moescope.lab.data import heldout_windows, prepare_data
 from moescope.lab.kernels import chunked_cross_entropy
 from moescope.lab.log import TrainingLog
-from moescope.lab.network import Network, build_network
+from moescope.lab.network import _ACTIVE, Network, Pass, build_network
 from moescope.lab.recipe_file import load_recipe
 from moescope.lab.trainer import Trained, TrainingState, train
 from moescope.models import ModelSpec, load_model
@@ -35,6 +35,11 @@ MAPPINGS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"model": {"architecture": "qwen2_moe", "shared_expert_size": 8}},
     "deepseek_v3": {
         "model": {"architecture": "deepseek_v3", "shared_expert_size": 8},
+        "router": {"kind": "sigmoid_bias"},
+        "balance": {"load_balancing": 0.0, "bias_update": 0.01},
+    },
+    "deepseek_v3 top-1": {
+        "model": {"architecture": "deepseek_v3", "shared_expert_size": 8, "top_k": 1},
         "router": {"kind": "sigmoid_bias"},
         "balance": {"load_balancing": 0.0, "bias_update": 0.01},
     },
@@ -88,6 +93,31 @@ def test_what_was_trained_is_a_stock_model_with_the_same_heldout_loss(
             loss = chunked_cross_entropy(hidden, stock.lm_head.weight, rows[:, 1:].reshape(-1))  # type: ignore[arg-type, union-attr]
         said = [r["loss"] for r in domains if r["domain"] == domain and r["routing"] == routing]
         assert float(loss) == pytest.approx(said[0], abs=0.02)  # the file holds bfloat16
+
+
+@pytest.mark.parametrize("name", MAPPINGS)
+def test_the_task_alone_teaches_every_router(name: str, write_recipe: RecipeWriter) -> None:
+    """A weight that is always 1 would have no gradient, and balancing alone would move it."""
+    network = build_network(
+        load_recipe(write_recipe(**MAPPINGS[name])), 128, 2, torch.device("cpu")
+    )
+    ids = torch.randint(4, 100, (2, 17), generator=torch.Generator().manual_seed(1))
+    hidden = network.forward(ids[:, :-1], Pass(True, 2, seed=(0,), capacity_factor=1.0))
+    loss = chunked_cross_entropy(hidden, network.head(), ids[:, 1:].reshape(-1))
+    routers = [router.weight for router in network.routers.values()]
+    for gradient in torch.autograd.grad(loss, routers):
+        assert gradient.abs().max() > 1e-5
+
+
+def test_a_rerouted_single_expert_brings_its_own_score(write_recipe: RecipeWriter) -> None:
+    changes = {**MAPPINGS["deepseek_v3 top-1"], "capacity": {"overflow": "reroute", "minimum": 1}}
+    network = build_network(load_recipe(write_recipe(**changes)), 128, 2, torch.device("cpu"))
+    how = Pass(True, 1, capacity_factor=1.0)
+    token = _ACTIVE.set(how)
+    logits, weights, ids = network.routers[0](torch.randn(16, 16))
+    _ACTIVE.reset(token)
+    assert how.layers[0].rerouted.any()
+    torch.testing.assert_close(weights, logits.sigmoid().gather(1, ids))
 
 
 @pytest.mark.parametrize("name", ["olmoe", "noisy_topk global", "deepseek_v3", "capacity rerouted"])

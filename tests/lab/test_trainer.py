@@ -24,6 +24,7 @@ from moescope.lab.data import heldout_windows, prepare_data
 from moescope.lab.kernels import chunked_cross_entropy
 from moescope.lab.log import TrainingLog
 from moescope.lab.network import _ACTIVE, Network, Pass, build_network
+from moescope.lab.recipe import Recipe, RunRecipe
 from moescope.lab.recipe_file import load_recipe
 from moescope.lab.trainer import Trained, TrainingState, train
 from moescope.models import ModelSpec, load_model
@@ -80,19 +81,67 @@ def test_what_was_trained_is_a_stock_model_with_the_same_heldout_loss(
 ) -> None:
     recipe = load_recipe(write_recipe(**MAPPINGS[name]))
     done = train(recipe, tmp_path / "run")
-    loaded = load_model(ModelSpec(str(done.model), dtype="float32"))
-    assert loaded.anatomy.layer_numbers == (0, 1)
-    stock = loaded.model
-    domains = [r for r in done.state.log.rows["domains"] if r["step"] == recipe.num_steps]
+    assert load_model(ModelSpec(str(done.model))).anatomy.layer_numbers == (0, 1)
+    found = heldout_losses(recipe, tmp_path / "run", done.model)
+    assert found == pytest.approx(said(done, recipe.num_steps, "saved"), abs=2e-4)
+    assert found == pytest.approx(done.saved, abs=2e-4)
     routing = "stock" if name == "expert_choice" else "recipe"
-    streams = prepare_data(recipe, tmp_path / "run").heldout
-    for domain, stream in streams.items():
+    exact = said(done, recipe.num_steps, routing)
+    assert found == pytest.approx(exact, abs=0.02)  # the file holds bfloat16
+    assert found != exact
+
+
+def heldout_losses(recipe: Recipe, run: Path, model: Path) -> dict[str, float]:
+    """What transformers' own code makes of a saved model, in float32."""
+    stock: Any = load_model(ModelSpec(str(model), dtype="float32")).model
+    losses = {}
+    for domain, stream in prepare_data(recipe, run).heldout.items():
         rows = torch.from_numpy(heldout_windows(stream, 16, recipe.data.heldout_tokens))
         with torch.no_grad():
-            hidden = stock.model(rows[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)  # type: ignore[operator, union-attr]
-            loss = chunked_cross_entropy(hidden, stock.lm_head.weight, rows[:, 1:].reshape(-1))  # type: ignore[arg-type, union-attr]
-        said = [r["loss"] for r in domains if r["domain"] == domain and r["routing"] == routing]
-        assert float(loss) == pytest.approx(said[0], abs=0.02)  # the file holds bfloat16
+            hidden = stock.model(rows[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)
+            loss = chunked_cross_entropy(hidden, stock.lm_head.weight, rows[:, 1:].reshape(-1))
+        losses[domain] = float(loss)
+    return losses
+
+
+def said(done: Trained, step: int, routing: str) -> dict[str, float]:
+    """Held-out losses in the log."""
+    rows = [r for r in done.state.log.rows["domains"] if r["step"] == step]
+    return {r["domain"]: r["loss"] for r in rows if r["routing"] == routing}
+
+
+def test_the_loss_of_a_model_that_was_kept_on_the_way_is_logged_as_it_was_kept(
+    write_recipe: RecipeWriter, tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe(run={"keep": [0.3]}))
+    done = train(recipe, tmp_path / "run")
+    [kept] = done.state.kept
+    found = heldout_losses(recipe, tmp_path / "run", kept.path)
+    assert found == pytest.approx(said(done, kept.step, "saved"), abs=2e-4)
+    assert not said(done, kept.step, "recipe")  # no evaluation was due
+    again = train(recipe.model_copy(update={"run": RunRecipe()}), tmp_path / "other")
+    assert losses_of(again) == losses_of(done)
+
+
+def test_in_half_precision_rotary_tables_and_selection_biases_are_not_rounded(
+    write_recipe: RecipeWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded ones would be trained with, and the saved model has exact ones."""
+    runs: list[Any] = []
+    stock = trainer.export_model
+    monkeypatch.setattr(trainer, "export_model", lambda *args: (runs.append(args[0]), stock(*args)))
+    changes = {**MAPPINGS["deepseek_v3"], "train": {"precision": "bfloat16"}}
+    done = train(load_recipe(write_recipe(**changes)), tmp_path / "run")
+    model = runs[0].model
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {b.dtype for b in model.buffers()} == {torch.float32}
+    stored = load_file(done.model / "model.safetensors")
+    biases = {n: b for n, b in model.named_buffers() if "bias" in n}
+    assert biases
+    for name, bias in biases.items():
+        assert torch.equal(stored[name], bias)
+        assert not torch.equal(bias, bias.bfloat16().float())
+    assert done.saved == done.losses  # the weights of the training are those of the file
 
 
 @pytest.mark.parametrize("name", MAPPINGS)

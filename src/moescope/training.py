@@ -103,7 +103,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _domains(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Held-out losses of the model as it is saved."""
+    """Held-out losses as the saved model routes, in the precision of the training."""
     shown = "stock" if any(row["routing"] == "stock" for row in rows) else "recipe"
     kept = [row for row in rows if row["routing"] == shown]
     columns = ("step", "domain", "tokens", "loss", "unigram")

@@ -30,6 +30,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"router": {"normalize": True}, "model": {"top_k": 1}}, "the router gets no gradient"),
     ({"router": {"kind": "noisy_topk", "normalize": False}}, "always has normalize: true"),
+    (
+        {
+            "router": {"kind": "sigmoid_bias", "normalize": True},
+            "model": {"architecture": "deepseek_v3", "shared_expert_size": 8, "top_k": 1},
+        },
+        "router.kind sigmoid_bias with top_k 1 always has normalize: false",
+    ),
     ({"balance": {"load": 0.1}}, "needs the noise of router.kind noisy_topk (got topk)"),
     ({"balance": {"bias_update": 0.1}}, "needs router.kind sigmoid_bias, got topk"),
     ({"router": {"kind": "expert_choice"}}, "expert_choice balances by itself"),

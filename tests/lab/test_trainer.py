@@ -23,7 +23,8 @@ from moescope.lab import trainer
 from moescope.lab.data import heldout_windows, prepare_data
 from moescope.lab.kernels import chunked_cross_entropy
 from moescope.lab.log import TrainingLog
-from moescope.lab.network import Network, build_network
+from moescope.lab.network import _ACTIVE, Network, Pass, build_network
+from moescope.lab.recipe import Recipe, RunRecipe
 from moescope.lab.recipe_file import load_recipe
 from moescope.lab.trainer import Trained, TrainingState, train
 from moescope.models import ModelSpec, load_model
@@ -35,6 +36,11 @@ MAPPINGS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"model": {"architecture": "qwen2_moe", "shared_expert_size": 8}},
     "deepseek_v3": {
         "model": {"architecture": "deepseek_v3", "shared_expert_size": 8},
+        "router": {"kind": "sigmoid_bias"},
+        "balance": {"load_balancing": 0.0, "bias_update": 0.01},
+    },
+    "deepseek_v3 top-1": {
+        "model": {"architecture": "deepseek_v3", "shared_expert_size": 8, "top_k": 1},
         "router": {"kind": "sigmoid_bias"},
         "balance": {"load_balancing": 0.0, "bias_update": 0.01},
     },
@@ -75,19 +81,92 @@ def test_what_was_trained_is_a_stock_model_with_the_same_heldout_loss(
 ) -> None:
     recipe = load_recipe(write_recipe(**MAPPINGS[name]))
     done = train(recipe, tmp_path / "run")
-    loaded = load_model(ModelSpec(str(done.model), dtype="float32"))
-    assert loaded.anatomy.layer_numbers == (0, 1)
-    stock = loaded.model
-    domains = [r for r in done.state.log.rows["domains"] if r["step"] == recipe.num_steps]
+    assert load_model(ModelSpec(str(done.model))).anatomy.layer_numbers == (0, 1)
+    found = heldout_losses(recipe, tmp_path / "run", done.model)
+    assert found == pytest.approx(said(done, recipe.num_steps, "saved"), abs=2e-4)
+    assert found == pytest.approx(done.saved, abs=2e-4)
     routing = "stock" if name == "expert_choice" else "recipe"
-    streams = prepare_data(recipe, tmp_path / "run").heldout
-    for domain, stream in streams.items():
+    exact = said(done, recipe.num_steps, routing)
+    assert found == pytest.approx(exact, abs=0.02)  # the file holds bfloat16
+    assert found != exact
+
+
+def heldout_losses(recipe: Recipe, run: Path, model: Path) -> dict[str, float]:
+    """What transformers' own code makes of a saved model, in float32."""
+    stock: Any = load_model(ModelSpec(str(model), dtype="float32")).model
+    losses = {}
+    for domain, stream in prepare_data(recipe, run).heldout.items():
         rows = torch.from_numpy(heldout_windows(stream, 16, recipe.data.heldout_tokens))
         with torch.no_grad():
-            hidden = stock.model(rows[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)  # type: ignore[operator, union-attr]
-            loss = chunked_cross_entropy(hidden, stock.lm_head.weight, rows[:, 1:].reshape(-1))  # type: ignore[arg-type, union-attr]
-        said = [r["loss"] for r in domains if r["domain"] == domain and r["routing"] == routing]
-        assert float(loss) == pytest.approx(said[0], abs=0.02)  # the file holds bfloat16
+            hidden = stock.model(rows[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)
+            loss = chunked_cross_entropy(hidden, stock.lm_head.weight, rows[:, 1:].reshape(-1))
+        losses[domain] = float(loss)
+    return losses
+
+
+def said(done: Trained, step: int, routing: str) -> dict[str, float]:
+    """Held-out losses in the log."""
+    rows = [r for r in done.state.log.rows["domains"] if r["step"] == step]
+    return {r["domain"]: r["loss"] for r in rows if r["routing"] == routing}
+
+
+def test_the_loss_of_a_model_that_was_kept_on_the_way_is_logged_as_it_was_kept(
+    write_recipe: RecipeWriter, tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe(run={"keep": [0.3]}))
+    done = train(recipe, tmp_path / "run")
+    [kept] = done.state.kept
+    found = heldout_losses(recipe, tmp_path / "run", kept.path)
+    assert found == pytest.approx(said(done, kept.step, "saved"), abs=2e-4)
+    assert not said(done, kept.step, "recipe")  # no evaluation was due
+    again = train(recipe.model_copy(update={"run": RunRecipe()}), tmp_path / "other")
+    assert losses_of(again) == losses_of(done)
+
+
+def test_in_half_precision_rotary_tables_and_selection_biases_are_not_rounded(
+    write_recipe: RecipeWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded ones would be trained with, and the saved model has exact ones."""
+    runs: list[Any] = []
+    stock = trainer.export_model
+    monkeypatch.setattr(trainer, "export_model", lambda *args: (runs.append(args[0]), stock(*args)))
+    changes = {**MAPPINGS["deepseek_v3"], "train": {"precision": "bfloat16"}}
+    done = train(load_recipe(write_recipe(**changes)), tmp_path / "run")
+    model = runs[0].model
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {b.dtype for b in model.buffers()} == {torch.float32}
+    stored = load_file(done.model / "model.safetensors")
+    biases = {n: b for n, b in model.named_buffers() if "bias" in n}
+    assert biases
+    for name, bias in biases.items():
+        assert torch.equal(stored[name], bias)
+        assert not torch.equal(bias, bias.bfloat16().float())
+    assert done.saved == done.losses  # the weights of the training are those of the file
+
+
+@pytest.mark.parametrize("name", MAPPINGS)
+def test_the_task_alone_teaches_every_router(name: str, write_recipe: RecipeWriter) -> None:
+    """A weight that is always 1 would have no gradient, and balancing alone would move it."""
+    network = build_network(
+        load_recipe(write_recipe(**MAPPINGS[name])), 128, 2, torch.device("cpu")
+    )
+    ids = torch.randint(4, 100, (2, 17), generator=torch.Generator().manual_seed(1))
+    hidden = network.forward(ids[:, :-1], Pass(True, 2, seed=(0,), capacity_factor=1.0))
+    loss = chunked_cross_entropy(hidden, network.head(), ids[:, 1:].reshape(-1))
+    routers = [router.weight for router in network.routers.values()]
+    for gradient in torch.autograd.grad(loss, routers):
+        assert gradient.abs().max() > 1e-5
+
+
+def test_a_rerouted_single_expert_brings_its_own_score(write_recipe: RecipeWriter) -> None:
+    changes = {**MAPPINGS["deepseek_v3 top-1"], "capacity": {"overflow": "reroute", "minimum": 1}}
+    network = build_network(load_recipe(write_recipe(**changes)), 128, 2, torch.device("cpu"))
+    how = Pass(True, 1, capacity_factor=1.0)
+    token = _ACTIVE.set(how)
+    logits, weights, ids = network.routers[0](torch.randn(16, 16))
+    _ACTIVE.reset(token)
+    assert how.layers[0].rerouted.any()
+    torch.testing.assert_close(weights, logits.sigmoid().gather(1, ids))
 
 
 @pytest.mark.parametrize("name", ["olmoe", "noisy_topk global", "deepseek_v3", "capacity rerouted"])

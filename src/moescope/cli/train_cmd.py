@@ -79,9 +79,10 @@ def _summarize(done: Trained) -> None:
         header_style="bold",
     )
     table.add_column("domain")
-    for name in ("loss", "unigram", "better by"):
+    for name in ("loss", "as saved", "unigram", "better by"):
         table.add_column(name, justify="right")
     for domain, loss in sorted(done.losses.items()):
-        baseline = done.unigram[domain]
-        table.add_row(domain, f"{loss:.3f}", f"{baseline:.3f}", f"{baseline - loss:+.3f}")
+        saved, baseline = done.saved[domain], done.unigram[domain]
+        figures = (f"{loss:.3f}", f"{saved:.3f}", f"{baseline:.3f}", f"{baseline - saved:+.3f}")
+        table.add_row(domain, *figures)
     errors.print(table)

@@ -7,7 +7,8 @@ complete. Only safetensors and JSON are written, each with its checksum in the r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,8 +21,9 @@ from moescope.files import plain_name, replacing_folder, require_intact
 from moescope.given import first_problem
 from moescope.lab.network import Network
 from moescope.lab.optimizer import Optimizer
+from moescope.models.targets import kept_wide
 
-__all__ = ["export_model", "load_checkpoint", "read_state", "save_checkpoint"]
+__all__ = ["export_model", "load_checkpoint", "read_state", "rounded", "save_checkpoint"]
 
 _STATE = "state.json"
 _PARTS = ("weights", "optimizer", "buffers", "arrays")
@@ -140,6 +142,27 @@ def _buffers(network: Network) -> dict[str, torch.Tensor]:
     }
 
 
+@contextmanager
+def rounded(network: Network, optimizer: Optimizer, dtype: torch.dtype) -> Iterator[None]:
+    """Compute with the weights that `export_model` writes, for as long as the block runs.
+
+    Args:
+        network: what is trained; its own weights are back afterwards, bit for bit.
+        optimizer: its masters hold the exact weights.
+        dtype: of the weights in the file.
+    """
+    parameters = dict(network.model.named_parameters())
+    kept = {n: p.detach().clone() for n, p in parameters.items() if p.dtype != dtype}
+    with torch.no_grad():
+        try:
+            for name in kept:
+                parameters[name].copy_(optimizer.masters[name].to(dtype))
+            yield
+        finally:
+            for name, weight in kept.items():
+                parameters[name].copy_(weight)
+
+
 def export_model(
     network: Network, optimizer: Optimizer, tokenizer: Any, folder: Path, dtype: torch.dtype
 ) -> None:
@@ -150,18 +173,21 @@ def export_model(
         optimizer: its masters hold the exact weights.
         tokenizer: saved beside.
         folder: created or replaced.
-        dtype: of the weights in the file.
+        dtype: of the weights in the file; what the family keeps in float32 stays so.
     """
     from transformers import AutoModelForCausalLM
 
     model = network.model
     stock = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
+    wide = kept_wide(stock, dtype)
     with torch.no_grad():
         masters, parameters = optimizer.masters, dict(model.named_parameters())
         for name, parameter in stock.named_parameters():
             parameter.copy_(masters.get(name, parameters[name]))
         stored = dict(model.named_buffers())
         for name, buffer in stock.named_buffers():
+            if wide is not None and wide.search(name):  # a selection bias is not rounded
+                buffer.data = buffer.data.float()
             buffer.copy_(stored[name])
     with replacing_folder(folder) as fresh:
         stock.save_pretrained(fresh)

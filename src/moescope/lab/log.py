@@ -79,7 +79,8 @@ class TrainingLog:
     - ``loads``: the newest step's load of each expert, a share of assignments (even 1/E).
     - ``drops``: the newest step's dropped assignments by position in the sequence.
     - ``domains``: held-out loss and the two unigram baselines, nats per token; ``routing`` is
-      ``recipe`` or ``stock`` (as the saved model routes) where the two differ.
+      ``recipe``, ``stock`` (as a stock model routes) where the two differ, and ``saved`` at the
+      steps whose model was written: routed as stock, with the weights of the file (bfloat16).
     """
 
     def __init__(self, folder: Path, keep_until: int | None = None) -> None:

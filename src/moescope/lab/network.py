@@ -152,7 +152,7 @@ class Network:
         if kind == "expert_choice":
             return self._expert_choice(logits, how)
         bias = self.routers[layer_idx].e_score_correction_bias
-        return routers.sigmoid_bias(logits, bias, top_k, normalize=True)
+        return routers.sigmoid_bias(logits, bias, top_k, normalize=recipe.normalize)
 
     def _expert_choice(self, logits: torch.Tensor, how: Pass) -> routers.Routing:
         """Every expert chooses within each sequence."""
@@ -196,6 +196,8 @@ class Network:
         )
         done.topk_ids, done.dropped = final.topk_ids_TK, final.dropped_TK
         done.rerouted = final.rerouted_TK
+        if self.recipe.router.kind == "sigmoid_bias" and not self.recipe.normalize:
+            routing = routing._replace(router_probs_TE=done.router_logits.sigmoid())
         return _weights_after(routing, final.topk_ids_TK, self.recipe.normalize)
 
 
@@ -310,7 +312,7 @@ def _config(sizes: ModelRecipe, recipe: Recipe) -> dict[str, Any]:
         "n_shared_experts": width // sizes.intermediate_size,
         "n_group": 1,
         "topk_group": 1,
-        "norm_topk_prob": True,
+        "norm_topk_prob": recipe.normalize,
         "routed_scaling_factor": 1.0,
         "first_k_dense_replace": 0,
         "q_lora_rank": None,

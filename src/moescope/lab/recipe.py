@@ -148,7 +148,8 @@ class RouterRecipe(Part):
     kind: RouterKind = "topk"
     """topk; noisy_topk (Shazeer, KeepTopK); switch (top-1); expert_choice; sigmoid_bias."""
     normalize: bool | None = None
-    """Do the K weights sum to 1? As the architecture does unless given."""
+    """Do the K weights sum to 1? As the architecture does unless given; a single sigmoid score is
+    never divided by itself."""
     noise: bool = True
     """noisy_topk: draw the noise. Off, it is a KeepTopK router without noise (for comparison)."""
     initial_scale: float | None = Field(None, ge=0)
@@ -269,7 +270,7 @@ class Recipe(Part):
     @property
     def normalize(self) -> bool:
         """Whether a token's K weights sum to 1."""
-        return _normalizes(self.model.architecture, self.router)
+        return _normalizes(self.model, self.router)
 
     def identity(self) -> str:
         """A sha256 of everything that decides the numbers (not ``run``, not where text lies)."""
@@ -293,20 +294,21 @@ class Recipe(Part):
         return self
 
 
-def _normalizes(architecture: Architecture, router: RouterRecipe) -> bool:
-    if router.kind == "noisy_topk" or router.kind == "sigmoid_bias":
-        return True
-    if router.kind in ("switch", "expert_choice"):
-        return False
-    return architecture == "mixtral" if router.normalize is None else router.normalize
+def _normalizes(model: ModelRecipe, router: RouterRecipe) -> bool:
+    if router.kind == "sigmoid_bias":
+        return model.top_k > 1  # s / s is 1 and teaches the router nothing: a single score stays
+    if router.kind in ("switch", "expert_choice", "noisy_topk"):
+        return router.kind == "noisy_topk"
+    return model.architecture == "mixtral" if router.normalize is None else router.normalize
 
 
 def _check_router(recipe: Recipe) -> None:
     kind, architecture, top_k = recipe.router.kind, recipe.model.architecture, recipe.model.top_k
     given, fixed = recipe.router.normalize, recipe.normalize
     if given is not None and given != fixed:
+        of = f" with top_k {top_k}" if kind == "sigmoid_bias" else ""
         raise ValueError(
-            f"router.kind {kind} always has normalize: {str(fixed).lower()}; drop normalize"
+            f"router.kind {kind}{of} always has normalize: {str(fixed).lower()}; drop normalize"
         )
     if (kind == "sigmoid_bias") != (architecture == "deepseek_v3"):
         raise ValueError(
@@ -322,7 +324,7 @@ def _check_router(recipe: Recipe) -> None:
             f"mixtral always normalizes the K weights, so router.kind {kind} with normalize: false "
             "does not map to it; choose olmoe or qwen2_moe, or normalize: true"
         )
-    if fixed and top_k == 1 and kind != "sigmoid_bias":
+    if fixed and top_k == 1:
         raise ValueError(
             "with top_k 1 a normalized weight is always 1 and the router gets no gradient; "
             "use router.kind switch, or top_k 2 or more"

@@ -290,7 +290,9 @@ def sigmoid_bias(
     s = sigmoid(logits); the top-k sees s + b; the weight is s_i, with ``normalize`` over the sum
     of the chosen s (+ 1e-20), times ``scaling_factor``. The bias moves the choice only, so it
     carries no gradient; `moescope.lab.losses.update_selection_bias` moves it. The distribution
-    ``router_probs_TE`` is s / Σ s.
+    ``router_probs_TE`` is s / Σ s. With top_k = 1 and ``normalize`` the weight is the constant 1
+    and the router learns nothing from the task: leave the score as it is, as DeepSeek's own code
+    does then, and as Llama 4 does.
 
     Args:
         router_logits_TE: (T, E).

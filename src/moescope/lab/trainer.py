@@ -27,9 +27,15 @@ from moescope.errors import (
     TrainingError,
 )
 from moescope.files import claim, nothing_of_bad_input, write_bytes
-from moescope.lab.checkpoint import export_model, load_checkpoint, read_state, save_checkpoint
+from moescope.lab.checkpoint import (
+    export_model,
+    load_checkpoint,
+    read_state,
+    rounded,
+    save_checkpoint,
+)
 from moescope.lab.data import Sampler, Streams, heldout_windows, prepare_data, unigram_losses
-from moescope.lab.evaluate import evaluate
+from moescope.lab.evaluate import HeldOut, evaluate
 from moescope.lab.log import TrainingLog
 from moescope.lab.losses import update_selection_bias
 from moescope.lab.need import require_memory
@@ -41,6 +47,9 @@ from moescope.lab.rows import drop_rows, load_rows, routing_row
 from moescope.models.memory import keep_memory
 
 __all__ = ["Kept", "Trained", "TrainingState", "train"]
+
+_SAVED = torch.bfloat16
+"""The weights of the models that are written."""
 
 _LEAST_TOKENS = 256
 """Of any vocabulary; the first look at the memory is before there is a tokenizer."""
@@ -90,13 +99,16 @@ class Trained:
 
     Attributes:
         folder: the run. model: the stock model in it.
-        losses: held-out nats per token by domain. unigram: the baseline, fit on training text.
+        losses: held-out nats per token by domain, in the precision of the training.
+        saved: those of the model in the folder, whose weights are rounded to bfloat16.
+        unigram: the baseline, fit on training text.
         state: the last state.
     """
 
     folder: Path
     model: Path
     losses: dict[str, float]
+    saved: dict[str, float]
     unigram: dict[str, float]
     state: TrainingState
 
@@ -233,7 +245,8 @@ class _Run:
         require_memory(recipe, len(tokenizer), device)
         self.network = build_network(recipe, len(tokenizer), tokenizer.eos_token_id, device)
         if _precision(recipe, device) == torch.bfloat16:
-            self.network.model.to(torch.bfloat16)
+            for parameter in self.network.model.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)  # rotary tables and biases stay
         self.network.model.train()
         self.optimizer = Optimizer(self.network.named_parameters(), recipe.train)
         self.workers = Workers(_num_workers(recipe, device))
@@ -374,19 +387,7 @@ class _Run:
             recipe.capacity is not None and recipe.capacity.evaluate is not None
         )
         for routing in ("recipe", "stock") if differs else ("recipe",):
-            held = evaluate(
-                self.network,
-                self.workers,
-                self.windows,
-                recipe.train.sequences,
-                stock=routing == "stock",
-            )
-            for name, loss in held.losses.items():
-                pooled, own = self.unigram[name]
-                self.state.log.add(
-                    "domains", step=step, domain=name, routing=routing, loss=loss,
-                    tokens=held.tokens[name], unigram=pooled, unigram_domain=own,
-                )  # fmt: skip
+            held = self.look(routing)
         if self.before is not None:
             values = dict(zip(self.state.layer_numbers, held.saturation(self.before), strict=True))
             for row in self.state.log.rows["layers"]:
@@ -394,17 +395,40 @@ class _Run:
                     row["saturation"] = values[row["layer"]]
         self.before, self.losses, self.evaluated = held.chosen, held.losses, step
 
+    def look(self, routing: str) -> HeldOut:
+        """One look at the held-out text: as the recipe routes, or as a stock model does."""
+        sequences, stock = self.recipe.train.sequences, routing != "recipe"
+        held = evaluate(self.network, self.workers, self.windows, sequences, stock=stock)
+        for name, loss in held.losses.items():
+            pooled, own = self.unigram[name]
+            self.state.log.add(
+                "domains", step=self.state.step, domain=name, routing=routing, loss=loss,
+                tokens=held.tokens[name], unigram=pooled, unigram_domain=own,
+            )  # fmt: skip
+        return held
+
     def keep_if_due(self) -> None:
         """Keep the stock model at the shares that the recipe names."""
         state, num_steps = self.state, self.recipe.num_steps
         for share in self.recipe.run.keep:
             if state.step == max(1, round(share * num_steps)):
                 path = self.folder / "checkpoints" / f"step-{state.step:06d}"
+                self.saved_losses()
                 self.export(path)
                 state.kept.append(Kept(state.step, share, path))
 
     def export(self, path: Path) -> None:
-        export_model(self.network, self.optimizer, self.data.tokenizer, path, torch.bfloat16)
+        """Write the stock model of this moment."""
+        export_model(self.network, self.optimizer, self.data.tokenizer, path, _SAVED)
+
+    def saved_losses(self) -> dict[str, float]:
+        """Held-out loss by domain of the stock model of this moment as the file has it."""
+        rows, step = self.state.log.rows["domains"], self.state.step
+        here = [row for row in rows if row["routing"] == "saved" and row["step"] == step]
+        if here:  # written before an interruption
+            return {row["domain"]: row["loss"] for row in here}
+        with rounded(self.network, self.optimizer, _SAVED):
+            return self.look("saved").losses
 
     def save(self) -> None:
         """Replace the checkpoint, but never a good one by weights that are no numbers."""
@@ -435,12 +459,14 @@ class _Run:
 
     def finish(self, refresh: Callable[[TrainingState], None]) -> Trained:
         self.evaluate()
+        saved = self.saved_losses()
         self.save()
         self.export(self.folder / "model")
         self.state.status = "finished"
         refresh(self.state)
         unigram = {name: pooled for name, (pooled, _) in self.unigram.items()}
-        return Trained(self.folder, self.folder / "model", self.losses, unigram, self.state)
+        model = self.folder / "model"
+        return Trained(self.folder, model, self.losses, saved, unigram, self.state)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import nn
 
-from moescope.errors import CoverageError
+from moescope.errors import CoverageError, ModelError
 from moescope.models.anatomy import Site
 
 __all__ = ["EnoughSeen", "Routing", "RoutingCapture", "read_router_output"]
@@ -172,15 +172,43 @@ def read_router_output(router: nn.Module, output: Any) -> Routing:
     """Logits, ids and weights from what a router returned.
 
     Most return ``(logits, weights, ids, …)``; the families in `_READERS` have forms of their own.
+
+    Raises:
+        ModelError: it returned something else, as routers of remote code do.
     """
     reader = _READERS.get(type(router).__name__, _read_contract)
     return reader(output)
 
 
 def _read_contract(output: Any) -> Routing:
+    if not _is_contract(output):
+        parts = output if isinstance(output, tuple) else (output,)
+        raise ModelError(
+            f"it answers with ({', '.join(map(_describe, parts))}), expected logits (tokens, "
+            "experts), weights (tokens, k) and whole-numbered ids (tokens, k) in this order; "
+            "change what its code returns, or use the type that transformers has for this model"
+        )
     logits, weights, ids = (t.detach() for t in output[:3])
     shape = (-1, ids.shape[-1])
     return Routing(logits.reshape(-1, logits.shape[-1]), ids.reshape(shape), weights.reshape(shape))
+
+
+def _is_contract(output: Any) -> bool:
+    """Logits, weights and ids, told by their kinds and sizes."""
+    if not isinstance(output, tuple | list) or len(output) < 3:
+        return False
+    logits, weights, ids = output[:3]
+    if not all(isinstance(t, torch.Tensor) and t.dim() > 1 for t in (logits, weights, ids)):
+        return False
+    kinds = [t.is_floating_point() for t in (logits, weights, ids)]
+    rows = [t.numel() // t.shape[-1] for t in (logits, ids)]
+    return kinds == [True, True, False] and rows[0] == rows[1] and weights.numel() == ids.numel()
+
+
+def _describe(part: Any) -> str:
+    if not isinstance(part, torch.Tensor):
+        return type(part).__name__
+    return f"{str(part.dtype).removeprefix('torch.')} of {'×'.join(map(str, part.shape))}"
 
 
 def _read_zaya(output: Any) -> Routing:

@@ -6,6 +6,7 @@ It knows files, sizes and what transformers reports, and loads nothing.
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,9 @@ from torch import nn
 
 from moescope.errors import ModelError
 from moescope.models.anatomy import Anatomy
-from moescope.models.config_files import local_folder
 from moescope.models.memory import machine_memory, readable
+from moescope.models.scales import quant_method
 from moescope.models.source import ModelSpec
-from moescope.models.stored import checkpoint_files, refuse_whole_numbers
 from moescope.models.streaming import StreamedModel
 
 __all__ = [
@@ -24,34 +24,22 @@ __all__ = [
     "refuse_giant",
     "refuse_partial",
     "refuse_quantised",
-    "refuse_unreadable",
 ]
-
-
-def refuse_unreadable(spec: ModelSpec, config: Any) -> None:
-    """Look at the headers of a folder's weights before any of them is read."""
-    folder = local_folder(spec.model)
-    if folder is None:
-        return  # transformers fetches what it needs, and its refusals are translated
-    files = checkpoint_files(folder)
-    if _quantization(config) is None:
-        refuse_whole_numbers(files)
 
 
 def refuse_quantised(spec: ModelSpec, config: Any) -> None:
     """Scales of quantised weights are transformers' affair, and read with the whole model."""
-    found = _quantization(config)
-    if found is not None:
-        method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
+    method, known = quant_method(config)
+    if known:
         raise ModelError(
-            f"{spec.model} is quantised ({getattr(method, 'value', method)}), so it cannot be "
-            "streamed; use --engine resident, or a copy in bfloat16"
+            f"{spec.model} is quantised ({method}), so it cannot be streamed; use --engine "
+            "resident, or a copy in bfloat16"
         )
 
 
 def refuse_giant(spec: ModelSpec, config: Any, anatomy: Anatomy, dtype: Any) -> None:
     """Weights that are more than the machine's whole memory can only run away."""
-    if _quantization(config) is not None:
+    if quant_method(config)[0] is not None:
         return  # its parameters take less than their number says
     need = anatomy.total_params * (dtype.itemsize if isinstance(dtype, torch.dtype) else 2)
     if need > machine_memory():
@@ -75,16 +63,9 @@ def refuse_partial(spec: ModelSpec, info: dict[str, Any]) -> None:
             )
 
 
-def name_misfit(spec: ModelSpec, config: Any, model: nn.Module, anatomy: Anatomy) -> None:
+def name_misfit(config: Any, model: nn.Module, anatomy: Anatomy, folder: Path) -> None:
     """Name the stored tensor that does not fit, where transformers only speaks of a conversion."""
-    folder = local_folder(spec.model)
-    if folder is not None and _quantization(config) is None:
+    if not quant_method(config)[1]:
         block = anatomy.layers[0].site.block
         with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError, RuntimeError):
             StreamedModel(model, folder, block, torch.float32, torch.device("cpu"))
-
-
-def _quantization(config: Any) -> Any:
-    return getattr(config, "quantization_config", None) or getattr(
-        config.get_text_config(), "quantization_config", None
-    )

@@ -41,6 +41,7 @@ _LIMITS = (
     (re.compile(r"labels$"), 1 << 16),
     (re.compile(r"layers$|^n_layer$|depth$"), 1000),
     (re.compile(r"experts$|expert_num$|experts_per_tok|top_?k$"), 1 << 14),
+    (re.compile(r"ngram"), 1 << 32),  # hashes of several tokens: far more than tokens
     (re.compile(r"vocab"), 1 << 24),
     (re.compile(r"hidden_size$|d_model$|n_embd$"), 1 << 18),
     (re.compile(r"(size|dim|rank|heads|channels)$|^[nd]_"), 1 << 22),

@@ -23,7 +23,6 @@ from moescope.models.checks import (
     refuse_giant,
     refuse_partial,
     refuse_quantised,
-    refuse_unreadable,
 )
 from moescope.models.config_files import CONFIG, WEIGHTS
 from moescope.models.experts import sorts_experts
@@ -36,6 +35,12 @@ from moescope.models.memory import (
     resident_need,
 )
 from moescope.models.probe import find_anatomy
+from moescope.models.scales import (
+    refuse_left_out,
+    refuse_parts_of_blocks,
+    refuse_unscaled,
+    require_packages,
+)
 from moescope.models.source import (
     ModelSpec,
     checkpoint_folder,
@@ -43,8 +48,10 @@ from moescope.models.source import (
     guard,
     load_config,
     load_tokenizer,
+    pinned,
     text_hash,
 )
+from moescope.models.stored import checkpoint_files
 from moescope.models.streaming import StreamedModel
 
 __all__ = [
@@ -114,13 +121,17 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     """
     from transformers import AutoModelForCausalLM
 
-    device = pick_device(spec.device)
+    device, spec = pick_device(spec.device), pinned(spec)
     config = load_config(spec)
-    empty = _anatomy(spec, _build_meta(spec, config), config)  # refuse before reading gigabytes
+    stock = _build_meta(spec, config)
+    empty = _anatomy(spec, stock, config)  # refuse before reading gigabytes
     stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
     dtype = _auto_dtype(stored, empty, device) if spec.dtype == "auto" else _dtype(spec.dtype)
-    refuse_unreadable(spec, config)
     refuse_giant(spec, config, empty, stored if dtype == "auto" else dtype)
+    require_packages(spec, config)
+    folder = checkpoint_folder(spec)
+    files = checkpoint_files(folder)
+    refuse_unscaled(config, files, stock)
     try:
         model, info = guard(
             spec,
@@ -135,9 +146,12 @@ def load_model(spec: ModelSpec) -> LoadedModel:
             ignore_mismatched_sizes=True,  # named below, and refused
         )
     except ModelError:
-        name_misfit(spec, config, _build_meta(spec, config), empty)
+        refuse_parts_of_blocks(config, files, stock)
+        name_misfit(config, stock, empty, folder)
         raise
     refuse_partial(spec, info)
+    refuse_left_out(files, stock, info["unexpected_keys"])
+    refuse_parts_of_blocks(config, files, stock, model)
     try:
         model = model.to(device).eval()
     except torch.OutOfMemoryError as error:
@@ -157,7 +171,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         stored_dtype=str(stored).removeprefix("torch."),
         device=str(device),
-        revision=getattr(config, "_commit_hash", None) or spec.revision,
+        revision=spec.revision,
     )
 
 
@@ -184,7 +198,7 @@ def open_model(
         ModelError: as `load_model`, or the promise cannot be kept (says what it would take).
         BadInputError: ``memory`` is no size.
     """
-    device = pick_device(spec.device)
+    device, spec = pick_device(spec.device), pinned(spec)
     budget = int(0.9 * available_memory(device)) if memory is None else parse_memory(memory)
     if engine != "streamed":
         config = load_config(spec)
@@ -226,7 +240,7 @@ def load_streamed(
             another shape, a promise that cannot be kept.
     """
     keep_few_kernels()
-    device = pick_device(spec.device)
+    device, spec = pick_device(spec.device), pinned(spec)
     config = load_config(spec)
     refuse_quantised(spec, config)
     empty = _build_meta(spec, config)
@@ -235,6 +249,7 @@ def load_streamed(
     dtype = _auto_streamed(stored, device) if spec.dtype == "auto" else _dtype(spec.dtype)
     model = _build_meta(spec, config, dtype).eval()
     folder, block = checkpoint_folder(spec), anatomy.layers[0].site.block
+    refuse_unscaled(config, checkpoint_files(folder), model)
     streamed = guard(spec, StreamedModel, model, folder, block, dtype, device, reads=WEIGHTS)
     streamed.need = plan_streaming(
         anatomy,
@@ -260,7 +275,7 @@ def load_streamed(
         dtype=str(dtype).removeprefix("torch."),
         stored_dtype=str(stored).removeprefix("torch."),
         device=str(device),
-        revision=getattr(config, "_commit_hash", None) or spec.revision,
+        revision=spec.revision,
         streamed=streamed,
     )
 

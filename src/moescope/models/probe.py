@@ -111,6 +111,8 @@ def _observe(model: nn.Module, site: Site, hidden: int) -> RouterBehaviour:
     try:
         plain = _ask(router, block, hidden, generator, 0.0)
         swayed = _ask(biased, block, hidden, generator, 1.0)
+    except ModelError as error:
+        raise ModelError(f"router {site.router} ({type(router).__name__}): {error}") from error
     except Exception as error:
         if lacks_memory(error):
             raise

@@ -10,12 +10,19 @@ import difflib
 import errno
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moescope.errors import ModelError, MoescopeError, WriteError, lacks_memory
+from moescope.errors import (
+    MissingExtraError,
+    ModelError,
+    MoescopeError,
+    WriteError,
+    lacks_memory,
+)
 from moescope.models.config_files import CONFIG, TOKENIZER, check_config, fault_in, local_folder
+from moescope.models.stored import INDEX, SINGLE, weight_map
 
 __all__ = [
     "MAX_TOKEN_ID",
@@ -26,6 +33,7 @@ __all__ = [
     "guard",
     "load_config",
     "load_tokenizer",
+    "pinned",
     "text_hash",
 ]
 
@@ -59,15 +67,43 @@ class NoTokenizerError(ModelError):
     """There is no tokenizer that can be used; not that one is broken."""
 
 
+def pinned(spec: ModelSpec) -> ModelSpec:
+    """The same model at the commit that its revision names now, so that all files are of one.
+
+    A folder is what it is; one of the hub's cache is called after its commit.
+
+    Raises:
+        ModelError: it is neither a folder nor a model that the hub gives.
+    """
+    from transformers.utils import cached_file
+
+    folder = local_folder(spec.model)
+    if folder is None:
+        config = guard(spec, cached_file, spec.model, "config.json", revision=spec.revision)
+        folder = Path(config).parent
+    place = folder.absolute()
+    return replace(spec, revision=place.name) if place.parent.name == "snapshots" else spec
+
+
 def checkpoint_folder(spec: ModelSpec) -> Path:
-    """The checkpoint on this disk, fetched from the hub if need be."""
+    """The weights on this disk, fetched from the hub if need be: what the index names, no more.
+
+    Raises:
+        ModelError: the hub does not give them, or the index cannot be read.
+    """
     if (folder := local_folder(spec.model)) is not None:
         return folder
+    folder = _fetched(spec, [SINGLE, INDEX])
+    if not (folder / SINGLE).is_file() and (folder / INDEX).is_file():
+        folder = _fetched(spec, sorted(set(weight_map(folder / INDEX).values())))
+    return folder
+
+
+def _fetched(spec: ModelSpec, names: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors"]
     found: str = guard(
-        spec, snapshot_download, spec.model, revision=spec.revision, allow_patterns=patterns
+        spec, snapshot_download, spec.model, revision=spec.revision, allow_patterns=names
     )
     return Path(found)
 
@@ -164,6 +200,7 @@ def guard(
 
     Raises:
         ModelError: it failed because of what was given.
+        MissingExtraError: it needs a package that is not installed.
         WriteError: the disk is full.
     """
     try:
@@ -175,6 +212,9 @@ def guard(
             raise
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise WriteError(f"{spec.model} cannot be fetched: {error.strerror}") from error
+        if isinstance(error, ImportError) and "accelerate" in str(error).lower():
+            asks = f"reading the quantised model {spec.model}"
+            raise MissingExtraError("accelerate", "quantized", asks) from error
         raise ModelError(_explain(spec, error, reads)) from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # how a Rust library fails

@@ -22,6 +22,8 @@ from moescope.errors import ModelError
 from moescope.models.config_files import json_object
 
 __all__ = [
+    "INDEX",
+    "SINGLE",
     "Stored",
     "Target",
     "assemble",
@@ -34,8 +36,8 @@ __all__ = [
     "read_header",
     "reading",
     "refuse_shape",
-    "refuse_whole_numbers",
     "stacked_side",
+    "weight_map",
 ]
 
 _DTYPES = {
@@ -45,8 +47,8 @@ _DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 
 
 def checkpoint_files(folder: Path) -> dict[str, Path]:
@@ -56,12 +58,12 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
         ModelError: no safetensors, a file that is damaged, a shard that the index names but that
             is not there, or a tensor that the shard does not hold.
     """
-    single, index = folder / _SINGLE, folder / _INDEX
+    single, index = folder / SINGLE, folder / INDEX
     if single.is_file():  # as transformers does, also where there is an index beside it
         return dict.fromkeys(_names_in(single), single)
     if not index.is_file():
-        raise ModelError(f"{folder} holds no {_SINGLE} and no {_INDEX}; only safetensors are read")
-    named = _weight_map(index)
+        raise ModelError(f"{folder} holds no {SINGLE} and no {INDEX}; only safetensors are read")
+    named = weight_map(index)
     for name in sorted(set(named.values())):
         if not (folder / name).is_file():
             raise ModelError(
@@ -85,8 +87,12 @@ def _names_in(path: Path) -> list[str]:
         return list(handle.keys())
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """Which file holds each tensor; files of the same folder only."""
+def weight_map(index: Path) -> dict[str, str]:
+    """Which file holds each tensor; files of the same folder only.
+
+    Raises:
+        ModelError: it cannot be read, or names no file beside it.
+    """
     named = json_object(index, str(index)).get("weight_map")
     if not isinstance(named, dict) or not named:
         raise ModelError(f"{index}: weight_map names no tensor; fetch the whole checkpoint")
@@ -97,22 +103,6 @@ def _weight_map(index: Path) -> dict[str, str]:
                 "the index"
             )
     return named
-
-
-def refuse_whole_numbers(files: dict[str, Path]) -> None:
-    """Refuse matrices stored as whole numbers, which mean nothing without their scales.
-
-    Raises:
-        ModelError: the first of them.
-    """
-    for path in sorted(set(files.values())):
-        for key, entry in read_header(path).items():
-            matrix = key in files and key.endswith(".weight") and len(entry.shape) > 1
-            if matrix and (entry.dtype is None or not entry.dtype.is_floating_point):
-                raise ModelError(
-                    f"{path}: {key} is stored as whole numbers or in an unknown type, expected "
-                    "bfloat16, float16 or float32; the configuration names no quantization"
-                )
 
 
 @contextlib.contextmanager

@@ -2,8 +2,8 @@
 
 `StreamedModel` builds the stock modules without weights, loads what lies outside the decoder
 layers (embedding, norms, head), and fills one layer at a time from safetensors into memory that is
-used again for the next. All private calls into transformers' loading live in this file and nowhere
-else. It knows files and modules, not batches.
+used again for the next. What it asks of transformers' private loading lies here and in `targets`,
+and nowhere else. It knows files and modules, not batches.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from moescope.models.stored import (
     refuse_shape,
     stacked_side,
 )
+from moescope.models.targets import kept_wide, targets_of
 
 __all__ = ["StreamedModel"]
 
@@ -97,37 +98,16 @@ class StreamedModel:
         self._slot: dict[tuple[str, ...], torch.Tensor] = {}
         self._check_shapes()
         self._as_stored = self._stay_as_stored()
+        self._wide = kept_wide(model, dtype)
 
     # -- which tensors make which parameter
 
     def _plan(self) -> dict[int | None, dict[str, Target]]:
         """Targets by decoder layer; None holds what lies outside of them."""
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import (
-            WeightConverter,
-            WeightRenaming,
-            dot_natural_key,
-            rename_source_key,
-        )
-
-        mapping = get_model_conversion_mapping(self.model)
-        renamings = [w for w in mapping if isinstance(w, WeightRenaming)]
-        converters = [w for w in mapping if isinstance(w, WeightConverter)]
-        by_pattern = {p: c for c in converters for p in c.source_patterns}
-        prefix = self.model.base_model_prefix
         plan: dict[int | None, dict[str, Target]] = {}
-        for key in sorted(self._files, key=dot_natural_key):
-            name, pattern = rename_source_key(key, renamings, converters, prefix, self._meta)
-            if name not in self._meta and key in self._meta:
-                name, pattern = rename_source_key(key, [], [], prefix, self._meta)
-            if name not in self._meta:
-                continue  # what transformers leaves out too, such as a multi-token head
+        for name, target in targets_of(self.model, self._files).items():
             match = self._layer.match(name)
-            targets = plan.setdefault(int(match[1]) if match else None, {})
-            target = targets.setdefault(name, Target())
-            if pattern is not None and target.converter is None:
-                target.converter = deepcopy(by_pattern[pattern])
-            target.sources.append((key, pattern or key))
+            plan.setdefault(int(match[1]) if match else None, {})[name] = target
         return plan
 
     def _layer_modules(self) -> Iterator[nn.Module]:
@@ -146,7 +126,6 @@ class StreamedModel:
                 f"first {missing[0]}; they would be random, so nothing measured would mean anything"
             )
         for name, target in made.items():
-            self._refuse_scaled(name, target)
             shape, dim = tuple(self._meta[name].shape), None
             if target.converter is not None and (dim := stacked_side(target.converter)) is None:
                 continue
@@ -155,19 +134,6 @@ class StreamedModel:
                 refuse_shape(stored[0][0], stored[0][1], shape, name)
             if dim is not None:
                 check_stack(name, shape, dim, stored, target.converter.source_patterns)
-
-    def _refuse_scaled(self, name: str, target: Target) -> None:
-        """Eight bits and fewer mean nothing without their scales, which no parameter takes."""
-        if not self._meta[name].is_floating_point():
-            return
-        for key, _ in target.sources:
-            dtype = self._header(key).dtype
-            if dtype is None or dtype.itemsize < 2 or not dtype.is_floating_point:
-                raise ModelError(
-                    f"{self._folder}: {key} is stored in {dtype or 'an unknown type'}, so the "
-                    "checkpoint is quantised and cannot be streamed; use --engine resident, or a "
-                    "copy in bfloat16"
-                )
 
     def _stay_as_stored(self) -> dict[str, torch.dtype]:
         """Weights kept in half precision: experts, widened one at a time; embedding and head.
@@ -432,13 +398,13 @@ class StreamedModel:
         return found[0] if isinstance(found, list) else found  # type: ignore[no-any-return]
 
     def _kept_dtype(self, name: str) -> torch.dtype:
-        """The dtype asked for, but for float32 of the modules' own, integers, what stays narrow."""
+        """The dtype that transformers would load it in, but for what stays narrow."""
         if name in self._as_stored:
             return self._as_stored[name]
-        empty: torch.Tensor = self._meta[name]
-        if not empty.is_floating_point() or empty.dtype == torch.float32 != self.dtype:
-            return empty.dtype
-        return self.dtype
+        if self._wide is not None and self._wide.search(name):
+            return torch.float32
+        dtype: torch.dtype = self._meta[name].dtype  # of the modules, which were built in `dtype`
+        return dtype
 
     def _require(self, names: set[str]) -> None:
         state = self.model.state_dict(keep_vars=True)

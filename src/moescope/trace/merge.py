@@ -36,7 +36,7 @@ from moescope.trace.store import copy_stored, understood, write_tensors
 
 __all__ = ["merge_runs"]
 
-_MODEL_MAY_DIFFER = ("device", "name", "path")
+_MODEL_MAY_DIFFER = ("device", "name", "path", "revision")  # hashes say whether it is the same
 _CORPUS_MAY_DIFFER = ("path", "shard")
 _EACH_PART = ("token_budget", "limit")
 

@@ -88,6 +88,14 @@ def _indexed(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     return prepare
 
 
+def _each(*changes: Callable[[Path], None]) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for one in changes:
+            one(folder)
+
+    return change
+
+
 def _replaced(file: str, how: Callable[[Path], object]) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         (folder / file).unlink()
@@ -171,6 +179,10 @@ _STORED = {
         _content(_WEIGHTS, lambda b: struct.pack("<Q", 1 << 60) + b[8:]), "header too large"),
     "an unknown stored type": (_content(_WEIGHTS, _header(dtype="F99")), "F99"),
     "whole numbers": (_content(_WEIGHTS, _header(dtype="I32")), "0.up_proj.weight is stored"),
+    "whole numbers of a method that is not known": (
+        _each(_settings(quantization_config={"quant_method": "modelopt"}),
+              _content(_WEIGHTS, _header(dtype="I32"))),
+        "by quant_method 'modelopt', which transformers does not know; use a copy in bfloat16"),
     "a shape below 0": (_content(_WEIGHTS, _header(shape=[-1, 8])), "model.safetensors"),
     "a giant shape": (_content(_WEIGHTS, _header(shape=[10**12, 10**12])), "model.safetensors"),
     "another shape": (_content(_WEIGHTS, _header(shape=[48 * 32])), "0.up_proj.weight has shape"),

@@ -14,6 +14,7 @@ from moescope.models.source import (
     config_hash,
     load_config,
     load_tokenizer,
+    pinned,
     text_hash,
 )
 from moescope.trace.record import describe_layers
@@ -55,13 +56,14 @@ def open_served(spec: ModelSpec) -> ServedModel:
         ModelError: unknown model, dense model, an architecture that cannot be read, or a tokenizer
             that is there and damaged.
     """
+    spec = pinned(spec)
     anatomy, config = load_meta(spec), load_config(spec)
     text = config.get_text_config()
     vocab_size = getattr(text, "vocab_size", None)
     tokenizer = _tokenizer(spec)
     return ServedModel(
         name=spec.model,
-        revision=getattr(config, "_commit_hash", None) or spec.revision,
+        revision=spec.revision,
         anatomy=anatomy,
         tokenizer=tokenizer,
         special_ids=_special_ids(tokenizer, text),

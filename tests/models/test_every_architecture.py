@@ -1,16 +1,29 @@
 """Every Mixture-of-Experts type of the causal-LM mapping: found, read, and checked by replay."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+import transformers
 from tests.support.replay import replay
-from tests.support.tiny import COMPOSITE_MODEL_TYPES, MOE_MODEL_TYPES, tiny_config, tiny_model
+from tests.support.tiny import (
+    COMPOSITE_MODEL_TYPES,
+    DEPARTURES,
+    MOE_MODEL_TYPES,
+    SINCE,
+    tiny_config,
+    tiny_model,
+)
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from moescope.errors import ModelError
 from moescope.models import find_anatomy
 from moescope.models.anatomy import REFUSED
 from moescope.models.capture import RoutingCapture
 
+CODE = Path(transformers.__file__).parent / "models"
 SUPPORTED = [t for t in (*MOE_MODEL_TYPES, *COMPOSITE_MODEL_TYPES) if t not in REFUSED]
 
 
@@ -138,12 +151,30 @@ def test_parameter_counts_match_the_published_sizes() -> None:
         assert anatomy.active_params / 1e9 == pytest.approx(active, abs=0.006)
 
 
-@pytest.mark.parametrize("model_type", sorted(REFUSED))
+@pytest.mark.parametrize("model_type", sorted(REFUSED.keys() & set(MOE_MODEL_TYPES)))
 def test_a_type_that_cannot_be_read_is_refused_with_the_reason(model_type: str) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
         find_anatomy(model := tiny_model(model_type), model.config)
 
 
-def test_all_57_types_are_covered() -> None:
-    assert len(MOE_MODEL_TYPES) == 57
-    assert set(MOE_MODEL_TYPES) - set(SUPPORTED) == {"doge"}
+_EXPERTS = re.compile(r"^class \w*(?:Experts|MoE)\(", re.MULTILINE)
+_CLASS = re.compile(r"^class (\w+)\(", re.MULTILINE)
+
+
+def _classes_beside_experts() -> set[str]:
+    """All classes in those files of transformers that define experts."""
+    texts = [path.read_text("utf-8") for path in CODE.glob("*/modeling_*.py")]
+    return {name for text in texts if _EXPERTS.search(text) for name in _CLASS.findall(text)}
+
+
+def test_every_type_of_the_causal_mapping_whose_code_has_experts_is_covered() -> None:
+    classes = _classes_beside_experts()
+    found = {t for t, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name in classes}
+    assert found == {*MOE_MODEL_TYPES, *COMPOSITE_MODEL_TYPES}
+
+
+def test_all_types_of_the_oldest_version_are_covered_and_all_that_came_later() -> None:
+    assert len(set(DEPARTURES) - SINCE.keys()) == 57
+    absent = set(DEPARTURES) - set(MOE_MODEL_TYPES)
+    assert absent <= SINCE.keys()
+    assert set(MOE_MODEL_TYPES) - set(SUPPORTED) == REFUSED.keys() - absent

@@ -8,13 +8,15 @@ import pytest
 from safetensors.torch import save_file
 from tests.support.saved import save_tiny, write_corpus
 from tests.support.streamed import OPTIONS, same_run
+from tests.support.tiny import MOE_MODEL_TYPES, SINCE
 
 from moescope.corpus import CorpusSpec
 from moescope.errors import BadInputError, ModelError, WriteError
 from moescope.metrics.runs import open_run
 from moescope.models import ModelSpec, load_model, open_model
+from moescope.models.anatomy import REFUSED
 from moescope.models.loading import load_streamed
-from moescope.models.streaming import StreamedModel
+from moescope.models.streaming import UNSTREAMED, StreamedModel
 from moescope.trace import streamed as streamed_module
 from moescope.trace import trace
 
@@ -22,6 +24,7 @@ TYPES = [
     "olmoe", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss", "dbrx",
     "llama4_text", "gemma4_text", "granitemoeshared", "jamba", "qwen3_next", "glm_moe_dsa", "zaya",
     "jetmoe", "minimax", "ernie4_5_moe",
+    *sorted((SINCE.keys() & set(MOE_MODEL_TYPES)) - UNSTREAMED.keys() - REFUSED.keys()),
 ]  # fmt: skip
 """Shared experts, sliding windows, dense first layers, tied embeddings, linear attention, layers
 that hand on more than one tensor, fused and per-expert checkpoints."""

@@ -10,19 +10,20 @@ from tools.reference.markdown import bar, page, table
 
 def architectures_page() -> str:
     """What is found in a tiny model of every Mixture-of-Experts type of transformers."""
-    from tests.support.tiny import COMPOSITE_MODEL_TYPES, MOE_MODEL_TYPES
+    from tests.support.tiny import COMPOSITE_MODEL_TYPES, DEPARTURES, SINCE
 
     from moescope.models.anatomy import REFUSED
 
-    rows = [_architecture(model_type) for model_type in MOE_MODEL_TYPES]
-    read = len(MOE_MODEL_TYPES) - len(REFUSED.keys() & set(MOE_MODEL_TYPES))
+    types = sorted(DEPARTURES.keys() - SINCE.keys())
+    rows = [_architecture(model_type) for model_type in types]
+    read = len(types) - len(REFUSED.keys() & set(types))
     out = [
         "# Architectures",
         "",
-        f"The {len(MOE_MODEL_TYPES)} Mixture-of-Experts model types behind transformers' "
+        f"The {len(types)} Mixture-of-Experts model types behind transformers' "
         "`AutoModelForCausalLM`",
         f"whose configuration is that of the text model; {read} are read, "
-        f"{len(MOE_MODEL_TYPES) - read} refused.",
+        f"{len(types) - read} refused.",
         "Everything in the table is observed on a tiny random model, without weights; a published",
         "checkpoint of the type may differ in what its configuration decides (which layers have",
         "experts, normalisation, shared experts). `moescope inspect MODEL` shows yours.",
@@ -37,6 +38,15 @@ def architectures_page() -> str:
     ]
     head = ["type", "MoE layers", "router class", "scoring", "normalised", "selection bias"]
     out += table([*head, "shared", "status"], rows)
+    out += [
+        "",
+        "## Types of later versions of transformers",
+        "",
+        "Tested with that version as the types above are.",
+        "",
+    ]
+    later = [[f"`{t}`", SINCE[t], _status(REFUSED.get(t))] for t in sorted(SINCE)]
+    out += table(["type", "from transformers", "status"], later)
     out += [
         "",
         "## Types that wrap a text model",
@@ -63,7 +73,7 @@ def _architecture(model_type: str) -> list[str]:
     try:
         anatomy = find_anatomy(model, model.config)
     except ModelError as error:
-        return [f"`{model_type}`", *["–"] * 6, f"refused: {bar(str(error).partition(': ')[2])}"]
+        return [f"`{model_type}`", *["–"] * 6, _status(str(error).partition(": ")[2])]
     layers = anatomy.layers
 
     def distinct(values: Iterable[Any]) -> str:
@@ -79,6 +89,10 @@ def _architecture(model_type: str) -> list[str]:
         distinct(len(m.site.shared) for m in layers),
         "read",
     ]
+
+
+def _status(reason: str | None) -> str:
+    return "read" if reason is None else f"refused: {bar(reason)}"
 
 
 def _yes(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Where the routers and experts of a model are, and what they are like.
 
-In transformers 5.23 nearly every Mixture-of-Experts block holds a child ``experts`` and beside it
+In transformers nearly every Mixture-of-Experts block holds a child ``experts`` and beside it
 the router, a child ``gate`` or ``router``. `find_anatomy` looks at the modules themselves: config
 files spell the layer pattern in a dozen ways, modules in one. Sizes (E, K) and scoring are then
 *observed*: a short forward pass shows the shapes, and the router, copied and fed random numbers,
@@ -32,6 +32,10 @@ REFUSED = {
     "doge": (
         "its block computes expert weights inside one function and returns only logits, which it "
         "mixes across tokens; the weights that were really used cannot be read"
+    ),
+    "inkling2_loop_text": (
+        "its middle layers run several times in one pass, so their routers decide several times "
+        "for each token; a run keeps one decision, so the rest cannot be read"
     ),
 }
 """Model types that cannot be read honestly, with the reason."""

@@ -124,10 +124,12 @@ class StreamedModel:
                 continue  # what transformers leaves out too, such as a multi-token head
             match = self._layer.match(name)
             targets = plan.setdefault(int(match[1]) if match else None, {})
-            target = targets.setdefault(name, Target())
-            if pattern is not None and target.converter is None:
-                target.converter = deepcopy(by_pattern[pattern])
-            target.sources.append((key, pattern or key))
+            converter = None if pattern is None else by_pattern[pattern]
+            for made in _made_together(name, converter):
+                target = targets.setdefault(made, Target())
+                if converter is not None and target.converter is None:
+                    target.converter = deepcopy(converter)
+                target.sources.append((key, pattern or key))
         return plan
 
     def _layer_modules(self) -> Iterator[nn.Module]:
@@ -427,7 +429,8 @@ class StreamedModel:
         converter = deepcopy(target.converter)
         for key, handle, pattern in reads:
             converter.add_tensor(name, key, pattern, handle.get_tensor(key))
-        made = converter.convert(name, model=self.model, config=self.model.config)
+        first = _made_together(name, converter)[0]  # pieces are cut by the names of them all
+        made = converter.convert(first, model=self.model, config=self.model.config)
         found = made[name]
         return found[0] if isinstance(found, list) else found  # type: ignore[no-any-return]
 
@@ -461,6 +464,16 @@ class StreamedModel:
 
     def _is_inside_a_layer(self, module: nn.Module) -> bool:
         return any(module is part for layer in self.layers for part in layer.modules())
+
+
+def _made_together(name: str, converter: Any) -> list[str]:
+    """The parameters that one conversion makes, such as the pieces of a fused matrix."""
+    several = [] if converter is None else converter.target_patterns
+    here = max((part for part in several if part in name), key=len, default=None)
+    if here is None:
+        return [name]
+    before, _, behind = name.partition(here)
+    return [f"{before}{part}{behind}" for part in several]
 
 
 def _stack_of(block: str) -> str:

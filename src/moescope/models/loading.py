@@ -25,6 +25,7 @@ from moescope.models.checks import (
     refuse_quantised,
     refuse_unreadable,
 )
+from moescope.models.classes import auto_class
 from moescope.models.config_files import CONFIG, WEIGHTS
 from moescope.models.experts import sorts_experts
 from moescope.models.memory import (
@@ -112,8 +113,6 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         ModelError: unknown model or device, no safetensors, missing or mismatched weights, dense
             model, an architecture that cannot be read.
     """
-    from transformers import AutoModelForCausalLM
-
     device = pick_device(spec.device)
     config = load_config(spec)
     empty = _anatomy(spec, _build_meta(spec, config), config)  # refuse before reading gigabytes
@@ -124,7 +123,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     try:
         model, info = guard(
             spec,
-            AutoModelForCausalLM.from_pretrained,
+            auto_class(spec.model, config).from_pretrained,
             spec.model,
             reads=WEIGHTS,
             revision=spec.revision,
@@ -318,18 +317,11 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def _build_meta(spec: ModelSpec, config: Any, dtype: torch.dtype | None = None) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    known = type(config) in AutoModelForCausalLM._model_mapping or hasattr(config, "auto_map")
-    if not known:  # its own refusal imports every model there is
-        raise ModelError(
-            f"{spec.model} is of type {config.model_type!r}, which transformers knows, but not as "
-            "a causal language model; give an MoE model such as allenai/OLMoE-1B-7B-0924"
-        )
+    build = auto_class(spec.model, config).from_config
     with torch.device("meta"):
         model: nn.Module = guard(
             spec,
-            AutoModelForCausalLM.from_config,
+            build,
             config,
             reads=CONFIG,
             trust_remote_code=spec.trust_remote_code,

@@ -77,7 +77,7 @@ class StreamedModel:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        model_type = str(getattr(model.config, "model_type", ""))
+        model_type = str(getattr(_text_config(model), "model_type", ""))
         if model_type in UNSTREAMED:
             raise ModelError(
                 f"{model_type} models cannot be streamed: {UNSTREAMED[model_type]}; use --engine "
@@ -453,17 +453,26 @@ class StreamedModel:
             )
 
     def _initialize_buffers(self, root: nn.Module) -> None:
-        """Compute the buffers that no checkpoint holds, such as rotary frequencies."""
+        """Compute the buffers that no checkpoint holds, such as rotary frequencies.
+
+        The part of a model that a module belongs to knows how: the whole has no such settings.
+        """
+        parts = [part for part in self.model.modules() if hasattr(part, "_init_weights")]
+        owner = {id(module): part for part in parts for module in part.modules()}
         for module in root.modules():
             empty = {n: b for n, b in module._buffers.items() if b is not None and b.is_meta}
             if not empty or (root is self.model and self._is_inside_a_layer(module)):
                 continue
             for name, buffer in empty.items():
                 module._buffers[name] = torch.empty_like(buffer, device=self.device)
-            self.model._init_weights(module)
+            owner[id(module)]._init_weights(module)
 
     def _is_inside_a_layer(self, module: nn.Module) -> bool:
         return any(module is part for layer in self.layers for part in layer.modules())
+
+
+def _text_config(model: Any) -> Any:
+    return model.config.get_text_config()
 
 
 def _made_together(name: str, converter: Any) -> list[str]:

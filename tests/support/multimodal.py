@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 from tests.support.tiny import (
+    COMPOSITE_MODEL_TYPES,
     DEPARTURES,
     LATENT,
-    LINEAR,
+    MOE_MODEL_TYPES,
     SHARED,
     SLIDING,
     VOCAB_SIZE,
     randomize_routing,
+    tiny_config,
+    tiny_model,
 )
 from transformers import AutoConfig, AutoModelForMultimodalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -40,7 +43,9 @@ MULTIMODAL: dict[str, dict[str, Any]] = {
     "inkling2": {},
     "inkling2_loop": {},
     "inkling_mm_model": {},
+    "internvl": {},
     "minimax_m3_vl": {},
+    "mistral3": LATENT,
     "mistral4": LATENT,
     "mistral_large4": LATENT,
     "muse_spark": SLIDING | {"moe_hidden_size": 16, "layer_rope_theta": [10000.0, 0] * 2},
@@ -50,6 +55,9 @@ MULTIMODAL: dict[str, dict[str, Any]] = {
     "unlimited_ocr": LATENT,
 }
 """Departures of the text part, where its own type has none in `DEPARTURES`."""
+
+WRAPPED = {"internvl": "qwen3_moe", "mistral3": "mistral4"}
+"""Types that wrap whatever text model they name, with one that is a Mixture of Experts."""
 
 MULTIMODAL_TYPES = tuple(sorted(MULTIMODAL.keys() & CONFIG_MAPPING.keys()))
 
@@ -100,12 +108,26 @@ _SENSES: dict[str, Any] = {
 }
 
 
+def any_config(model_type: str, **overrides: Any) -> PreTrainedConfig:
+    """The tiny configuration of a type of either sort."""
+    plain = model_type in (*MOE_MODEL_TYPES, *COMPOSITE_MODEL_TYPES)
+    return (tiny_config if plain else multimodal_config)(model_type, **overrides)
+
+
+def any_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """The tiny model of a type of either sort."""
+    plain = model_type in (*MOE_MODEL_TYPES, *COMPOSITE_MODEL_TYPES)
+    return (tiny_model if plain else multimodal_model)(model_type, seed, **overrides)
+
+
 def multimodal_config(model_type: str, **overrides: Any) -> PreTrainedConfig:
     """A configuration of a few thousand parameters; `overrides` are fields of its text part."""
     whole = AutoConfig.for_model(model_type)
     text = whole.get_text_config()
+    if model_type in WRAPPED:
+        text = AutoConfig.for_model(WRAPPED[model_type])
     made = _text_part(type(text), text.model_type, MULTIMODAL[model_type] | overrides)
-    if text is whole:
+    if model_type == text.model_type:
         return made
     parts: dict[str, Any] = {"text_config": made.to_dict()}
     more = OUTSIDE.get(model_type, {})

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import save_file
+from tests.support.multimodal import MULTIMODAL_TYPES
 from tests.support.saved import save_tiny, write_corpus
 from tests.support.streamed import OPTIONS, same_run
 from tests.support.tiny import MOE_MODEL_TYPES, SINCE
@@ -25,6 +26,7 @@ TYPES = [
     "llama4_text", "gemma4_text", "granitemoeshared", "jamba", "qwen3_next", "glm_moe_dsa", "zaya",
     "jetmoe", "minimax", "ernie4_5_moe",
     *sorted((SINCE.keys() & set(MOE_MODEL_TYPES)) - UNSTREAMED.keys() - REFUSED.keys()),
+    *(t for t in MULTIMODAL_TYPES if not t.startswith("inkling2")),
 ]  # fmt: skip
 """Shared experts, sliding windows, dense first layers, tied embeddings, linear attention, layers
 that hand on more than one tensor, fused and per-expert checkpoints."""
@@ -45,6 +47,12 @@ def test_a_streamed_run_equals_a_resident_one(
     trace(load_streamed(spec), corpus, tmp_path / "streamed", OPTIONS)
     assert same_run(tmp_path / "resident", tmp_path / "streamed") < 1e-5
     assert not (tmp_path / "streamed" / "streaming").exists()
+
+
+def test_a_model_that_cannot_be_streamed_is_refused_in_its_wrapping_too(tmp_path: Path) -> None:
+    spec = ModelSpec(str(save_tiny("inkling2", tmp_path / "m")))
+    with pytest.raises(ModelError, match="inkling2_text models cannot be streamed"):
+        load_streamed(spec)
 
 
 def test_what_another_model_or_choice_left_behind_is_not_taken_up(

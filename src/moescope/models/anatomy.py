@@ -32,7 +32,7 @@ _OTHER_SENSES = re.compile(r"(?:^|[._])(?:vision|visual|audio|talker)")
 """Parts that text alone never reaches, such as experts for the tokens of an image."""
 
 REFUSED = {
-    "diffusion_gemma_text": (
+    "diffusion_gemma": (
         "it fills blocks of text in several steps of diffusion, so what a token was routed by in "
         "one pass cannot be read"
     ),

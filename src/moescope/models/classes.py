@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from moescope.errors import ModelError
+from moescope.models.anatomy import refuse_type
 
 __all__ = ["auto_class"]
 
@@ -21,10 +22,13 @@ def auto_class(model: str, config: Any) -> Any:
         config: its configuration.
 
     Raises:
-        ModelError: transformers knows the type, but not as a model that writes text.
+        ModelError: transformers knows the type, but not as a model that writes text; or the type
+            cannot be read honestly.
     """
     from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
+    for part in (config, config.get_text_config()):  # before a module is built
+        refuse_type(str(getattr(part, "model_type", "")))
     if hasattr(config, "auto_map"):  # its own code says what it is
         return AutoModelForCausalLM
     for found in (AutoModelForCausalLM, AutoModelForMultimodalLM):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from moescope.errors import ModelError, lacks_memory
-from moescope.models.anatomy import Anatomy, MoELayer, Scoring, Site, find_sites, refuse_type
+from moescope.models.anatomy import Anatomy, MoELayer, Scoring, Site, find_sites
 from moescope.models.capture import Routing, read_router_output
 
 __all__ = ["RouterBehaviour", "classify", "find_anatomy"]
@@ -50,7 +50,6 @@ def find_anatomy(model: nn.Module, config: Any) -> Anatomy:
     """
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
     model_type = str(config.model_type)
-    refuse_type(model_type)
     sites = find_sites(model, str(getattr(text_config, "model_type", model_type)))
     seen: dict[tuple[Any, ...], RouterBehaviour] = {}
     layers = []

@@ -10,6 +10,7 @@ from tools.reference.markdown import bar, page, table
 
 def architectures_page() -> str:
     """What is found in a tiny model of every Mixture-of-Experts type of transformers."""
+    from tests.support.multimodal import MULTIMODAL
     from tests.support.tiny import COMPOSITE_MODEL_TYPES, DEPARTURES, SINCE
 
     from moescope.models.anatomy import REFUSED
@@ -57,7 +58,28 @@ def architectures_page() -> str:
     ]
     pairs = sorted(COMPOSITE_MODEL_TYPES.items())
     out += table(["type", "read as"], [[f"`{a}`", f"`{b}`"] for a, b in pairs])
+    out += [
+        "",
+        "## Types that also see or hear",
+        "",
+        "The whole model is loaded, with its towers, and given text alone: its text part runs as",
+        "it does there. `internvl` and `mistral3` stand for all types that wrap whatever text",
+        "model their configuration names.",
+        "",
+    ]
+    senses = [[f"`{t}`", _multimodal_status(t)] for t in sorted({*MULTIMODAL, *_NOT_WHOLE})]
+    out += table(["type", "status"], senses)
     return page(out)
+
+
+_NOT_WHOLE = ("diffusion_gemma", "qwen3_omni_moe")
+"""Multimodal types that are refused as a whole."""
+
+
+def _multimodal_status(model_type: str) -> str:
+    from moescope.models.anatomy import REFUSED
+
+    return _status(REFUSED.get(model_type, REFUSED.get(f"{model_type}_text")))
 
 
 def _architecture(model_type: str) -> list[str]:

@@ -1,16 +1,21 @@
-# Everything goes through one virtual environment; constraints.txt pins what was measured.
+# Everything goes through one virtual environment; constraints.txt pins what was measured. A second
+# one holds the newest transformers that moescope is tested with, for what depends on its modules.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NEWEST := .venv-newest
 
-.PHONY: demo test test-slow lint bench docs clean
+.PHONY: demo test test-newest test-slow lint bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/moescope demo -o demo-run
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-newest: $(NEWEST)/.installed
+	$(NEWEST)/bin/python -m pytest -n 2 -m "not slow" tests/models tests/trace
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2
@@ -29,10 +34,12 @@ docs: $(STAMP)
 	$(BIN)/python tools/build_reference.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -U pip
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
-	touch $(STAMP)
+CONSTRAINTS := constraints.txt
+$(NEWEST)/.installed: CONSTRAINTS := constraints-newest.txt
+%/.installed: pyproject.toml constraints.txt constraints-newest.txt
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install -q -U pip
+	$*/bin/python -m pip install -q -c $(CONSTRAINTS) -e ".[dev]"
+	touch $@

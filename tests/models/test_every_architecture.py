@@ -1,17 +1,36 @@
 """Every Mixture-of-Experts type of the causal-LM mapping: found, read, and checked by replay."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+import transformers
+from tests.support.multimodal import MULTIMODAL_TYPES, any_config, any_model
 from tests.support.replay import replay
-from tests.support.tiny import COMPOSITE_MODEL_TYPES, MOE_MODEL_TYPES, tiny_config, tiny_model
+from tests.support.tiny import (
+    COMPOSITE_MODEL_TYPES,
+    DEPARTURES,
+    MOE_MODEL_TYPES,
+    SINCE,
+    tiny_model,
+)
 from torch import nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from moescope.errors import ModelError
 from moescope.models import find_anatomy
 from moescope.models.anatomy import REFUSED
 from moescope.models.capture import RoutingCapture
+from moescope.models.classes import auto_class
 
-SUPPORTED = [t for t in (*MOE_MODEL_TYPES, *COMPOSITE_MODEL_TYPES) if t not in REFUSED]
+CODE = Path(transformers.__file__).parent / "models"
+LOOPED = "inkling2_loop"  # its text part is refused
+SUPPORTED = [t for t in (*MOE_MODEL_TYPES, *COMPOSITE_MODEL_TYPES, *MULTIMODAL_TYPES)
+             if t not in (*REFUSED, LOOPED)]  # fmt: skip
 
 
 def _run(model: nn.Module) -> tuple[dict, dict, dict]:
@@ -42,7 +61,7 @@ def _run(model: nn.Module) -> tuple[dict, dict, dict]:
 def test_captured_routing_replayed_through_the_weights_gives_what_the_experts_put_out(
     model_type: str,
 ) -> None:
-    model = tiny_model(model_type)
+    model = any_model(model_type)
     routing, seen, made = _run(model)
     anatomy = find_anatomy(model, model.config)
     assert set(routing) == set(anatomy.layer_numbers)
@@ -76,11 +95,10 @@ def _llama4_input(model: nn.Module, block: str, scaled: torch.Tensor, r) -> torc
 def test_the_anatomy_from_the_config_alone_equals_that_of_the_model_in_memory(
     model_type: str,
 ) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model = tiny_model(model_type)
+    config = any_config(model_type)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(tiny_config(model_type))
+        empty = auto_class("tiny", config).from_config(config)
+    model = any_model(model_type)
     assert find_anatomy(empty, empty.config) == find_anatomy(model, model.config)
 
 
@@ -88,7 +106,7 @@ def test_the_anatomy_from_the_config_alone_equals_that_of_the_model_in_memory(
 def test_the_observed_scoring_explains_the_weights_that_were_used(model_type: str) -> None:
     from moescope.models.probe import classify
 
-    model = tiny_model(model_type)
+    model = any_model(model_type)
     routing, _, _ = _run(model)
     if model_type == "phimoe":
         pytest.skip("sparsemixer weights follow no single scoring; stated in the anatomy")
@@ -138,12 +156,35 @@ def test_parameter_counts_match_the_published_sizes() -> None:
         assert anatomy.active_params / 1e9 == pytest.approx(active, abs=0.006)
 
 
-@pytest.mark.parametrize("model_type", sorted(REFUSED))
+@pytest.mark.parametrize("model_type", sorted(REFUSED.keys() & set(MOE_MODEL_TYPES)))
 def test_a_type_that_cannot_be_read_is_refused_with_the_reason(model_type: str) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
         find_anatomy(model := tiny_model(model_type), model.config)
 
 
-def test_all_57_types_are_covered() -> None:
-    assert len(MOE_MODEL_TYPES) == 57
-    assert set(MOE_MODEL_TYPES) - set(SUPPORTED) == {"doge"}
+_EXPERTS = re.compile(r"^class \w*(?:Experts|MoE)\(", re.MULTILINE)
+_CLASS = re.compile(r"^class (\w+)\(", re.MULTILINE)
+
+
+def _classes_beside_experts() -> set[str]:
+    """All classes in those files of transformers that define experts."""
+    texts = [path.read_text("utf-8") for path in CODE.glob("*/modeling_*.py")]
+    return {name for text in texts if _EXPERTS.search(text) for name in _CLASS.findall(text)}
+
+
+def test_every_type_of_the_causal_mapping_whose_code_has_experts_is_covered() -> None:
+    classes = _classes_beside_experts()
+    found = {t for t, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name in classes}
+    assert found == {*MOE_MODEL_TYPES, *COMPOSITE_MODEL_TYPES}
+
+
+def test_every_type_that_also_sees_or_hears_and_whose_code_has_experts_is_covered() -> None:
+    classes = _classes_beside_experts()
+    found = {t for t, name in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.items() if name in classes}
+    assert found - REFUSED.keys() <= {*MULTIMODAL_TYPES, *COMPOSITE_MODEL_TYPES}
+    assert {"qwen3_omni_moe"} <= found & REFUSED.keys() <= {"qwen3_omni_moe", "diffusion_gemma"}
+
+
+def test_all_types_of_the_oldest_version_are_covered_and_all_that_came_later() -> None:
+    assert len(set(DEPARTURES) - SINCE.keys()) == 57
+    assert set(DEPARTURES) - set(MOE_MODEL_TYPES) <= SINCE.keys()

@@ -41,9 +41,7 @@ def _fused_expert(m: Any, e: int, x: torch.Tensor) -> torch.Tensor:
     out = h @ down if m.is_transposed else down @ h
     if m.has_bias:
         out = out + m.down_proj_bias[e]
-    if getattr(m, "has_post_expert_norm", False):
-        out = m._apply_post_expert_norm(out[None], torch.tensor([e]))[0]
-    return out
+    return m.post_expert_norm(out[None])[0] if m.has_post_expert_norm else out
 
 
 def _dbrx_expert(m: Any, e: int, x: torch.Tensor) -> torch.Tensor:
@@ -71,7 +69,13 @@ def _jetmoe_expert(m: Any, e: int, x: torch.Tensor) -> torch.Tensor:
     return m.output_linear.weight[e] @ (m.activation(gate) * up)
 
 
+def _step_expert(m: Any, e: int, x: torch.Tensor) -> torch.Tensor:
+    gate, up = (m.gate_up_proj[e] @ x).chunk(2)
+    return m.down_proj[e] @ (m.act_fn(gate).clamp(max=m.limit) * up.clamp(-m.limit, m.limit))
+
+
 _SPECIAL = {
+    "Step3p7Experts": _step_expert,
     "DbrxExperts": _dbrx_expert,
     "LongcatFlashExperts": _longcat_expert,
     "Llama4TextExperts": _llama4_expert,

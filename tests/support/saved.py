@@ -4,7 +4,8 @@ import json
 import random
 from pathlib import Path
 
-from tests.support.tiny import VOCAB_SIZE, tiny_model
+from tests.support.multimodal import any_model
+from tests.support.tiny import VOCAB_SIZE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -85,7 +86,7 @@ def tiny_tokenizer(*, bos: bool = True, extra: tuple[str, ...] = ()) -> PreTrain
 
 
 def save_tiny(model_type: str, folder: Path, seed: int = 0, **overrides: object) -> Path:
-    model = tiny_model(model_type, seed=seed, **overrides)
+    model = any_model(model_type, seed=seed, **overrides)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder

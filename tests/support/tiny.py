@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 NUM_EXPERTS = 8
 VOCAB_SIZE = 128
@@ -200,6 +201,22 @@ DEPARTURES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 8},
     "hy_v3": {},
     "hy_v4": LATENT | {"indexer_types": ["full", "shared", "full", "shared"], "hc_mult": 2},
+    "inkling2_loop_text": {
+        "num_hidden_layers": 6,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 2,
+        "swa_head_dim": 8,
+        "sliding_window_size": 8,
+        "rel_extent": 32,
+        "d_rel": 4,
+        "unpadded_vocab_size": VOCAB_SIZE,
+        "layer_types": ["hybrid_sliding", "hybrid"] * 3,
+        "n_layers_per_attn_res_block": 2,
+        "loop_layer_index_start": 2,
+        "loop_layer_index_end": 4,
+        "loop_num_passes": 2,
+        "loop_gate_rank": 8,
+    },
     "inkling2_text": {
         "swa_num_attention_heads": 4,
         "swa_num_key_value_heads": 2,
@@ -236,6 +253,15 @@ DEPARTURES: dict[str, dict[str, Any]] = {
     "kolibri1": SLIDING | {"num_experts_per_tok": 3},
     "laguna": SLIDING
     | {"num_attention_heads_per_layer": [4, 2, 4, 2], "moe_routed_scaling_factor": 1.5},
+    "lara_mini": {
+        "layer_types": [
+            "linear_attention",
+            "sliding_attention",
+            "linear_attention",
+            "full_attention",
+        ],
+        "sliding_window": 8,
+    },
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "llama4_text": {
         "intermediate_size_mlp": 48,
@@ -288,11 +314,16 @@ DEPARTURES: dict[str, dict[str, Any]] = {
         "indexer_budget": 128,
         "indexer_compress_ratio": 4,
     },
+    "sarvam_mla": LATENT | {"num_experts_per_tok": 3, "q_lora_rank": None},
+    "sarvam_moe": {"use_qk_norm": True},
     "solar_open": {},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},  # K is 1 by decree
 }
 
-MOE_MODEL_TYPES: tuple[str, ...] = tuple(sorted(DEPARTURES))
+SINCE = dict.fromkeys(("inkling2_loop_text", "lara_mini", "sarvam_mla", "sarvam_moe"), "5.24")
+"""The version of transformers that brought a type, for those that the oldest supported lacks."""
+
+MOE_MODEL_TYPES: tuple[str, ...] = tuple(sorted(DEPARTURES.keys() & CONFIG_MAPPING.keys()))
 """Every MoE type of the causal-LM auto mapping whose configuration is that of the text model."""
 
 COMPOSITE_MODEL_TYPES: dict[str, str] = {

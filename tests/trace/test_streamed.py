@@ -6,15 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import save_file
+from tests.support.multimodal import MULTIMODAL_TYPES
 from tests.support.saved import save_tiny, write_corpus
 from tests.support.streamed import OPTIONS, same_run
+from tests.support.tiny import MOE_MODEL_TYPES, SINCE
 
 from moescope.corpus import CorpusSpec
 from moescope.errors import BadInputError, ModelError, WriteError
 from moescope.metrics.runs import open_run
 from moescope.models import ModelSpec, load_model, open_model
+from moescope.models.anatomy import REFUSED
 from moescope.models.loading import load_streamed
-from moescope.models.streaming import StreamedModel
+from moescope.models.streaming import UNSTREAMED, StreamedModel
 from moescope.trace import streamed as streamed_module
 from moescope.trace import trace
 
@@ -22,6 +25,8 @@ TYPES = [
     "olmoe", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss", "dbrx",
     "llama4_text", "gemma4_text", "granitemoeshared", "jamba", "qwen3_next", "glm_moe_dsa", "zaya",
     "jetmoe", "minimax", "ernie4_5_moe",
+    *sorted((SINCE.keys() & set(MOE_MODEL_TYPES)) - UNSTREAMED.keys() - REFUSED.keys()),
+    *(t for t in MULTIMODAL_TYPES if not t.startswith("inkling2")),
 ]  # fmt: skip
 """Shared experts, sliding windows, dense first layers, tied embeddings, linear attention, layers
 that hand on more than one tensor, fused and per-expert checkpoints."""
@@ -42,6 +47,12 @@ def test_a_streamed_run_equals_a_resident_one(
     trace(load_streamed(spec), corpus, tmp_path / "streamed", OPTIONS)
     assert same_run(tmp_path / "resident", tmp_path / "streamed") < 1e-5
     assert not (tmp_path / "streamed" / "streaming").exists()
+
+
+def test_a_model_that_cannot_be_streamed_is_refused_in_its_wrapping_too(tmp_path: Path) -> None:
+    spec = ModelSpec(str(save_tiny("inkling2", tmp_path / "m")))
+    with pytest.raises(ModelError, match="inkling2_text models cannot be streamed"):
+        load_streamed(spec)
 
 
 def test_what_another_model_or_choice_left_behind_is_not_taken_up(

@@ -10,19 +10,21 @@ from tools.reference.markdown import bar, page, table
 
 def architectures_page() -> str:
     """What is found in a tiny model of every Mixture-of-Experts type of transformers."""
-    from tests.support.tiny import COMPOSITE_MODEL_TYPES, MOE_MODEL_TYPES
+    from tests.support.multimodal import MULTIMODAL
+    from tests.support.tiny import COMPOSITE_MODEL_TYPES, DEPARTURES, SINCE
 
     from moescope.models.anatomy import REFUSED
 
-    rows = [_architecture(model_type) for model_type in MOE_MODEL_TYPES]
-    read = len(MOE_MODEL_TYPES) - len(REFUSED.keys() & set(MOE_MODEL_TYPES))
+    types = sorted(DEPARTURES.keys() - SINCE.keys())
+    rows = [_architecture(model_type) for model_type in types]
+    read = len(types) - len(REFUSED.keys() & set(types))
     out = [
         "# Architectures",
         "",
-        f"The {len(MOE_MODEL_TYPES)} Mixture-of-Experts model types behind transformers' "
+        f"The {len(types)} Mixture-of-Experts model types behind transformers' "
         "`AutoModelForCausalLM`",
         f"whose configuration is that of the text model; {read} are read, "
-        f"{len(MOE_MODEL_TYPES) - read} refused.",
+        f"{len(types) - read} refused.",
         "Everything in the table is observed on a tiny random model, without weights; a published",
         "checkpoint of the type may differ in what its configuration decides (which layers have",
         "experts, normalisation, shared experts). `moescope inspect MODEL` shows yours.",
@@ -39,6 +41,15 @@ def architectures_page() -> str:
     out += table([*head, "shared", "status"], rows)
     out += [
         "",
+        "## Types of later versions of transformers",
+        "",
+        "Tested with that version as the types above are.",
+        "",
+    ]
+    later = [[f"`{t}`", SINCE[t], _status(REFUSED.get(t))] for t in sorted(SINCE)]
+    out += table(["type", "from transformers", "status"], later)
+    out += [
+        "",
         "## Types that wrap a text model",
         "",
         "Published checkpoints of these types carry a configuration with a text part, which is the",
@@ -47,7 +58,28 @@ def architectures_page() -> str:
     ]
     pairs = sorted(COMPOSITE_MODEL_TYPES.items())
     out += table(["type", "read as"], [[f"`{a}`", f"`{b}`"] for a, b in pairs])
+    out += [
+        "",
+        "## Types that also see or hear",
+        "",
+        "The whole model is loaded, with its towers, and given text alone: its text part runs as",
+        "it does there. `internvl` and `mistral3` stand for all types that wrap whatever text",
+        "model their configuration names.",
+        "",
+    ]
+    senses = [[f"`{t}`", _multimodal_status(t)] for t in sorted({*MULTIMODAL, *_NOT_WHOLE})]
+    out += table(["type", "status"], senses)
     return page(out)
+
+
+_NOT_WHOLE = ("diffusion_gemma", "qwen3_omni_moe")
+"""Multimodal types that are refused as a whole."""
+
+
+def _multimodal_status(model_type: str) -> str:
+    from moescope.models.anatomy import REFUSED
+
+    return _status(REFUSED.get(model_type, REFUSED.get(f"{model_type}_text")))
 
 
 def _architecture(model_type: str) -> list[str]:
@@ -63,7 +95,7 @@ def _architecture(model_type: str) -> list[str]:
     try:
         anatomy = find_anatomy(model, model.config)
     except ModelError as error:
-        return [f"`{model_type}`", *["–"] * 6, f"refused: {bar(str(error).partition(': ')[2])}"]
+        return [f"`{model_type}`", *["–"] * 6, _status(str(error).partition(": ")[2])]
     layers = anatomy.layers
 
     def distinct(values: Iterable[Any]) -> str:
@@ -79,6 +111,10 @@ def _architecture(model_type: str) -> list[str]:
         distinct(len(m.site.shared) for m in layers),
         "read",
     ]
+
+
+def _status(reason: str | None) -> str:
+    return "read" if reason is None else f"refused: {bar(reason)}"
 
 
 def _yes(value: Any) -> str:

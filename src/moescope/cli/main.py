@@ -39,6 +39,7 @@ from moescope.cli.terminal import bounded, clean, errors, tolerate
 from moescope.errors import BadInputError, MoescopeError, lacks_memory
 from moescope.given import first_problem
 from moescope.kernels import keep_few_kernels
+from moescope.versions import untested
 
 __all__ = ["app", "run"]
 
@@ -92,13 +93,21 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+_FILES_ONLY = {"compare", "merge", "report", "table"}
+"""Verbs that ask no model, so it is the same to them which transformers there is."""
+
+
 @app.callback()
 def _main(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 -- its callback acts on it
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show and exit")
     ] = False,
 ) -> None:
     """See which experts of a Mixture-of-Experts model serve which text, layer by layer."""
+    note = untested()
+    if note and context.invoked_subcommand not in _FILES_ONLY and "--help" not in sys.argv:
+        errors.print(f"note: {note}", style="yellow", soft_wrap=True)
 
 
 def run() -> None:

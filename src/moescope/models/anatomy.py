@@ -1,6 +1,6 @@
 """Where the routers and experts of a model are, and what they are like.
 
-In transformers 5.23 nearly every Mixture-of-Experts block holds a child ``experts`` and beside it
+In transformers nearly every Mixture-of-Experts block holds a child ``experts`` and beside it
 the router, a child ``gate`` or ``router``. `find_anatomy` looks at the modules themselves: config
 files spell the layer pattern in a dozen ways, modules in one. Sizes (E, K) and scoring are then
 *observed*: a short forward pass shows the shapes, and the router, copied and fed random numbers,
@@ -19,7 +19,7 @@ from torch import nn
 
 from moescope.errors import ModelError
 
-__all__ = ["Anatomy", "MoELayer", "Scoring", "Site", "find_sites"]
+__all__ = ["Anatomy", "MoELayer", "Scoring", "Site", "find_sites", "refuse_type"]
 
 Scoring = Literal["softmax", "sigmoid", "sqrtsoftplus", "probabilities"]
 """How a router turns logits into scores: softmax over experts; sigmoid or sqrt(softplus) of each
@@ -28,10 +28,25 @@ logit on its own; or ``probabilities``: what the router returns first are probab
 _ROUTER_NAMES = ("gate", "router")
 _LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)(?:\.|$)")
 
+_OTHER_SENSES = re.compile(r"(?:^|[._])(?:vision|visual|audio|talker)")
+"""Parts that text alone never reaches, such as experts for the tokens of an image."""
+
 REFUSED = {
+    "diffusion_gemma": (
+        "it fills blocks of text in several steps of diffusion, so what a token was routed by in "
+        "one pass cannot be read"
+    ),
     "doge": (
         "its block computes expert weights inside one function and returns only logits, which it "
         "mixes across tokens; the weights that were really used cannot be read"
+    ),
+    "inkling2_loop_text": (
+        "its middle layers run several times in one pass, so their routers decide several times "
+        "for each token; a run keeps one decision, so the rest cannot be read"
+    ),
+    "qwen3_omni_moe": (
+        "thinker and talker have no pass in common, so it cannot be read as one model; save its "
+        "thinker by itself (Qwen3OmniMoeThinkerForConditionalGeneration), which can"
     ),
 }
 """Model types that cannot be read honestly, with the reason."""
@@ -141,8 +156,7 @@ def find_sites(model: nn.Module, model_type: str) -> tuple[Site, ...]:
     Raises:
         ModelError: a refused family, a dense model, or modules that cannot be told apart.
     """
-    if model_type in REFUSED:
-        raise ModelError(f"model type {model_type!r} is not supported: {REFUSED[model_type]}")
+    refuse_type(model_type)
     modules = dict(model.named_modules())
     sites = [site for path in modules if (site := _site_at(path, modules)) is not None]
     if not sites:
@@ -160,10 +174,16 @@ def find_sites(model: nn.Module, model_type: str) -> tuple[Site, ...]:
     return tuple(sorted(sites, key=lambda site: site.layer_idx))
 
 
+def refuse_type(model_type: str) -> None:
+    """Raise a `ModelError` with the reason where models of this type cannot be read honestly."""
+    if model_type in REFUSED:
+        raise ModelError(f"model type {model_type!r} is not supported: {REFUSED[model_type]}")
+
+
 def _site_at(path: str, modules: dict[str, nn.Module]) -> Site | None:
     parent, _, name = path.rpartition(".")
     match = _LAYER_NUMBER.search(path)
-    if match is None:
+    if match is None or _OTHER_SENSES.search(path):
         return None
     if type(modules[path]).__name__ == "JetMoeMoE":
         return Site(int(match[1]), path, f"{path}.router", path, ())

@@ -51,7 +51,7 @@ _LIMITS = (
 _AT_LEAST_ONE = {
     "hidden_size", "d_model", "n_embd", "num_hidden_layers", "n_layers", "n_layer", "num_layers",
     "num_attention_heads", "n_heads", "n_head", "num_key_value_heads", "vocab_size",
-    "max_position_embeddings", "head_dim",
+    "max_position_embeddings",
 }  # fmt: skip
 _LARGEST = 1 << 62
 _BARE = (

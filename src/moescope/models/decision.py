@@ -19,41 +19,14 @@ from moescope.errors import ModelError
 from moescope.models.anatomy import MoELayer, Scoring
 from moescope.models.capture import read_router_output
 from moescope.models.edits import Edit
+from moescope.models.window import PassWindow
 
-__all__ = ["Decision", "LayerEdits", "PassWindow", "refuse_copy"]
+__all__ = ["Decision", "LayerEdits", "refuse_copy"]
 
 _SELECTION_BIASES = ("e_score_correction_bias", "expert_bias", "balancing_biases")
 _TOP_K_NAMES = ("top_k", "num_experts_per_tok", "moe_top_k")
 _NO_RATIO = ("PhimoeTopKRouter", "ZayaRouter")
 _NEAR_BEST = "PhimoeTopKRouter"  # its softmax is over the near-best experts, not over all
-
-
-@dataclass
-class PassWindow:
-    """The columns of the running pass: batch × length from ``start`` (None: not to be told)."""
-
-    batch: int = 0
-    length: int = 0
-    start: int | None = 0
-
-    def rows(self, positions: tuple[int, ...], num_rows: int) -> torch.Tensor:
-        """Which of the batch × length rows stand at these columns, (num_rows,) bool.
-
-        Raises:
-            ModelError: the router sees other rows, or nobody says where the pass starts.
-        """
-        if self.start is None:
-            raise ModelError(
-                "this model's cache does not say how many tokens it holds; positions cannot be "
-                "told, so leave the position out"
-            )
-        if self.batch * self.length != num_rows:
-            raise ModelError(
-                f"the router saw {num_rows} rows in a pass of {self.batch} × {self.length} tokens; "
-                "positions cannot be told, so leave the position out"
-            )
-        columns = torch.arange(self.start, self.start + self.length)
-        return torch.isin(columns, torch.tensor(positions)).repeat(self.batch)
 
 
 @dataclass

@@ -18,8 +18,9 @@ from torch import nn
 
 from moescope.errors import CoverageError, ModelError
 from moescope.models.anatomy import Anatomy, MoELayer
-from moescope.models.decision import Decision, LayerEdits, PassWindow, refuse_copy
+from moescope.models.decision import Decision, LayerEdits, refuse_copy
 from moescope.models.edits import Edit, check_edits, concerns
+from moescope.models.window import PassWindow
 
 __all__ = ["HasModel", "edited"]
 
@@ -144,7 +145,7 @@ class _Session:
     def _before(self, _body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for state in self._states.values():
             state.calls = 0
-        self._note(dict(zip(self._names, args, strict=False)) | kwargs)
+        self._window.read(dict(zip(self._names, args, strict=False)) | kwargs)
 
     def _after(self, _body: nn.Module, _args: Any, _output: Any) -> None:
         for number, state in self._states.items():
@@ -153,19 +154,6 @@ class _Session:
                     f"layer {number}: router {state.layer.site.router} was not asked in this pass, "
                     "so its edits did nothing; run all layers, with the model's own code"
                 )
-
-    def _note(self, given: dict[str, Any]) -> None:
-        ids, past = given.get("input_ids"), given.get("past_key_values")
-        shaped = given.get("inputs_embeds") if ids is None else ids
-        if shaped is None:
-            return
-        window = self._window
-        window.batch, window.length, window.start = *map(int, shaped.shape[:2]), 0
-        if past is not None:
-            try:
-                window.start = int(past.get_seq_length())
-            except ValueError:  # a cache of linear attention alone
-                window.start = None
 
 
 def _check_top_k(model: nn.Module, state: LayerEdits) -> None:

@@ -24,6 +24,7 @@ from moescope.models.checks import (
     refuse_partial,
     refuse_quantised,
 )
+from moescope.models.classes import auto_class
 from moescope.models.config_files import CONFIG, WEIGHTS
 from moescope.models.experts import sorts_experts
 from moescope.models.memory import (
@@ -119,8 +120,6 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         ModelError: unknown model or device, no safetensors, missing or mismatched weights, dense
             model, an architecture that cannot be read.
     """
-    from transformers import AutoModelForCausalLM
-
     device, spec = pick_device(spec.device), pinned(spec)
     config = load_config(spec)
     stock = _build_meta(spec, config)
@@ -135,7 +134,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     try:
         model, info = guard(
             spec,
-            AutoModelForCausalLM.from_pretrained,
+            auto_class(spec.model, config).from_pretrained,
             spec.model,
             reads=WEIGHTS,
             revision=spec.revision,
@@ -333,18 +332,11 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def _build_meta(spec: ModelSpec, config: Any, dtype: torch.dtype | None = None) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    known = type(config) in AutoModelForCausalLM._model_mapping or hasattr(config, "auto_map")
-    if not known:  # its own refusal imports every model there is
-        raise ModelError(
-            f"{spec.model} is of type {config.model_type!r}, which transformers knows, but not as "
-            "a causal language model; give an MoE model such as allenai/OLMoE-1B-7B-0924"
-        )
+    build = auto_class(spec.model, config).from_config
     with torch.device("meta"):
         model: nn.Module = guard(
             spec,
-            AutoModelForCausalLM.from_config,
+            build,
             config,
             reads=CONFIG,
             trust_remote_code=spec.trust_remote_code,

@@ -40,7 +40,7 @@ from moescope.models.stored import (
     refuse_shape,
     stacked_side,
 )
-from moescope.models.targets import kept_wide, targets_of
+from moescope.models.targets import kept_wide, made_together, targets_of
 
 __all__ = ["StreamedModel"]
 
@@ -78,7 +78,7 @@ class StreamedModel:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        model_type = str(getattr(model.config, "model_type", ""))
+        model_type = str(getattr(_text_config(model), "model_type", ""))
         if model_type in UNSTREAMED:
             raise ModelError(
                 f"{model_type} models cannot be streamed: {UNSTREAMED[model_type]}; use --engine "
@@ -393,7 +393,8 @@ class StreamedModel:
         converter = deepcopy(target.converter)
         for key, handle, pattern in reads:
             converter.add_tensor(name, key, pattern, handle.get_tensor(key))
-        made = converter.convert(name, model=self.model, config=self.model.config)
+        first = made_together(name, converter)[0]  # pieces are cut by the names of them all
+        made = converter.convert(first, model=self.model, config=self.model.config)
         found = made[name]
         return found[0] if isinstance(found, list) else found  # type: ignore[no-any-return]
 
@@ -416,17 +417,26 @@ class StreamedModel:
             )
 
     def _initialize_buffers(self, root: nn.Module) -> None:
-        """Compute the buffers that no checkpoint holds, such as rotary frequencies."""
+        """Compute the buffers that no checkpoint holds, such as rotary frequencies.
+
+        The part of a model that a module belongs to knows how: the whole has no such settings.
+        """
+        parts = [part for part in self.model.modules() if hasattr(part, "_init_weights")]
+        owner = {id(module): part for part in parts for module in part.modules()}
         for module in root.modules():
             empty = {n: b for n, b in module._buffers.items() if b is not None and b.is_meta}
             if not empty or (root is self.model and self._is_inside_a_layer(module)):
                 continue
             for name, buffer in empty.items():
                 module._buffers[name] = torch.empty_like(buffer, device=self.device)
-            self.model._init_weights(module)
+            owner[id(module)]._init_weights(module)
 
     def _is_inside_a_layer(self, module: nn.Module) -> bool:
         return any(module is part for layer in self.layers for part in layer.modules())
+
+
+def _text_config(model: Any) -> Any:
+    return model.config.get_text_config()
 
 
 def _stack_of(block: str) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from moescope.models.stored import Target
 
-__all__ = ["kept_wide", "loaded_names", "targets_of"]
+__all__ = ["kept_wide", "loaded_names", "made_together", "targets_of"]
 
 
 def targets_of(model: Any, keys: Iterable[str]) -> dict[str, Target]:
@@ -29,11 +29,22 @@ def targets_of(model: Any, keys: Iterable[str]) -> dict[str, Target]:
     for key, name, pattern, converter in _renamed(model, keys):
         if name not in names:
             continue  # what transformers leaves out too, such as a multi-token head
-        target = found.setdefault(name, Target())
-        if converter is not None and target.converter is None:
-            target.converter = deepcopy(converter)
-        target.sources.append((key, pattern or key))
+        for made in made_together(name, converter):
+            target = found.setdefault(made, Target())
+            if converter is not None and target.converter is None:
+                target.converter = deepcopy(converter)
+            target.sources.append((key, pattern or key))
     return found
+
+
+def made_together(name: str, converter: Any) -> list[str]:
+    """The parameters that one conversion makes, such as the pieces of a fused matrix."""
+    several = [] if converter is None else converter.target_patterns
+    here = max((part for part in several if part in name), key=len, default=None)
+    if here is None:
+        return [name]
+    before, _, behind = name.partition(here)
+    return [f"{before}{part}{behind}" for part in several]
 
 
 def loaded_names(model: Any, keys: Iterable[str]) -> dict[str, str]:

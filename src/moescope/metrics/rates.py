@@ -29,6 +29,7 @@ __all__ = [
     "RateInterval",
     "Spread",
     "difference_interval",
+    "jackknife",
     "mean_interval",
     "rate_interval",
     "ratio_interval",
@@ -168,7 +169,7 @@ def rate_interval(
     if tokens.size < MIN_CLUSTERS:
         return _unknown(counts_NM.shape[1])
     total = tokens.sum(keepdims=True)
-    rate, variance, df = _jackknife(counts, tokens)
+    rate, variance, df = jackknife(counts, tokens)
     found = _spread(rate, variance, total, df, families)
     middle = np.log(found.rate / (1 - found.rate))
     step = student.ppf(_TAIL, df) / np.sqrt(found.effective * found.rate * (1 - found.rate))
@@ -197,7 +198,7 @@ def mean_interval(
     sums, tokens = _used(sums_NM, tokens_N)
     if tokens.size < MIN_CLUSTERS:
         return _unknown(sums_NM.shape[1])
-    mean, variance, df = _jackknife(sums, tokens)
+    mean, variance, df = jackknife(sums, tokens)
     step = student.ppf(_TAIL, df) * np.sqrt(variance)
     return RateInterval(
         np.clip(mean - step, lowest, highest), np.clip(mean + step, lowest, highest)
@@ -213,8 +214,16 @@ def _unknown(width: int) -> RateInterval:
     return RateInterval(np.full(width, np.nan), np.full(width, np.nan))
 
 
-def _jackknife(sums_NM: Floats, tokens_N: Floats) -> tuple[Floats, Floats, Floats]:
-    """Ratio, its variance when each document is left out in turn, and degrees of freedom."""
+def jackknife(sums_NM: Floats, tokens_N: Floats) -> tuple[Floats, Floats, Floats]:
+    """Σsums/Σtokens, its variance from leaving out each document in turn, degrees of freedom.
+
+    Args:
+        sums_NM: sum over the tokens of each document, of M scalars.
+        tokens_N: tokens of each document, none of them 0.
+
+    Returns:
+        Ratio and variance, each (M,); degrees of freedom, a scalar.
+    """
     total, count = tokens_N.sum(), tokens_N.size
     ratio = sums_NM.sum(0) / total
     # a document with all the tokens has no jackknife; its share is held just below 1

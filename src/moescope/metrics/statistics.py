@@ -19,7 +19,6 @@ from scipy.stats import false_discovery_control
 from moescope.metrics.rates import MIN_CLUSTERS, Moments, residuals, spread, standardised
 
 __all__ = [
-    "BOOTSTRAP_SAMPLES",
     "MANY_DOMAINS",
     "MIN_CLUSTERS",
     "PermutationTest",
@@ -27,9 +26,6 @@ __all__ = [
     "permutation_test",
     "permutations_for",
 ]
-
-BOOTSTRAP_SAMPLES = 1000
-"""Resamples behind each interval that is resampled."""
 
 MANY_DOMAINS = 64
 """With more domains, the sums of a permutation are made for all of them at once."""

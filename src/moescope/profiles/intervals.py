@@ -1,116 +1,100 @@
 """Intervals of ratios over documents, for the figures of a profile.
 
-As in `moescope.metrics.statistics`, the document is the unit: whole documents are drawn again with
-replacement. Here they are drawn within each domain, because a sample holds so much of each domain
-by design, and one set of draws serves thousands of ratios. It knows arrays only.
+As in `moescope.metrics.rates`, the document is the unit. Here documents vary within their domain
+only, because a sample holds so much of each domain by design. It knows arrays only.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
-from moescope.metrics.statistics import BOOTSTRAP_SAMPLES, MIN_CLUSTERS
+from moescope.metrics.rates import MIN_CLUSTERS, RateInterval
 
-__all__ = ["Interval", "document_draws", "lift_interval", "ratio_interval"]
+__all__ = ["lift_interval", "ratio_interval"]
 
-Interval = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Low and high ends."""
-
-_ENDS = (0.025, 0.975)
-
-_HELD = 0.95
-"""An expert that is missing from more than 1 in 20 resamples gets no interval."""
+Floats = NDArray[np.float64]
 
 
-def document_draws(
-    domain_N: NDArray[np.int64], rng: np.random.Generator, samples: int = BOOTSTRAP_SAMPLES
-) -> NDArray[np.float32]:
-    """How often each document is drawn in each resample, (R, N).
+def ratio_interval(top_NM: Floats, bottom_NM: Floats, domain_N: NDArray[np.int64]) -> RateInterval:
+    """95 % interval of Σtop/Σbottom for M ratios of sums that are not negative.
 
-    Every resample holds as many documents of each domain as there are.
-    """
-    draws = np.zeros((samples, domain_N.size), np.float32)
-    for d in np.unique(domain_N):
-        inside = np.flatnonzero(domain_N == d)
-        n = inside.size
-        draws[:, inside] = rng.multinomial(n, np.full(n, 1.0 / n), size=samples)
-    return draws
-
-
-def ratio_interval(
-    top_NM: NDArray[np.float64],
-    bottom_NM: NDArray[np.float64],
-    draws_RN: NDArray[np.float32],
-) -> Interval:
-    """95 % interval of Σtop/Σbottom for M ratios.
+    Student's t on the logarithmic scale.
 
     Args:
         top_NM: numerators by document.
         bottom_NM: denominators by document; (N, M), or (N, 1) when all share one.
-        draws_RN: see `document_draws`.
+        domain_N: domain of each document.
 
     Returns:
         Low and high ends, each (M,). NaN for a ratio whose denominator comes from fewer than
-        `MIN_CLUSTERS` documents.
+        `MIN_CLUSTERS` documents, and for one that is 0.
     """
-    tops = draws_RN @ top_NM.astype(np.float32)
-    bottoms = draws_RN @ bottom_NM.astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = tops / bottoms
-    enough = np.broadcast_to((bottom_NM > 0).sum(0) >= MIN_CLUSTERS, top_NM.shape[1:])
-    return _ends(ratio, enough)
+        ratio = top_NM.sum(0) / bottom_NM.sum(0)
+        # what leaving the document out moves, as in a jackknife, in parts of the ratio
+        moved = (top_NM - ratio * bottom_NM) / (bottom_NM.sum(0) - bottom_NM) / ratio
+    enough = np.broadcast_to((bottom_NM > 0).sum(0) >= MIN_CLUSTERS, ratio.shape)
+    return _around(ratio, moved, _documents(bottom_NM), enough, domain_N)
 
 
 def lift_interval(
-    both_NM: NDArray[np.float64],
-    one_NM: NDArray[np.float64],
-    other_NM: NDArray[np.float64],
-    tokens_N: NDArray[np.float64],
-    draws_RN: NDArray[np.float32],
-) -> Interval:
-    """95 % interval of the lift N_ij·T/(N_i·N_j) of M pairs.
+    both_NM: Floats,
+    one_NM: Floats,
+    other_NM: Floats,
+    tokens_N: Floats,
+    domain_N: NDArray[np.int64],
+) -> RateInterval:
+    """95 % interval of the lift N_ij·T/(N_i·N_j) of M pairs, on the logarithmic scale.
 
     Args:
         both_NM: tokens with both, by document.
         one_NM: tokens with the first.
         other_NM: tokens with the second.
         tokens_N: tokens of each document.
-        draws_RN: see `document_draws`.
+        domain_N: domain of each document.
 
     Returns:
         Low and high ends, each (M,). NaN where either of the pair occurs in fewer than
-        `MIN_CLUSTERS` documents.
+        `MIN_CLUSTERS` documents, or both nowhere together.
     """
-    both, one, other = (draws_RN @ a.astype(np.float32) for a in (both_NM, one_NM, other_NM))
-    tokens = (draws_RN @ tokens_N.astype(np.float32))[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
-        lift = both / one * (tokens / other)
+        both, one, other, tokens = (
+            part / part.sum(0) for part in (both_NM, one_NM, other_NM, tokens_N[:, None])
+        )
+        lift = both_NM.sum(0) * tokens_N.sum() / (one_NM.sum(0) * other_NM.sum(0))
+        documents = np.minimum(_documents(both), np.minimum(_documents(one), _documents(other)))
     enough = ((one_NM > 0).sum(0) >= MIN_CLUSTERS) & ((other_NM > 0).sum(0) >= MIN_CLUSTERS)
-    return _ends(lift, enough)
+    return _around(lift, both + tokens - one - other, documents, enough, domain_N)
 
 
-def _ends(values_RM: NDArray[np.float32], enough_M: NDArray[np.bool_]) -> Interval:
-    """Percentiles of each column over its finite values."""
-    low = np.full(values_RM.shape[1], np.nan)
-    high = low.copy()
-    known = np.isfinite(values_RM)
-    usable = enough_M & (known.mean(0) >= _HELD)
-    if usable.any():
-        ordered = np.sort(np.where(known, values_RM, np.inf)[:, usable], axis=0)
-        last = known[:, usable].sum(0) - 1
-        low[usable], high[usable] = (_at(ordered, last, share) for share in _ENDS)
-    return low, high
+def _documents(weight_NM: Floats) -> Floats:
+    """How many documents of equal weight would be as many, (M,)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: Floats = weight_NM.sum(0) ** 2 / (weight_NM**2).sum(0)
+    return found
 
 
-def _at(
-    ordered_RM: NDArray[np.float32], last_M: NDArray[np.int64], share: float
-) -> NDArray[np.float64]:
-    """The quantile of each column, between its two nearest values."""
-    at = share * last_M
-    below = np.floor(at).astype(np.int64)
-    above = np.minimum(below + 1, last_M)
-    columns = np.arange(last_M.size)
-    first = ordered_RM[below, columns].astype(np.float64)
-    step: NDArray[np.float64] = first + (at - below) * (ordered_RM[above, columns] - first)
-    return step
+def _around(
+    value_M: Floats,
+    moved_NM: Floats,
+    documents_M: Floats,
+    enough_M: NDArray[np.bool_],
+    domain_N: NDArray[np.int64],
+) -> RateInterval:
+    """Value · exp(± t·SE), SE² the sum over domains of the spread of what documents move."""
+    variance = np.zeros(value_M.shape)
+    for d in np.unique(domain_N):
+        own = moved_NM[domain_N == d]
+        if len(own) > 1:
+            variance += len(own) / (len(own) - 1) * ((own - own.mean(0)) ** 2).sum(0)
+        else:  # nothing to compare it with: all that it moves counts
+            variance += own[0] ** 2
+    df = np.broadcast_to(documents_M - 1, value_M.shape)
+    with np.errstate(invalid="ignore", over="ignore"):
+        step = student.ppf(0.975, df) * np.sqrt(variance)
+        ends = [
+            np.where(enough_M & (value_M > 0), value_M * np.exp(s * step), np.nan) for s in (-1, 1)
+        ]
+    return RateInterval(*ends)

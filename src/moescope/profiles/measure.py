@@ -22,7 +22,7 @@ from moescope.models.expert_calls import ExpertInputs, ExpertLayer
 from moescope.models.loading import LoadedModel
 from moescope.profiles.cells import Cells, half_of_documents
 from moescope.profiles.gather import BatchRows, Candidates, LayerGather
-from moescope.profiles.intervals import document_draws, ratio_interval
+from moescope.profiles.intervals import ratio_interval
 from moescope.profiles.lens import FinalScales, Lens, find_lens
 from moescope.profiles.residual import first_output
 from moescope.trace.windows import TextWindow, WindowBatch, window_batches
@@ -98,7 +98,6 @@ def measure(
     windows: Sequence[TextWindow],
     cells: Cells,
     domains: Sequence[str],
-    seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Measured:
     """Measure all experts of the traced layers.
@@ -108,7 +107,6 @@ def measure(
         windows: the text; see `moescope.trace.windows.run_windows`.
         cells: which layers, and the order of their experts.
         domains: names in the order wanted.
-        seed: of the resamples behind intervals.
         on_progress: called with tokens done and tokens in all.
 
     Raises:
@@ -125,7 +123,7 @@ def measure(
         LayerGather(loaded.model, n, places.clusters, paths.get(n.layer_idx)) for n in layers
     ]
     _run(loaded, windows, places, gathers, lens, on_progress)
-    made = _finish(gathers, places, np.random.default_rng([seed, 8]))
+    made = _finish(gathers, places)
     _add_norms(made, loaded, layers, cells)
     made.lens = lens
     if lens is None:
@@ -273,11 +271,10 @@ class _Together:
             handle.remove()
 
 
-def _finish(gathers: list[LayerGather], places: _Places, rng: np.random.Generator) -> Measured:
-    draws = document_draws(places.cluster_domain, rng)
+def _finish(gathers: list[LayerGather], places: _Places) -> Measured:
     parts: dict[str, list[NDArray[Any]]] = {}
     for gather in gathers:
-        for name, values in _layer_figures(gather, places, draws).items():
+        for name, values in _layer_figures(gather, places).items():
             parts.setdefault(name, []).append(values)
     figures = {name: np.concatenate(values, axis=-1) for name, values in parts.items()}
     nearest = [_nearest(g) for g in gathers]
@@ -296,14 +293,14 @@ def _known(gather: LayerGather) -> NDArray[np.float64]:
     return np.where(count > 0, count, np.nan)
 
 
-def _layer_figures(
-    gather: LayerGather, places: _Places, draws: NDArray[np.float32]
-) -> dict[str, NDArray[Any]]:
+def _layer_figures(gather: LayerGather, places: _Places) -> dict[str, NDArray[Any]]:
     count = _known(gather)
     of_domain = [places.cluster_domain == d for d in range(len(places.domains))]
     by_domain = np.stack([gather.count_NE[m].sum(0) for m in of_domain])
     sums = gather.contribution_NE.sum(0)
-    low, high = ratio_interval(gather.contribution_NE, gather.count_NE.astype(np.float64), draws)
+    low, high = ratio_interval(
+        gather.contribution_NE, gather.count_NE.astype(np.float64), places.cluster_domain
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         per_domain = np.stack([gather.contribution_NE[m].sum(0) for m in of_domain]) / by_domain
         shares = [v / v.sum() for v in (sums, gather.activation_E)]

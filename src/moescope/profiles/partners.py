@@ -108,7 +108,7 @@ def partner_intervals(
         met = (partner_ids[rows][:, None, :] == partners[None, :, None]).any(2)
         both = np.stack([sampled.by_document(rows[met[:, j]]) for j in range(partners.size)], 1)
         ends = lift_interval(
-            both * weight_N1, own_NE[:, [e]], other_NE[:, partners], tokens_N, sampled.draws_RN
+            both * weight_N1, own_NE[:, [e]], other_NE[:, partners], tokens_N, sampled.domain_N
         )
         low[e, : partners.size], high[e, : partners.size] = ends
     return made._replace(low=low, high=high)

@@ -160,7 +160,7 @@ def _measures(
         raise type(error)(f"{error}; --no-model profiles without it") from error
     say("measuring all experts")
     seed = int(run.manifest.options["seed"])
-    made = measure(loaded, windows, routed.cells, run.domains, seed, on_progress)
+    made = measure(loaded, windows, routed.cells, run.domains, on_progress)
     say("looking through the lens")
     settings = {
         "tokens_per_domain": tokens,

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moescope.metrics.rates import RateInterval
 from moescope.metrics.runs import AnalyzedRun
 from moescope.metrics.view import ALL, Layer, PhaseView
 from moescope.profiles.cells import Cells, spread
-from moescope.profiles.intervals import Interval, ratio_interval
+from moescope.profiles.intervals import ratio_interval
 from moescope.profiles.partners import Partners, partner_intervals, strongest_partners
 from moescope.profiles.sampled import SampledDocuments
 from moescope.profiles.tokens_in import (
@@ -81,7 +82,7 @@ class Routed:
             for name, held in zip(run.domains, self.view.domain_tokens, strict=True)
             if held and labelled
         ]
-        self._gates: dict[int, Interval] = {}
+        self._gates: dict[int, RateInterval] = {}
         self._tokens: dict[int, LayerTokens] = {}
         self._partners: dict[tuple[int, int], Partners] = {}
 
@@ -119,7 +120,7 @@ class Routed:
             self.view, tokens
         )  # fmt: skip
 
-    def gate_interval(self, layer: Layer) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def gate_interval(self, layer: Layer) -> RateInterval:
         """95 % interval of gate mass over sampled documents, (1 + C, E) each; NaN without."""
         if layer.slot not in self._gates:
             shape = (1 + len(self.domains), layer.num_experts)
@@ -127,10 +128,10 @@ class Routed:
             if self.sampled is not None:
                 for g, ends in enumerate(self._gate_ends(layer, self.sampled)):
                     low[g], high[g] = ends
-            self._gates[layer.slot] = low, high
+            self._gates[layer.slot] = RateInterval(low, high)
         return self._gates[layer.slot]
 
-    def _gate_ends(self, layer: Layer, sampled: SampledDocuments) -> Iterator[Interval]:
+    def _gate_ends(self, layer: Layer, sampled: SampledDocuments) -> Iterator[RateInterval]:
         masks = [np.ones(sampled.documents, np.bool_)]
         masks += [sampled.domain_N == self.view.domains.index(n) for n in self.domains]
         weights = sampled.tokens.weights[layer.layer_idx].astype(np.float64)
@@ -138,7 +139,7 @@ class Routed:
         for mask in masks:
             weight = sampled.weight_N[mask, None]
             tokens = sampled.tokens_N[mask, None] * weight
-            yield ratio_interval(mass_NE[mask] * weight, tokens, sampled.draws_RN[:, mask])
+            yield ratio_interval(mass_NE[mask] * weight, tokens, sampled.domain_N[mask])
 
     def layer_tokens(self, layer: Layer) -> LayerTokens:
         """Token lists and vocabulary of one layer's experts."""

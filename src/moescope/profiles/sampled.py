@@ -1,4 +1,4 @@
-"""The sampled tokens of a run, by document: halves, weights and resamples for a profile.
+"""The sampled tokens of a run, by document: halves and weights for a profile.
 
 A sample holds about as many tokens of every domain, a run its own mix. Where an interval from the
 sample stands beside a figure of the whole run, documents are weighted so that each domain has the
@@ -7,14 +7,11 @@ share that it has in the run. It knows no model.
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
 from numpy.typing import NDArray
 
 from moescope.metrics.view import PhaseView
 from moescope.profiles.cells import half_of_documents
-from moescope.profiles.intervals import document_draws
 from moescope.trace.reader import TokenRows
 
 __all__ = ["SampledDocuments"]
@@ -38,7 +35,6 @@ class SampledDocuments:
 
     def __init__(self, view: PhaseView, tokens: TokenRows) -> None:
         self.tokens = tokens
-        self._view = view
         used, first, doc = np.unique(tokens.doc, return_index=True, return_inverse=True)
         self.doc_T: NDArray[np.int64] = doc.reshape(-1)
         self.domain_N: NDArray[np.int64] = tokens.domain[first]
@@ -54,11 +50,6 @@ class SampledDocuments:
     def documents(self) -> int:
         """N."""
         return int(self.domain_N.size)
-
-    @cached_property
-    def draws_RN(self) -> NDArray[np.float32]:
-        """Resamples of the documents, the same for the same run."""
-        return document_draws(self.domain_N, self._view.rng(7))
 
     def by_document(
         self, rows: NDArray[np.int64], values: NDArray[np.float64] | None = None

@@ -152,6 +152,6 @@ def speech_mix(tags: SpeechTags, sampled: SampledDocuments, layer: Layer) -> Spe
         if rows.size:
             top = by_document(rows)
             share[e] = top.sum(0) / top.sum()
-            low[e], high[e] = ratio_interval(top, top.sum(1, keepdims=True), sampled.draws_RN)
+            low[e], high[e] = ratio_interval(top, top.sum(1, keepdims=True), sampled.domain_N)
     text_share = text / max(text.sum(), 1.0)
     return SpeechMix(tags.names, count, share, low, high, text_share, share / text_share)

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from moescope.metrics.statistics import BOOTSTRAP_SAMPLES, MIN_CLUSTERS
+from moescope.metrics.statistics import MIN_CLUSTERS
 from moescope.report.frames import number
 from moescope.trace import Run
 
@@ -63,7 +63,6 @@ def about(run: Run, domains: list[str]) -> dict[str, Any]:
         "options": manifest.options,
         "versions": manifest.versions,
         "fingerprint": progress.get("fingerprint", ""),
-        "resamples": BOOTSTRAP_SAMPLES,
         "min_documents": MIN_CLUSTERS,
     }  # fmt: skip
 

@@ -74,7 +74,7 @@ def contrast(
         loaded: the model.
         with_texts: texts with the property (a corpus, or strings).
         without_texts: texts without it.
-        paired: text n of the one belongs to text n of the other: pairs are resampled, and labels
+        paired: text n of the one belongs to text n of the other: pairs are compared, and labels
             swapped within pairs.
         span: for pairs, which tokens count: ``all``, those ``differing`` between the members, or
             those that they ``share`` (the same tokens in another context).

@@ -58,7 +58,7 @@ class Damage:
         scopes: documents, domains and targets.
         measured: sums by window, and what was computed.
         model: what was measured.
-        seed: of controls and resampling.
+        seed: of the controls.
     """
 
     entries: tuple[PlanEntry, ...]
@@ -163,7 +163,7 @@ def measure_damage(
 
     Change of cross-entropy (nats per token), KL(plain‖edited) (nats per token, full vocabulary) and
     the share of tokens whose preferred next token changes, over the counted tokens that have a
-    counted next token. Intervals: documents resampled, the same ones for the plain and the edited
+    counted next token. Intervals: over documents, the same ones for the plain and the edited
     model. The chance level is that of the controls.
 
     Args:
@@ -175,7 +175,7 @@ def measure_damage(
         controls: random plans to measure beside it; 0 for none.
         match: what controls share with the plan besides the number of experts in each layer: the
             load on all text, the load on the target domains, or nothing.
-        seed: of controls and resampling.
+        seed: of the controls.
         batch_tokens: tokens run at once, padding included; automatic by default.
         folder: where results are kept as they come; None keeps nothing.
         resume: go on with what the folder holds.
@@ -227,8 +227,8 @@ def measure_damage(
         requested=controls,
         prepared=prepared,
         chance=chance,
-        table=damage_table(measured, prepared, scopes, chance, seed),
-        selectivity=selectivity(measured, scopes, chance, seed),
+        table=damage_table(measured, prepared, scopes, chance),
+        selectivity=selectivity(measured, scopes, chance),
         scopes=scopes,
         measured=measured,
         model=describe_model(loaded),

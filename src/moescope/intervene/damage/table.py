@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moescope.intervene.damage.choices import Prepared
-from moescope.intervene.damage.resampling import Means, contrast, document_means, minimum_detectable
+from moescope.intervene.damage.means import Means, contrast, document_means, minimum_detectable
 from moescope.intervene.damage.scopes import Scopes
 from moescope.intervene.passes.trials import Measured
 from moescope.metrics.statistics import benjamini_hochberg
@@ -26,7 +26,7 @@ class Selectivity(NamedTuple):
 
     ``ratio`` is None where the off-target damage is not clearly above 0. ``p``: share of the
     controls (and the plan itself) whose difference is at least the plan's; ``p_overlap`` allows for
-    experts that controls share. Intervals at 95 %, the two sides resampled separately.
+    experts that controls share. Intervals at 95 %, of two independent sides.
     """
 
     on: float
@@ -42,7 +42,7 @@ class Selectivity(NamedTuple):
 
 
 def damage_table(
-    measured: Measured, prepared: Prepared, scopes: Scopes, chance: list[float], seed: int
+    measured: Measured, prepared: Prepared, scopes: Scopes, chance: list[float]
 ) -> pa.Table:
     """All figures of the plan (trial 0) and its controls.
 
@@ -51,7 +51,6 @@ def damage_table(
         prepared: how often the experts of each trial were chosen.
         scopes: documents and their groups.
         chance: see `Damage.chance`.
-        seed: of the resampling.
 
     Returns:
         Columns: see docs/concepts/damage.md. What a control has no figure for is null.
@@ -60,12 +59,11 @@ def damage_table(
     tokens_N, ce_N = scopes.add_up(measured.tokens), scopes.add_up(measured.ce)
     chosen_NJ, total_N = scopes.add_up(prepared.chosen.T), scopes.add_up(prepared.total)
     rows: list[dict[str, Any]] = []
-    for place, group in enumerate(scopes.groups()):
+    for group in scopes.groups():
         on = group.mask
         if not tokens_N[on].sum():
             continue
-        rng = np.random.default_rng([seed, 2, place])
-        means = document_means(sums_NM[on], tokens_N[on], rng)
+        means = document_means(sums_NM[on], tokens_N[on])
         shared = {
             "scope": group.scope,
             "domain": group.domain,
@@ -144,9 +142,7 @@ def _add_q(rows: list[dict[str, Any]]) -> None:
             row["ce_change_q"] = value
 
 
-def selectivity(
-    measured: Measured, scopes: Scopes, chance: list[float], seed: int
-) -> Selectivity | None:
+def selectivity(measured: Measured, scopes: Scopes, chance: list[float]) -> Selectivity | None:
     """On target against off target; None without targets.
 
     Raises:
@@ -156,7 +152,7 @@ def selectivity(
         return None
     sums_NJ = scopes.add_up(measured.ce_change.T)
     tokens_N, on = scopes.add_up(measured.tokens), scopes.on_target
-    made = contrast(sums_NJ, tokens_N, on, np.random.default_rng([seed, 3]))
+    made = contrast(sums_NJ, tokens_N, on)
     on_mean = float(sums_NJ[on, 0].sum() / max(1, tokens_N[on].sum()))
     p = p_overlap = float("nan")
     if sums_NJ.shape[1] > 1:

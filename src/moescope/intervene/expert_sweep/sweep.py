@@ -161,7 +161,7 @@ def sweep_experts(
         )  # fmt: skip
         measured = runner.run([Trial(str(ref), (chosen.make([ref]),)) for ref in experts])
     scores = keeper.scores(measured.observed)
-    table = expert_table(experts, measured, scopes, scores, seed)
+    table = expert_table(experts, measured, scopes, scores)
     return ExpertSweep(
         layers=numbers,
         experts=experts,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from moescope.axes import ExpertRef
-from moescope.intervene.damage.resampling import document_means, minimum_detectable
+from moescope.intervene.damage.means import document_means, minimum_detectable
 from moescope.intervene.damage.scopes import Scopes
 from moescope.intervene.damage.table import MEASURES
 from moescope.intervene.expert_sweep.rank_correlation import (
@@ -35,7 +35,6 @@ def expert_table(
     measured: Measured,
     scopes: Scopes,
     scores: dict[int, dict[str, Any]],
-    seed: int,
 ) -> pa.Table:
     """One row for each expert and group of documents.
 
@@ -44,7 +43,6 @@ def expert_table(
         measured: sums by window of each.
         scopes: documents and their groups.
         scores: by layer, from `ScoreKeeper.scores`.
-        seed: of the resampling.
 
     Returns:
         Columns: see docs/concepts/damage.md. ``rank``: 1 for the largest change of cross-entropy in
@@ -54,13 +52,12 @@ def expert_table(
     tokens_N, ce_N = scopes.add_up(measured.tokens), scopes.add_up(measured.ce)
     columns: dict[str, list[Any]] = {}
     layer = np.asarray([ref.layer_idx for ref in experts])
-    for place, group in enumerate(scopes.groups()):
+    for group in scopes.groups():
         on = group.mask
         tokens = int(tokens_N[on].sum())
         if not tokens:
             continue
-        rng = np.random.default_rng([seed, 2, place])
-        means = document_means(sums_NM[on], tokens_N[on], rng)
+        means = document_means(sums_NM[on], tokens_N[on])
         count = len(experts)
         block: dict[str, list[Any]] = {
             "layer": layer.tolist(),

@@ -31,8 +31,6 @@ from moescope.metrics.information import SampledText, layer_information, previou
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-WORDS = 1500
-
 
 class Words(NamedTuple):
     """Tokens of documents, all (T,); ``previous`` as in `previous_tokens`."""
@@ -76,14 +74,18 @@ def shipped(domains: Sequence[str], queries: bool) -> Words:
     return Words.of(documents, places)
 
 
-def invented(lengths: Sequence[Sequence[int]], tilt: float, rng: np.random.Generator) -> Words:
+def invented(
+    lengths: Sequence[Sequence[int]], tilt: float, vocabulary: int, rng: np.random.Generator
+) -> Words:
     """Documents of words with Zipf's odds, which the domains tilt."""
     fixed = np.random.default_rng(0)
-    odds = -1.05 * np.log(np.arange(1, WORDS + 1) + 2)
-    shares = np.exp(odds + tilt * fixed.normal(size=(len(lengths), WORDS)))
+    odds = -1.05 * np.log(np.arange(1, vocabulary + 1) + 2)
+    shares = np.exp(odds + tilt * fixed.normal(size=(len(lengths), vocabulary)))
     shares /= shares.sum(1, keepdims=True)
     pairs = [(d, n) for d, sizes in enumerate(lengths) for n in sizes]
-    return Words.of([rng.choice(WORDS, n, p=shares[d]) for d, n in pairs], [d for d, _ in pairs])
+    return Words.of(
+        [rng.choice(vocabulary, n, p=shares[d]) for d, n in pairs], [d for d, _ in pairs]
+    )
 
 
 def any_experts(size: int, experts: int, top_k: int, rng: np.random.Generator) -> Ints:
@@ -192,45 +194,60 @@ def _summed(drawn_RQ4: Floats, **about: Any) -> list[dict[str, Any]]:
 
 
 EVEN = 1e9
-DESIGNS: dict[str, tuple[list[list[int]], list[float]]] = {
-    "20 + 20 of 20 tokens": ([[20] * 20] * 2, [4, 4]),
-    "20 + 20 of 80": ([[80] * 20] * 2, [4, 4]),
-    "20 + 20 of 400": ([[400] * 20] * 2, [4, 4]),
-    "20 + 20 of 400, no moods": ([[400] * 20] * 2, [EVEN, EVEN]),
-    "10 + 10 of 400": ([[400] * 10] * 2, [4, 4]),
-    "5 + 5 of 2,000": ([[2000] * 5] * 2, [4, 4]),
-    "5 + 5 of 200": ([[200] * 5] * 2, [4, 4]),
-    "15 × 4 domains of 100": ([[100] * 15] * 4, [4] * 4),
-    "40 of 20 + 10 of 400": ([[20] * 40, [400] * 10], [4, 4]),
-    "100 of 20 + 5 of 400": ([[20] * 100, [400] * 5], [4, 4]),
-    "100 of 20 + 5 of 400, no moods": ([[20] * 100, [400] * 5], [EVEN, EVEN]),
-    "100 of 20 + 20 of 200": ([[20] * 100, [200] * 20], [4, 4]),
-    "10 strong moods + 40 weak, of 200": ([[200] * 10, [200] * 40], [2, 100]),
-    "40 strong moods + 10 weak, of 200": ([[200] * 40, [200] * 10], [2, 100]),
+
+
+class Design(NamedTuple):
+    """Documents of each domain, and what their routers follow.
+
+    ``lengths`` by domain; ``moods``: concentration of what single documents prefer, by domain;
+    ``follow``: share of the tokens that follow their id; ``sharp``: how strictly; ``vocabulary``.
+    """
+
+    lengths: list[list[int]]
+    moods: list[float]
+    follow: float = 0.5
+    sharp: float = 1.5
+    vocabulary: int = 1500
+
+
+DESIGNS = {
+    "20 + 20 of 20 tokens": Design([[20] * 20] * 2, [4, 4]),
+    "20 + 20 of 80": Design([[80] * 20] * 2, [4, 4]),
+    "20 + 20 of 400": Design([[400] * 20] * 2, [4, 4]),
+    "20 + 20 of 400, no moods": Design([[400] * 20] * 2, [EVEN, EVEN]),
+    "20 + 20 of 100, 20 words, 80 % decided by them": Design(
+        [[100] * 20] * 2, [EVEN, EVEN], 0.8, 8.0, 20
+    ),
+    "10 + 10 of 400": Design([[400] * 10] * 2, [4, 4]),
+    "5 + 5 of 2,000": Design([[2000] * 5] * 2, [4, 4]),
+    "5 + 5 of 200": Design([[200] * 5] * 2, [4, 4]),
+    "15 × 4 domains of 100": Design([[100] * 15] * 4, [4] * 4),
+    "40 of 20 + 10 of 400": Design([[20] * 40, [400] * 10], [4, 4]),
+    "100 of 20 + 5 of 400": Design([[20] * 100, [400] * 5], [4, 4]),
+    "100 of 20 + 5 of 400, no moods": Design([[20] * 100, [400] * 5], [EVEN, EVEN]),
+    "100 of 20 + 20 of 200": Design([[20] * 100, [200] * 20], [4, 4]),
+    "10 strong moods + 40 weak, of 200": Design([[200] * 10, [200] * 40], [2, 100]),
+    "40 strong moods + 10 weak, of 200": Design([[200] * 40, [200] * 10], [2, 100]),
 }
 
 
-def tested(
-    lengths: list[list[int]], moods: list[float], effect: float, seed: Sequence[int]
-) -> list[float]:
+def tested(design: Design, effect: float, seed: Sequence[int]) -> list[float]:
     """The p of I(E;D) on domains with the same words; of I(E;D|X) and I(E;D|X,P) on tilted ones.
 
-    Half of the tokens follow their id (with ``effect``, differently in every domain), half what
-    their document prefers: a draw from Dirichlet(mood/E, …), whose mean is even.
+    A token follows its id (with ``effect``, differently in every domain) or what its document
+    prefers: a draw from Dirichlet(mood/E, …), whose mean is even.
     """
-    made, experts = [], 8
+    lengths, made, experts = design.lengths, [], 8
     for tilt in (0.0, 1.0):
         rng = np.random.default_rng(seed)
-        words = invented(lengths, tilt, rng)
-        leaning = rng.normal(0, 1.5, (int(words.token.max()) + 1, experts))[words.token]
+        words = invented(lengths, tilt, design.vocabulary, rng)
+        leaning = rng.normal(0, design.sharp, (int(words.token.max()) + 1, experts))[words.token]
         leaning = leaning + effect * rng.normal(0, 1, (len(lengths), experts))[words.domain]
         follow = (leaning + rng.gumbel(size=leaning.shape)).argmax(1)
-        strength = np.repeat(moods, [len(n) for n in lengths])
-        shares = np.stack(
-            [rng.dirichlet(np.full(experts, min(m / experts, 1e6))) for m in strength]
-        )
+        moods = np.minimum(np.repeat(design.moods, [len(n) for n in lengths]) / experts, 1e6)
+        shares = np.stack([rng.dirichlet(np.full(experts, mood)) for mood in moods])
         prefer = (rng.random((words.doc.size, 1)) > shares.cumsum(1)[words.doc, :-1]).sum(1)
-        ids = np.where(rng.random(words.doc.size) < 0.5, prefer, follow)[:, None]
+        ids = np.where(rng.random(words.doc.size) < design.follow, follow, prefer)[:, None]
         made.append(layer_information(ids, words.text(), experts, seed=seed[-1], shuffles=1))
     plain, tilted = made
     return [
@@ -244,7 +261,7 @@ def rejected(runs: int, effect: float, designs: Sequence[str]) -> list[dict[str,
     rows = []
     for name in designs:
         place = list(DESIGNS).index(name)
-        p = np.asarray([tested(*DESIGNS[name], effect, (2, place, r)) for r in range(runs)])
+        p = np.asarray([tested(DESIGNS[name], effect, (2, place, r)) for r in range(runs)])
         shares = (p < 0.05).mean(0).tolist()
         rows.append({
             "design": name, "effect": effect, "runs": runs,

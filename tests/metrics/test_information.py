@@ -9,6 +9,7 @@ from moescope.metrics.information import (
     layer_information,
     previous_tokens,
 )
+from moescope.metrics.likeness import document_pairs
 from moescope.metrics.vocabulary import token_overlap, vocabulary_specialization
 
 EXPERTS, TOP_K = 8, 2
@@ -173,6 +174,37 @@ def test_long_documents_with_moods_are_not_called_a_domain() -> None:
         made = measured(ids, token, domain, doc, seed=seed, shuffles=2)
         hits += made.expert_domain_given_token.p <= 0.05
     assert hits <= 6  # 2 expected of 40; P(≥ 7 | 5 %) is below 0.4 %
+
+
+def test_tokens_that_are_decided_nearly_always_are_not_called_a_domain() -> None:
+    """Domains tilt the words, and the words decide: what varies within a word must not count."""
+    hits = 0
+    for seed in range(40):
+        token, domain, doc = corpus(seed, documents=40, length=100, words=20)
+        rng = np.random.default_rng([seed, 9])
+        own = np.argsort(rng.random((20, EXPERTS)), axis=1)[token, :TOP_K]
+        ids = np.where(rng.random((token.size, 1)) < 0.8, own, random_ids(token.size, seed))
+        made = measured(ids, token, domain, doc, seed=seed, shuffles=2)
+        hits += made.expert_domain_given_token.p <= 0.05
+    assert hits <= 6
+
+
+def test_the_likeness_of_two_documents_by_hand() -> None:
+    """One label, four documents of two tokens; p(e) = ½ for both experts.
+
+    Shares (1, 0), (1, 0), (½, ½), (0, 1) minus nothing: a_12 = 2, a_13 = a_23 = 1, a_34 = 1,
+    a_14 = a_24 = 0. Sums r = 3, 3, 3, 1 and R = 10, so with d = 4:
+    ã_12 = 2 − 6/2 + 10/6 = ⅔; ã_13 = 1 − 6/2 + 10/6 = −⅓; ã_14 = 0 − 4/2 + 10/6 = −⅓.
+    W = 2·2/8·ã.
+    """
+    ids = np.array([[0], [0], [0], [0], [0], [1], [1], [1]])
+    # two tokens of a label that no four documents have make the overall shares even
+    ids = np.concatenate([ids, [[1], [1]]])
+    label, doc = np.array([0] * 8 + [1, 1]), np.array([0, 0, 1, 1, 2, 2, 3, 3, 0, 1])
+    made = document_pairs(ids, label, doc, 2, 4)
+    expected = np.array([[0, 2, -1, -1], [2, 0, -1, -1], [-1, -1, 0, 2], [-1, -1, 2, 0]]) / 6
+    assert made == pytest.approx(expected)
+    assert made.sum(1) == pytest.approx(np.zeros(4))
 
 
 def test_unlike_lengths_and_unlike_homogeneity_are_not_called_a_domain() -> None:

@@ -40,7 +40,10 @@ SHUFFLES = 30
 """Shuffled copies behind each null."""
 
 _LEAN = 0.2
-"""The largest measured error of the correction, as a share of bits · (1 − bits/ceiling)."""
+"""Error of the correction that the interval allows for, as a share of bits · (1 − bits/ceiling).
+
+With it the interval held the truth of every noisy router of benchmarks/calibration_information.py.
+"""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -177,7 +180,7 @@ def layer_information(
 
     A token has K different experts, so even complete knowledge leaves log₂ K bits open. The
     interval is Student's with the jackknife variance over documents of the information of single
-    tokens, widened by the largest error that the correction was measured to have.
+    tokens, widened by what the correction errs on known routers.
 
     Args:
         ids_TK: the experts of T sampled tokens.

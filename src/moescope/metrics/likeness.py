@@ -137,11 +137,13 @@ def document_pairs(
 ) -> Float[np.ndarray, "N N"]:
     """How much more alike two documents route the labels that they share than documents do.
 
-    W_ij = Σ_x n_xi·n_xj/n_x · (a_xij − a_x): n_xi tokens of label x in document i, of n_x in all;
-    a_xij = Σ_e p_xi(e)·p_xj(e)/p(e), where p_xi are the shares of the experts among them and p
-    those of the layer; a_x the mean of a_xij over all pairs of documents. A document's tokens are
-    compared with those of other documents only. Where documents differ by chance alone, every W_ij
-    has mean 0, whatever the words and lengths of the documents.
+    W_ij = Σ_x n_xi·n_xj/n_x · ã_xij: n_xi tokens of label x in document i, of n_x in all;
+    ã_xij is a_xij = Σ_e p_xi(e)·p_xj(e)/p(e) less what i, j and x have of their own, where p_xi are
+    the shares of the experts among those tokens and p those of the layer. With the sums r_xi of
+    a_xij over the other documents and R_x over all pairs, of d documents that have x,
+    ã_xij = a_xij − (r_xi + r_xj)/(d − 2) + R_x/((d − 1)(d − 2)). A document's tokens are compared
+    with those of other documents only. Where documents differ by chance alone, every W_ij has mean
+    0 and no two are correlated, whatever the words and lengths of the documents.
 
     Args:
         ids_TK: the experts of each token.
@@ -151,36 +153,41 @@ def document_pairs(
         num_docs: N.
 
     Returns:
-        W, symmetric, its diagonal 0; so are the rows of documents that share no label.
+        W, symmetric, its diagonal 0; so are the rows of documents that share no label with at least
+        three others.
+
+    Reference:
+        U-centring: Székely and Rizzo 2014, Partial distance correlation.
     """
-    size_X = np.bincount(label_T).astype(np.float64)
+    labels = int(label_T.max(initial=0)) + 1
+    cells, cell_T = np.unique(doc_T * labels + label_T, return_inverse=True)
+    cell_T, doc_B, label_B = cell_T.reshape(-1), cells // labels, cells % labels
+    docs_X = np.bincount(label_B, minlength=labels)
+    size_B, size_X = np.bincount(cell_T), np.bincount(label_T, minlength=labels)
+    weight_B = size_B / np.sqrt(size_X[label_B]) * (docs_X[label_B] > 3)
     share_E = np.bincount(ids_TK.reshape(-1), minlength=num_experts) / max(ids_TK.size, 1)
-    rows = np.repeat(doc_T, ids_TK.shape[1])
+    parts_TK = 1 / (np.sqrt(share_E[ids_TK]) * (size_B[cell_T] * ids_TK.shape[1])[:, None])
     columns = (label_T[:, None] * num_experts + ids_TK).reshape(-1)
-    scaled = 1 / np.sqrt(size_X[label_T][:, None] * share_E[ids_TK]) / ids_TK.shape[1]
-    width = size_X.size
-    experts = sparse.csr_array(
-        (scaled.reshape(-1), (rows, columns)), shape=(num_docs, width * num_experts)
+    shares = sparse.csr_array(
+        (parts_TK.reshape(-1), (np.repeat(cell_T, ids_TK.shape[1]), columns)),
+        shape=(cells.size, labels * num_experts),
     )
-    tokens = sparse.csr_array(
-        (1 / np.sqrt(size_X[label_T]), (doc_T, label_T)), shape=(num_docs, width)
-    )
-    alike = _other_pairs(experts).reshape(width, num_experts).sum(1)
-    weight = _other_pairs(tokens)
-    shared = weight > 1e-12
-    mean_X = np.where(shared, alike / np.where(shared, weight, 1.0), 0.0)
-    made: Floats = (experts @ experts.T).toarray() - ((tokens * mean_X) @ tokens.T).toarray()
+    summed = np.asarray(shares.sum(0)).reshape(-1)
+    own = np.asarray(shares.multiply(shares).sum(1)).reshape(-1)
+    others_B = shares @ summed - own
+    spare_X = np.maximum(docs_X - 2, 1)
+    middle_X = np.bincount(label_B, others_B, labels) / (np.maximum(docs_X - 1, 1) * spare_X)
+    shift_B = middle_X[label_B] / 2 - others_B / spare_X[label_B]
+
+    def by_document(values_B: Floats) -> sparse.csr_array:
+        return sparse.csr_array((values_B, (doc_B, label_B)), shape=(num_docs, labels))
+
+    gather = sparse.csr_array((weight_B, (doc_B, np.arange(cells.size))), (num_docs, cells.size))
+    experts = gather @ shares
+    half = (by_document(weight_B * shift_B) @ by_document(weight_B).T).toarray()
+    made: Floats = (experts @ experts.T).toarray() + half + half.T
     made[np.abs(made) < 1e-12] = 0.0
     np.fill_diagonal(made, 0.0)
-    return made
-
-
-def _other_pairs(table: sparse.csr_array) -> Floats:
-    """Of every column, the sum over pairs of different rows of the product of their entries."""
-    total, squares = (
-        np.asarray(part.sum(0)).reshape(-1) for part in (table, table.multiply(table))
-    )
-    made: Floats = total**2 - squares
     return made
 
 

@@ -38,7 +38,7 @@ Example: moescope ablate MODEL --each --layers 3 --corpus texts/ -o layer3
 
 _PLAN_COLUMNS = {
     "text": "text", "ce_change": "ΔCE", "ce_change_low": "low", "ce_change_high": "high",
-    "ce_change_p_overlap": "p", "ce_change_controls_min": "controls from",
+    "ce_change_p_overlap": "p", "p_lowest": "p at least", "ce_change_controls_min": "controls from",
     "ce_change_controls_max": "to", "kl": "KL", "flips": "flips", "detectable": "detectable",
     "tokens": "tokens", "documents": "documents",
 }  # fmt: skip

@@ -42,7 +42,7 @@ class AblateConfig(BaseModel):
     target: list[str] = Field(
         default=[], description="domain that the experts should serve; may be repeated"
     )
-    controls: int = Field(20, ge=0, description="random plans to hold the experts against; 0: none")
+    controls: int = Field(60, ge=0, description="random plans to hold the experts against; 0: none")
     match: Literal["load", "target-load", "size"] = Field(
         "load", description="controls of like load on all text, on the targets, or of like size"
     )

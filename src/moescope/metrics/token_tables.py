@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from moescope.metrics.agreement import entropy_bits, unseen_entropy
 from moescope.metrics.chance import share_any
-from moescope.metrics.information import layer_information
+from moescope.metrics.information import SampledText, layer_information, previous_tokens
 from moescope.metrics.rates import rate_interval
 from moescope.metrics.view import ALL, Layer, PhaseView, Rows
 from moescope.metrics.vocabulary import MIN_TOKEN_COUNT
@@ -117,35 +117,41 @@ def token_overlap(view: PhaseView) -> Rows:
 def information(view: PhaseView) -> Rows:
     """Domain or token? Bits that an expert carries about each, beyond chance.
 
-    i_expert_domain_bits, i_expert_token_bits, i_expert_domain_given_token_bits: measured minus the
-    mean of 50 shuffled copies; _raw, _null, _null_high (95th percentile) and _p beside each.
-    max_bits = H(E) − log₂ K bounds all of them. From the token sample, whose size is in tokens and
-    documents (tokens of unknown id are left out); absent when the run kept aggregates only.
+    i_expert_domain_bits, i_expert_token_bits; i_expert_domain_given_token_bits: about the domain
+    once the token id is known; i_expert_domain_given_pair_bits: once the previous token's id is
+    known too. Each is (raw − null)/(ceiling − null)·ceiling, with a 95 % interval over documents
+    (_low, _high), and beside it _raw as counted, _null the mean of 30 shuffled copies, _most what
+    complete knowledge would give on this text, and _p. shared_tokens, shared_pairs: share of the
+    tokens whose id, or whose id and previous id, occur in two domains; only they can tell of a
+    domain beyond it. max_bits = H(E) − log₂ K bounds all of them. From the token sample, whose
+    size is in tokens and documents (tokens of unknown id are left out); absent when the run kept
+    aggregates only.
     """
     rows = Rows()
     sample = view.tokens
     named = None if sample is None else sample.token_id >= 0
     if sample is None or named is None or not named.any():
         return rows
-    token_id, domain, doc = (a[named] for a in (sample.token_id, sample.domain, sample.doc))
+    token_id, domain, doc, window, position = (
+        a[named] for a in (sample.token_id, sample.domain, sample.doc, sample.window, sample.pos)
+    )
+    previous = previous_tokens(token_id, doc, window, position)
+    text = SampledText(token_id, domain, doc, previous)
     for layer in view.layers:
         made = layer_information(
-            sample.ids[layer.layer_idx][named],
-            token_id,
-            domain,
-            doc,
-            layer.num_experts,
-            view.seed,
+            sample.ids[layer.layer_idx][named], text, layer.num_experts, view.seed
         )
         values: dict[str, object] = {}
-        for name, bits in zip(made._fields[:3], made[:3], strict=True):
+        for name, bits in zip(made._fields[:4], made[:4], strict=True):
             values[f"i_{name}_bits"] = bits.corrected
-            for part in ("raw", "null", "null_high", "p"):
+            for part in ("low", "high", "raw", "null", "most", "p"):
                 values[f"i_{name}_{part}"] = getattr(bits, part)
         rows.add(
             layer=layer.layer_idx,
             tokens=int(doc.size),
             documents=int(np.unique(doc).size),
+            shared_tokens=text.shared_tokens,
+            shared_pairs=text.shared_pairs,
             **values,
             max_bits=made.max_bits,
         )

@@ -184,17 +184,18 @@ def _special(figure: Any, _data: dict[str, Any], view: dict[str, Any]) -> bool:
 
 
 def _information(figure: Any, _data: dict[str, Any], view: dict[str, Any]) -> bool:
-    """Three quantities by layer, each with the band that holds 95 % of the shuffles."""
+    """Four quantities by layer, each with its 95 % interval over documents."""
     info = view["information"]
     if not info["layer"]:
         return False
     figure.set_size_inches(_WIDTH, 2.1)
-    parts = (("expert_token", "I(E;X), token"), ("expert_domain", "I(E;D), domain"),
-             ("expert_domain_given_token", "I(E;D|X), domain beyond token"))  # fmt: skip
-    for n, (axis, (key, title)) in enumerate(zip(figure.subplots(1, 3), parts, strict=True)):
+    parts = (("expert_token", "I(E;X)"), ("expert_domain", "I(E;D)"),
+             ("expert_domain_given_token", "I(E;D|X)"),
+             ("expert_domain_given_pair", "I(E;D|X, previous X)"))  # fmt: skip
+    for n, (axis, (key, title)) in enumerate(zip(figure.subplots(1, 4), parts, strict=True)):
         values = _floats(info[f"i_{key}_bits"])
-        band = _floats(info[f"i_{key}_null_high"]) - _floats(info[f"i_{key}_null"])
-        axis.fill_between(info["layer"], 0, band, color="0.85", lw=0)
+        ends = [_floats(info[f"i_{key}_{end}"]) for end in ("low", "high")]
+        axis.fill_between(info["layer"], *ends, color="0.85", lw=0)
         axis.axhline(0, color="black", lw=0.6)
         axis.plot(info["layer"], values, "o-", ms=3, lw=1.2, color=_COLORS[n])
         axis.set_title(title, loc="left")

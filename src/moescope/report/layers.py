@@ -22,11 +22,14 @@ _MIN_EXPECTED = 5.0
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "information": (
-        "layer", "tokens", "documents", "max_bits",
+        "layer", "tokens", "documents", "shared_tokens", "shared_pairs", "max_bits",
         *(
             f"i_{name}_{part}"
-            for name in ("expert_domain", "expert_token", "expert_domain_given_token")
-            for part in ("bits", "raw", "null", "null_high", "p")
+            for name in (
+                "expert_domain", "expert_token", "expert_domain_given_token",
+                "expert_domain_given_pair",
+            )
+            for part in ("bits", "low", "high", "raw", "null", "most", "p")
         ),
     ),
     "phases": (

@@ -113,21 +113,23 @@ def _domain_or_token(tables: dict[str, Frame]) -> str:
     if not len(info):
         return ""
     token, domain, beyond, top = _means(info)
-    layers = len(info)
-    passed = int((info["i_expert_domain_given_token_p"] < 0.05).sum())
     about_token = (
         f"On average over layers, an expert tells {bits(token)} bits about which token it serves "
         f"(of at most {bits(top)}"
     )
     if not _several_domains(info):
         return f"{about_token}, beyond chance)."
-    text = (
-        f"{about_token}), {bits(domain)} about the domain, and {bits(beyond)} about the "
-        f"domain once the token is known (all beyond chance); the last stands out from its "
-        f"shuffles at p < 0.05 in {passed} of {layers} layers, where chance alone "
-        f"gives {0.05 * layers:.1f}."
+    layers, passed = _passed(info, "token")
+    tested = (
+        f"; the last is above chance at p < 0.05 in {passed} of {layers} layers, where chance "
+        f"alone gives {0.05 * layers:.1f}"
+        if layers
+        else ""
     )
-    return f"{text} {meaning(info)}"
+    return (
+        f"{about_token}), {bits(domain)} about the domain, and {_known_bits(beyond)} about the "
+        f"domain once the current token is known (all beyond chance){tested}. {meaning(info)}"
+    )
 
 
 def _means(info: Frame) -> tuple[float, float, float, float]:
@@ -137,33 +139,65 @@ def _means(info: Frame) -> tuple[float, float, float, float]:
         "i_expert_domain_given_token_bits",
         "max_bits",
     )
-    made = [float(np.nanmean(info[n])) for n in names]
+    made = [float(np.mean(info[n])) for n in names]  # what is not known in one layer is in none
     return made[0], made[1], made[2], made[3]
 
 
+def _known_bits(value: float) -> str:
+    return bits(value) if np.isfinite(value) else "an unknown number"
+
+
+def _passed(info: Frame, given: str) -> tuple[int, int]:
+    """Layers where I(E;D|token) or I(E;D|pair) was tested, and where it has p < 0.05."""
+    p = np.asarray(info[f"i_expert_domain_given_{given}_p"], np.float64)
+    return int(np.isfinite(p).sum()), int((p < 0.05).sum())
+
+
 def _several_domains(info: Frame) -> bool:
-    """With one domain both quantities about domains are 0 as counted."""
+    """With one domain the quantities about domains are 0 as counted."""
     return bool((info["i_expert_domain_raw"] > 0).any())
 
 
 def meaning(info: Frame) -> str:
-    """What the three quantities say about this model, and no more; empty without them."""
+    """What the quantities say about this model, and no more; empty without them.
+
+    Beyond the current token is not beyond its neighbours: a router of two tokens knows no domain.
+    """
     if not len(info) or not _several_domains(info):
         return ""
-    token, domain, beyond, _ = _means(info)
-    layers = len(info)
-    passed = int((info["i_expert_domain_given_token_p"] < 0.05).sum())
-    if passed * 2 <= layers and passed <= max(1, round(0.15 * layers)):
-        return "So nothing here shows that the experts know the domain beyond its words."
-    if token > 10 * max(domain, beyond):
+    layers, passed = _passed(info, "token")
+    if not layers:
         return (
-            "So the experts follow the token far more than the domain, with a trace of it beyond."
+            "Whether the experts know the domain beyond the current token was not tested: that "
+            "takes token ids that two domains share, and five documents of each."
         )
-    if beyond >= 0.5 * domain:
-        return "So much of what the experts tell about the domain is not explained by its words."
+    if not _more_than_chance(layers, passed):
+        return (
+            "So nothing here shows that the experts know the domain beyond the current token alone."
+        )
+    layers, passed = _passed(info, "pair")
+    basis = f"{percent(float(np.mean(info['shared_pairs'])))} of the tokens share theirs"
+    told = "So the same token goes to other experts in another domain"
+    if not layers:
+        return (
+            f"{told}. Whether the token before it explains that was not tested, for want of pairs "
+            f"of neighbours that two domains share ({basis})."
+        )
+    if _more_than_chance(layers, passed):
+        return (
+            f"{told}, and so do the same two neighbouring tokens (p < 0.05 in {passed} of {layers} "
+            f"layers; {basis} with another domain): neither the current token nor it and the one "
+            "before explain all that the experts tell about the domain."
+        )
     return (
-        "So part of what the experts tell about the domain is not explained by its words, most is."
+        f"{told}, but where the token before it is the same too, no difference is shown (p < 0.05 "
+        f"in {passed} of {layers} layers; {basis} with another domain): it may be the neighbouring "
+        "token that the experts follow, and not the domain."
     )
+
+
+def _more_than_chance(layers: int, passed: int) -> bool:
+    return passed * 2 > layers or passed > max(1, round(0.15 * layers))
 
 
 def _evenness(tables: dict[str, Frame]) -> str:
@@ -222,7 +256,7 @@ def _information_title(info: Frame) -> str:
     token, domain, beyond, _ = _means(info)
     return (
         f"Bits about the token {bits(token)}, about the domain {bits(domain)}, "
-        f"about the domain beyond the token {bits(beyond)}"
+        f"about the domain beyond the current token {_known_bits(beyond)}"
     )
 
 

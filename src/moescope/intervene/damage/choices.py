@@ -34,7 +34,7 @@ class Prepared(NamedTuple):
     ``controls``: None where none were asked for. ``chosen`` (J, W): choices that fall on the
     experts of each trial; ``total`` (W,): all choices of the plan's layers, by window.
     ``layer_loads``: share of each layer's choices that fall on the plan's experts. ``plan_counts``:
-    choices of each of the plan's experts, in its order.
+    choices of each of the plan's experts, in its order. ``by_load``: controls were matched in load.
     """
 
     controls: Controls | None
@@ -42,6 +42,17 @@ class Prepared(NamedTuple):
     total: NDArray[np.int64]
     layer_loads: dict[int, float]
     plan_counts: NDArray[np.int64]
+    by_load: bool = True
+
+    @property
+    def matched_loads(self) -> NDArray[np.float64]:
+        """Load of each trial over the plan's, on the text that controls were matched on.
+
+        1 for all where load was not matched.
+        """
+        if self.controls is None or not self.by_load:
+            return np.ones(len(self.chosen))
+        return np.concatenate([[1.0], 1 / self.controls.ratios])
 
 
 def prepare(
@@ -82,7 +93,7 @@ def prepare(
             rng = np.random.default_rng([seed, _CONTROL_STREAM])
             drawn = draw_controls(plan, matched, controls, rng, by_load=by_load)
         record = journal.add("prepared", **_to_record(plan, drawn, counts))
-    return _from_record(record)
+    return _from_record(record)._replace(by_load=by_load)
 
 
 def _to_record(

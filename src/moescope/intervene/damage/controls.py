@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -19,10 +19,21 @@ from numpy.typing import NDArray
 from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
 
-__all__ = ["CALIPER", "Controls", "draw_controls", "exceed_chance", "require_room"]
+__all__ = [
+    "CALIPER",
+    "DEFAULT_CONTROLS",
+    "Controls",
+    "draw_controls",
+    "exceed_chance",
+    "lowest_p",
+    "require_room",
+]
 
 CALIPER = 1.25
 """Loads within this factor count as matched, in every layer."""
+
+DEFAULT_CONTROLS = 60
+"""Controls of two experts of a layer share some: with 20 no p could fall below 0.05, with 60 it can."""
 
 _ENUMERATE = 5000
 """Up to so many possible controls are all looked at; of more, a random choice."""
@@ -36,7 +47,7 @@ Refs = tuple[ExpertRef, ...]
 
 
 class Controls(NamedTuple):
-    """Control plans, all different.
+    """Control plans, all different; none where no others have a like load.
 
     ``plans``: sorted experts of each. ``ratios`` (n,): load of the plan over load of the control,
     all its layers together; 1 is a perfect match. ``worst`` (n,): the same in the layer where it is
@@ -69,9 +80,9 @@ def draw_controls(
         counts: assignments of each expert, (E,) by layer.
         num: controls wanted; fewer come back where there are not so many different ones.
         rng: random numbers.
-        by_load: prefer controls whose load is within `CALIPER` of the plan's in every layer, and
-            among them choose at random; where there are too few of those, take the nearest. False
-            matches the number of experts only.
+        by_load: only controls whose load is within `CALIPER` of the plan's in every layer, at
+            random among them, however few they are: a control of another load shows what load
+            does. False matches the number of experts only.
 
     Returns:
         See `Controls`.
@@ -87,7 +98,8 @@ def draw_controls(
     ratios = np.array([[p.ratio(c) for p, c in zip(pools, one, strict=True)] for one in found])
     farthest = np.abs(np.log(ratios)).argmax(1)
     worst = ratios[np.arange(len(found)), farthest]
-    order = _preferred(np.abs(np.log(worst)) if by_load else np.zeros(len(found)), num, rng)
+    usable = np.abs(np.log(worst)) <= math.log(CALIPER) if by_load else np.ones(len(found), bool)
+    order = np.sort(rng.permutation(np.flatnonzero(usable))[:num])
     plans = tuple(
         tuple(
             ExpertRef(pool.layer, e)
@@ -96,7 +108,7 @@ def draw_controls(
         )
         for i in order
     )
-    totals = np.array([sum(counts[r.layer_idx][r.expert] for r in refs) for refs in plans])
+    totals = np.array([sum(counts[r.layer_idx][r.expert] for r in refs) for refs in plans], float)
     own = sum(pool.counts[pool.taken].sum() for pool in pools)
     return Controls(plans, (own + 0.5) / (totals + 0.5), worst[order], possible)
 
@@ -174,7 +186,7 @@ def _all_of(pools: list[_Pool]) -> list[tuple[tuple[int, ...], ...]]:
 def _some_of(
     pools: list[_Pool], num: int, rng: np.random.Generator, by_load: bool
 ) -> list[tuple[tuple[int, ...], ...]]:
-    """Different random plans, many more than wanted, so that the best matched can be kept."""
+    """Different random plans, many more than wanted, so that enough of them are matched."""
     wanted = 20 * num if by_load else num
     found: dict[tuple[tuple[int, ...], ...], None] = {}
     for attempt in range(10 * wanted):
@@ -186,13 +198,16 @@ def _some_of(
     return list(found)
 
 
-def _preferred(far: NDArray[np.float64], num: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Places of ``num`` candidates: at random among the matched, else the nearest."""
-    shuffled = rng.permutation(far.size)
-    matched = shuffled[far[shuffled] <= math.log(CALIPER)]
-    if matched.size >= num:
-        return np.sort(matched[:num])
-    return np.sort(shuffled[np.argsort(far[shuffled], kind="stable")[:num]])
+def lowest_p(chance: Sequence[float]) -> float:
+    """The least p that these controls can give, if the plan does more harm than all of them.
+
+    Args:
+        chance: from `exceed_chance`.
+
+    Returns:
+        At least 1/(1 + controls); NaN without controls.
+    """
+    return max(chance[0], 1 / len(chance)) if chance else math.nan
 
 
 def exceed_chance(plan: Iterable[ExpertRef], controls: Iterable[Refs], seed: int) -> list[float]:

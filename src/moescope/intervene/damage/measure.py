@@ -19,7 +19,12 @@ from moescope.axes import ExpertPlan, ExpertRef, PlanEntry
 from moescope.errors import BadInputError
 from moescope.given import require_seed
 from moescope.intervene.damage.choices import Prepared, prepare
-from moescope.intervene.damage.controls import exceed_chance, require_room
+from moescope.intervene.damage.controls import (
+    DEFAULT_CONTROLS,
+    exceed_chance,
+    lowest_p,
+    require_room,
+)
 from moescope.intervene.damage.edits import DamageEdit, damage_edit
 from moescope.intervene.damage.scopes import Scopes
 from moescope.intervene.damage.table import Selectivity, damage_table, selectivity
@@ -140,6 +145,7 @@ class Damage:
             "possible": controls and controls.possible,
             "matched": controls and controls.matched,
             "chance_beyond_all": self.chance[0] if self.chance else None,
+            "p_lowest": lowest_p(self.chance),
             "plans": listed,
         }
 
@@ -151,7 +157,7 @@ def measure_damage(
     *,
     edit: str = "zero",
     targets: Sequence[str] = (),
-    controls: int = 20,
+    controls: int = DEFAULT_CONTROLS,
     match: Match = "load",
     seed: int = 0,
     batch_tokens: int | None = None,
@@ -172,7 +178,8 @@ def measure_damage(
         experts: a plan, selectors such as ``"L5E9,L3E0-3"``, or experts.
         edit: ``zero``, ``zero-renormalize``, ``mask``, ``scale=0.5``; see `damage_edit`.
         targets: domains that the experts are supposed to serve.
-        controls: random plans to measure beside it; 0 for none.
+        controls: random plans to measure beside it, fewer where there are not so many of like load;
+            0 for none.
         match: what controls share with the plan besides the number of experts in each layer: the
             load on all text, the load on the target domains, or nothing.
         seed: of the controls.
@@ -228,7 +235,7 @@ def measure_damage(
         prepared=prepared,
         chance=chance,
         table=damage_table(measured, prepared, scopes, chance),
-        selectivity=selectivity(measured, scopes, chance),
+        selectivity=selectivity(measured, prepared, scopes, chance),
         scopes=scopes,
         measured=measured,
         model=describe_model(loaded),

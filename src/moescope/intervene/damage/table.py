@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moescope.intervene.damage.choices import Prepared
+from moescope.intervene.damage.controls import lowest_p
 from moescope.intervene.damage.means import Means, contrast, document_means, minimum_detectable
 from moescope.intervene.damage.scopes import Scopes
 from moescope.intervene.passes.trials import Measured
@@ -26,7 +27,7 @@ class Selectivity(NamedTuple):
 
     ``ratio`` is None where the off-target damage is not clearly above 0. ``p``: share of the
     controls (and the plan itself) whose difference is at least the plan's; ``p_overlap`` allows for
-    experts that controls share. Intervals at 95 %, of two independent sides.
+    experts that controls share and for unequal loads. Intervals at 95 %, of two independent sides.
     """
 
     on: float
@@ -72,13 +73,13 @@ def damage_table(
             "ce": float(ce_N[on].sum() / tokens_N[on].sum()),
         }
         loads = chosen_NJ[on].sum(0) / max(1, total_N[on].sum())
-        rows += _group_rows(shared, means, loads, chance)
+        rows += _group_rows(shared, means, loads, chance, prepared.matched_loads)
     _add_q(rows)
     return pa.Table.from_pylist(rows)
 
 
 def _group_rows(
-    shared: dict[str, Any], means: Means, loads: Floats, chance: list[float]
+    shared: dict[str, Any], means: Means, loads: Floats, chance: list[float], load_J: Floats
 ) -> list[dict[str, Any]]:
     trials = loads.size
     rows = []
@@ -93,9 +94,10 @@ def _group_rows(
             }
         row["ce_change_se"] = float(means.se[j])
         row["detectable"] = float(minimum_detectable(means.se[j : j + 1])[0])
+        row["p_lowest"] = lowest_p(chance) if j == 0 and chance else None
         for m, name in enumerate(MEASURES):
             own = means.mean[m * trials : (m + 1) * trials]
-            row |= _against(name, own, chance) if j == 0 else dict.fromkeys(_names(name))
+            row |= _against(name, own, chance, load_J) if j == 0 else dict.fromkeys(_names(name))
         rows.append(row)
     return rows
 
@@ -105,26 +107,31 @@ def _names(measure: str) -> list[str]:
     return [*(f"{measure}_controls_{e}" for e in ends), f"{measure}_p", f"{measure}_p_overlap"]
 
 
-def _against(measure: str, values_J: Floats, chance: list[float]) -> dict[str, float | None]:
+def _against(
+    measure: str, values_J: Floats, chance: list[float], load_J: Floats
+) -> dict[str, float | None]:
     """The plan (place 0) beside its controls: their span, quantiles and the two p."""
     others = values_J[1:]
     if not others.size:
         return dict.fromkeys(_names(measure))
     low, high = np.quantile(others, [0.025, 0.975])
-    p, p_overlap = beyond(values_J, chance)
+    p, p_overlap = beyond(values_J, chance, load_J)
     figures = (others.mean(), others.min(), others.max(), low, high, p, p_overlap)
     return {n: float(v) for n, v in zip(_names(measure), figures, strict=True)}
 
 
-def beyond(values_J: Floats, chance: list[float]) -> tuple[float, float]:
-    """Two p of the first value among all: (1 + #{others ≥ it}) / (1 + #others); with overlap.
+def beyond(values_J: Floats, chance: list[float], load_J: Floats) -> tuple[float, float]:
+    """Two p of the first value among all: (1 + #{others ≥ it}) / (1 + #others); the careful one.
 
-    The second allows for experts that controls share, and is never below the first.
+    The second allows for what controls and plan do not share: for experts that controls share with
+    each other (``chance``), and for their loads, which are like and not equal. Harm may follow
+    load or not, so values are compared as they are and per load, and the larger p counts. It is
+    never below the first.
     """
-    others = values_J[1:]
-    count = int((others >= values_J[0]).sum())
-    p = (1 + count) / (1 + others.size)
-    return p, max(p, chance[count])
+    counts = [int((v[1:] >= v[0]).sum()) for v in (values_J, values_J / load_J)]
+    plain = (1 + counts[0]) / values_J.size
+    most = max(counts)
+    return plain, max((1 + most) / values_J.size, chance[most])
 
 
 def _add_q(rows: list[dict[str, Any]]) -> None:
@@ -142,7 +149,9 @@ def _add_q(rows: list[dict[str, Any]]) -> None:
             row["ce_change_q"] = value
 
 
-def selectivity(measured: Measured, scopes: Scopes, chance: list[float]) -> Selectivity | None:
+def selectivity(
+    measured: Measured, prepared: Prepared, scopes: Scopes, chance: list[float]
+) -> Selectivity | None:
     """On target against off target; None without targets.
 
     Raises:
@@ -156,7 +165,7 @@ def selectivity(measured: Measured, scopes: Scopes, chance: list[float]) -> Sele
     on_mean = float(sums_NJ[on, 0].sum() / max(1, tokens_N[on].sum()))
     p = p_overlap = float("nan")
     if sums_NJ.shape[1] > 1:
-        p, p_overlap = beyond(made.difference, chance)
+        p, p_overlap = beyond(made.difference, chance, prepared.matched_loads)
     return Selectivity(
         on=on_mean,
         off=on_mean - float(made.difference[0]),

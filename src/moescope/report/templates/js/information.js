@@ -1,19 +1,22 @@
 "use strict";
-// Domain or token: three panels of bits by layer; and the thirds of depth side by side.
+// Domain or token: four panels of bits by layer; and the thirds of depth side by side.
 (function () {
   const PARTS = [
     { key: "expert_token", title: "about the token", note: "I(E;X)", color: "d0" },
     { key: "expert_domain", title: "about the domain", note: "I(E;D)", color: "d1" },
-    { key: "expert_domain_given_token", title: "about the domain beyond the token", note: "I(E;D|X)", color: "d2" },
+    { key: "expert_domain_given_token", title: "about the domain beyond the current token", note: "I(E;D|X)", color: "d2" },
+    { key: "expert_domain_given_pair", title: "about it beyond the current and the previous token", note: "I(E;D|X, previous X)", color: "d3" },
   ];
 
   function panel(part, rows, width) {
     const points = rows.map((r) => ({
-      layer: r.layer, bits: r[`i_${part.key}_bits`], band: r[`i_${part.key}_null_high`] - r[`i_${part.key}_null`],
-      raw: r[`i_${part.key}_raw`], null: r[`i_${part.key}_null`], p: r[`i_${part.key}_p`], max: r.max_bits,
+      layer: r.layer, bits: r[`i_${part.key}_bits`], low: r[`i_${part.key}_low`], high: r[`i_${part.key}_high`],
+      raw: r[`i_${part.key}_raw`], null: r[`i_${part.key}_null`], p: r[`i_${part.key}_p`], max: r[`i_${part.key}_most`],
     }));
-    const low = Math.min(0, d3.min(points, (p) => p.bits) || 0);
-    const high = Math.max(d3.max(points, (p) => Math.max(p.bits, p.band)) || 0, 1e-4);
+    const passes = (p) => p.p !== null && p.p < 0.05;
+    const between = points.filter((p) => p.low !== null && p.high !== null);
+    const low = Math.min(0, d3.min(points, (p) => p.bits) || 0, d3.min(between, (p) => p.low) || 0);
+    const high = Math.max(d3.max(points, (p) => p.bits) || 0, d3.max(between, (p) => p.high) || 0, 1e-4);
     const color = M.css(part.color);
     const plot = Plot.plot({
       width, height: 190, marginLeft: 52, marginRight: 12, marginBottom: 36, marginTop: 12,
@@ -21,16 +24,16 @@
       x: { type: "point", domain: points.map((p) => p.layer), label: "layer →", labelArrow: "none", ticks: M.layerTicks(width), tickSize: 0 },
       y: { domain: [low, high * 1.08], grid: true, ticks: 4, tickSize: 0, label: "bits", labelAnchor: "top", labelArrow: "none" },
       marks: [
-        points.length > 1 ? Plot.areaY(points, { x: "layer", y1: 0, y2: "band", fill: M.css("grey"), fillOpacity: 0.28 }) : Plot.ruleX(points, { x: "layer", y1: 0, y2: "band", stroke: M.css("grey"), strokeWidth: 8, strokeOpacity: 0.4 }),
+        between.length > 1 ? Plot.areaY(between, { x: "layer", y1: "low", y2: "high", fill: M.css("grey"), fillOpacity: 0.28 }) : Plot.ruleX(between, { x: "layer", y1: "low", y2: "high", stroke: M.css("grey"), strokeWidth: 8, strokeOpacity: 0.4 }),
         Plot.ruleY([0], { stroke: "currentColor", strokeOpacity: 0.6 }),
         Plot.line(points, { x: "layer", y: "bits", stroke: color, strokeWidth: 2 }),
-        Plot.dot(points, { x: "layer", y: "bits", r: 4, stroke: color, strokeWidth: 2, fill: (p) => (p.p < 0.05 ? color : M.css("panel")) }),
-        Plot.tip(points, Plot.pointerX({ x: "layer", y: "bits", title: (p) => `layer ${p.layer}: ${M.fmt.bits(p.bits)} bits ${part.title}\nas counted ${M.fmt.bits(p.raw)}, shuffled ${M.fmt.bits(p.null)}\n95 % of shuffles below ${M.fmt.bits(p.band)}\np ${M.fmt.p(p.p)} · at most ${M.fmt.bits(p.max)}` })),
+        Plot.dot(points, { x: "layer", y: "bits", r: 4, stroke: color, strokeWidth: 2, fill: (p) => (passes(p) ? color : M.css("panel")) }),
+        Plot.tip(points, Plot.pointerX({ x: "layer", y: "bits", title: (p) => `layer ${p.layer}: ${M.fmt.bits(p.bits)} bits ${part.title}\n95 %: ${M.fmt.bits(p.low)} to ${M.fmt.bits(p.high)}\nas counted ${M.fmt.bits(p.raw)}, shuffled ${M.fmt.bits(p.null)}\np ${M.fmt.p(p.p)} · at most ${M.fmt.bits(p.max)}` })),
       ],
     });
     const mean = d3.mean(points, (p) => p.bits);
-    const passed = points.filter((p) => p.p < 0.05).length;
-    return M.h("div", { class: "panel" }, M.h("h4", {}, `${M.fmt.bits(mean)} bits ${part.title}`),
+    const passed = points.filter(passes).length;
+    return M.h("div", { class: "panel" }, M.h("h4", {}, mean === undefined ? `not measured: ${part.title}` : `${M.fmt.bits(mean)} bits ${part.title}`),
       M.h("p", {}, `${part.note}, mean of layers · p < 0.05 in ${passed} of ${points.length}`), M.h("div", { class: "scroll" }, plot));
   }
 
@@ -47,10 +50,10 @@
       return;
     }
     const total = M.width("information");
-    const columns = Math.max(1, Math.min(3, Math.floor(total / 250)));
+    const columns = Math.max(1, Math.min(4, Math.floor(total / 250)));
     const width = Math.floor((total - 22 * (columns - 1)) / columns);
     M.fill(host, M.h("div", { class: "panels" }, PARTS.map((part) => panel(part, rows, width))), M.legend([
-      { color: M.css("grey"), style: { opacity: 0.4 }, label: "95 % of shuffles lie in this band or below" }]),
+      { color: M.css("grey"), style: { opacity: 0.4 }, label: "95 % interval over documents" }]),
       M.h("p", { class: "small" }, "● p < 0.05   ○ not"));
     M.fill(meaning, M.view().meaning);
     M.asTable("information", COLUMNS, () => rows);
@@ -58,7 +61,8 @@
   const COLUMNS = [
     { key: "layer", label: "layer" },
     ...PARTS.flatMap((part) => [
-      { key: `i_${part.key}_bits`, label: `${part.note} bits`, format: M.fmt.bits }, { key: `i_${part.key}_raw`, label: "as counted", format: M.fmt.bits },
+      { key: `i_${part.key}_bits`, label: `${part.note} bits`, format: M.fmt.bits },
+      { key: `i_${part.key}_low`, label: "from", format: M.fmt.bits }, { key: `i_${part.key}_high`, label: "to", format: M.fmt.bits }, { key: `i_${part.key}_raw`, label: "as counted", format: M.fmt.bits },
       { key: `i_${part.key}_null`, label: "shuffled", format: M.fmt.bits }, { key: `i_${part.key}_p`, label: "p", format: M.fmt.p }]),
     { key: "max_bits", label: "at most", format: M.fmt.bits },
   ];

@@ -59,7 +59,7 @@ class TestFiles:
         out = tmp_path / "out"
         done = ablate(
             "--plan", tmp_path / "plan.json", "--corpus", texts, "--target", "domain1",
-            "--controls", "6", "--window", "40", "-o", out,
+            "--controls", "6", "--match", "size", "--window", "40", "-o", out,
         )  # fmt: skip
         assert done.exit_code == 0
         assert "cross-entropy changes by" in done.stdout

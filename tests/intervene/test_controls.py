@@ -33,11 +33,16 @@ class TestWhichAreDrawn:
         assert found[2] == pytest.approx(100.5 / 95.5)
         assert found[5] == pytest.approx(100.5 / 105.5)
 
-    def test_the_nearest_where_too_few_are_matched(self) -> None:
-        """|log| of the ratio: 30 → 1.19, 400 → 1.38, 20 → 1.59, 10 → 2.26."""
+    def test_fewer_come_where_too_few_are_matched(self) -> None:
+        """A control of another load would show what load does, not what these experts do."""
         made = draw_controls(refs(0, 0), COUNTS, 5, rng())
-        assert {plan[0].expert for plan in made.plans} == {2, 3, 5, 7, 4}
-        assert not made.matched
+        assert {plan[0].expert for plan in made.plans} == {2, 3, 5}
+        assert made.matched
+
+    def test_a_single_heavy_expert_has_no_like_partner(self) -> None:
+        made = draw_controls(refs(0, 4), COUNTS, 5, rng())
+        assert made.plans == ()
+        assert made.possible == 7
 
     def test_pairs_agree_with_an_enumeration(self) -> None:
         """All pairs of others whose sum is within 1.25 of the plan's 110, and no other."""
@@ -76,7 +81,7 @@ class TestWhichAreDrawn:
         assert made.worst == pytest.approx(np.ones(20))
 
     def test_few_possible_ones_all_come_once(self) -> None:
-        made = draw_controls(refs(0, 0), COUNTS, 20, rng())
+        made = draw_controls(refs(0, 0), COUNTS, 20, rng(), by_load=False)
         assert len(made.plans) == made.possible == 7
 
     def test_size_alone_takes_any(self) -> None:

@@ -271,7 +271,7 @@ class TestPlanted:
         on, others = rows["domain", "d0"], [rows["domain", f"d{n}"] for n in (1, 2, 3)]
         assert on["ce_change_low"] > 0.1
         assert on["ce_change"] > on["ce_change_controls_max"]
-        assert on["ce_change_p"] == pytest.approx(1 / 21)
+        assert on["ce_change_p"] == pytest.approx(1 / (1 + damage.num_controls))
         assert on["ce_change"] > on["detectable"]
         for row in others:
             assert row["ce_change"] == pytest.approx(0, abs=0.01)
@@ -281,7 +281,7 @@ class TestPlanted:
         assert "their ratio would say nothing" in said  # off target it is nil
         assert damage.selectivity is not None
         assert damage.selectivity.difference_low > 0.1
-        assert damage.selectivity.p == pytest.approx(1 / 21)
+        assert damage.selectivity.p == pytest.approx(1 / (1 + damage.num_controls))
 
     def test_masking_it_shows_the_same(self) -> None:
         made = planted(1)
@@ -297,7 +297,9 @@ class TestPlanted:
         for seed in range(seeds):
             made = exchangeable(seed, documents=5, tokens=20)
             ref = ExpertRef(1, int(np.random.default_rng(seed).integers(32)))
-            damage = measure_damage(made.loaded, made.windows, [ref], targets=["d0"])
+            damage = measure_damage(
+                made.loaded, made.windows, [ref], targets=["d0"], controls=20, match="size"
+            )
             row = next(r for r in damage.plan_rows() if r["scope"] == "on-target")
             assert damage.num_controls == 20
             assert abs(row["ce_change"]) > 0 or row["load"] == 0
@@ -312,7 +314,9 @@ class TestPlanted:
 class TestTheTable:
     def test_rows_denominators_and_p_by_hand(self, tiny_loaded: LoadedModel) -> None:
         windows = some_windows()
-        damage = measure_damage(tiny_loaded, windows, "L3E1", controls=7, targets=["dom1"])
+        damage = measure_damage(
+            tiny_loaded, windows, "L3E1", controls=7, targets=["dom1"], match="size"
+        )
         table = damage.to_pandas()
         assert len(table) == 8 * 5  # plan and 7 controls; all, on, off, two domains
         plan = table[table.trial == "plan"].set_index("scope")
@@ -350,17 +354,20 @@ class TestTheTable:
         assert "[no interval]" not in damage_answers(damage)[0]  # all six are enough
 
     def test_fewer_controls_than_wanted_are_said(self, tiny_loaded: LoadedModel) -> None:
-        damage = measure_damage(tiny_loaded, some_windows(), "L3E1", controls=20)
+        damage = measure_damage(tiny_loaded, some_windows(), "L3E1", controls=20, match="size")
         assert damage.num_controls == 7
         notes = " ".join(n.text for n in damage_notes(damage))
-        assert "Only 7 different controls exist, 20 were asked for" in notes
+        assert "Only 7 different controls were found, 20 were asked for" in notes
         assert "0.125" in notes
 
-    def test_badly_matched_controls_are_said(self, tiny_loaded: LoadedModel) -> None:
+    def test_controls_of_another_load_are_not_used(self, tiny_loaded: LoadedModel) -> None:
         damage = measure_damage(tiny_loaded, some_windows(), "L3E1", controls=7)
         assert damage.prepared.controls is not None
-        assert not damage.prepared.controls.matched
-        assert "not matched in load" in " ".join(n.text for n in damage_notes(damage))
+        assert damage.prepared.controls.matched
+        assert damage.num_controls < 7
+        assert "controls of like load were found, 7 were asked for" in " ".join(
+            n.text for n in damage_notes(damage)
+        )
 
     def test_without_controls_that_is_said_too(self, tiny_loaded: LoadedModel) -> None:
         damage = measure_damage(tiny_loaded, some_windows(), "L3E*", controls=0)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from moescope.intervene.damage.controls import CALIPER
+from moescope.intervene.damage.controls import CALIPER, lowest_p
 from moescope.intervene.damage.measure import Damage
 from moescope.intervene.expert_sweep.scores import ROUTING_SCORES, SCORE_NAMES
 from moescope.intervene.expert_sweep.sweep import ExpertSweep
@@ -139,17 +139,30 @@ def damage_notes(damage: Damage) -> list[Note]:
             Note("warn", "No controls: nothing says whether other experts would do less harm.")
         )
         return notes + _few_documents(damage.plan_rows())
-    notes += _matching(damage)
-    if count < damage.requested:
+    if not count:
         notes.append(
             Note(
                 "warn",
-                f"Only {count} different controls exist, {damage.requested} were asked for; the "
-                f"smallest p that they can give is {1 / (count + 1):.3f}.",
+                f"None of the {controls.possible:,} possible controls has a load within a factor "
+                f"of {CALIPER} of the plan's in every layer: its experts have no like partners, so "
+                "nothing says whether others of their load would do less harm. --match size "
+                "compares with others whatever their load.",
             )
         )
-    elif count < 19:
-        notes.append(Note("note", f"{count} controls cannot give a p below {1 / (count + 1):.3f}."))
+        return notes + _few_documents(damage.plan_rows())
+    notes += _matching(damage)
+    least = lowest_p(damage.chance)
+    if count < damage.requested:
+        like = "" if damage.match == "size" else " of like load"
+        notes.append(
+            Note(
+                "warn",
+                f"Only {count} different controls{like} were found, {damage.requested} were asked "
+                f"for; the smallest p that they can give is {least:.3f}.",
+            )
+        )
+    elif least > _LEVEL:
+        notes.append(Note("note", f"{count} controls cannot give a p below {least:.3f}."))
     if damage.chance[0] > 1.2 / (count + 1):
         notes.append(
             Note(
@@ -179,17 +192,7 @@ def _matching(damage: Damage) -> list[Note]:
                 f"The controls were matched in size only; the plan's load on all text is {span}.",
             )
         ]
-    if controls.matched:
-        return [Note("note", f"Load of the plan {on}: {span}.")]
-    side = "heavier" if ratios.mean() > 1 else "lighter"
-    return [
-        Note(
-            "warn",
-            f"The controls are not matched in load: the plan's load {on} is {span}, and "
-            f"{1 / CALIPER:.2f} to {CALIPER:.2f} counts as matched. Its experts are {side} than "
-            "most others of their layers, so a difference may come from load alone.",
-        )
-    ]
+    return [Note("note", f"Load of the plan {on}: {span}.")]
 
 
 def _few_documents(rows: Sequence[dict[str, Any]]) -> list[Note]:

@@ -33,7 +33,8 @@ CALIPER = 1.25
 """Loads within this factor count as matched, in every layer."""
 
 DEFAULT_CONTROLS = 60
-"""Controls of two experts of a layer share some: with 20 no p could fall below 0.05, with 60 it can."""
+"""With 20 controls no p of a plan of two experts in a layer could fall below 0.05, for they share
+experts; with 60 it can."""
 
 _ENUMERATE = 5000
 """Up to so many possible controls are all looked at; of more, a random choice."""

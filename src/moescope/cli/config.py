@@ -68,6 +68,13 @@ class RunConfig(BaseModel):
     limit: int | None = Field(
         None, ge=1, le=MOST_TOKENS, description="stop each domain after so many tokens"
     )
+    match_length: int | None = Field(
+        None,
+        ge=2,
+        le=MOST_TOKENS,
+        description="of each document its first so many tokens; shorter ones are left out, so that "
+        "domains do not differ in length",
+    )
     context: int | None = Field(None, ge=2, description="longest window in tokens")
     batch_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS, description="tokens of one batch")
     predictions: bool = Field(

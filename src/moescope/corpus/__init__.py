@@ -29,6 +29,7 @@ from moescope.corpus.split import Shard, Split, in_shard, in_split, parse_shard
 from moescope.corpus.tokenize import (
     Sequence,
     TokenizedDocument,
+    cut_alike,
     tokenize_corpus,
     tokenize_document,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "Turns",
     "Whole",
     "control_ids",
+    "cut_alike",
     "in_shard",
     "in_split",
     "iter_batches",

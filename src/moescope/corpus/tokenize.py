@@ -27,7 +27,7 @@ from moescope.corpus.pieces import WHOLE, EncodedPiece, encoded_pieces
 from moescope.corpus.spelling import are_control, encode, spell_out
 from moescope.errors import CorpusError
 
-__all__ = ["Sequence", "TokenizedDocument", "tokenize_corpus", "tokenize_document"]
+__all__ = ["Sequence", "TokenizedDocument", "cut_alike", "tokenize_corpus", "tokenize_document"]
 
 
 class Sequence(NamedTuple):
@@ -136,6 +136,34 @@ def tokenize_document(
     windows = _windows(encoded, doc_index, context_length)
     made = _collect(windows, document, doc_index, truncate, limit)
     return made._replace(marks=find_marks(tokenizer, document.text, chat_text=chat_text))
+
+
+def cut_alike(document: TokenizedDocument, length: int) -> TokenizedDocument:
+    """The first counted tokens of a document, so that domains do not differ in length.
+
+    Args:
+        document: encoded at least so far.
+        length: counted tokens to keep.
+
+    Returns:
+        The windows up to the last of these tokens; none of a document with fewer.
+    """
+    if document.num_tokens < length:
+        return document._replace(num_tokens=0, num_uncounted=0, sequences=[])
+    kept: list[Sequence] = []
+    missing = length
+    for window in document.sequences:
+        counted = int(window.counted.sum())
+        if counted >= missing:
+            end = int(np.flatnonzero(window.counted)[missing - 1]) + 1
+            kept.append(
+                window._replace(token_ids=window.token_ids[:end], counted=window.counted[:end])
+            )
+            break
+        kept.append(window)
+        missing -= counted
+    uncounted = sum(len(window.token_ids) for window in kept) - length
+    return document._replace(num_tokens=length, num_uncounted=uncounted, sequences=kept)
 
 
 def tokenize_corpus(

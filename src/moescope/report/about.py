@@ -201,7 +201,8 @@ def _say_lengths(run: Run, domains: list[str], say: Any) -> None:
             f"Documents differ in length: {number(medians[short])} tokens in {short}, "
             f"{number(medians[long])} in {long} (medians). Where in a text a token stands and how "
             "much it has read before can change its routing, so a difference between these domains "
-            "may be one of length.",
+            "may be one of length. --match-length N compares documents cut alike: here with N up "
+            f"to {number(medians[short])}, if half of {short} is to be left.",
         )
 
 

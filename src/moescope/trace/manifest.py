@@ -164,6 +164,7 @@ class OptionFacts(TypedDict):
     chat_template: bool
     count_template: bool
     chat_text: NotRequired[bool]
+    match_length: NotRequired[int]
     seed: _Count
     sample_tokens: _Positive
     token_budget: _Positive

@@ -30,6 +30,13 @@ class TraceOptions(BaseModel):
         le=MOST_TOKENS,
         description="stop each domain after this many tokens (whole windows)",
     )
+    match_length: int | None = Field(
+        None,
+        ge=2,
+        le=MOST_TOKENS,
+        description="compare documents cut alike: of each its first so many counted tokens; "
+        "shorter ones are left out",
+    )
     context: int | None = Field(
         None,
         ge=2,
@@ -86,9 +93,8 @@ class TraceOptions(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The options that change results; a run can be resumed only with the same ones.
 
-        ``chat_text`` is named only where it is on, so that runs of versions without it go on.
+        Options that came later are named only where they are on, so that runs of versions without
+        them go on.
         """
         made = self.model_dump(mode="json", exclude={"checkpoint_seconds"})
-        if not self.chat_text:
-            del made["chat_text"]
-        return made
+        return {k: v for k, v in made.items() if v or k not in ("chat_text", "match_length")}

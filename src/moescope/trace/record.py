@@ -25,6 +25,7 @@ from moescope.corpus import (
     Fingerprint,
     TokenizedDocument,
     control_ids,
+    cut_alike,
     iter_pools,
     open_corpus,
     tokenize_document,
@@ -267,14 +268,18 @@ class _Tracer:
                 chat_template=self.options.chat_template,
                 chat_text=self.options.chat_text,
                 count_template=self.options.count_template,
-                limit=None if limit is None else limit - seen,
+                limit=self.options.match_length or (None if limit is None else limit - seen),
             )
+            if self.options.match_length is not None:
+                made = cut_alike(made, self.options.match_length)
             self.domain_tokens[document.domain] += made.num_tokens
             self.left_out["special and template tokens"] += made.num_uncounted
             self.spelt_out.update(made.marks.spelt_out)
             self.unknown_marks.update(made.marks.unknown)
             if not made.sequences:
-                self.left_out["documents without a counted token"] += 1
+                short = self.options.match_length is not None
+                what = "shorter than --match-length" if short else "without a counted token"
+                self.left_out[f"documents {what}"] += 1
             yield made
 
     def _trace(self) -> None:

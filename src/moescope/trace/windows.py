@@ -18,6 +18,7 @@ from moescope.corpus import (
     CorpusSpec,
     Fingerprint,
     Marks,
+    cut_alike,
     make_batches,
     open_corpus,
     tokenize_document,
@@ -146,8 +147,10 @@ def choose_windows(
             chat_template=options.chat_template,
             chat_text=options.chat_text,
             count_template=options.count_template,
-            limit=room,
+            limit=options.match_length or room,
         )
+        if options.match_length is not None:
+            made = cut_alike(made, options.match_length)
         marks.append(made.marks)
         read[made.domain] = read.get(made.domain, 0) + made.num_tokens
         for window in _windows(made, window_tokens):

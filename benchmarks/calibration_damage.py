@@ -3,10 +3,10 @@
     python benchmarks/calibration_damage.py [--nulls 400] [--out benchmarks/calibration_damage.json]
 
 A layer of experts with uneven loads; the harm of taking one away is drawn at random, or follows its
-load, or the square of it. A plan is one or two experts drawn at random, so it is of no interest, and
-p ≤ 0.05 should come in at most 5 % of the cases. Beside it: the share of plans without any like
-partner, which get no p; the least p that the controls could give; and power, the share of p ≤ 0.05 when
-the harm of the plan's experts is three times as large.
+load, or the square of it. A plan is one or two experts drawn at random, so it is of no interest,
+and p ≤ 0.05 should come in at most 5 % of the cases. Beside it: the share of plans without any like
+partner, which get no p; the least p that the controls could give; and power, the share of p ≤ 0.05
+when the harm of the plan's experts is three times as large.
 """
 
 from __future__ import annotations

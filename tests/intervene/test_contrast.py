@@ -111,13 +111,28 @@ def test_an_expert_that_nobody_chose_is_in_no_test() -> None:
 def test_pairs_are_compared_within_themselves() -> None:
     """Rates differ widely between pairs and by 0.1 within each: the pairing removes the spread."""
     level = np.linspace(0, 40, 12).astype(int)
-    a, b = counts([[v + 5] for v in level], [50] * 12), counts([[v] for v in level], [50] * 12)
+    more = [4, 5, 6] * 4
+    a = counts([[v + m] for v, m in zip(level, more, strict=True)], [50] * 12)
+    b = counts([[v] for v in level], [50] * 12)
     apart, together = (compare_rates(a, b, paired=p) for p in (False, True))
-    assert together.low[0] == pytest.approx(0.1)
-    assert together.high[0] == pytest.approx(0.1)
+    assert 0.08 < together.low[0] < 0.1 < together.high[0] < 0.12
     assert apart.low[0] < 0 < apart.high[0]
     assert together.p[0] < 0.01
     assert apart.p[0] > 0.3
+
+
+def test_pairs_that_differ_by_the_same_have_no_interval_of_one_point() -> None:
+    """Five pairs are no proof that no other would differ by anything else."""
+    made = compare_rates(counts([[0]] * 5, [10] * 5), counts([[10]] * 5, [10] * 5), paired=True)
+    assert made.delta[0] == -1
+    assert made.low[0] < made.high[0]
+
+
+def test_one_text_against_seven_others_is_no_test() -> None:
+    a = counts([[9]] + [[0]] * 7, [10] + [0] * 7)
+    b = counts([[0]] + [[1]] * 7, [0] + [10] * 7)
+    made = compare_rates(a, b, paired=True)
+    assert np.isnan([made.low[0], made.high[0], made.p[0]]).all()
 
 
 # -- calibration

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from moescope.corpus import CorpusSpec
+from moescope.errors import CorpusError
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.models import LoadedModel
 from moescope.report.data import report_data
@@ -81,3 +82,24 @@ def test_a_run_without_it_names_no_such_option(
     """So that runs of versions without the option go on."""
     made = run(tiny_loaded, texts, tmp_path / "run")
     assert "match_length" not in made.manifest.options
+
+
+def test_what_is_left_of_each_domain_is_said(
+    tiny_loaded: LoadedModel, texts: CorpusSpec, tmp_path: Path
+) -> None:
+    table = run(tiny_loaded, texts, tmp_path / "whole").documents
+    tokens = dict(zip(table["doc"].to_pylist(), table["tokens"].to_pylist(), strict=True))
+    most = max(t for doc, t in tokens.items() if "short" in doc)
+    left = sum(t > most for t in tokens.values())
+    said = alerts(run(tiny_loaded, texts, tmp_path / "run", match_length=most + 1))
+    assert f"{12 - left} shorter ones are left out. Kept are {left} of long." in said
+    assert "Nothing is left of short" in said
+
+
+def test_a_length_that_no_document_has_leaves_nothing_behind(
+    tiny_loaded: LoadedModel, texts: CorpusSpec, tmp_path: Path
+) -> None:
+    with pytest.raises(CorpusError, match="no document has the 9000 tokens of --match-length"):
+        run(tiny_loaded, texts, tmp_path / "run", match_length=9000)
+    assert not (tmp_path / "run").exists()
+    assert run(tiny_loaded, texts, tmp_path / "run", match_length=8).documents.num_rows

@@ -159,7 +159,8 @@ def rate_interval(
         families: how many of the M things belong to each family, in order; None: all to one.
 
     Returns:
-        Low and high ends in [0, 1], each (M,). NaN below `MIN_CLUSTERS` documents. Without a hit
+        Low and high ends in [0, 1], each (M,). NaN below `MIN_CLUSTERS` documents, and where
+        one holds nearly all tokens. Without a hit
         the low end is 0 and the high end is not.
 
     Reference:
@@ -170,6 +171,8 @@ def rate_interval(
         return _unknown(counts_NM.shape[1])
     total = tokens.sum(keepdims=True)
     rate, variance, df = jackknife(counts, tokens)
+    if df < 1:  # one document is nearly all of the text
+        return _unknown(counts_NM.shape[1])
     found = _spread(rate, variance, total, df, families)
     middle = np.log(found.rate / (1 - found.rate))
     step = student.ppf(_TAIL, df) / np.sqrt(found.effective * found.rate * (1 - found.rate))
@@ -199,6 +202,8 @@ def mean_interval(
     if tokens.size < MIN_CLUSTERS:
         return _unknown(sums_NM.shape[1])
     mean, variance, df = jackknife(sums, tokens)
+    if df < 1:
+        return _unknown(sums_NM.shape[1])
     step = student.ppf(_TAIL, df) * np.sqrt(variance)
     return RateInterval(
         np.clip(mean - step, lowest, highest), np.clip(mean + step, lowest, highest)

@@ -74,8 +74,8 @@ def permutation_test(
     documents of each domain stays) and p = (1 + #{|permuted| ≥ |observed|}) / (1 + permutations),
     which is never 0. Where documents are exchangeable the test is exact. Dividing by the standard
     error keeps its size close to what is stated where only the rates are equal: domains of
-    unlike lengths, or unlike homogeneity. The plain difference does not (see
-    docs/concepts/statistics.md for both).
+    unlike lengths, or unlike homogeneity. The plain difference does not. Few documents that use a
+    thing rarely and then much break both (docs/concepts/statistics.md has figures).
 
     Args:
         counts_NM: count of M things in each of N documents.
@@ -88,8 +88,8 @@ def permutation_test(
 
     Returns:
         See `PermutationTest`. NaN for a domain with fewer than `MIN_CLUSTERS` documents inside or
-        outside it, so for a corpus of one domain everything is NaN; and for a thing without a
-        count.
+        outside it, so for a corpus of one domain everything is NaN; and for a thing that no token
+        chose, or every one.
 
     Reference:
         Janssen 1997 and Chung and Romano 2013 on studentized permutation tests; Phipson and Smyth
@@ -125,8 +125,8 @@ def permutation_test(
         hits += (drawn >= bars).sum(0)
         hits_max += len(drawn) - np.searchsorted(np.sort(drawn.max((1, 2))), bars)
     p[tested], p_max[tested] = (1 + hits) / (1 + permutations), (1 + hits_max) / (1 + permutations)
-    never = counts.sum(0) == 0
-    p[:, never] = p_max[:, never] = np.nan
+    constant = (counts.sum(0) == 0) | (counts.sum(0) == tokens.sum())
+    p[:, constant] = p_max[:, constant] = np.nan
     return PermutationTest(p, p_max)
 
 

@@ -93,6 +93,7 @@ def alerts(run: Run, facts: dict[str, Any], loss: dict[str, list[Any]]) -> list[
         )
     _say_loss(loss, say)
     _say_lengths(run, [d["name"] for d in facts["domains"]], say)
+    _say_cut(run, say)
     if len(facts["domains"]) < 2:
         say("note", "One domain only: nothing about differences between domains can be said.")
     if run.manifest.sample is None and "tokens" not in run.absent:
@@ -181,6 +182,23 @@ def _say_loss(loss: dict[str, list[Any]], say: Any) -> None:
             f"(loss in nats per token: {listed}{' …' if len(bad) > 8 else ''}). "
             "Experts of text that a model does not model say little about that text.",
         )
+
+
+def _say_cut(run: Run, say: Any) -> None:
+    """With --match-length what is left is the longer documents, and of some domains nothing."""
+    length = run.manifest.options.get("match_length")
+    if length is None:
+        return
+    kept = Counter(run.documents["domain"].to_pylist())
+    short = run.manifest.progress["left_out"].get("documents shorter than --match-length", 0)
+    gone = [n for n in run.manifest.progress["domain_tokens"] if not kept[n]]
+    listed = ", ".join(f"{count:,} of {name}" for name, count in kept.most_common(8))
+    nothing = f" Nothing is left of {_join(gone[:8])}." if gone else ""
+    say(
+        "warn" if gone else "note",
+        f"Documents are cut to their first {length} tokens; {short:,} shorter ones are left out. "
+        f"Kept are {listed}{' …' if len(kept) > 8 else ''}.{nothing}",
+    )
 
 
 def _say_lengths(run: Run, domains: list[str], say: Any) -> None:

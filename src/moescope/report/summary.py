@@ -74,7 +74,8 @@ def _cells(special: dict[str, Any]) -> str:
     return (
         f"{tested}, {number(special['passed'])} ({share}) differ from the other domains at q < 0.05"
         f" ({number(special['over'])} used more, {number(special['under'])} less); of findings at "
-        "this level about one in twenty is expected to be a false alarm."
+        "this level about one in twenty is expected to be a false alarm, "
+        "more where few documents use an expert, and then much."
     )
 
 

@@ -111,7 +111,7 @@ def trace(
     asked = options or TraceOptions()
     with claim_run(run, reads=[corpus_spec.path], wait=wait) as folder:
         tracer = _Tracer(loaded, corpus_spec, folder, asked, engine, on_progress)
-        with nothing_of_bad_input(folder, unless=lambda: tracer.manifest.state is not None):
+        with nothing_of_bad_input(folder, unless=lambda: tracer.tokens > 0):
             return tracer.go(resume)
 
 
@@ -341,10 +341,13 @@ class _Tracer:
     def _finish(self) -> None:
         manifest, whole = self.manifest, self.corpus.whole
         if not self.tokens and whole is None:
-            raise CorpusError(
-                f"{self.corpus_spec.path}: no token was counted; the text is empty once special "
-                "tokens are left out"
+            length = self.options.match_length
+            reason = (
+                "the text is empty once special tokens are left out"
+                if length is None
+                else f"no document has the {length} tokens of --match-length; give a smaller number"
             )
+            raise CorpusError(f"{self.corpus_spec.path}: no token was counted; {reason}")
         manifest.coverage = coverage(self.state, self.tokens, ("prefill",))
         manifest.coverage["skipped_records"] = {s.reason: s.count for s in self.corpus.skipped}
         if whole is not None:  # a shard, which may be empty: of how much text it is a part

@@ -163,7 +163,8 @@ def choose_windows(
     if fingerprint is None:  # what a run was made of, it has said
         warn_of_marks(marks)
     if not chosen.heaps:
-        raise CorpusError(f"{corpus.path}: no token was counted")
+        cut = "" if options.match_length is None else f"; {options.match_length} of each were asked"
+        raise CorpusError(f"{corpus.path}: no token was counted{cut}")
     return chosen.ordered()
 
 

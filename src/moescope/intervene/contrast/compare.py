@@ -234,7 +234,8 @@ def _tested_apart(
     rows = _largest(delta, candidates)
     # one test for each candidate, so the family of the correction is the candidates
     held = [DocumentCounts(c.counts[:, rows], c.tokens) for c in other]
-    tested = compare_rates(held[0], held[1], paired=paired, seed=seed)
+    alone = [1] * len(rows)  # candidates of different layers lend each other nothing
+    tested = compare_rates(held[0], held[1], paired=paired, seed=seed, families=alone)
     apart = [r.of_documents(~taken) for r, taken in zip(routed, chosen_on, strict=True)]
     parts, _ = _parts((apart[0], apart[1]), layers)
     return _Picked(

@@ -112,11 +112,8 @@ def compare_rates(
     return RateDifferences(_rate(a), _rate(b), rate_difference(a, b), ends.low, ends.high, p)
 
 
-def _usable(a: DocumentCounts, b: DocumentCounts, paired: bool) -> bool:
-    both = (int((a.tokens > 0).sum()), int((b.tokens > 0).sum()))
-    if paired:
-        return int(((a.tokens > 0) | (b.tokens > 0)).sum()) >= MIN_CLUSTERS and min(both) > 0
-    return min(both) >= MIN_CLUSTERS
+def _usable(a: DocumentCounts, b: DocumentCounts) -> bool:
+    return min(int((side.tokens > 0).sum()) for side in (a, b)) >= MIN_CLUSTERS
 
 
 def _interval(
@@ -124,7 +121,7 @@ def _interval(
 ) -> RateInterval:
     """Of the difference: from the interval of each rate, or over pairs."""
     width = a.counts.shape[1]
-    if not _usable(a, b, paired):
+    if not _usable(a, b):
         return RateInterval(np.full(width, np.nan), np.full(width, np.nan))
     apart = difference_interval(
         _rate(a),
@@ -135,7 +132,8 @@ def _interval(
     if not paired:
         return apart
     found = _paired_interval(a, b)
-    same = (found.low == 0) & (found.high == 0)  # no pair differs: no proof that none would
+    # all pairs differ by the same, such as nothing: no proof that others would
+    same = found.high - found.low < 1e-12
     return RateInterval(*(np.where(same, x, y) for x, y in zip(apart, found, strict=True)))
 
 
@@ -199,7 +197,7 @@ def swap_p(a: DocumentCounts, b: DocumentCounts, rng: np.random.Generator, round
         score contributions.
     """
     width = a.counts.shape[1]
-    if not _usable(a, b, paired=True):
+    if not _usable(a, b):
         return np.full(width, np.nan)
     used = (a.tokens > 0) | (b.tokens > 0)
     a, b = a.take(used), b.take(used)

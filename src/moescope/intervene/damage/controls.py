@@ -63,7 +63,8 @@ class Controls(NamedTuple):
     @property
     def matched(self) -> bool:
         """Is every control within `CALIPER`, taken over all layers?"""
-        return bool(((self.ratios >= 1 / CALIPER) & (self.ratios <= CALIPER)).all())
+        near = (self.ratios >= 1 / CALIPER) & (self.ratios <= CALIPER)
+        return bool(near.size and near.all())
 
 
 def draw_controls(

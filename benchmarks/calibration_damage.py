@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.axes import ExpertRef
-from moescope.intervene.damage.controls import draw_controls, exceed_chance, lowest_p
 from moescope.intervene.damage.table import beyond
+from moescope.measure.controls import draw_controls, exceed_chance, lowest_p
 
 EXPERTS = 64
 TOKENS = 50_000

@@ -194,7 +194,8 @@ import torch
 from moescope.corpus import CorpusSpec
 from moescope.models import ModelSpec, open_model
 from moescope.models.streaming import StreamedModel
-from moescope.trace import TraceOptions, trace
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 from moescope.trace.streamed import StreamedEngine
 
 rates, spent, read = [], 0.0, StreamedModel.load_layer
@@ -245,7 +246,8 @@ def demo(given: argparse.Namespace) -> dict[str, Any]:
     from moescope.demo import MODEL, SAMPLES
     from moescope.metrics.runs import open_run
     from moescope.models import ModelSpec, load_model
-    from moescope.trace import TraceOptions, trace
+    from moescope.run.options import TraceOptions
+    from moescope.trace import trace
 
     loaded, corpus = load_model(ModelSpec(str(MODEL))), CorpusSpec(path=str(SAMPLES))
     seconds, tables, sizes, tokens = [], [], {}, 0
@@ -279,8 +281,9 @@ def recording(given: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from moescope.trace.aggregates import AggregateShape, PhaseAggregates
-    from moescope.trace.facts import TokenBlock, layer_facts
+    from moescope.run.aggregates import AggregateShape, PhaseAggregates
+    from moescope.run.facts import TokenBlock
+    from moescope.trace.facts import layer_facts
 
     torch.set_num_threads(1)
     layers, experts, top_k, tokens, domains = 45, 128, 8, 2048, 10
@@ -364,7 +367,8 @@ def point(size: dict[str, int]) -> dict[str, Any]:
     from moescope.corpus import CorpusSpec
     from moescope.demo import MODEL
     from moescope.models import ModelSpec, load_model
-    from moescope.trace import TraceOptions, trace
+    from moescope.run.options import TraceOptions
+    from moescope.trace import trace
 
     torch.manual_seed(0)
     config = OlmoeConfig(
@@ -434,11 +438,11 @@ def ours(loaded: Any, ids: Any, *, whole: bool) -> None:
 
     from moescope.corpus import TokenizedDocument
     from moescope.corpus.tokenize import Sequence
-    from moescope.trace import TraceOptions
-    from moescope.trace.aggregates import AggregateShape
+    from moescope.run.aggregates import AggregateShape
+    from moescope.run.options import TraceOptions
+    from moescope.run.state import RunState
     from moescope.trace.engine import ResidentEngine
     from moescope.trace.pool import PoolRecorder
-    from moescope.trace.state import RunState
 
     documents = []
     for i, row in enumerate(ids.numpy().astype(np.int32)):

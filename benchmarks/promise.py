@@ -85,7 +85,8 @@ def inside(folder: Path, promise: str) -> dict[str, Any]:
     """The trace of `memory`."""
     from moescope.corpus import CorpusSpec
     from moescope.models import ModelSpec, open_model
-    from moescope.trace import TraceOptions, record, streamed, trace
+    from moescope.run.options import TraceOptions
+    from moescope.trace import record, streamed, trace
 
     noted(streamed.StreamedEngine, "_run_layer", "between layers", "layer")
     noted(record, "finish", "record", "finish")
@@ -124,7 +125,8 @@ def resident(text: Path, folder: Path, **options: Any) -> dict[str, Any]:
     from moescope.corpus import CorpusSpec
     from moescope.demo import MODEL
     from moescope.models import ModelSpec, load_model
-    from moescope.trace import TraceOptions, trace
+    from moescope.run.options import TraceOptions
+    from moescope.trace import trace
 
     loaded = load_model(ModelSpec(str(MODEL)))
     stage("before")

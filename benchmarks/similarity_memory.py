@@ -31,13 +31,13 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from moescope.profiles.similarity.gram import (
+    from moescope.similarity.gram import (
         FunctionOutputs,
         TokenGroups,
         cosine_sums,
         gram_sums,
     )
-    from moescope.profiles.similarity.pair_values import cka_values, cosine_values
+    from moescope.similarity.pair_values import cka_values, cosine_values
 
     torch.set_num_threads(given.threads)
     began, seconds = memory_mib(), {}

@@ -49,10 +49,10 @@ def naive(loaded: Any, windows: Sequence[Any], layer: int) -> list[float]:
     import torch
 
     from moescope.intervene import edited, zero
-    from moescope.intervene.passes.head import scored_tokens
-    from moescope.intervene.passes.scoring import PlainScores, compare
-    from moescope.intervene.passes.trials import batch_budget
-    from moescope.trace.windows import window_batches
+    from moescope.measure.head import scored_tokens
+    from moescope.measure.scoring import PlainScores, compare
+    from moescope.measure.trials import batch_budget
+    from moescope.measure.windows import window_batches
 
     experts = next(m for m in loaded.anatomy.layers if m.layer_idx == layer).num_experts
     sums, tokens = [0.0] * experts, 0
@@ -116,8 +116,8 @@ def main() -> None:
 
     from moescope.corpus import CorpusSpec
     from moescope.demo import MODEL, SAMPLES
+    from moescope.measure.windows import choose_windows
     from moescope.models import ModelSpec, load_model
-    from moescope.trace.windows import choose_windows
 
     loaded = load_model(ModelSpec(str(MODEL)))
     windows = choose_windows(

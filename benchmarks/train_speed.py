@@ -54,7 +54,7 @@ AUTOCAST = [
 
 
 def recipe_of(shape: str, sequences: int, micro_batches: int) -> Any:
-    from moescope.lab.recipe import Recipe
+    from moescope.training.recipe import Recipe
 
     return Recipe.model_validate(
         {
@@ -76,10 +76,10 @@ def ours(shape: str, case: dict[str, Any]) -> list[float]:
     """Seconds of each step of the lab."""
     import torch
 
-    from moescope.lab.network import build_network
-    from moescope.lab.objective import Workers, balance_weights, run_step
-    from moescope.lab.optimizer import Optimizer
-    from moescope.models.memory import keep_memory
+    from moescope.memory import keep_memory
+    from moescope.training.network import build_network
+    from moescope.training.objective import Workers, balance_weights, run_step
+    from moescope.training.optimizer import Optimizer
 
     keep_memory()
     recipe = recipe_of(shape, case["sequences"], case["micro_batches"])
@@ -105,8 +105,8 @@ def theirs(shape: str, case: dict[str, Any]) -> list[float]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from moescope.lab.network import build_network
-    from moescope.models.memory import keep_memory
+    from moescope.memory import keep_memory
+    from moescope.training.network import build_network
 
     if case["kept"]:
         keep_memory()

@@ -11,7 +11,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CHECKED = [
-    "moescope.metrics", "moescope.lab.routers", "moescope.lab.losses", "moescope.lab.capacity",
+    "moescope.metrics", "moescope.training.routers", "moescope.training.losses",
+    "moescope.training.capacity",
 ]  # fmt: skip
 HOOK = install_import_hook(CHECKED, "beartype.beartype")
 HOOK.__enter__()
@@ -26,7 +27,8 @@ from tests.support.saved import save_tiny, write_corpus  # noqa: E402
 from moescope.corpus import CorpusSpec  # noqa: E402
 from moescope.metrics.runs import AnalyzedRun, open_run  # noqa: E402
 from moescope.models import LoadedModel, ModelSpec, load_model  # noqa: E402
-from moescope.trace import TraceOptions, trace  # noqa: E402
+from moescope.run.options import TraceOptions  # noqa: E402
+from moescope.trace import trace  # noqa: E402
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("busy machine", deadline=None)

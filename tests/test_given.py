@@ -23,13 +23,13 @@ from moescope.given import (
     whole_number,
 )
 from moescope.intervene import measure_damage, steer, sweep, sweep_experts
-from moescope.lab.recipe import ModelRecipe
 from moescope.launch import LaunchOptions
 from moescope.models import LoadedModel
 from moescope.models.edits import bias
-from moescope.profiles.similarity.compare import SimilarityOptions
-from moescope.trace import TraceOptions
-from moescope.trace.aggregates import pack, unpack
+from moescope.run.aggregates import pack, unpack
+from moescope.run.options import TraceOptions
+from moescope.similarity.compare import SimilarityOptions
+from moescope.training.recipe import ModelRecipe
 
 WITH_A_SEED: dict[str, Callable[[int], Any]] = {
     "TraceOptions": lambda seed: TraceOptions(seed=seed),

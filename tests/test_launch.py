@@ -15,7 +15,6 @@ import pytest
 from tests.support.launched import OPTIONS, Place, assert_is_the_run, make_place
 from tests.support.same_run import assert_same_sums
 
-from moescope.analysis import report_on
 from moescope.cli import analyze_cmd, main
 from moescope.corpus import CorpusSpec, Shard
 from moescope.errors import (
@@ -27,6 +26,7 @@ from moescope.errors import (
     WriteError,
 )
 from moescope.files import LOCK, claim
+from moescope.jobs import report_on
 from moescope.launch import LaunchOptions, LaunchProgress, launch
 from moescope.launch import local as local_module
 from moescope.launch import run as run_module
@@ -37,9 +37,10 @@ from moescope.launch.watch import Watch
 from moescope.launch.worker import attempt
 from moescope.metrics.runs import open_run
 from moescope.models import load_model
-from moescope.trace import TraceOptions, trace
-from moescope.trace.manifest import read_manifest
-from moescope.trace.merge import merge_runs
+from moescope.run.manifest import read_manifest
+from moescope.run.merge import merge_runs
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 
 TWO = LaunchOptions(workers=2, shards=3)
 

@@ -15,7 +15,7 @@ from tests.support.launched import OPTIONS, Place, assert_is_the_run, make_place
 
 from moescope.errors import BadInputError, LaunchError
 from moescope.launch import LaunchOptions, LaunchProgress, launch
-from moescope.trace import Run
+from moescope.run.reader import Run
 
 pytestmark = pytest.mark.slow
 

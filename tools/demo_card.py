@@ -23,11 +23,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moescope.demo.checkpoints import CHECKPOINTS, pack_checkpoint, restore_checkpoint
-from moescope.lab.data import Ids, Streams, heldout_windows, prepare_data, unigram_losses
-from moescope.lab.kernels import chunked_cross_entropy
-from moescope.lab.log import TrainingLog
-from moescope.lab.recipe import Recipe
-from moescope.lab.recipe_file import load_recipe
+from moescope.training.data import Ids, Streams, heldout_windows, prepare_data, unigram_losses
+from moescope.training.kernels import chunked_cross_entropy
+from moescope.training.log import TrainingLog
+from moescope.training.recipe import Recipe
+from moescope.training.recipe_file import load_recipe
 
 TEMPLATE = Path(__file__).with_name("demo_card_template.md")
 SAMPLES = Path(__file__).resolve().parents[1] / "src/moescope/demo/samples"

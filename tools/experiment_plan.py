@@ -16,8 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from moescope.errors import BadInputError
-from moescope.lab.recipe import Recipe
-from moescope.lab.recipe_file import load_recipe
+from moescope.training.recipe import Recipe
+from moescope.training.recipe_file import load_recipe
 
 __all__ = ["Condition", "Experiment", "Job", "TraceSettings", "jobs_of", "load_experiments"]
 

@@ -22,11 +22,11 @@ from tools.experiment_plan import Job
 from moescope import CorpusSpec, ModelSpec, TraceOptions, load_model, open_corpus, open_run
 from moescope.errors import BadInputError, TrainingError
 from moescope.files import LEDGER
-from moescope.lab.data import prepare_data
-from moescope.lab.log import TrainingLog
-from moescope.lab.recipe import Recipe
-from moescope.lab.trainer import TrainingState, train
 from moescope.trace import trace
+from moescope.training.data import prepare_data
+from moescope.training.log import TrainingLog
+from moescope.training.recipe import Recipe
+from moescope.training.trainer import TrainingState, train
 
 __all__ = ["MEASURED", "TAIL", "carry_out", "link_text", "plain", "read_measured", "shared_text"]
 

@@ -70,14 +70,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 VERBS = {
     "trace": ("trace MOE TEXTS -o r", "moescope.trace:trace"),
-    "analyze": ("analyze MOE TEXTS -o r", "moescope.analysis:analyze"),
+    "analyze": ("analyze MOE TEXTS -o r", "moescope.jobs:analyze"),
     "import": ("import vllm TEXTS -o r --model MOE", "moescope.trace.importers:import_traces"),
-    "train": ("train RECIPE -o r", "moescope.training:train_with_page"),
+    "train": ("train RECIPE -o r", "moescope.jobs:train_with_page"),
     "ablate": ("ablate MOE --corpus TEXTS --experts L1E3 -o r",
                "moescope.intervene:measure_damage"),
-    "merge": ("merge RUN OTHERRUN -o r", "moescope.trace.merge:merge_runs"),
+    "merge": ("merge RUN OTHERRUN -o r", "moescope.run.merge:merge_runs"),
     "demo": ("demo -o r", "moescope.demo:run_demo"),
-    "similarity": ("similarity MOE TEXTS -o r", "moescope.profiles.similarity.compare:similarity"),
+    "similarity": ("similarity MOE TEXTS -o r", "moescope.similarity.compare:similarity"),
     "table": ("table RUN", "moescope.metrics.runs:open_run"),
     "report": ("report RUN", "moescope.report.page:build_report"),
     "compare": ("compare RUN OTHERRUN", "moescope.metrics.runs:compare_runs"),
@@ -86,7 +86,7 @@ VERBS = {
     "contrast": ("contrast MOE --with TEXTS --without TEXTS",
                  "moescope.intervene.contrast.compare:contrast"),
     "paths": ("paths MOE a b", "moescope.trace.routes:compare_routes"),
-    "capacity": ("capacity MOE a", "moescope.lab.overflow:explain_overflow"),
+    "capacity": ("capacity MOE a", "moescope.training.overflow:explain_overflow"),
     "inspect": ("inspect MOE", "moescope.models:load_meta"),
 }  # fmt: skip
 """A command line of each verb, and the function below it that does the work."""

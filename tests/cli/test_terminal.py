@@ -21,7 +21,8 @@ from moescope.cli.terminal import CleanConsole, bounded, clean
 from moescope.corpus import CorpusSpec
 from moescope.metrics.runs import open_run, table_names
 from moescope.models import ModelSpec, load_model
-from moescope.trace import TraceOptions, trace
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 
 TITLE, RED, OVERPRINT, TURNED = "\x1b]0;owned\x07", "\x9b31mred", "one\rtwo", "\u202etxt\u2066"
 HARMFUL = (TITLE, RED, OVERPRINT, TURNED, "\x1b[2Jgone")

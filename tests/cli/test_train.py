@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from tests.lab.conftest import RecipeWriter
+from tests.training.conftest import RecipeWriter
 
 from moescope.cli import main
 

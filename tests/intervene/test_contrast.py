@@ -24,7 +24,7 @@ from moescope.intervene.steering.settings import parse_setting
 from moescope.metrics.statistics import MIN_CLUSTERS, benjamini_hochberg
 from moescope.models import LoadedModel
 from moescope.models.capture import RoutingCapture
-from moescope.trace import TraceOptions
+from moescope.run.options import TraceOptions
 
 GREEN = [
     "the green river under old stars", "water boils for tea near a river", "old stars near water",

@@ -19,14 +19,14 @@ from moescope.intervene import mask, measure_damage, scale, zero
 from moescope.intervene.answers import damage_answers, damage_notes
 from moescope.intervene.damage.edits import damage_edit
 from moescope.intervene.damage.means import contrast, document_means, minimum_detectable
-from moescope.intervene.passes.journal import Journal
-from moescope.intervene.passes.scoring import PlainScores, compare
-from moescope.intervene.passes.trials import Trial, TrialRunner
+from moescope.measure.journal import Journal
+from moescope.measure.scoring import PlainScores, compare
+from moescope.measure.trials import Trial, TrialRunner
+from moescope.measure.windows import TextWindow
 from moescope.metrics.rates import mean_interval
 from moescope.models import LoadedModel
 from moescope.models.anatomy import REFUSED
 from moescope.models.edits import Edit
-from moescope.trace.windows import TextWindow
 
 VARIED = (
     "olmoe", "mixtral", "deepseek_v3", "deepseek_v4", "gemma4_text", "gpt_oss", "granitemoe",

@@ -16,7 +16,8 @@ from moescope.metrics.specialization import (
 )
 from moescope.metrics.statistics import MANY_DOMAINS, permutation_test
 from moescope.models import LoadedModel
-from moescope.trace import TraceOptions, trace
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 
 
 def test_distances_of_all_pairs_are_those_of_each_pair_to_the_last_digit(

@@ -18,10 +18,10 @@ from moescope.corpus import CorpusSpec
 from moescope.models import ModelSpec, load_model
 from moescope.models.source import checkpoint_folder, pinned
 from moescope.models.stored import INDEX, SINGLE
+from moescope.run.manifest import read_manifest
+from moescope.run.merge import merge_runs
 from moescope.trace import trace
 from moescope.trace.importers.served import open_served
-from moescope.trace.manifest import read_manifest
-from moescope.trace.merge import merge_runs
 
 NAME, COMMIT, OTHER = "owner/tiny", "0123456789abcdef" * 2 + "01234567", "f" * 40
 

@@ -15,7 +15,8 @@ from moescope.errors import ModelError
 from moescope.metrics.runs import open_run
 from moescope.models import ModelSpec, load_model
 from moescope.models.loading import load_streamed
-from moescope.trace import TraceOptions, trace
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 
 
 @pytest.fixture

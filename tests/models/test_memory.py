@@ -9,10 +9,11 @@ import pytest
 import torch
 from tests.support.saved import save_tiny
 
+from moescope import memory
 from moescope.errors import BadInputError, ModelError
-from moescope.models import ModelSpec, memory, open_model
+from moescope.memory import available_memory, parse_memory
+from moescope.models import ModelSpec, open_model
 from moescope.models.loading import load_streamed
-from moescope.models.memory import available_memory, parse_memory
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_products_of_many_row_counts_leave_few_kernels_behind() -> None:
     program = (
         "import torch\n"
         "from moescope.kernels import keep_few_kernels\n"
-        "from moescope.models.memory import held_memory\n"
+        "from moescope.memory import held_memory\n"
         "keep_few_kernels()\n"
         "weight = torch.ones(64, 64, dtype=torch.bfloat16)\n"
         "def products(sizes):\n"
@@ -118,7 +119,7 @@ def test_importing_the_library_changes_no_variable_of_the_program() -> None:
     program = (
         "import os, torch, transformers\n"
         "before = dict(os.environ)\n"
-        "import moescope.analysis, moescope.training, moescope.launch, moescope.intervene\n"
+        "import moescope.jobs, moescope.launch, moescope.intervene\n"
         "assert dict(os.environ) == before, set(os.environ) - set(before)\n"
     )
     clean = {k: v for k, v in os.environ.items() if k not in CACHES}

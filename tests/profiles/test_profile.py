@@ -24,7 +24,8 @@ from moescope.profiles.profile import (
     profile_experts,
     write_profiles,
 )
-from moescope.trace import TraceOptions, trace
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 
 NO_MODEL = ProfileOptions(use_model=False, pipeline=None)
 MODEL_PARTS = ("contribution", "contexts", "pushes", "similar", "weights")

@@ -10,7 +10,7 @@ from moescope.profiles.cells import Cells, half_of_documents, spread
 from moescope.profiles.intervals import lift_interval, ratio_interval
 from moescope.profiles.partners import MIN_PAIR_COUNT, strongest_partners
 from moescope.profiles.tokens_in import list_overlap, top_tokens, vocabulary_of_experts
-from moescope.trace.aggregates import AggregateShape
+from moescope.run.aggregates import AggregateShape
 
 CELLS = Cells.of(AggregateShape(layers=(1, 3), num_experts=(4, 2), top_k=(2, 1)))
 

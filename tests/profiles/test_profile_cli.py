@@ -13,7 +13,8 @@ from tests.support.saved import save_tiny, write_corpus
 from moescope.cli import main
 from moescope.corpus import CorpusSpec
 from moescope.models import ModelSpec, load_model
-from moescope.trace import TraceOptions, trace
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 
 
 class Done(NamedTuple):

@@ -3,8 +3,8 @@
 import numpy as np
 from tests.support.saved import tiny_tokenizer
 
+from moescope.measure.windows import TextWindow
 from moescope.profiles.contexts import AROUND, CONTEXT_ROWS, MAX_PER_DOCUMENT, WindowTexts
-from moescope.trace.windows import TextWindow
 
 
 def window(text: str, doc: str = "a", bos: bool = True) -> TextWindow:

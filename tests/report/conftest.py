@@ -10,7 +10,8 @@ from tests.support.saved import WORDS, write_corpus
 from moescope.corpus import CorpusSpec
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.models import LoadedModel
-from moescope.trace import TraceOptions, trace
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">\u2028\u2029<!--&amp;'"
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from moescope.trace import TokenRows
-from moescope.trace.aggregates import AggregateShape
+from moescope.run.aggregates import AggregateShape
+from moescope.run.reader import TokenRows
 
 
 class InventedRun:

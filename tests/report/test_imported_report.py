@@ -13,7 +13,7 @@ from moescope.cli.main import app
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.report import build_report
 from moescope.report.data import report_data
-from moescope.trace import TraceOptions
+from moescope.run.options import TraceOptions
 from moescope.trace.importers import import_traces
 
 browser = pytest.mark.skipif(BROWSER is None, reason="no chromium here")

@@ -23,7 +23,8 @@ from moescope.profiles.profile import ProfileOptions, profile_all
 from moescope.report import profile_data
 from moescope.report.profile_data import LEVELS, PAGE_BYTES, profiles_data, unpack
 from moescope.report.profile_page import build_profile_page, render_profile_page
-from moescope.trace import TraceOptions, trace
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 
 in_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
 USE = Path(__file__).with_name("use_profiles.js")

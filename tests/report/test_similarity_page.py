@@ -17,13 +17,13 @@ from moescope.cli import main
 from moescope.errors import MissingExtraError
 from moescope.metrics.runs import AnalyzedRun
 from moescope.models import LoadedModel
-from moescope.profiles.similarity.compare import SimilarityOptions, similarity
-from moescope.profiles.similarity.result import Similarity, open_similarity
 from moescope.report import similarity_data as page_data
 from moescope.report import similarity_figures
 from moescope.report.similarity_data import similarity_data
 from moescope.report.similarity_figures import write_similarity_figures
 from moescope.report.similarity_page import similarity_page, write_similarity_page
+from moescope.similarity.compare import SimilarityOptions, similarity
+from moescope.similarity.result import Similarity, open_similarity
 
 FIGURES = ("depth", "pairs", "nearest", "agreement", "map")
 

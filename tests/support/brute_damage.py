@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from tests.support.tiny import VOCAB_SIZE, tiny_model
 
+from moescope.measure.windows import TextWindow
 from moescope.models import LoadedModel, ModelSpec, find_anatomy
 from moescope.models.capture import RoutingCapture
 from moescope.models.editing import edited
 from moescope.models.edits import Edit
-from moescope.trace.windows import TextWindow
 
 
 class ByHand(NamedTuple):

@@ -10,8 +10,9 @@ from moescope.corpus import CorpusSpec
 from moescope.launch.job import Job
 from moescope.metrics.runs import open_run
 from moescope.models import ModelSpec, load_model
-from moescope.trace import TraceOptions, trace
-from moescope.trace.merge import merge_runs
+from moescope.run.merge import merge_runs
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 
 OPTIONS = TraceOptions(
     keep="all", context=64, pool_tokens=256, batch_tokens=128, sample_tokens=500, generate=3,

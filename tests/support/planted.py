@@ -16,8 +16,8 @@ import torch
 from tests.support.tiny import tiny_model
 
 from moescope.axes import ExpertRef
+from moescope.measure.windows import TextWindow
 from moescope.models import LoadedModel, ModelSpec, find_anatomy
-from moescope.trace.windows import TextWindow
 
 EXPERTS, WORDS, DOMAINS, FIRST_WORD = 32, 64, 4, 4
 VOCABULARY = FIRST_WORD + WORDS

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.testing import assert_allclose, assert_array_equal
 
 from moescope.metrics.runs import AnalyzedRun, table_names
-from moescope.trace.store import read_parquet
+from moescope.run.store import read_parquet
 
 RESAMPLED = re.compile(r".*(_low|_high|_null|_p)$|^(p|q|p_max|null|excess|split_half)$|^i_.*_bits$")
 """Columns that resampling gives: they depend on the order of documents."""

@@ -21,7 +21,8 @@ from moescope.corpus import CorpusSpec, open_corpus
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.models import LoadedModel, ModelSpec, load_model
 from moescope.models.capture import RoutingCapture
-from moescope.trace import TraceOptions, trace
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 from moescope.trace.importers import import_traces
 
 GARBAGE = 251

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from moescope.metrics.runs import open_run
-from moescope.trace import TraceOptions
+from moescope.run.options import TraceOptions
 
 OPTIONS = TraceOptions(context=32, limit=200)
 

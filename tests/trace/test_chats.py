@@ -13,13 +13,14 @@ from tests.support.tiny import tiny_model
 from moescope.cli import main
 from moescope.corpus import CorpusSpec, MarksWarning
 from moescope.errors import RunError
+from moescope.measure.windows import choose_windows, run_windows
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.models import LoadedModel, ModelSpec, load_model
 from moescope.report.data import report_data
-from moescope.trace import Progress, TraceOptions, trace
-from moescope.trace.manifest import read_manifest
-from moescope.trace.merge import merge_runs
-from moescope.trace.windows import choose_windows, run_windows
+from moescope.run.manifest import read_manifest
+from moescope.run.merge import merge_runs
+from moescope.run.options import TraceOptions
+from moescope.trace import Progress, trace
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n"

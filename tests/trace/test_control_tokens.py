@@ -11,7 +11,8 @@ from tokenizers import AddedToken
 
 from moescope.corpus import CorpusSpec, control_ids
 from moescope.metrics.runs import AnalyzedRun, open_run
-from moescope.trace import TraceOptions, trace
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 
 MARK = "<|channel|>"
 

@@ -11,8 +11,10 @@ from tests.support.saved import save_tiny, write_corpus
 from moescope.corpus import CorpusSpec, open_corpus
 from moescope.metrics.runs import open_run
 from moescope.models import LoadedModel, ModelSpec, load_model
-from moescope.trace import TraceOptions, aggregates, trace
-from moescope.trace.aggregates import HISTOGRAMS, LOGIT_EDGES, PROB_EDGES, WEIGHT_EDGES
+from moescope.run import aggregates
+from moescope.run.aggregates import HISTOGRAMS, LOGIT_EDGES, PROB_EDGES, WEIGHT_EDGES
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 
 TYPES = ("olmoe", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss")
 CONTEXT = 24

@@ -22,7 +22,7 @@ from tests.support.served import (
 
 from moescope.errors import CorpusError
 from moescope.metrics.runs import AnalyzedRun, open_run
-from moescope.trace import TraceOptions
+from moescope.run.options import TraceOptions
 from moescope.trace.importers import import_traces
 
 

@@ -16,7 +16,7 @@ from moescope.errors import BadInputError, CorpusError, RunError
 from moescope.metrics.runs import AnalyzedRun, compare_runs, open_run, table_names
 from moescope.profiles.profile import profile_all
 from moescope.report.data import report_data
-from moescope.trace import TraceOptions
+from moescope.run.options import TraceOptions
 from moescope.trace.importers import import_traces
 
 WORKS = {"load", "balance", "domain_specialization", "domain_distance", "domain_loss", "phases"}

@@ -24,7 +24,7 @@ from moescope.errors import BadInputError, CorpusError, RunError
 from moescope.files import LEDGER
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.models import ModelSpec
-from moescope.trace import TraceOptions
+from moescope.run.options import TraceOptions
 from moescope.trace.importers import import_traces
 from moescope.trace.importers.files import find_captures, read_items
 

@@ -104,7 +104,7 @@ def test_three_tokens_prove_nothing(case: Case, tmp_path: Path) -> None:
 
 
 def test_the_layers_that_are_not_imported_speak_too(case: Case, tmp_path: Path) -> None:
-    from moescope.trace import TraceOptions
+    from moescope.run.options import TraceOptions
 
     experts = case.requests[0].experts.copy()
     experts[:, 0] = experts[0, 0]  # a router that has collapsed, in one layer

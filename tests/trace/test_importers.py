@@ -29,7 +29,7 @@ from tests.support.tiny import tiny_config
 from moescope.errors import CorpusError, ModelError, RunError
 from moescope.metrics.runs import AnalyzedRun, compare_runs, open_run, table_names
 from moescope.models import ModelSpec
-from moescope.trace import TraceOptions
+from moescope.run.options import TraceOptions
 from moescope.trace.importers import import_traces
 
 NEEDS_WEIGHTS = {"decisiveness", "histograms", "committee", "paths"}

@@ -8,11 +8,12 @@ import pytest
 
 from moescope.corpus import CorpusSpec
 from moescope.errors import CorpusError
+from moescope.measure.windows import run_windows
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.models import LoadedModel
 from moescope.report.data import report_data
-from moescope.trace import TraceOptions, trace
-from moescope.trace.windows import run_windows
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 
 LENGTHS = {"short": [4, 12, 13, 14, 12, 15], "long": [40, 60, 55, 70, 44, 9]}
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from moescope.errors import CoverageError
 from moescope.models import LoadedModel
 from moescope.models.capture import RoutingCapture
-from moescope.trace.aggregates import AggregateShape, PhaseAggregates, pack, unpack
-from moescope.trace.facts import LayerFacts, TokenBlock, layer_facts
-from moescope.trace.sample import Sample
-from moescope.trace.sparse import SparseCounter
+from moescope.run.aggregates import AggregateShape, PhaseAggregates, pack, unpack
+from moescope.run.facts import LayerFacts, TokenBlock
+from moescope.run.sample import Sample
+from moescope.run.sparse import SparseCounter
+from moescope.trace.facts import layer_facts
 
 
 def test_the_facts_of_one_token_by_hand() -> None:

@@ -17,7 +17,8 @@ import json, re, sys
 from pathlib import Path
 from moescope.corpus import CorpusSpec
 from moescope.models import ModelSpec, open_model
-from moescope.trace import TraceOptions, trace
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 model, text, run, memory = sys.argv[1:]
 loaded = open_model(ModelSpec(model), engine="streamed", memory=memory, window=512)
 trace(loaded, CorpusSpec(path=text), Path(run), TraceOptions(context=512))

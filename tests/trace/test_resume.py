@@ -16,8 +16,9 @@ from moescope.corpus import CorpusSpec
 from moescope.errors import RunError, WriteError
 from moescope.metrics.runs import open_run, table_names
 from moescope.models import LoadedModel, ModelSpec, load_model
-from moescope.trace import TraceOptions, trace
-from moescope.trace import store as store_module
+from moescope.run import store as store_module
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 
 SCRIPT = """
 import sys
@@ -26,7 +27,8 @@ import torch
 torch.set_num_threads(1)
 from moescope.corpus import CorpusSpec
 from moescope.models import ModelSpec, open_model
-from moescope.trace import TraceOptions, trace
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 model, corpus, run, engine = sys.argv[1:]
 loaded = open_model(ModelSpec(model), engine=engine)
 print("loaded", flush=True)

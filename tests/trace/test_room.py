@@ -12,9 +12,10 @@ from moescope.metrics.runs import open_run
 from moescope.models import ModelSpec
 from moescope.models.loading import load_streamed
 from moescope.models.memory import StreamedNeed
-from moescope.trace import TraceOptions, trace
+from moescope.run.aggregates import AggregateShape
+from moescope.run.options import TraceOptions
 from moescope.trace import record as record_module
-from moescope.trace.aggregates import AggregateShape
+from moescope.trace import trace
 from moescope.trace.room import document_bytes, sums_need
 
 

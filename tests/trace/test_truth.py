@@ -11,7 +11,8 @@ from tests.support.saved import save_tiny, write_corpus
 from moescope.corpus import CorpusSpec
 from moescope.metrics.runs import open_run
 from moescope.models import LoadedModel, ModelSpec, load_model
-from moescope.trace import TraceOptions, trace
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 
 SEEDS = 20
 

@@ -61,11 +61,11 @@ def _tiny_run() -> Any:
 def run_format_page() -> str:
     """The files of a run: manifest, Parquet schemas, tensors of the state."""
     from moescope.corpus import CorpusSpec
-    from moescope.trace import TraceOptions
-    from moescope.trace.manifest import SCHEMA_VERSION, Manifest, Stored
-    from moescope.trace.shards import document_table, shard_table
-    from moescope.trace.state import PHASES
-    from moescope.trace.store import read_parquet
+    from moescope.run.manifest import SCHEMA_VERSION, Manifest, Stored
+    from moescope.run.options import TraceOptions
+    from moescope.run.shards import document_table, shard_table
+    from moescope.run.state import PHASES
+    from moescope.run.store import read_parquet
 
     run = _tiny_run()
     shard = read_parquet(run.path, run.manifest.shards[0])
@@ -103,7 +103,7 @@ def run_format_page() -> str:
         "",
         "One file with everything that is summed, named after the number of documents read. The",
         f"phases are {listed}; a phase is there when it has tokens. `sparse/NAME/keys` and",
-        "`…/counts` are a sorted table of packed keys (see `moescope.trace.aggregates.unpack`).",
+        "`…/counts` are a sorted table of packed keys (see `moescope.run.aggregates.unpack`).",
         "",
         *docstring(_aggregates_doc()),
         "",
@@ -117,7 +117,7 @@ def run_format_page() -> str:
 
 
 def _aggregates_doc() -> str:
-    from moescope.trace.aggregates import PhaseAggregates
+    from moescope.run.aggregates import PhaseAggregates
 
     return PhaseAggregates.__doc__ or ""
 

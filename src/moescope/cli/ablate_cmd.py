@@ -21,9 +21,9 @@ from moescope.cli.terminal import bar, errors, output
 
 if TYPE_CHECKING:
     from moescope.intervene import Damage, ExpertSweep
-    from moescope.intervene.passes.trials import OnProgress
+    from moescope.measure.trials import OnProgress
+    from moescope.measure.windows import TextWindow
     from moescope.models import LoadedModel
-    from moescope.trace.windows import TextWindow
 
 _HELP = """Take experts away and measure the damage, by domain, beside random experts of like load.
 
@@ -66,7 +66,7 @@ def ablate(config: AblateConfig, resume: bool, form: Format) -> None:
     """Measure, write, and print what was found."""
     from moescope.files import claim
     from moescope.intervene.ablation_files import ablation_data, save_ablation
-    from moescope.intervene.passes.journal import ABLATION_KIND
+    from moescope.measure.journal import ABLATION_KIND
     from moescope.models import load_model
     from moescope.report.ablation_page import write_ablation_page
 

@@ -14,9 +14,9 @@ from moescope.given import Seed
 
 if TYPE_CHECKING:
     from moescope.intervene.damage.measure import Experts
+    from moescope.measure.windows import TextWindow
     from moescope.models import LoadedModel, ModelSpec
-    from moescope.trace import TraceOptions
-    from moescope.trace.windows import TextWindow
+    from moescope.run.options import TraceOptions
 
 __all__ = ["AblateConfig", "resolve_ablation"]
 
@@ -101,8 +101,8 @@ class AblateConfig(BaseModel):
     def windows(self, loaded: LoadedModel) -> list[TextWindow]:
         """The text to measure on."""
         from moescope.corpus import CorpusSpec
+        from moescope.measure.windows import choose_windows, run_windows
         from moescope.metrics.runs import open_run
-        from moescope.trace.windows import choose_windows, run_windows
 
         if self.run is not None:
             return run_windows(
@@ -121,7 +121,7 @@ class AblateConfig(BaseModel):
         )
 
     def _trace_options(self) -> TraceOptions:
-        from moescope.trace import TraceOptions
+        from moescope.run.options import TraceOptions
 
         return TraceOptions(
             context=self.context,
@@ -171,7 +171,7 @@ def resolve_ablation(given: dict[str, Any], config_file: Path | None) -> AblateC
 
 def _model_of(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The model that a run was made with."""
-    from moescope.trace.manifest import read_manifest
+    from moescope.run.manifest import read_manifest
 
     known = read_manifest(run).model
     return {"model": known["name"], "revision": settings.get("revision") or known.get("revision")}

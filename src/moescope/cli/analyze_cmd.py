@@ -15,7 +15,7 @@ from moescope.cli.terminal import errors, output
 
 if TYPE_CHECKING:
     from moescope.launch import LaunchProgress
-    from moescope.trace import Run
+    from moescope.run.reader import Run
 
 _HELP = """Trace a corpus through a model, compute the tables, write the report.
 
@@ -37,8 +37,8 @@ def register(app: typer.Typer) -> None:
 
 def analyze(config: RunConfig, resume: bool) -> None:
     """Run the main job and print the path of the report."""
-    from moescope.analysis import analyze as analyze_corpus
-    from moescope.analysis import report_on
+    from moescope.jobs import analyze as analyze_corpus
+    from moescope.jobs import report_on
 
     with tracing_progress() as bar, output_of(config) as folder:
         if config.launches:
@@ -67,7 +67,7 @@ def output_of(config: RunConfig) -> Iterator[Path]:
     A scheduler may start the task of a shard again that is still running, so that one waits.
     """
     from moescope.files import nothing_of_bad_input
-    from moescope.trace.manifest import claim_run
+    from moescope.run.manifest import claim_run
 
     wait = 2.0 if config.shard is None else _LOCK_SECONDS
     with (
@@ -79,7 +79,7 @@ def output_of(config: RunConfig) -> Iterator[Path]:
 
 def _is_begun(folder: Path) -> bool:
     from moescope.launch.job import PARTS
-    from moescope.trace.manifest import has_progress
+    from moescope.run.manifest import has_progress
 
     return has_progress(folder) or (folder / PARTS).exists()
 

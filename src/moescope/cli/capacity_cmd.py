@@ -17,7 +17,7 @@ from moescope.errors import BadInputError
 from moescope.given import MOST_TOKENS
 
 if TYPE_CHECKING:
-    from moescope.lab.overflow import LayerOverflow
+    from moescope.training.overflow import LayerOverflow
 
 _HELP = """Show what a capacity limit does to a text: who overflows, and where those tokens go.
 
@@ -57,8 +57,8 @@ def capacity(
     trust_remote_code: Annotated[bool, typer.Option(help="run code of the model")] = False,
 ) -> None:
     """Print the queues."""
-    from moescope.lab.overflow import explain_overflow
     from moescope.models import ModelSpec, load_model
+    from moescope.training.overflow import explain_overflow
 
     if form == "csv":
         raise BadInputError("capacity prints as table or json; csv has no place for sets")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from moescope.corpus import CorpusSpec
     from moescope.launch import LaunchOptions
     from moescope.models import LoadedModel, ModelSpec
-    from moescope.trace import TraceOptions
+    from moescope.run.options import TraceOptions
 
 __all__ = ["RunConfig", "parse_layers", "require_one_way", "resolve", "with_run_options"]
 
@@ -198,7 +198,7 @@ class RunConfig(BaseModel):
 
     def trace_options(self) -> TraceOptions:
         """The part that says how."""
-        from moescope.trace import TraceOptions
+        from moescope.run.options import TraceOptions
 
         shared = set(TraceOptions.model_fields) & set(RunConfig.model_fields) - {"layers"}
         layers = None if self.layers is None else parse_layers(self.layers)

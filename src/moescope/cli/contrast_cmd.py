@@ -96,7 +96,7 @@ def contrast(
     from moescope.intervene.contrast.compare import contrast as compare
     from moescope.intervene.steering.plan import PLAN_SIGNATURE, write_plan
     from moescope.models import ModelSpec, load_model
-    from moescope.trace import TraceOptions
+    from moescope.run.options import TraceOptions
 
     if not strength > 0:
         raise BadInputError(f"--strength {strength:g}: give logits above 0")

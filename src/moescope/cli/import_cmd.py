@@ -15,7 +15,7 @@ from moescope.cli.settings import SEED, finite
 from moescope.cli.terminal import errors, output
 
 if TYPE_CHECKING:
-    from moescope.trace import Run
+    from moescope.run.reader import Run
 
 _HELP = """Make a run of routed-expert ids that vLLM, SGLang or llama.cpp captured while serving.
 
@@ -97,9 +97,10 @@ def import_(
     """Import, and print the run folder."""
     from moescope.files import nothing_of_bad_input
     from moescope.models import ModelSpec
-    from moescope.trace import Run, TraceOptions
+    from moescope.run.manifest import claim_run, has_progress
+    from moescope.run.options import TraceOptions
+    from moescope.run.reader import Run
     from moescope.trace.importers import import_traces
-    from moescope.trace.manifest import claim_run, has_progress
 
     options = TraceOptions(
         layers=None if layers is None else parse_layers(layers),

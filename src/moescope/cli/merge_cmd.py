@@ -35,8 +35,8 @@ def merge(
     ] = False,
 ) -> None:
     """Merge and print the folder."""
-    from moescope.trace import Run
-    from moescope.trace.merge import merge_runs
+    from moescope.run.merge import merge_runs
+    from moescope.run.reader import Run
 
     twice = [r for r, n in Counter(os.path.realpath(run) for run in runs).items() if n > 1]
     if twice:

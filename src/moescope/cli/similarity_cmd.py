@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from moescope.corpus import CorpusSpec
     from moescope.metrics.runs import AnalyzedRun
     from moescope.models import ModelSpec
-    from moescope.profiles.similarity.compare import SimilarityStep
-    from moescope.profiles.similarity.result import Similarity
-    from moescope.trace import TraceOptions
+    from moescope.run.options import TraceOptions
+    from moescope.similarity.compare import SimilarityStep
+    from moescope.similarity.result import Similarity
 
 _HELP = """Compare the experts of each layer: outputs on identical inputs, weights, router rows.
 
@@ -97,12 +97,12 @@ def similarity(
     """Compare, write, and print the most similar pairs."""
     from moescope.corpus import CorpusSpec
     from moescope.files import claim
+    from moescope.memory import parse_memory
     from moescope.models import load_model
-    from moescope.models.memory import parse_memory
-    from moescope.profiles.similarity.compare import METHODS, SimilarityOptions
-    from moescope.profiles.similarity.compare import similarity as compare
     from moescope.report.similarity_figures import require_matplotlib, write_similarity_figures
     from moescope.report.similarity_page import write_similarity_page
+    from moescope.similarity.compare import METHODS, SimilarityOptions
+    from moescope.similarity.compare import similarity as compare
 
     if pdf:
         require_matplotlib()

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 def trace(config: RunConfig, resume: bool) -> None:
     """Run the trace and print the run folder."""
-    from moescope.trace import Run
+    from moescope.run.reader import Run
     from moescope.trace import trace as trace_corpus
 
     with tracing_progress() as bar, output_of(config) as folder:

@@ -12,7 +12,7 @@ from moescope.cli.resume import resumable
 from moescope.cli.terminal import bar, errors, output
 
 if TYPE_CHECKING:
-    from moescope.lab.trainer import Trained, TrainingState
+    from moescope.training.trainer import Trained, TrainingState
 
 _HELP = """Train a small MoE from a recipe; routers, balancing and capacity are its knobs.
 
@@ -39,10 +39,10 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
 ) -> None:
     """Train, show progress, and print the held-out losses and the folder of the model."""
-    from moescope.lab.recipe import routing_notes
-    from moescope.lab.recipe_file import load_recipe
+    from moescope.jobs import PAGE, train_with_page
     from moescope.models.loading import pick_device
-    from moescope.training import PAGE, train_with_page
+    from moescope.training.recipe import routing_notes
+    from moescope.training.recipe_file import load_recipe
 
     checked = load_recipe(recipe, tuple(override or ()))
     chosen = str(pick_device(device))

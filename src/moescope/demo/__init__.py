@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from moescope.analysis import Analysis, analyze
 from moescope.corpus import CorpusSpec
 from moescope.demo.checkpoints import checkpoint_steps, restore_checkpoint, write_checkpoint
+from moescope.jobs import Analysis, analyze
 from moescope.models import ModelSpec
-from moescope.trace import Progress, TraceOptions
-from moescope.trace.manifest import claim_run
+from moescope.run.manifest import claim_run
+from moescope.run.options import TraceOptions
+from moescope.trace import Progress
 
 __all__ = [
     "MODEL",

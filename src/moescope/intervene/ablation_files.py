@@ -24,9 +24,9 @@ from moescope.intervene.answers import (
 from moescope.intervene.damage.measure import Damage
 from moescope.intervene.expert_sweep.scores import SCORE_NAMES, SCORES
 from moescope.intervene.expert_sweep.sweep import ExpertSweep
-from moescope.intervene.passes.identity import finite
-from moescope.intervene.passes.journal import ABLATION_KIND
-from moescope.trace.store import write_parquet
+from moescope.measure.identity import finite
+from moescope.measure.journal import ABLATION_KIND
+from moescope.run.store import write_parquet
 
 __all__ = ["ABLATION", "SCHEMA_VERSION", "ablation_data", "save_ablation"]
 

@@ -9,11 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from moescope.intervene.damage.controls import CALIPER, lowest_p
 from moescope.intervene.damage.measure import Damage
 from moescope.intervene.expert_sweep.scores import ROUTING_SCORES, SCORE_NAMES
 from moescope.intervene.expert_sweep.sweep import ExpertSweep
-from moescope.intervene.passes.saving import Saving
+from moescope.measure.controls import CALIPER, lowest_p
+from moescope.measure.saving import Saving
 from moescope.metrics.statistics import MIN_CLUSTERS
 
 __all__ = [

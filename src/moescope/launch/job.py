@@ -18,8 +18,8 @@ from moescope.files import LEDGER, LOCK, owned, remove, remove_result, write_byt
 from moescope.given import MOST_SHARDS, MOST_WORKERS
 from moescope.models import ModelSpec
 from moescope.models.loading import EngineName
-from moescope.trace import TraceOptions
-from moescope.trace.manifest import MANIFEST, read_manifest
+from moescope.run.manifest import MANIFEST, read_manifest
+from moescope.run.options import TraceOptions
 
 __all__ = ["PARTS", "Job", "LaunchOptions", "Parts"]
 

@@ -23,8 +23,8 @@ from moescope.files import own
 from moescope.launch.job import Job
 from moescope.launch.watch import Watch
 from moescope.launch.worker import Outcome
+from moescope.memory import available_memory
 from moescope.models.loading import pick_device
-from moescope.models.memory import available_memory
 
 __all__ = ["run_local"]
 

@@ -22,8 +22,8 @@ from moescope.files import holder
 from moescope.launch.job import Job, LaunchOptions
 from moescope.launch.watch import RETRIES, Watch
 from moescope.launch.worker import Outcome, attempt
+from moescope.memory import available_memory
 from moescope.models.loading import pick_device
-from moescope.models.memory import available_memory
 
 __all__ = ["ray_workers", "run_on_ray", "with_ray"]
 

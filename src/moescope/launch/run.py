@@ -17,9 +17,9 @@ from moescope.launch.on_ray import ray_workers, run_on_ray, with_ray
 from moescope.launch.watch import LaunchProgress, Watch
 from moescope.models import ModelSpec
 from moescope.models.loading import EngineName
-from moescope.trace import TraceOptions
-from moescope.trace.manifest import MANIFEST, Manifest, claim_run, read_manifest
-from moescope.trace.merge import merge_runs
+from moescope.run.manifest import MANIFEST, Manifest, claim_run, read_manifest
+from moescope.run.merge import merge_runs
+from moescope.run.options import TraceOptions
 
 __all__ = ["launch"]
 

@@ -19,7 +19,7 @@ from moescope.metrics.rates import mean_interval, rate_interval
 from moescope.metrics.specialization import domain_specialization as specialization
 from moescope.metrics.specialization import jensen_shannon_pairs, split_halves, token_baselines
 from moescope.metrics.view import ALL, PhaseView, Rows
-from moescope.trace.aggregates import (
+from moescope.run.aggregates import (
     DECISIVENESS,
     HISTOGRAMS,
     LOGIT_EDGES,

@@ -23,9 +23,8 @@ from moescope.metrics.phases import phases
 from moescope.metrics.rates import mean_interval
 from moescope.metrics.tables import TABLES
 from moescope.metrics.view import PhaseView, Rows
-from moescope.trace import Run, TokenRows
-from moescope.trace.reader import token_rows
-from moescope.trace.store import read_parquet, understood, write_parquet
+from moescope.run.reader import Run, TokenRows, token_rows
+from moescope.run.store import read_parquet, understood, write_parquet
 
 _TABLES = "tables"
 _NOTE = b"note"

@@ -14,7 +14,7 @@ __all__ = ["TABLES", "TableSpec"]
 class TableSpec(NamedTuple):
     """A table: its name, the function that makes it, and the function's docstring.
 
-    ``needs``: a key of `moescope.trace.aggregates.ABSENT` without which there is nothing to say; a
+    ``needs``: a key of `moescope.run.aggregates.ABSENT` without which there is nothing to say; a
     run that does not know it refuses the table.
     """
 

@@ -16,7 +16,7 @@ from moescope.metrics.view import ALL, Layer, PhaseView, Rows
 from moescope.metrics.vocabulary import MIN_TOKEN_COUNT
 from moescope.metrics.vocabulary import token_overlap as overlap
 from moescope.metrics.vocabulary import vocabulary_specialization as vocabulary
-from moescope.trace.aggregates import unpack
+from moescope.run.aggregates import unpack
 
 __all__ = [
     "domain_loss",

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.trace import Run, TokenRows
-from moescope.trace.aggregates import unpack
+from moescope.run.aggregates import unpack
+from moescope.run.reader import Run, TokenRows
 
 __all__ = ["ALL", "Layer", "PhaseView", "Rows"]
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from moescope.errors import ModelError
+from moescope.memory import machine_memory, readable
 from moescope.models.anatomy import Anatomy
-from moescope.models.memory import machine_memory, readable
 from moescope.models.scales import quant_method
 from moescope.models.source import ModelSpec
 from moescope.models.streaming import StreamedModel

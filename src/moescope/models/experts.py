@@ -3,8 +3,9 @@
 Transformers lets a model's experts be computed by a registered function. The one here gathers each
 expert's tokens, runs the expert once on that slice, and adds the weighted result to their rows. So
 no copy of all assignments is made, and what an expert works on stays in the cache. It has no
-backward pass; the trainer has arithmetic of its own (`moescope.lab.kernels`). On an accelerator
-the model keeps transformers' own grouped or fused kernels. It knows modules, not routing rules.
+backward pass; the trainer has arithmetic of its own (`moescope.training.kernels`). On an
+accelerator the model keeps transformers' own grouped or fused kernels. It knows modules, not
+routing rules.
 """
 
 from __future__ import annotations

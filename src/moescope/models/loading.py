@@ -17,6 +17,7 @@ from torch import nn
 
 from moescope.errors import ModelError
 from moescope.kernels import keep_few_kernels
+from moescope.memory import available_memory, machine_memory, parse_memory, readable
 from moescope.models.anatomy import Anatomy
 from moescope.models.checks import (
     name_misfit,
@@ -27,14 +28,7 @@ from moescope.models.checks import (
 from moescope.models.classes import auto_class
 from moescope.models.config_files import CONFIG, WEIGHTS
 from moescope.models.experts import sorts_experts
-from moescope.models.memory import (
-    available_memory,
-    machine_memory,
-    parse_memory,
-    plan_streaming,
-    readable,
-    resident_need,
-)
+from moescope.models.memory import plan_streaming, resident_need
 from moescope.models.probe import find_anatomy
 from moescope.models.scales import (
     refuse_left_out,

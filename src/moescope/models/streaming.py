@@ -23,8 +23,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from moescope.errors import ModelError
+from moescope.memory import give_memory_back
 from moescope.models.experts import expert_weights, sorts_experts
-from moescope.models.memory import StreamedNeed, give_memory_back
+from moescope.models.memory import StreamedNeed
 from moescope.models.narrow import narrow_weights, widen_outputs
 from moescope.models.stored import (
     Stored,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
 from moescope.metrics.view import Layer
-from moescope.trace.aggregates import AggregateShape
+from moescope.run.aggregates import AggregateShape
 
 __all__ = ["Cells", "half_of_documents", "spread"]
 

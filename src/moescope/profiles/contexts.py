@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.trace.windows import TextWindow
+from moescope.measure.windows import TextWindow
 
 __all__ = [
     "AROUND",

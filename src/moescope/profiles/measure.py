@@ -17,15 +17,15 @@ import torch
 from numpy.typing import NDArray
 
 from moescope.errors import CorpusError, ModelError
+from moescope.measure.gather import BatchRows, Candidates, LayerGather
+from moescope.measure.windows import TextWindow, WindowBatch, window_batches
 from moescope.models.anatomy import MoELayer
 from moescope.models.expert_calls import ExpertInputs, ExpertLayer
 from moescope.models.loading import LoadedModel
 from moescope.profiles.cells import Cells, half_of_documents
-from moescope.profiles.gather import BatchRows, Candidates, LayerGather
 from moescope.profiles.intervals import ratio_interval
 from moescope.profiles.lens import FinalScales, Lens, find_lens
 from moescope.profiles.residual import first_output
-from moescope.trace.windows import TextWindow, WindowBatch, window_batches
 
 __all__ = ["COMPARED_TOKENS", "NEAREST_ROWS", "Measured", "MeasuredText", "Pushes", "measure"]
 
@@ -104,7 +104,7 @@ def measure(
 
     Args:
         loaded: the model of the run.
-        windows: the text; see `moescope.trace.windows.run_windows`.
+        windows: the text; see `moescope.measure.windows.run_windows`.
         cells: which layers, and the order of their experts.
         domains: names in the order wanted.
         on_progress: called with tokens done and tokens in all.

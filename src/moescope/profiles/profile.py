@@ -21,6 +21,7 @@ from moescope.errors import (
     RunError,
 )
 from moescope.files import write_bytes
+from moescope.measure.windows import run_windows
 from moescope.metrics.runs import AnalyzedRun
 from moescope.models.loading import LoadedModel, ModelSpec, load_model
 from moescope.profiles.assemble import Assembly
@@ -36,7 +37,6 @@ from moescope.profiles.stored import (
     measure_key,
     read_measures,
 )
-from moescope.trace.windows import run_windows
 
 __all__ = ["ProfileOptions", "profile_all", "profile_expert", "profile_experts", "write_profiles"]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moescope.metrics.view import PhaseView
 from moescope.profiles.cells import half_of_documents
-from moescope.trace.reader import TokenRows
+from moescope.run.reader import TokenRows
 
 __all__ = ["SampledDocuments"]
 

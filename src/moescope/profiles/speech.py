@@ -18,7 +18,7 @@ from moescope.errors import BadInputError, MissingExtraError
 from moescope.metrics.view import Layer
 from moescope.profiles.intervals import ratio_interval
 from moescope.profiles.sampled import SampledDocuments
-from moescope.trace.reader import Run, TokenRows
+from moescope.run.reader import Run, TokenRows
 
 __all__ = ["DEFAULT_PIPELINE", "SPACE", "SpeechMix", "SpeechTags", "speech_mix", "tag_tokens"]
 

@@ -26,8 +26,8 @@ from moescope.profiles.cells import Cells
 from moescope.profiles.contexts import Context, WindowTexts
 from moescope.profiles.measure import Measured
 from moescope.profiles.pushes import Pushed, rank_pushes
-from moescope.trace.reader import Run
-from moescope.trace.store import write_parquet, write_tensors
+from moescope.run.reader import Run
+from moescope.run.store import write_parquet, write_tensors
 
 __all__ = ["FOLDER", "StoredMeasures", "keep_measures", "measure_key", "read_measures"]
 

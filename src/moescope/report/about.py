@@ -11,7 +11,7 @@ import numpy as np
 from moescope.corpus import notes_on_marks
 from moescope.metrics.statistics import MIN_CLUSTERS
 from moescope.report.frames import number
-from moescope.trace import Run
+from moescope.run.reader import Run
 
 __all__ = ["FEW_DOCUMENTS", "about", "alerts", "badly_predicted", "label"]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from moescope.metrics.view import ALL
 from moescope.report.frames import Frame, tidy
-from moescope.trace.aggregates import DECISIVENESS
+from moescope.run.aggregates import DECISIVENESS
 
 __all__ = [
     "MAX_PAIR_CELLS", "committee", "histograms", "layer_columns", "pairs",

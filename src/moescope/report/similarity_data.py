@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from moescope.profiles.similarity.pair_values import upper
-from moescope.profiles.similarity.result import Similarity
-from moescope.profiles.similarity.tables import clustered_order
 from moescope.report.frames import scaled, tidy
+from moescope.similarity.pair_values import upper
+from moescope.similarity.result import Similarity
+from moescope.similarity.tables import clustered_order
 
 __all__ = ["METHOD_NAMES", "PAIRS_AT_MOST", "PAIRS_WITH_INTERVALS", "similarity_data"]
 

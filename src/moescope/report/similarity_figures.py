@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from moescope.errors import MissingExtraError
 from moescope.files import claim
-from moescope.profiles.similarity.result import Similarity
-from moescope.profiles.similarity.tables import clustered_order
 from moescope.report.figures import (
     _COLORS,
     _DIVERGING,
@@ -26,6 +24,8 @@ from moescope.report.figures import (
     save_figure,
 )
 from moescope.report.similarity_data import METHOD_NAMES
+from moescope.similarity.result import Similarity
+from moescope.similarity.tables import clustered_order
 
 __all__ = ["require_matplotlib", "write_similarity_figures"]
 

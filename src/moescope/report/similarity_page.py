@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from moescope.metrics.statistics import MIN_CLUSTERS
-from moescope.profiles.similarity.result import Similarity
 from moescope.report.about import FEW_DOCUMENTS, label
 from moescope.report.frames import number
 from moescope.report.page import fill_page, write_page
 from moescope.report.similarity_data import METHOD_NAMES, similarity_data
+from moescope.similarity.result import Similarity
 
 __all__ = ["similarity_page", "write_similarity_page"]
 

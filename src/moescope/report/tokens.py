@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.report.frames import Frame, tidy
-from moescope.trace import Run, TokenRows
+from moescope.run.reader import Run, TokenRows
 
 __all__ = ["MAX_SPANS", "SPAN_TOKENS", "examples", "expert_tokens"]
 

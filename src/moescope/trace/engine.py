@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from moescope.corpus import Batch
 from moescope.errors import ModelError, lacks_memory
+from moescope.memory import keep_memory
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import EnoughSeen, Routing, RoutingCapture
 from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
-from moescope.models.memory import keep_memory
 
 __all__ = ["BatchResult", "Engine", "GenerationResult", "ResidentEngine", "predict"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,27 +18,16 @@ from moescope.corpus import Batch, TokenizedDocument, iter_batches
 from moescope.errors import ModelError
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import Routing
+from moescope.run.commit import PoolResult
+from moescope.run.facts import LayerFacts, TokenBlock
+from moescope.run.options import TraceOptions
+from moescope.run.state import RunState
 from moescope.trace.engine import BatchResult, Engine
-from moescope.trace.facts import LayerFacts, TokenBlock, layer_facts
-from moescope.trace.options import TraceOptions
-from moescope.trace.state import RunState
+from moescope.trace.facts import layer_facts
 
-__all__ = ["PoolRecorder", "PoolResult"]
+__all__ = ["PoolRecorder"]
 
 _GENERATE_ROWS = 16
-
-
-class PoolResult(NamedTuple):
-    """What a pool adds to the files.
-
-    ``documents``: one dict per document; ``rows``: one dict of columns per batch (``keep="all"``);
-    ``control``: control tokens that the model wrote, which are not counted.
-    """
-
-    documents: list[dict[str, Any]]
-    rows: list[dict[str, Any]]
-    tokens: int
-    control: int = 0
 
 
 class _Docs:

@@ -34,10 +34,9 @@ from moescope.errors import BadInputError, CorpusError, RunError
 from moescope.files import drop_scratch, keep_scratch, nothing_of_bad_input
 from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.loading import LoadedModel
-from moescope.trace.aggregates import AggregateShape
-from moescope.trace.commit import commit, coverage, finish
-from moescope.trace.engine import Engine, ResidentEngine
-from moescope.trace.manifest import (
+from moescope.run.aggregates import AggregateShape
+from moescope.run.commit import PoolResult, commit, coverage, finish
+from moescope.run.manifest import (
     Manifest,
     Progressed,
     WholeCorpus,
@@ -46,11 +45,12 @@ from moescope.trace.manifest import (
     read_manifest,
     write_manifest,
 )
-from moescope.trace.options import TraceOptions
-from moescope.trace.pool import PoolRecorder, PoolResult
-from moescope.trace.reader import stored_state
+from moescope.run.options import TraceOptions
+from moescope.run.reader import stored_state
+from moescope.run.state import RunState
+from moescope.trace.engine import Engine, ResidentEngine
+from moescope.trace.pool import PoolRecorder
 from moescope.trace.room import document_bytes, require_room
-from moescope.trace.state import RunState
 from moescope.trace.streamed import StreamedEngine
 
 __all__ = ["Progress", "context_length", "describe_layers", "trace"]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from moescope.errors import BadInputError
-from moescope.models.memory import readable
-from moescope.trace.aggregates import AggregateShape
-from moescope.trace.options import TraceOptions
+from moescope.memory import readable
+from moescope.run.aggregates import AggregateShape
+from moescope.run.options import TraceOptions
 
 __all__ = ["document_bytes", "require_room", "sums_need"]
 

@@ -15,7 +15,8 @@ import torch
 from moescope.errors import BadInputError
 from moescope.models.capture import RoutingCapture
 from moescope.models.loading import LoadedModel
-from moescope.trace.facts import LayerFacts, layer_facts
+from moescope.run.facts import LayerFacts
+from moescope.trace.facts import layer_facts
 
 __all__ = ["AlignedToken", "RouteComparison", "compare_routes", "route_text"]
 

@@ -23,11 +23,12 @@ from safetensors.torch import load_file, save_file
 from moescope.corpus import Batch
 from moescope.errors import ModelError
 from moescope.files import write_error
+from moescope.memory import give_memory_back, keep_memory
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import EnoughSeen, Routing, RoutingCapture
 from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
-from moescope.models.memory import HEAD_CELLS, give_memory_back, keep_memory
+from moescope.models.memory import HEAD_CELLS
 from moescope.models.streaming import StreamedModel
 from moescope.trace.engine import BatchResult, GenerationResult, next_tokens, score
 

@@ -4,15 +4,16 @@ import json
 from pathlib import Path
 
 import yaml
-from tests.lab.conftest import BASE
 from tests.support.saved import save_tiny, tiny_tokenizer, write_corpus
+from tests.training.conftest import BASE
 
 from moescope.axes import ExpertPlan, ExpertRef, PlanEntry
 from moescope.corpus import CorpusSpec
 from moescope.intervene.steering.plan import SteeringPlan, write_plan
 from moescope.metrics.runs import open_run
 from moescope.models import LoadedModel, ModelSpec, load_model
-from moescope.trace import TraceOptions, trace
+from moescope.run.options import TraceOptions
+from moescope.trace import trace
 
 WORDS = {
     "MOE": "moe",  # a model of 4 MoE layers with 8 experts, 2 for each token

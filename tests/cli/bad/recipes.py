@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 from tests.cli.bad import Case, case
-from tests.lab.conftest import BASE, merged
 from tests.support.saved import tiny_tokenizer, write_corpus
+from tests.training.conftest import BASE, merged
 
 _TRAIN = "train RECIPE -o r --set "
 

@@ -37,7 +37,7 @@ from moescope.intervene.contrast.texts import (
 from moescope.metrics.statistics import MIN_CLUSTERS, benjamini_hochberg
 from moescope.models.anatomy import MoELayer
 from moescope.models.loading import LoadedModel
-from moescope.trace.options import TraceOptions
+from moescope.run.options import TraceOptions
 
 __all__ = ["ContrastResult", "Proposal", "contrast"]
 

@@ -25,13 +25,13 @@ from moescope.corpus import (
 )
 from moescope.errors import CorpusError
 from moescope.intervene.contrast.statistics import DocumentCounts
+from moescope.measure.windows import TextWindow, window_batches
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import RoutingCapture
 from moescope.models.loading import LoadedModel
-from moescope.trace.options import TraceOptions
+from moescope.run.options import TraceOptions
+from moescope.run.sample import span_priority
 from moescope.trace.record import context_length
-from moescope.trace.sample import span_priority
-from moescope.trace.windows import TextWindow, window_batches
 
 __all__ = ["RoutedTexts", "Span", "TextSet", "read_texts", "route_texts"]
 

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from moescope.axes import ExpertRef
-from moescope.intervene.damage.controls import Controls, draw_controls
-from moescope.intervene.passes.journal import Journal
+from moescope.measure.controls import Controls, draw_controls
+from moescope.measure.journal import Journal
+from moescope.measure.windows import TextWindow, window_batches
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import RoutingCapture
 from moescope.models.loading import LoadedModel
-from moescope.trace.windows import TextWindow, window_batches
 
 __all__ = ["Prepared", "count_choices", "prepare"]
 

@@ -2,7 +2,7 @@
 
 A plan's experts are edited and the change of every token's prediction is measured; then the same is
 done to random plans of the same size and about the same load. Figures are per token, their unit of
-uncertainty is the document. `moescope.intervene.passes.trials` runs the model.
+uncertainty is the document. `moescope.measure.trials` runs the model.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from moescope.axes import ExpertPlan, ExpertRef, PlanEntry
 from moescope.errors import BadInputError
 from moescope.given import require_seed
 from moescope.intervene.damage.choices import Prepared, prepare
-from moescope.intervene.damage.controls import (
+from moescope.intervene.damage.edits import DamageEdit, damage_edit
+from moescope.intervene.damage.scopes import Scopes
+from moescope.intervene.damage.table import Selectivity, damage_table, selectivity
+from moescope.measure.controls import (
     DEFAULT_CONTROLS,
     exceed_chance,
     lowest_p,
     require_room,
 )
-from moescope.intervene.damage.edits import DamageEdit, damage_edit
-from moescope.intervene.damage.scopes import Scopes
-from moescope.intervene.damage.table import Selectivity, damage_table, selectivity
-from moescope.intervene.passes.identity import describe_model, finite, identity, require_resident
-from moescope.intervene.passes.journal import open_journal
-from moescope.intervene.passes.saving import Saving
-from moescope.intervene.passes.trials import Measured, OnProgress, Trial, TrialRunner, batch_budget
+from moescope.measure.identity import describe_model, finite, identity, require_resident
+from moescope.measure.journal import open_journal
+from moescope.measure.saving import Saving
+from moescope.measure.trials import Measured, OnProgress, Trial, TrialRunner, batch_budget
+from moescope.measure.windows import TextWindow
 from moescope.models.edits import check_edits, check_exist, select_experts
 from moescope.models.loading import LoadedModel
-from moescope.trace.windows import TextWindow
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +57,7 @@ class Damage:
         requested: controls asked for.
         prepared: controls, and how often the experts of each trial are chosen.
         chance: for k = 0, 1, … the chance that at most k controls are as harmful as a plan of no
-            interest (see `moescope.intervene.damage.controls.exceed_chance`).
+            interest (see `moescope.measure.controls.exceed_chance`).
         table: one row for each trial and group of documents.
         selectivity: damage on target against off target; None without targets.
         scopes: documents, domains and targets.
@@ -174,7 +174,7 @@ def measure_damage(
 
     Args:
         loaded: the model.
-        windows: the text, from `moescope.trace.windows`.
+        windows: the text, from `moescope.measure.windows`.
         experts: a plan, selectors such as ``"L5E9,L3E0-3"``, or experts.
         edit: ``zero``, ``zero-renormalize``, ``mask``, ``scale=0.5``; see `damage_edit`.
         targets: domains that the experts are supposed to serve.

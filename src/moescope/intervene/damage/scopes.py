@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.errors import BadInputError
-from moescope.trace.windows import TextWindow
+from moescope.measure.windows import TextWindow
 
 __all__ = ["Group", "Scope", "Scopes"]
 

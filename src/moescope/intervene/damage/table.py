@@ -9,10 +9,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moescope.intervene.damage.choices import Prepared
-from moescope.intervene.damage.controls import lowest_p
 from moescope.intervene.damage.means import Means, contrast, document_means, minimum_detectable
 from moescope.intervene.damage.scopes import Scopes
-from moescope.intervene.passes.trials import Measured
+from moescope.measure.controls import lowest_p
+from moescope.measure.trials import Measured
 from moescope.metrics.statistics import benjamini_hochberg
 
 __all__ = ["MEASURES", "Selectivity", "damage_table", "selectivity"]

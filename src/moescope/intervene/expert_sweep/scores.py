@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from moescope.errors import ModelError
-from moescope.intervene.passes.head import PlainPass
+from moescope.measure.head import PlainPass
 from moescope.models.anatomy import MoELayer
 from moescope.models.expert_calls import ExpertLayer
 from moescope.models.loading import LoadedModel

@@ -3,7 +3,7 @@
 Importance is measured: the change of cross-entropy when one expert is edited. Beside it stand the
 scores that are used in its place (load, gate mass, output norms, specialization), from the same
 text, and how well each of them ranks the experts. How the model is run is the business of
-`moescope.intervene.passes.trials`.
+`moescope.measure.trials`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from moescope.intervene.damage.edits import DamageEdit, damage_edit
 from moescope.intervene.damage.scopes import Scopes
 from moescope.intervene.expert_sweep.scores import ScoreKeeper
 from moescope.intervene.expert_sweep.tables import correlation_table, expert_table, repeatabilities
-from moescope.intervene.passes.identity import describe_model, finite, identity, require_resident
-from moescope.intervene.passes.journal import open_journal
-from moescope.intervene.passes.saving import Saving
-from moescope.intervene.passes.trials import Measured, OnProgress, Trial, TrialRunner, batch_budget
+from moescope.measure.identity import describe_model, finite, identity, require_resident
+from moescope.measure.journal import open_journal
+from moescope.measure.saving import Saving
+from moescope.measure.trials import Measured, OnProgress, Trial, TrialRunner, batch_budget
+from moescope.measure.windows import TextWindow
 from moescope.models.loading import LoadedModel
-from moescope.trace.windows import TextWindow
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,7 +122,7 @@ def sweep_experts(
 
     Args:
         loaded: the model.
-        windows: the text, from `moescope.trace.windows`.
+        windows: the text, from `moescope.measure.windows`.
         layers: numbers of MoE layers; all by default.
         edit: ``zero``, ``zero-renormalize``, ``mask``, ``scale=0.5``.
         targets: domains that get a common figure, and all others one.

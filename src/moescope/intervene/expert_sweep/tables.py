@@ -21,7 +21,7 @@ from moescope.intervene.expert_sweep.rank_correlation import (
     repeatability,
 )
 from moescope.intervene.expert_sweep.scores import SCORES
-from moescope.intervene.passes.trials import Measured
+from moescope.measure.trials import Measured
 from moescope.metrics.statistics import benjamini_hochberg
 
 __all__ = ["IMPORTANCE", "correlation_table", "expert_table", "repeatabilities"]

@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 
 from moescope.errors import CorpusError, RunError
 from moescope.models.loading import ModelSpec
-from moescope.trace.aggregates import AggregateShape
-from moescope.trace.commit import commit, coverage, finish
+from moescope.run.aggregates import AggregateShape
+from moescope.run.commit import commit, coverage, finish
+from moescope.run.manifest import Manifest, has_progress, read_manifest
+from moescope.run.options import TraceOptions
+from moescope.run.state import RunState
 from moescope.trace.importers.common import RefusedError
 from moescope.trace.importers.counts import SUFFIXES, Counted, counts_of
 from moescope.trace.importers.files import find_captures, read_items
@@ -29,10 +32,7 @@ from moescope.trace.importers.source import (
     fingerprint,
     require_same,
 )
-from moescope.trace.manifest import Manifest, has_progress, read_manifest
-from moescope.trace.options import TraceOptions
 from moescope.trace.record import Progress
-from moescope.trace.state import RunState
 
 __all__ = ["CountsImporter"]
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from moescope.corpus.records import SourceFile, listing
 from moescope.models.anatomy import Anatomy
+from moescope.run.state import PHASES
 from moescope.trace.importers.common import Item, label_of, refuse, whole_numbers
 from moescope.trace.importers.csv_columns import first_row, read_columns
 from moescope.trace.importers.served import ServedModel
-from moescope.trace.state import PHASES
 
 __all__ = ["SUFFIXES", "Counted", "counts_of"]
 

@@ -1,6 +1,6 @@
 """Requests gathered until they are worth a step, then added to the sums of a run as one block.
 
-The counterpart of `moescope.trace.pool` for routing that is known already. It knows no files.
+The counterpart of `moescope.run.commit` for routing that is known already. It knows no files.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from moescope.trace.facts import LayerFacts, TokenBlock, ids_only
+from moescope.run.commit import PoolResult
+from moescope.run.facts import LayerFacts, TokenBlock, ids_only
+from moescope.run.options import TraceOptions
+from moescope.run.state import PHASES, RunState
 from moescope.trace.importers.rows import CountedRequest, PhaseRows
-from moescope.trace.options import TraceOptions
-from moescope.trace.pool import PoolResult
-from moescope.trace.state import PHASES, RunState
 
 __all__ = ["RequestPool"]
 

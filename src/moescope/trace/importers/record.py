@@ -17,8 +17,18 @@ from moescope.corpus.seen import SeenIds
 from moescope.errors import BadInputError, CorpusError, RunError
 from moescope.files import nothing_of_bad_input
 from moescope.models.loading import ModelSpec
-from moescope.trace.aggregates import AggregateShape
-from moescope.trace.commit import commit, coverage, finish
+from moescope.run.aggregates import AggregateShape
+from moescope.run.commit import PoolResult, commit, coverage, finish
+from moescope.run.manifest import (
+    Manifest,
+    claim_run,
+    has_progress,
+    read_manifest,
+)
+from moescope.run.options import TraceOptions
+from moescope.run.reader import stored_state
+from moescope.run.state import RunState
+from moescope.run.store import read_parquet
 from moescope.trace.importers import llamacpp, sglang, vllm
 from moescope.trace.importers.common import Item, RefusedError, Request, refuse
 from moescope.trace.importers.counted import CountsImporter
@@ -34,19 +44,8 @@ from moescope.trace.importers.source import (
     notes,
     require_same,
 )
-from moescope.trace.manifest import (
-    Manifest,
-    claim_run,
-    has_progress,
-    read_manifest,
-)
-from moescope.trace.options import TraceOptions
-from moescope.trace.pool import PoolResult
-from moescope.trace.reader import stored_state
 from moescope.trace.record import Progress
 from moescope.trace.record import _token_texts as token_texts
-from moescope.trace.state import RunState
-from moescope.trace.store import read_parquet
 
 __all__ = ["ENGINES", "EngineKind", "import_traces"]
 

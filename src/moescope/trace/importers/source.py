@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from moescope.errors import RunError
+from moescope.run.manifest import Manifest, write_manifest
 from moescope.trace.importers import llamacpp, sglang, vllm
 from moescope.trace.importers.files import CaptureFile, beside
 from moescope.trace.importers.rows import ZERO_FILLED
 from moescope.trace.importers.served import ServedModel
-from moescope.trace.manifest import Manifest, write_manifest
 
 __all__ = [
     "COUNTS",

@@ -1,1 +1,0 @@
-"""Many edits over one text, each scored against the plain model; what is shared is run once."""

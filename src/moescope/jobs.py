@@ -1,0 +1,204 @@
+"""Whole jobs, which join the rooms below: a corpus to a report, a recipe to a model and its page.
+
+The verbs `analyze`, `demo` and `train` do nothing but call these; with a launcher, which traces by
+itself, `report_on` does the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moescope.corpus import CorpusSpec
+from moescope.metrics.runs import AnalyzedRun, open_run, table_names
+from moescope.models import LoadedModel, ModelSpec, open_model
+from moescope.report.page import build_report
+from moescope.report.training_page import write_training_page
+from moescope.run.options import TraceOptions
+from moescope.trace import Progress, trace
+from moescope.training.recipe import Recipe
+from moescope.training.trainer import Trained, TrainingState, train
+
+__all__ = ["PAGE", "Analysis", "analyze", "report_on", "train_with_page", "training_data"]
+
+PAGE = "training.html"
+
+
+class Analysis(NamedTuple):
+    """The finished run and where its report is."""
+
+    run: AnalyzedRun
+    report: Path
+
+
+def analyze(
+    model: ModelSpec | LoadedModel,
+    corpus: CorpusSpec,
+    run: str | Path,
+    options: TraceOptions | None = None,
+    *,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> Analysis:
+    """Trace, tables and report.
+
+    Args:
+        model: what to load, streamed if it does not fit into memory; or a model that is open.
+        corpus: domain-labelled text.
+        run: folder to write.
+        options: how to trace; see `TraceOptions`.
+        resume: go on with an interrupted run.
+        on_progress: called after every batch of the trace.
+        on_stage: called with a few words when a stage begins.
+
+    Returns:
+        The run, with its tables computed, and the path of the report.
+
+    Raises:
+        MoescopeError: see the tree in `moescope.errors`; what was committed stays.
+    """
+    say = on_stage or (lambda _: None)
+    if isinstance(model, ModelSpec):
+        say(f"loading {model.model}")
+        asked = options or TraceOptions()
+        model = open_model(model, batch_tokens=asked.batch_tokens, window=asked.context)
+    say("tracing")
+    folder = trace(model, corpus, Path(run), options, resume=resume, on_progress=on_progress)
+    if model.streamed is not None:
+        model.streamed.release()  # tables need the memory, and no model
+    return report_on(folder, on_stage=on_stage)
+
+
+def report_on(run: str | Path, *, on_stage: Callable[[str], None] | None = None) -> Analysis:
+    """Tables and report of a finished run.
+
+    Args:
+        run: its folder.
+        on_stage: called with a few words when a stage begins.
+
+    Raises:
+        RunError: it is not finished, damaged, or an empty shard, of which nothing can be said.
+    """
+    say = on_stage or (lambda _: None)
+    opened = open_run(run)
+    for name in table_names():
+        say(f"table {name}")
+        opened.table(name)
+    say("writing the report")
+    return Analysis(opened, build_report(opened))
+
+
+def train_with_page(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda _: None,
+    listen: Callable[[TrainingState], None] = lambda _: None,
+) -> Trained:
+    """Train as `moescope.training.trainer.train` does; ``FOLDER/training.html`` follows along.
+
+    Args:
+        recipe: from `load_recipe`.
+        folder: the run's own folder.
+        resume: go on from its checkpoint.
+        device: ``cpu`` or an accelerator.
+        say: told what is being prepared.
+        listen: told the state after every step.
+
+    Returns:
+        Where the model is, and its held-out losses.
+
+    Raises:
+        MoescopeError: see `train`.
+    """
+    page = Path(folder) / PAGE
+
+    def refresh(state: TrainingState) -> None:
+        write_training_page(training_data(state), page)
+
+    return train(
+        recipe, folder, resume=resume, device=device, say=say, listen=listen, refresh=refresh
+    )
+
+
+def training_data(state: TrainingState) -> dict[str, Any]:
+    """The plain dict that the live page shows."""
+    recipe, log = state.recipe, state.log
+    total_tokens = recipe.num_steps * recipe.step_tokens
+    rate = state.tokens_per_second
+    left = (recipe.num_steps - state.step) * recipe.step_tokens / rate if rate > 0 else None
+    return {
+        "name": recipe.name,
+        "status": state.status,
+        "message": state.message,
+        "refresh_seconds": recipe.run.refresh_seconds,
+        "recipe": _flat(recipe.model_dump(mode="json")),
+        "notes": state.notes,
+        "model": {
+            "architecture": recipe.model.architecture,
+            "parameters": state.parameters,
+            "active_parameters": state.active_parameters,
+            "num_experts": recipe.model.num_experts,
+            "top_k": recipe.model.top_k,
+            "layers": list(state.layer_numbers),
+        },
+        "progress": {
+            "step": state.step,
+            "total_steps": recipe.num_steps,
+            "tokens": state.step * recipe.step_tokens,
+            "total_tokens": total_tokens,
+            "tokens_per_second": None if math.isnan(rate) else rate,
+            "seconds": state.seconds,
+            "seconds_left": left if state.status == "running" else None,
+        },
+        "steps": log.table("steps").to_pydict(),
+        "layers": log.table("layers").to_pydict(),
+        "domains": _domains(log.rows["domains"]),
+        "loads": _loads(log.rows["loads"], recipe.model.num_experts),
+        "checkpoints": [
+            {"step": k.step, "share": k.share, "path": str(k.path), "kept": True}
+            for k in state.kept
+        ],
+        "drops": _drops(log.rows["drops"]),
+    }
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    rows: dict[str, Any] = {}
+    for key, inner in value.items():
+        rows |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return rows
+
+
+def _domains(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Held-out losses as the saved model routes, in the precision of the training."""
+    shown = "stock" if any(row["routing"] == "stock" for row in rows) else "recipe"
+    kept = [row for row in rows if row["routing"] == shown]
+    columns = ("step", "domain", "tokens", "loss", "unigram")
+    return {name: [row[name] for row in kept] for name in columns}
+
+
+def _loads(rows: list[dict[str, Any]], num_experts: int) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    table = {layer: [0.0] * num_experts for layer in layers}
+    for row in rows:
+        table[row["layer"]][row["expert"]] = row["load"]
+    return {"step": rows[0]["step"], "layers": layers, "load": [table[n] for n in layers]}
+
+
+def _drops(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    return {
+        "positions": [f"{row['position_from']}–{row['position_to']}" for row in rows],
+        "share": [row["dropped_share"] for row in rows],
+    }

@@ -1,0 +1,83 @@
+"""What decides the numbers of a measurement: the model, the text, and how the text is cut."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from moescope.errors import ModelError
+from moescope.measure.windows import TextWindow
+from moescope.models.loading import LoadedModel
+
+__all__ = ["describe_model", "finite", "identity", "require_resident", "text_fingerprint"]
+
+
+def describe_model(loaded: LoadedModel) -> dict[str, Any]:
+    """The model as a result names it: hashes decide, the name is for people."""
+    return {
+        "name": loaded.spec.model,
+        "revision": loaded.revision,
+        "model_type": loaded.anatomy.model_type,
+        "config_sha256": loaded.config_hash,
+        "weights_sha256": loaded.weights_hash,
+        "tokenizer_sha256": loaded.tokenizer_hash,
+        "dtype": loaded.dtype,
+        "decoder_layers": loaded.anatomy.num_decoder_layers,
+        "layers": list(loaded.anatomy.layer_numbers),
+        "num_experts": [layer.num_experts for layer in loaded.anatomy.layers],
+        "top_k": [layer.top_k for layer in loaded.anatomy.layers],
+    }
+
+
+def require_resident(loaded: LoadedModel) -> None:
+    """Refuse a model of which only one layer is in memory at a time.
+
+    Raises:
+        ModelError: it is streamed.
+    """
+    if loaded.streamed is not None:
+        raise ModelError(
+            "damage is measured by many passes, so all weights must be in memory; load the model "
+            "with load_model, in --dtype bfloat16 if memory is short"
+        )
+
+
+def identity(
+    loaded: LoadedModel, windows: Sequence[TextWindow], batch_tokens: int, **settings: Any
+) -> dict[str, Any]:
+    """What a resumed measurement must share with the one that was begun."""
+    model = describe_model(loaded)
+    hashes = {k: model[k] for k in ("config_sha256", "weights_sha256", "dtype")}
+    return {
+        "moescope": version("moescope"),
+        **hashes,
+        "text": text_fingerprint(windows),
+        "batch_tokens": batch_tokens,
+        **settings,
+    }
+
+
+def text_fingerprint(windows: Sequence[TextWindow]) -> str:
+    """A sha256 of the windows: domains, documents, tokens, and which of them count."""
+    digest = hashlib.sha256()
+    for w in windows:
+        head = json.dumps([w.domain, w.doc, w.window, w.start, len(w.token_ids)])
+        digest.update(head.encode())
+        digest.update(w.token_ids.astype("<i4").tobytes())
+        digest.update(w.counted.astype("?").tobytes())
+    return digest.hexdigest()
+
+
+def finite(value: Any) -> Any:
+    """The same with None in place of NaN and infinity, as JSON wants it."""
+    if isinstance(value, dict):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

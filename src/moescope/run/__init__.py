@@ -1,0 +1,1 @@
+"""The folder of a run: written, joined and read; knows no model and no torch."""

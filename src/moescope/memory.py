@@ -7,7 +7,6 @@ import ctypes
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from moescope.errors import BadInputError
 
@@ -66,16 +65,12 @@ def readable(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-def available_memory(device: Any = None) -> int:
-    """Bytes that can still be taken: of the accelerator if there is one, else of the machine.
+def available_memory() -> int:
+    """Bytes of the machine that can still be taken.
 
-    Of the machine: what the system can give, caches included, or less where the process is in a
-    control group with a limit (a container, a job of a scheduler).
+    What the system can give, caches included, or less where the process is in a control group with
+    a limit (a container, a job of a scheduler).
     """
-    if device is not None and device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info(device)[0])
     meminfo = Path("/proc/meminfo")
     match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if _is(meminfo) else None
     free = int(match[1]) * 1024 if match else machine_memory() // 2

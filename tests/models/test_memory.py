@@ -14,6 +14,7 @@ from moescope.errors import BadInputError, ModelError
 from moescope.memory import available_memory, parse_memory
 from moescope.models import ModelSpec, open_model
 from moescope.models.loading import load_streamed
+from moescope.models.memory import free_memory
 
 
 @pytest.fixture
@@ -56,8 +57,8 @@ def test_an_accelerator_is_asked_what_it_has_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1_000, 2_000))
-    assert available_memory(torch.device("cuda:0")) == 1_000
-    assert available_memory(torch.device("cpu")) > 1_000
+    assert free_memory(torch.device("cuda:0")) == 1_000
+    assert free_memory(torch.device("cpu")) > 1_000
 
 
 def test_a_window_longer_than_the_batch_is_reckoned_with(tmp_path: Path) -> None:

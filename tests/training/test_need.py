@@ -36,6 +36,6 @@ def test_what_cannot_be_held_is_refused_with_what_it_takes(
     recipe = load_recipe(write_recipe())
     cpu = torch.device("cpu")
     require_memory(recipe, 128, cpu)
-    monkeypatch.setattr("moescope.training.need.available_memory", lambda _: 10_000)
+    monkeypatch.setattr("moescope.training.need.free_memory", lambda _: 10_000)
     with pytest.raises(BadInputError, match=r"needs at least .* for 10,640 parameters .* are free"):
         require_memory(recipe, 128, cpu)

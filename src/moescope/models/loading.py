@@ -17,7 +17,7 @@ from torch import nn
 
 from moescope.errors import ModelError
 from moescope.kernels import keep_few_kernels
-from moescope.memory import available_memory, machine_memory, parse_memory, readable
+from moescope.memory import machine_memory, parse_memory, readable
 from moescope.models.anatomy import Anatomy
 from moescope.models.checks import (
     name_misfit,
@@ -28,7 +28,7 @@ from moescope.models.checks import (
 from moescope.models.classes import auto_class
 from moescope.models.config_files import CONFIG, WEIGHTS
 from moescope.models.experts import sorts_experts
-from moescope.models.memory import plan_streaming, resident_need
+from moescope.models.memory import free_memory, plan_streaming, resident_need
 from moescope.models.probe import find_anatomy
 from moescope.models.scales import (
     refuse_left_out,
@@ -192,7 +192,7 @@ def open_model(
         BadInputError: ``memory`` is no size.
     """
     device, spec = pick_device(spec.device), pinned(spec)
-    budget = int(0.9 * available_memory(device)) if memory is None else parse_memory(memory)
+    budget = int(0.9 * free_memory(device)) if memory is None else parse_memory(memory)
     if engine != "streamed":
         config = load_config(spec)
         stored = getattr(config.get_text_config(), "dtype", None)
@@ -249,7 +249,7 @@ def load_streamed(
         streamed.outside_bytes(),
         streamed.layer_bytes(),
         dtype,
-        int(0.9 * available_memory(device)) if memory is None else memory,
+        int(0.9 * free_memory(device)) if memory is None else memory,
         batch_tokens,
         window=window or _usual_window(config),
         sorts=device.type == "cpu" and sorts_experts(model),

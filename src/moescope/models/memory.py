@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from moescope.errors import ModelError
-from moescope.memory import held_memory, readable
+from moescope.memory import available_memory, held_memory, readable
 from moescope.models.anatomy import Anatomy
 
 __all__ = [
     "HEAD_CELLS",
     "StreamedNeed",
+    "free_memory",
     "plan_streaming",
     "resident_need",
 ]
@@ -30,6 +31,13 @@ _OVERHEAD = 200_000_000
 """Allocator slack, tokenizer, file buffers."""
 _SUMS = 100_000_000
 """Sums and sample of a run, at least; what the promise leaves is theirs too."""
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken: of the accelerator if there is one, else of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return available_memory()
 
 
 def resident_need(anatomy: Anatomy, dtype: torch.dtype) -> int:

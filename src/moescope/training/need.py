@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from moescope.errors import BadInputError
-from moescope.memory import available_memory, readable
+from moescope.memory import readable
+from moescope.models.memory import free_memory
 from moescope.training.network import stock_config
 from moescope.training.recipe import Recipe
 
@@ -55,7 +56,7 @@ def require_memory(recipe: Recipe, vocab_size: int, device: torch.device) -> Non
     layer = _HIDDEN_STATES * sizes.hidden_size + 2 * sizes.top_k * sizes.intermediate_size
     batch = 2 * tokens * layer * sizes.num_hidden_layers
     batch += 8 * recipe.step_tokens + _SEQUENCE_BYTES * sequences
-    free = available_memory(device)
+    free = free_memory(device)
     if weights + batch > free:
         raise BadInputError(
             f"this recipe needs at least {readable(weights + batch)} of memory: "

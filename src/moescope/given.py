@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from moescope.errors import BadInputError
+from moescope.words import said_by
 
 __all__ = [
     "MAX_SEED",
@@ -177,6 +178,6 @@ def parse_yaml(text: str) -> Any:
     except RecursionError as error:
         raise BadInputError("nested too deeply") from error
     except yaml.YAMLError as error:
-        raise BadInputError(" ".join(str(error).split())[:300]) from error
+        raise BadInputError(said_by(error, 300)) from error
     except ValueError as error:
         raise BadInputError(f"a number or a date in it cannot be read ({error})") from error

@@ -11,6 +11,7 @@ from typing import Any
 
 from moescope.corpus.documents import Document
 from moescope.errors import CorpusError
+from moescope.words import said_by
 
 __all__ = ["render_chat", "render_messages"]
 
@@ -117,7 +118,7 @@ def _apply(tokenizer: Any, messages: list[dict[str, str]], source: str, *, promp
             messages, tokenize=False, add_generation_prompt=prompt
         )
     except Exception as error:  # a template is a program and raises what it likes
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = said_by(error, 300)
         what, advice = ("a single user message", "trace the plain text instead")
         if not prompt:
             what, advice = ("these messages", "mend them, or take the record out")

@@ -19,20 +19,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from moescope.corpus.hub import HUB_PREFIX, is_saved_dataset, read_dataset
 from moescope.corpus.messages import Message, Turns, as_text, read_messages
 from moescope.corpus.readers import find_files, is_plain_text, read_file, stem_of
-from moescope.corpus.records import (
-    Fields,
-    Problem,
-    Record,
-    SourceFile,
-    corpus_error,
-    listing,
-    near_names,
-)
+from moescope.corpus.records import Fields, Problem, Record, SourceFile, corpus_error
 from moescope.corpus.seen import SeenIds
 from moescope.corpus.split import Split, in_shard, in_split, parse_shard
 from moescope.corpus.text_files import TextUnit
 from moescope.errors import CorpusError
 from moescope.given import Seed
+from moescope.words import listing, near_names
 
 __all__ = [
     "RESERVED_DOMAIN",

@@ -9,16 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moescope.corpus.records import (
-    Fields,
-    Problem,
-    Record,
-    corpus_error,
-    near_names,
-    one_line,
-)
+from moescope.corpus.records import Fields, Problem, Record, corpus_error
 from moescope.corpus.tables import require_column
 from moescope.errors import MissingExtraError
+from moescope.words import near_names, said_by
 
 __all__ = ["HUB_PREFIX", "is_saved_dataset", "read_dataset"]
 
@@ -102,4 +96,4 @@ def _load(path: str, split: str, config: str | None) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return one_line(" ".join(str(error).split()), 200) or type(error).__name__
+    return said_by(error, 200)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from moescope.corpus.lines import Line, decode_fault, open_bytes, whole_lines
-from moescope.corpus.records import Problem, Record, SourceFile, corpus_error, one_line
+from moescope.corpus.records import Problem, Record, SourceFile, corpus_error
+from moescope.words import said_by
 
 __all__ = ["MAX_JSON_BYTES", "read_json", "read_jsonl"]
 
@@ -119,7 +120,7 @@ def _refuse_other_layout(file: SourceFile, content: bytes) -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    return one_line(str(error), 120)
+    return said_by(error, 120)
 
 
 def _kind(item: Any) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple, cast
 
-from moescope.corpus.records import SourceFile, corpus_error, one_line
+from moescope.corpus.records import SourceFile, corpus_error
+from moescope.words import said_by
 
 __all__ = [
     "MAX_RECORD_BYTES",
@@ -92,10 +93,10 @@ def open_bytes(file: SourceFile) -> Iterator[BinaryIO]:
         ) from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise corpus_error(
-            f"{file.label}: the gzip file is damaged ({one_line(str(error))}); copy it again"
+            f"{file.label}: the gzip file is damaged ({said_by(error)}); copy it again"
         ) from error
     except OSError as error:
-        reason = error.strerror or one_line(str(error)) or type(error).__name__
+        reason = error.strerror or said_by(error)
         raise corpus_error(
             f"{file.label}: cannot be read ({reason}); check the file and its permissions"
         ) from error

@@ -12,17 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from moescope.corpus.json_files import read_json, read_jsonl
-from moescope.corpus.records import (
-    Fields,
-    Problem,
-    Record,
-    SourceFile,
-    corpus_error,
-    near_names,
-    one_line,
-)
+from moescope.corpus.records import Fields, Problem, Record, SourceFile, corpus_error
 from moescope.corpus.tables import read_csv, read_parquet
 from moescope.corpus.text_files import TextUnit, read_text
+from moescope.words import near_names, one_line
 
 __all__ = ["SUFFIXES", "find_files", "is_plain_text", "read_file", "stem_of"]
 

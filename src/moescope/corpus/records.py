@@ -8,12 +8,12 @@ was asked for is never a choice to make silently.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from moescope.errors import CorpusError
+from moescope.words import one_line
 
 __all__ = [
     "Fields",
@@ -21,9 +21,6 @@ __all__ = [
     "Record",
     "SourceFile",
     "corpus_error",
-    "listing",
-    "near_names",
-    "one_line",
 ]
 
 
@@ -93,30 +90,3 @@ class Problem(NamedTuple):
 def corpus_error(message: str) -> CorpusError:
     """Make the error of a message that quotes what files hold: names with line breaks and all."""
     return CorpusError(one_line(message))
-
-
-def one_line(text: str, limit: int = 2000) -> str:
-    """Make a text fit one line of a terminal: nothing unprintable, not endless."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])
-    return line if len(text) <= limit else f"{line[:limit]}…"
-
-
-def listing(names: Iterable[Any], limit: int = 12) -> str:
-    """Join names for a message, the first few of many."""
-    shown = [one_line(str(name), 60) for name in names]
-    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
-    return ", ".join(shown[:limit]) + more if shown else "none"
-
-
-def near_names(name: str, candidates: Iterable[Any]) -> str:
-    """Suggest what was probably meant, or list what there is.
-
-    Example:
-        >>> near_names("txet", ["text", "id"])
-        'did you mean text?'
-        >>> near_names("body", ["text", "id"])
-        'there is: text, id'
-    """
-    known = [one_line(str(candidate), 60) for candidate in candidates]
-    close = get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(close)}?" if close else f"there is: {listing(known)}"

@@ -11,15 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moescope.corpus.lines import decode_fault, whole_lines
-from moescope.corpus.records import (
-    Fields,
-    Problem,
-    Record,
-    SourceFile,
-    corpus_error,
-    near_names,
-    one_line,
-)
+from moescope.corpus.records import Fields, Problem, Record, SourceFile, corpus_error
+from moescope.words import near_names, said_by
 
 __all__ = ["read_csv", "read_parquet", "require_column"]
 
@@ -50,7 +43,7 @@ def read_csv(file: SourceFile, fields: Fields, delimiter: str) -> Iterator[Recor
         try:
             row = next(reader, None)
         except csv.Error as error:
-            reason = one_line(str(error))
+            reason = said_by(error)
             if header is None or "field limit" in reason:
                 raise corpus_error(
                     f"{file.label}:{start}: not a readable table ({reason}); check its quotes"
@@ -169,8 +162,7 @@ def read_parquet(file: SourceFile, fields: Fields) -> Iterator[Record | Problem]
                         yield Record(place, source, values, columns)
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         raise corpus_error(
-            f"{file.label}: the Parquet file is damaged ({one_line(str(error), 160)}); "
-            "copy or write it again"
+            f"{file.label}: the Parquet file is damaged ({said_by(error)}); copy or write it again"
         ) from error
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moescope.errors import BadInputError, WriteError
+from moescope.words import said_by
 
 __all__ = ["noted", "partial_of", "usable_path", "write_error"]
 
@@ -77,5 +78,5 @@ def write_error(path: Path, error: Exception) -> WriteError:
     if number in reasons:
         reason = reasons[number]
     else:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        reason = getattr(error, "strerror", None) or said_by(error, 200)
     return WriteError(f"cannot write {path}: {reason}; what was finished before is whole")

@@ -24,6 +24,7 @@ from moescope.launch.watch import RETRIES, Watch
 from moescope.launch.worker import Outcome, attempt
 from moescope.memory import available_memory
 from moescope.models.loading import pick_device
+from moescope.words import said_by
 
 __all__ = ["ray_workers", "run_on_ray", "with_ray"]
 
@@ -147,7 +148,7 @@ def _outcome(ray: Any, reference: Any) -> Outcome:
 
 
 def _first(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {said_by(error, 200)}"
 
 
 def _trace_shard(text: str, shard: tuple[int, int], run: str, cpus: float) -> tuple[Any, ...]:

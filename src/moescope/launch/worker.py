@@ -25,6 +25,7 @@ from moescope.errors import BusyError, MoescopeError, lacks_memory
 from moescope.launch.job import Job
 from moescope.models import LoadedModel, open_model
 from moescope.trace import Progress, trace
+from moescope.words import said_by
 
 __all__ = ["Outcome", "attempt", "main"]
 
@@ -76,7 +77,7 @@ def attempt(
 
 def _fault(error: Exception) -> Outcome:
     """What nobody expected; a full disk is said as such, because no other worker has more of it."""
-    said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    said = f"{type(error).__name__}: {said_by(error, 200)}"
     if any(words in said for words in _FULL):  # not every library raises an OSError
         return Outcome(
             f"the disk is full ({said}); what was committed stays: make room and give the same "

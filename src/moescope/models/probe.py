@@ -19,6 +19,7 @@ from torch import nn
 from moescope.errors import ModelError, lacks_memory
 from moescope.models.anatomy import Anatomy, MoELayer, Scoring, Site, find_sites
 from moescope.models.capture import Routing, read_router_output
+from moescope.words import said_by
 
 __all__ = ["RouterBehaviour", "classify", "find_anatomy"]
 
@@ -118,7 +119,7 @@ def _observe(model: nn.Module, site: Site, hidden: int) -> RouterBehaviour:
             raise
         raise ModelError(
             f"router {site.router} ({type(router).__name__}) does not answer random input "
-            f"({' '.join(str(error).split())[:200]}); this architecture "
+            f"({said_by(error, 200)}); this architecture "
             "cannot be read yet, or its configuration names impossible numbers"
         ) from error
     scoring = _BY_FAMILY.get(type(router).__name__) or classify(plain)

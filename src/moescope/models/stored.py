@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from moescope.errors import ModelError
 from moescope.models.config_files import json_object
+from moescope.words import said_by
 
 __all__ = [
     "INDEX",
@@ -112,7 +113,7 @@ def opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as handle:
             yield handle
     except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = said_by(error, 120)
         raise ModelError(f"{path} cannot be read ({reason}); fetch the file again") from error
 
 
@@ -132,7 +133,7 @@ def read_header(path: Path) -> dict[str, Stored]:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read ({' '.join(str(error).split())[:120]})") from error
+        raise ModelError(f"{path} cannot be read ({said_by(error, 120)})") from error
     found = {}
     for key, entry in header.items():
         if key != "__metadata__":

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from moescope.models.anatomy import MoELayer
+from moescope.words import said_by
 
 __all__ = ["first_output", "layer_paths"]
 
@@ -116,7 +117,7 @@ def _passes_on(layer: nn.Module, call: _Call, number: int) -> str:
         else:
             made = first_output(layer(**{**kwargs, "hidden_states": large}))
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
-        return f"layer {number} cannot be run by itself ({_short(error)})"
+        return f"layer {number} cannot be run by itself ({said_by(error)})"
     if made.shape != large.shape or not _close(made.float(), large.float()):
         return f"layer {number} scales or mixes the residual stream"
     return ""
@@ -150,7 +151,7 @@ def _factor(
                 return _NOT_ADDED.format(layer.layer_idx)
             factors.append(factor)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
-        return f"layer {layer.layer_idx} cannot be run by itself ({_short(error)})"
+        return f"layer {layer.layer_idx} cannot be run by itself ({said_by(error)})"
     if abs(factors[0] - factors[1]) > _TOLERANCE * abs(factors[1]):
         return _NOT_ADDED.format(layer.layer_idx)
     nearest = round(factors[1], 2)
@@ -187,7 +188,3 @@ class _Adding:
 
 def _close(made: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool((made - expected).norm() <= _TOLERANCE * expected.norm())
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:80]

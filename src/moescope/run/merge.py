@@ -33,6 +33,7 @@ from moescope.run.manifest import (
 from moescope.run.reader import Run
 from moescope.run.state import RunState
 from moescope.run.store import copy_stored, understood, write_tensors
+from moescope.words import brief, listing
 
 __all__ = ["merge_runs"]
 
@@ -151,14 +152,9 @@ def _require_same(first: _Part, other: _Part, what: str, but: Iterable[str]) -> 
             of = f" of {names[0]} and {names[1]}" if names[0] != names[1] else ""
             raise RunError(
                 f"{first.path} and {other.path} are runs{of} with different {what} ({key}: "
-                f"{_short(mine.get(key))} against {_short(theirs.get(key))}); only runs of the "
+                f"{brief(mine.get(key))} against {brief(theirs.get(key))}); only runs of the "
                 "same model, options and rules of reading can be merged"
             )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:12]}…"
 
 
 def _plan_shards(parts: list[_Part], partial: bool) -> _Plan:
@@ -181,7 +177,7 @@ def _plan_shards(parts: list[_Part], partial: bool) -> _Plan:
     count = first.shard.total
     missing = [i for i in range(1, count + 1) if i not in seen]
     if missing and not partial:
-        shown = ", ".join(map(str, missing[:12])) + (" …" if len(missing) > 12 else "")
+        shown = listing(missing)
         raise RunError(
             f"{len(missing)} of {count} shards are not there: {shown}; give them too, or merge "
             "what there is with --partial"
@@ -285,14 +281,14 @@ def _require_own_documents(part: _Part, ids: list[str], owner: dict[str, Path]) 
         strange = next((i for i in ids if not in_shard(i, part.shard)), None)
         if strange is not None:
             raise RunError(
-                f"{part.path} holds the document {_short(strange)}, which is not in its shard "
+                f"{part.path} holds the document {brief(strange)}, which is not in its shard "
                 f"{part.shard}; the run was altered, trace it again"
             )
         return
     for doc_id in ids:
         if doc_id in owner:
             raise RunError(
-                f"{owner[doc_id]} and {part.path} both hold the document {_short(doc_id)}; it "
+                f"{owner[doc_id]} and {part.path} both hold the document {brief(doc_id)}; it "
                 "would be counted twice; give the texts ids of their own (--id-field)"
             )
     owner.update(dict.fromkeys(ids, part.path))

@@ -24,6 +24,7 @@ from moescope.errors import RunError
 from moescope.files import checksum_of, replacing, sha256_of
 from moescope.run.manifest import Stored
 from moescope.run.spill import Parts, load_arrays, save_arrays
+from moescope.words import said_by
 
 __all__ = [
     "copy_stored",
@@ -102,7 +103,7 @@ def understood(where: Path | str) -> Iterator[None]:
         ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RecursionError,
         SafetensorError, TypeError, ValueError,
     ) as error:  # fmt: skip
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        what = f"{type(error).__name__}: {said_by(error, 120)}"
         raise RunError(
             f"{where} is damaged or was written by something else ({what}); restore it, or trace "
             "again into a new folder"

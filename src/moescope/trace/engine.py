@@ -21,6 +21,7 @@ from moescope.models.anatomy import MoELayer
 from moescope.models.capture import EnoughSeen, Routing, RoutingCapture
 from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
+from moescope.words import said_by
 
 __all__ = ["BatchResult", "Engine", "GenerationResult", "ResidentEngine", "predict"]
 
@@ -163,7 +164,7 @@ class ResidentEngine:
                 if lacks_memory(error):
                     raise
                 raise ModelError(
-                    f"this model cannot generate here ({' '.join(str(error).split())[:160]}); run "
+                    f"this model cannot generate here ({said_by(error, 160)}); run "
                     "without --generate"
                 ) from error
             steps = capture.take_steps()[1:]

@@ -22,6 +22,7 @@ from moescope.given import first_problem
 from moescope.models.targets import kept_wide
 from moescope.training.network import Network
 from moescope.training.optimizer import Optimizer
+from moescope.words import said_by
 
 __all__ = ["export_model", "load_checkpoint", "read_state", "rounded", "save_checkpoint"]
 
@@ -128,7 +129,7 @@ def load_checkpoint(
         return arrays
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise RunError(
-            f"the checkpoint {folder} is damaged ({' '.join(str(error).split())[:160]}); delete "
+            f"the checkpoint {folder} is damaged ({said_by(error, 160)}); delete "
             "the folder to start again, or restore it"
         ) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +12,7 @@ from moescope.corpus import CorpusSpec
 from moescope.errors import BadInputError
 from moescope.given import parse_yaml, read_text
 from moescope.training.recipe import DataRecipe, Recipe, TokenizerRecipe
+from moescope.words import brief
 
 __all__ = ["load_recipe"]
 
@@ -68,7 +68,7 @@ def _yaml(text: str, label: str) -> Any:
 def _override(data: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise BadInputError(f"--set {_short(text)} is not of the form section.key=value")
+        raise BadInputError(f"--set {brief(text)} is not of the form section.key=value")
     *parents, last = key.split(".")
     for name in parents:
         nested = data.get(name)
@@ -77,10 +77,10 @@ def _override(data: dict[str, Any], text: str) -> None:
         data[name] = nested = {} if nested is None else nested
         if not isinstance(nested, dict):
             raise BadInputError(
-                f"--set {_short(text)}: {_short(name)} is {_short(nested)}, not a section"
+                f"--set {brief(text)}: {brief(name)} is {brief(nested)}, not a section"
             )
         data = nested
-    data[last] = _yaml(value, f"--set {_short(text)}")
+    data[last] = _yaml(value, f"--set {brief(text)}")
     if key in _PATHS and isinstance(data[last], str):
         data[last] = _resolved(data[last], Path.cwd())
 
@@ -90,7 +90,7 @@ def _resolved(path: str, folder: Path) -> str:
     try:
         return path if path.startswith("hf:") else str((folder / path).resolve())
     except (OSError, ValueError, RuntimeError) as error:  # a NUL, a circle of links
-        raise BadInputError(f"{_short(path)} is no path ({error})") from error
+        raise BadInputError(f"{brief(path)} is no path ({error})") from error
 
 
 def _absolute(data: DataRecipe, folder: Path) -> DataRecipe:
@@ -131,15 +131,7 @@ def _explain(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{name + ': ' if place else ''}{message}"
-    return f"{name}: {message}, got {_short(problem['input'])}"
-
-
-def _short(value: Any) -> str:
-    """A value as Python writes it; what is long is not echoed."""
-    with contextlib.suppress(ValueError, RecursionError):  # 5,000 digits, a deep nest
-        text = repr(value)
-        return text if len(text) <= 80 else f"{text[:79]}…"
-    return "a value that is too long to show"
+    return f"{name}: {message}, got {brief(problem['input'])}"
 
 
 def _fields(place: list[str]) -> list[str]:

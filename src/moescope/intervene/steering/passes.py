@@ -21,6 +21,7 @@ from moescope.models.capture import Routing, RoutingCapture
 from moescope.models.editing import edited
 from moescope.models.edits import Edit
 from moescope.models.loading import LoadedModel
+from moescope.words import said_by
 
 __all__ = ["Continuation", "LayerChoice", "Look", "look", "write"]
 
@@ -177,8 +178,7 @@ def _generate(
         )
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise ModelError(
-            f"this model cannot generate here ({' '.join(str(error).split())[:160]}); use "
-            "--generate 0"
+            f"this model cannot generate here ({said_by(error, 160)}); use --generate 0"
         ) from error
     return made
 

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.corpus.records import Problem, listing, one_line
+from moescope.corpus.records import Problem
 from moescope.trace.importers.served import ServedModel
+from moescope.words import listing, one_line, said_by
 
 __all__ = [
     "MAX_ARRAY_BYTES",
@@ -285,7 +286,7 @@ def _npy(data: bytes, where: str) -> NDArray[Any]:
             raise ValueError(f"its header declares {expected:,} bytes, it has {found:,}")
         made = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # whatever numpy says of bytes of unknown origin
-        refuse("routed_experts is no .npy array", where, " ".join(str(error).split())[:120],
+        refuse("routed_experts is no .npy array", where, said_by(error, 120),
                "expected base64 of a .npy file, or data, dtype and shape")  # fmt: skip
     return whole_numbers(made, "routed_experts", where)
 
@@ -324,7 +325,7 @@ def _array(value: Any, name: str, where: str) -> NDArray[Any]:
     try:
         made = np.asarray(value)
     except (ValueError, OverflowError) as error:
-        refuse(f"{name} is ragged", where, " ".join(str(error).split())[:120])
+        refuse(f"{name} is ragged", where, said_by(error, 120))
     if made.size and made.dtype.kind not in "iub":
         refuse(f"{name} holds something else than whole numbers", where, f"got {made.dtype}")
     return made if made.size else made.astype(np.int64)

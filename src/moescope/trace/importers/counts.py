@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moescope.corpus.records import SourceFile, listing
+from moescope.corpus.records import SourceFile
 from moescope.models.anatomy import Anatomy
 from moescope.run.state import PHASES
 from moescope.trace.importers.common import Item, label_of, refuse, whole_numbers
 from moescope.trace.importers.csv_columns import first_row, read_columns
 from moescope.trace.importers.served import ServedModel
+from moescope.words import listing
 
 __all__ = ["SUFFIXES", "Counted", "counts_of"]
 

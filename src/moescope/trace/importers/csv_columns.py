@@ -9,8 +9,9 @@ import pyarrow.csv as pa_csv
 
 from moescope.corpus.json_files import MAX_JSON_BYTES
 from moescope.corpus.lines import open_bytes
-from moescope.corpus.records import SourceFile, listing, one_line
+from moescope.corpus.records import SourceFile
 from moescope.trace.importers.common import refuse
+from moescope.words import listing, said_by
 
 __all__ = ["first_row", "read_columns"]
 
@@ -60,7 +61,7 @@ def read_columns(
         with open_bytes(source) as stream:
             made = pa_csv.read_csv(stream, read_options=options)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        refuse("not a CSV of rows like its first", where, one_line(str(error), 160),
+        refuse("not a CSV of rows like its first", where, said_by(error),
                "it was cut short or altered; trace again")  # fmt: skip
     return {name: (c, made[c]) for name, c in found.items() if c is not None}
 

@@ -18,9 +18,10 @@ from safetensors import safe_open
 
 from moescope.corpus.json_files import MAX_JSON_BYTES, read_json
 from moescope.corpus.lines import open_bytes, whole_lines
-from moescope.corpus.records import Problem, SourceFile, corpus_error, listing, one_line
+from moescope.corpus.records import Problem, SourceFile, corpus_error
 from moescope.errors import CorpusError
 from moescope.trace.importers.common import MAX_ARRAY_BYTES, Item, RefusedError, npy_bytes
+from moescope.words import listing, said_by
 
 __all__ = ["CaptureFile", "beside", "find_captures", "read_items"]
 
@@ -151,7 +152,7 @@ def _object(content: bytes, where: str) -> dict[str, Any] | RefusedError:
         made = json.loads(content)
     except (ValueError, RecursionError) as error:
         deep = isinstance(error, RecursionError)
-        reason = "nested too deeply" if deep else one_line(str(error), 120)
+        reason = "nested too deeply" if deep else said_by(error, 120)
         return RefusedError(Problem("not valid JSON", where, reason, _ADVICE))
     if not isinstance(made, dict):
         return RefusedError(Problem("not an object", where, f"got {type(made).__name__}", _ADVICE))
@@ -203,7 +204,7 @@ def _npz(path: Path) -> dict[str, Any]:
             return {name: _plain(archive[name]) for name in archive.files}
     except Exception as error:  # whatever the libraries say of a file of unknown origin
         raise corpus_error(
-            f"{path}: not a .npz archive of plain arrays ({one_line(str(error), 120)})"
+            f"{path}: not a .npz archive of plain arrays ({said_by(error, 120)})"
         ) from error
 
 
@@ -234,7 +235,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
             metadata = archive.metadata() or {}
     except Exception as error:  # whatever the library says of a file of unknown origin
         raise corpus_error(
-            f"{path}: not a safetensors file of whole numbers ({one_line(str(error), 120)})"
+            f"{path}: not a safetensors file of whole numbers ({said_by(error, 120)})"
         ) from error
     labels = {name: metadata[name] for name in ("id", "domain", "prompt") if name in metadata}
     return {**{name: _plain(a) for name, a in arrays.items()}, **labels}

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moescope.corpus.records import SourceFile, listing
+from moescope.corpus.records import SourceFile
 from moescope.models.anatomy import MoELayer
 from moescope.models.anatomy import _ranges as ranges
 from moescope.trace.importers.common import (
@@ -35,6 +35,7 @@ from moescope.trace.importers.common import (
 )
 from moescope.trace.importers.csv_columns import first_row, read_columns
 from moescope.trace.importers.served import ServedModel
+from moescope.words import listing
 
 __all__ = ["NAME", "SUFFIXES", "requests"]
 

@@ -15,6 +15,7 @@ from moescope.trace.importers import llamacpp, sglang, vllm
 from moescope.trace.importers.files import CaptureFile, beside
 from moescope.trace.importers.rows import ZERO_FILLED
 from moescope.trace.importers.served import ServedModel
+from moescope.words import brief
 
 __all__ = [
     "COUNTS",
@@ -88,8 +89,8 @@ def require_same(run: Path, mine: Manifest, old: Manifest) -> None:
         for key in sorted({*here, *there} - {"name", "notes", "engine_version"}):
             if here.get(key) != there.get(key):
                 raise RunError(
-                    f"{run} is a run of another {what} ({key}: run has {_short(there.get(key))}, "
-                    f"now {_short(here.get(key))}); resume it with what it was started with, or "
+                    f"{run} is a run of another {what} ({key}: run has {brief(there.get(key))}, "
+                    f"now {brief(here.get(key))}); resume it with what it was started with, or "
                     "give another folder"
                 )
 
@@ -113,11 +114,6 @@ def corpus_name(engine: str, files: Sequence[CaptureFile]) -> str:
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
     what = COUNTS if engine == "counts" else f"requests captured by {_NAMES[engine]}"
     return f"{what} ({files[0].name}{more})"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def notes(manifest: Manifest, served: ServedModel) -> list[str]:

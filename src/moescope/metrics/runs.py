@@ -83,7 +83,8 @@ class AnalyzedRun(Run):
         file = f"{_TABLES}/{name}.parquet"
         with contextlib.suppress(pa.ArrowInvalid, OSError, RunError):
             if is_intact(self.path, file):
-                table = pq.read_table(self.path / file)
+                with pq.ParquetFile(self.path / file) as kept:
+                    table = kept.read()
                 if (table.schema.metadata or {}).get(b"moescope") == self._mark():
                     return table
         return None

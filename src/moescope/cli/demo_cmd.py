@@ -38,7 +38,9 @@ def demo(
     ] = None,
     step: Annotated[
         int | None,
-        typer.Option(help="the model as it was at this training step (kept: 44, 440, 1760)"),
+        typer.Option(
+            help="the model as it was at this training step (in a clone only: 44, 440, 1760)"
+        ),
     ] = None,
 ) -> None:
     """Run the demo and print the path of the report."""

@@ -96,7 +96,7 @@ def in_shard(doc_id: str, shard: Shard | None) -> bool:
 
     Example:
         >>> [in_shard("doc-1", Shard(i, 3)) for i in (1, 2, 3)]
-        [False, False, True]
+        [False, True, False]
     """
     if shard is None:
         return True

@@ -26,7 +26,7 @@ __all__ = [
 _HERE = Path(__file__).parent
 
 CHECKPOINTS = _HERE / "checkpoints"
-"""One safetensors file per kept step."""
+"""One safetensors file per kept step; they are in a clone, not in the installed package."""
 
 _FINAL = _HERE / "moe-10m"
 _SCALE = ".row_scale"
@@ -34,7 +34,7 @@ _LEVELS = 127
 
 
 def checkpoint_steps() -> list[int]:
-    """Training steps at which the demo model was kept, ascending; the finished one not included."""
+    """Training steps at which the demo model was kept, ascending; none outside a clone."""
     return sorted(int(p.stem.removeprefix("step-")) for p in CHECKPOINTS.glob("step-*.safetensors"))
 
 
@@ -67,7 +67,7 @@ def restore_checkpoint(step: int, folder: str | Path) -> Path:
         The folder, which ``from_pretrained`` and every verb take as a model.
 
     Raises:
-        BadInputError: no such step.
+        BadInputError: no such step, or none is here because this is not a clone.
     """
     with claim(folder, "model") as target:
         return write_checkpoint(step, target)
@@ -76,6 +76,11 @@ def restore_checkpoint(step: int, folder: str | Path) -> Path:
 def write_checkpoint(step: int, target: Path) -> Path:
     """The same, into a folder that is held, or one inside it."""
     steps = checkpoint_steps()
+    if not steps:
+        raise BadInputError(
+            "the early steps of the demo model are not part of the installed package; they are in "
+            f"a clone of the repository: pip install -e CLONE, then ask for step {step} again"
+        )
     if step not in steps:
         raise BadInputError(
             f"the demo model was not kept at step {step}; it was at {', '.join(map(str, steps))}"

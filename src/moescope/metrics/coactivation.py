@@ -43,7 +43,7 @@ def coactivation(counts_EE: Int64[np.ndarray, "E E"], tokens: int, top_k: int) -
 
     Example:
         >>> both = np.array([[4, 2], [2, 2]])
-        >>> coactivation(both, tokens=4, top_k=2).p_j_given_i[0, 1]
+        >>> float(coactivation(both, tokens=4, top_k=2).p_j_given_i[0, 1])
         0.5
 
     Reference:

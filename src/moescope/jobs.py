@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moescope.corpus import CorpusSpec
-from moescope.metrics.runs import AnalyzedRun, open_run, table_names
+from moescope.metrics.runs import AnalyzedRun, open_run
+from moescope.metrics.tables import TABLES
 from moescope.models import LoadedModel, ModelSpec, open_model
 from moescope.report.page import build_report
 from moescope.report.training_page import write_training_page
@@ -84,7 +85,7 @@ def report_on(run: str | Path, *, on_stage: Callable[[str], None] | None = None)
     """
     say = on_stage or (lambda _: None)
     opened = open_run(run)
-    for name in table_names():
+    for name in TABLES:
         say(f"table {name}")
         opened.table(name)
     say("writing the report")

@@ -117,11 +117,11 @@ def test_the_pairs_of_very_many_domains_are_those_with_most_tokens(
     from moescope.metrics.view import PhaseView
 
     view = PhaseView(many, "prefill")
-    whole = expert_tables.domain_distance(view).columns
+    whole = expert_tables.domain_distance.rows(view).columns
     domains = len(view.domains)
     assert len(whole["jsd"]) == len(view.layers) * domains * (domains - 1) // 2
     monkeypatch.setattr(expert_tables, "MAX_PAIR_ROWS", len(view.layers) * 10)  # of 5 domains
-    some = expert_tables.domain_distance(view).columns
+    some = expert_tables.domain_distance.rows(view).columns
     kept = {*some["domain_a"], *some["domain_b"]}
     assert len(some["jsd"]) == len(view.layers) * 10
     least = min(view.domain_tokens[view.places[name]] for name in kept)

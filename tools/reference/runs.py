@@ -14,10 +14,8 @@ from tools.reference.markdown import bar, docstring, fields, first_line, page, t
 
 def tables_page() -> str:
     """Every table: what it says, and its columns with their Arrow types."""
-    from moescope.metrics.phases import phases
     from moescope.metrics.tables import TABLES
 
-    docs = {name: spec.make.__doc__ for name, spec in TABLES.items()} | {"phases": phases.__doc__}
     run = _tiny_run()
     out = [
         "# Tables",
@@ -31,11 +29,17 @@ def tables_page() -> str:
         "`all` is the total over the domains. A cell that cannot be known is NaN.",
         "",
     ]
-    out += [f"- [`{name}`](#{name}): {first_line(doc)}" for name, doc in docs.items()]
-    for name, doc in docs.items():
-        schema = run.table(name).schema
-        out += ["", f"## {name}", "", *docstring(doc), ""]
-        out += table(["column", "type"], [[f"`{f.name}`", str(f.type)] for f in schema])
+    out += [f"- [`{name}`](#{name}): {first_line(made.about)}" for name, made in TABLES.items()]
+    for name, made in TABLES.items():
+        out += ["", f"## {name}", "", *docstring(made.about), ""]
+        out += [f"Defined in [{made.concept}](../concepts/{made.concept}.md).", ""]
+        out += table(
+            ["column", "type", "what it says"],
+            [
+                [f"`{f.name}`", str(f.type), bar(str(made.meaning(f.name)))]
+                for f in run.table(name).schema
+            ],
+        )
     return page(out)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,6 +12,9 @@ import typer
 from moescope.cli.common import Format, print_table
 from moescope.cli.terminal import errors, output
 from moescope.errors import BadInputError
+
+if TYPE_CHECKING:
+    from moescope.metrics.table import Table
 
 _HELP = """Print a table of a run; without NAME, list the tables.
 
@@ -39,20 +42,20 @@ def table(
     about: Annotated[bool, typer.Option("--about", help="say what the columns mean")] = False,
 ) -> None:
     """Print a table."""
-    from moescope.metrics.phases import phases
-    from moescope.metrics.runs import note_of, open_run, table_names
-    from moescope.metrics.tables import TABLES
+    from moescope.metrics.runs import note_of, open_run
+    from moescope.metrics.tables import every_table, find_table
 
     opened = open_run(run)
-    descriptions = {n: s.description for n, s in TABLES.items()}
-    descriptions["phases"] = " ".join((phases.__doc__ or "").split())
     if name is None:
-        listed = {"table": table_names(), "what": [_title(descriptions[n]) for n in table_names()]}
-        print_table(pa.table(listed), form)
+        known, problems = every_table()
+        what = [made.title.rstrip(".") for made in known.values()]
+        print_table(pa.table({"table": list(known), "what": what}), form)
+        for line in problems:
+            errors.print(f"left out: {line}", soft_wrap=True)
         return
     data = opened.table(name)
     if about:
-        output.print(descriptions[name])
+        _print_about(find_table(name), data.column_names)
         return
     note = note_of(data)
     data = _filtered(data, layer=layer, domain=domain)
@@ -72,8 +75,10 @@ def table(
         errors.print(f"{data.num_rows} of {total:,} rows; --rows 0 shows all")
 
 
-def _title(description: str) -> str:
-    return description.split(". ")[0].split("? ")[0].rstrip(".")
+def _print_about(known: Table, columns: list[str]) -> None:
+    output.print(known.about + "\n")
+    for column in columns:
+        output.print(f"{column}: {known.meaning(column)}")
 
 
 def _filtered(data: pa.Table, **wanted: int | str | None) -> pa.Table:

@@ -1,8 +1,8 @@
 """Tables about experts: load, balance, decisiveness, pairs, specialization, committee.
 
-Every function takes a `PhaseView` and gives columns; its docstring says what they mean, and is
-what ``moescope table RUN --about`` and the reference show. Definitions live in the modules
-beside this one; here they only meet the axes of a run.
+A function takes a `PhaseView` and gives columns; `table` above it says what they mean, which
+``moescope table RUN NAME --about`` and the reference show. Definitions live in the modules beside
+this one; here they only meet the axes of a run.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from moescope.metrics.coactivation import flow as layer_flow
 from moescope.metrics.rates import mean_interval, rate_interval
 from moescope.metrics.specialization import domain_specialization as specialization
 from moescope.metrics.specialization import jensen_shannon_pairs, split_halves, token_baselines
+from moescope.metrics.table import Column, table
 from moescope.metrics.view import ALL, PhaseView, Rows
 from moescope.run.aggregates import (
     DECISIVENESS,
@@ -44,15 +45,25 @@ MAX_PAIR_ROWS = 3_000_000
 """Rows of the table of pairs of domains."""
 
 
+@table(
+    "load",
+    columns={
+        "count": "tokens that chose the expert",
+        "load": Column("count/(tokens·K); sums to 1 over a layer", chance="1/E"),
+        "activation_rate": Column("count/tokens", chance="K/E"),
+        "gate_mass": "mean weight over all tokens, 0 where not chosen; NaN where not known",
+        "chance": "1/E",
+        "activation_chance": "K/E",
+        "ci_low": "lower end of activation_rate's 95 % interval over documents",
+        "ci_high": "upper end of it",
+        "first_share": Column(
+            "share of tokens whose first choice it is; NaN where not known", chance="1/E"
+        ),
+    },
+    concept="load-and-balance",
+)
 def load(view: PhaseView) -> Rows:
-    """How often each expert is used, by domain.
-
-    tokens: counted tokens of the domain. count: tokens that chose the expert. load = count/(T·K),
-    sums to 1 over a layer; chance = 1/E. activation_rate = count/T, chance activation_chance = K/E,
-    with a 95 % interval (ci_low, ci_high) over documents. gate_mass: mean weight over
-    all T tokens, 0 where not chosen. first_share: share of tokens whose first choice it is,
-    chance 1/E. Both are NaN where an imported run does not know weights, or their order.
-    """
+    """How often each expert is used, by domain."""
     rows = Rows()
     for layer in view.layers:
         counts_NE = view.counts(layer)
@@ -77,14 +88,24 @@ def load(view: PhaseView) -> Rows:
     return rows
 
 
+@table(
+    "balance",
+    columns={
+        "cv": Column(
+            "standard deviation over mean of the counts, experts with no token included",
+            chance="cv_chance",
+        ),
+        "gini": "0 when even, at most 1 − K/E",
+        "max_over_mean": "1 when even, at most E/K",
+        "entropy": "H(load)/log E, 1 when even",
+        "dead_share": "share of experts below 0.1 % of the assignments; read it with tokens",
+        "cold_share": "share of experts below 0.5 % of the assignments; read it with tokens",
+        "cv_chance": "what even random routing of as many tokens gives",
+    },
+    concept="load-and-balance",
+)
 def balance_table(view: PhaseView) -> Rows:
-    """How evenly a layer spreads its tokens over experts, by domain.
-
-    cv: standard deviation over mean of the counts, experts with no token included; cv_chance: what
-    even random routing of as many tokens gives. gini, max_over_mean, entropy = H(load)/log E.
-    dead_share, cold_share: experts below 0.1 % and 0.5 % of the assignments; read them with the
-    token count beside them.
-    """
+    """How evenly a layer spreads its tokens over experts, by domain."""
     rows = Rows()
     for layer in view.layers:
         counts_NE = view.counts(layer)
@@ -100,14 +121,25 @@ def balance_table(view: PhaseView) -> Rows:
     return rows
 
 
+@table(
+    "decisiveness",
+    columns={
+        "router_entropy": Column("H(p)/log E over all experts, 1 when undecided", interval=True),
+        "topk_entropy": Column("H(chosen weights, renormalised)/log K", interval=True),
+        "topk_mass": Column("probability of the chosen", chance="K/E", interval=True),
+        "margin_first": Column("first minus second probability", interval=True),
+        "margin_kth": Column(
+            "least chosen minus best not chosen; negative where a selection bias or group limit "
+            "overruled the probabilities",
+            interval=True,
+        ),
+        "topk_mass_chance": "K/E",
+    },
+    concept="decisiveness",
+    needs="weights",
+)
 def decisiveness(view: PhaseView) -> Rows:
-    """How sure the router is, by domain; each figure with a 95 % interval over documents.
-
-    router_entropy = H(p)/log E over all experts, 1 when undecided. topk_entropy = H(chosen weights,
-    renormalised)/log K. topk_mass: probability of the chosen, chance K/E. margin_first: first minus
-    second probability. margin_kth: least chosen minus best not chosen; negative where a selection
-    bias or group limit overruled the probabilities.
-    """
+    """How sure the router is, by domain; each figure with a 95 % interval over documents."""
     rows = Rows()
     for layer in view.layers:
         sums_NS = view.arrays["cluster_decisive"][:, layer.slot].astype(np.float64)
@@ -129,12 +161,21 @@ def decisiveness(view: PhaseView) -> Rows:
     return rows
 
 
+@table(
+    "histograms",
+    columns={
+        "quantity": "logit and probability count every expert of every token, topk_weight the K "
+        "chosen ones",
+        "bin": "number of the bin",
+        "low": "where the bin begins; −inf for the first",
+        "high": "where it ends; inf for the last",
+        "count": "values with low ≤ value < high",
+    },
+    concept="decisiveness",
+    needs="weights",
+)
 def histograms(view: PhaseView) -> Rows:
-    """Histograms of router logits, probabilities, and renormalised top-k weights.
-
-    count of values with low ≤ value < high; the outermost bins are open (low −inf or high inf).
-    Logits and probabilities count every expert of every token, weights the K chosen ones.
-    """
+    """Histograms of router logits, probabilities, and renormalised top-k weights."""
     rows = Rows()
     edges = {"logit": LOGIT_EDGES, "probability": PROB_EDGES, "topk_weight": WEIGHT_EDGES}
     for layer in view.layers:
@@ -155,12 +196,23 @@ def histograms(view: PhaseView) -> Rows:
     return rows
 
 
+@table(
+    "coactivation",
+    columns={
+        "expert_i": "one expert",
+        "expert_j": "the other",
+        "count": "N_ij: tokens that chose both",
+        "p_j_given_i": Column("N_ij/N_i", chance="(K−1)/(E−1)"),
+        "lift": Column("N_ij·T/(N_i·N_j)", chance="lift_chance"),
+        "chance": "(K−1)/(E−1)",
+        "lift_chance": "lift under even random routing: just below 1, because a token's experts "
+        "differ",
+    },
+    concept="coactivation",
+    needs="tokens",
+)
 def coactivation(view: PhaseView) -> Rows:
-    """Pairs of experts in one token's top-K, all ordered pairs.
-
-    count = N_ij. p_j_given_i = N_ij/N_i, chance (K−1)/(E−1). lift = N_ij·T/(N_i·N_j); even random
-    routing gives lift_chance, just below 1, because a token's experts differ.
-    """
+    """Pairs of experts in one token's top-K, all ordered pairs."""
     rows = Rows()
     for layer in view.layers:
         size = layer.num_experts
@@ -180,13 +232,24 @@ def coactivation(view: PhaseView) -> Rows:
     return rows
 
 
+@table(
+    "flow",
+    columns={
+        "next_layer": "the next MoE layer",
+        "next_expert": "an expert of it",
+        "count": "tokens that chose expert here and next_expert there",
+        "p": Column(
+            "P(next_expert among the K of next_layer | expert among the K of layer); sums to K "
+            "over next_expert",
+            chance="the activation rate of next_expert",
+        ),
+        "chance": "that rate, which p equals when layers route independently",
+    },
+    concept="coactivation",
+    needs="tokens",
+)
 def flow(view: PhaseView) -> Rows:
-    """How the experts of one MoE layer predict those of the next.
-
-    p = P(next_expert among the K of next_layer | expert among the K of layer); sums to K over
-    next_expert. chance: the activation rate of next_expert, which p equals when the layers route
-    independently.
-    """
+    """How the experts of one MoE layer predict those of the next."""
     rows = Rows()
     for a, b in zip(view.layers[:-1], view.layers[1:], strict=True):
         pairs = view.arrays["flow"][a.slot, : a.num_experts, : b.num_experts].astype(np.int64)
@@ -206,17 +269,31 @@ def flow(view: PhaseView) -> Rows:
     return rows
 
 
+@table(
+    "domain_specialization",
+    columns={
+        "value": Column("N_{e,d}/N_d, the rate in the domain", chance="K/E"),
+        "chance": "K/E",
+        "others": "the rate in all other domains",
+        "lift_over_others": Column("value/others", chance="1"),
+        "ci_low": "lower end of value's 95 % interval over documents",
+        "ci_high": "upper end of it",
+        "lift_low": "lower end of lift_over_others' 95 % interval over documents",
+        "lift_high": "upper end of it",
+        "p": "domain labels permuted over documents, two-sided; NaN where a domain has fewer than "
+        "5 documents",
+        "q": "Benjamini–Hochberg over all layers × experts × domains of this table",
+        "p_max": "for a cell chosen because it is the largest of them all",
+        "by_token": "the rate that the domain's token ids alone predict from the other domains",
+        "beyond_token": Column("on_shared − by_token", chance="0"),
+        "on_shared": "the rate measured over the tokens that by_token is of",
+        "shared_tokens": "share of the domain's tokens whose ids other domains have too, within "
+        "the token budget",
+    },
+    concept="specialization",
+)
 def domain_specialization(view: PhaseView) -> Rows:
-    """Which experts serve a domain more than the other domains.
-
-    value = N_{e,d}/N_d, chance K/E, with a 95 % interval over documents. lift_over_others: value
-    over the rate in all other domains, with its interval. p: domain labels permuted over documents,
-    two-sided; q: Benjamini–Hochberg over all layers × experts × domains of this table. NaN where a
-    domain has fewer than 5 documents. p_max: for a cell chosen because it is the largest of them
-    all. by_token: the rate that the domain's token ids alone predict from the other domains;
-    on_shared: the rate measured over the same tokens, the shared_tokens share of the domain's (ids
-    that other domains have too) within the token budget; beyond_token = on_shared − by_token.
-    """
+    """Which experts serve a domain more than the other domains."""
     rows = Rows()
     counts = np.concatenate([view.counts(layer) for layer in view.layers], axis=1)
     made = specialization(
@@ -257,15 +334,28 @@ def domain_specialization(view: PhaseView) -> Rows:
     return rows
 
 
+@table(
+    "domain_distance",
+    columns={
+        "domain_a": "one domain",
+        "domain_b": "the other",
+        "jsd": Column(
+            "Jensen–Shannon divergence of the two load distributions over the largest that their "
+            "entropies allow, in [0, 1]",
+            chance="split_half",
+        ),
+        "split_half": "the same between two random halves of the documents of one domain, the mean "
+        "of both domains and 20 halvings; a half holds half the text, so it errs on the high side; "
+        "NaN below 5 documents",
+    },
+    concept="specialization",
+)
 def domain_distance(view: PhaseView) -> Rows:
     """How differently two domains use a layer's experts.
 
-    jsd: Jensen–Shannon divergence of the two load distributions over the largest that their
-    entropies allow, in [0, 1]. split_half: the same between two random halves of the documents of
-    one domain, the mean of both domains and 20 halvings: what two texts of one domain give. A half
-    holds half the text, so it errs on the high side; NaN below 5 documents. Of very many domains
-    those with most tokens are compared: as many as give 3,000,000 rows over all layers, which are
-    1,000 domains at 6 layers, 433 at 32. A note then says how many of how many.
+    Of very many domains those with most tokens are compared: as many as give 3,000,000 rows over
+    all layers, which are 1,000 domains at 6 layers, 433 at 32. A note then says how many of how
+    many.
     """
     rows = Rows()
     names = np.asarray(view.domains, dtype=object)
@@ -296,14 +386,24 @@ def _most_tokens(tokens_C: NDArray[np.int64], num_layers: int) -> NDArray[np.int
     return np.sort(known[np.argsort(-tokens_C[known], kind="stable")[:most]])
 
 
+@table(
+    "committee",
+    columns={
+        "tokens_used": "all counted tokens, or the last token of each document",
+        "domains": "number of domains with such tokens",
+        "eci": "mean router probability over domains, each weighted the same",
+        "domain_share": Column(
+            "share of domains that have the expert among their K best by eci", chance="K/E"
+        ),
+        "member": "domain_share > 0.8",
+        "jaccard": Column("mean overlap of the domains' K best", chance="jaccard_chance"),
+        "jaccard_chance": "overlap of random sets of K",
+    },
+    concept="repetition-paths-committee",
+    needs="weights",
+)
 def committee_table(view: PhaseView) -> Rows:
-    """Experts that every domain relies on.
-
-    eci: mean router probability over domains, each weighted the same; domain_share: share of
-    domains that have the expert among their K best by it; member: domain_share > 0.8.
-    jaccard: mean overlap of the domains' K best, chance jaccard_chance. tokens_used: all counted
-    tokens, or the last token of each document.
-    """
+    """Experts that every domain relies on."""
     rows = Rows()
     last = view.arrays["last_tokens"].astype(np.float64)
     used = {

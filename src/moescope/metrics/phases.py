@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moescope.metrics.view import ALL, Rows
+from moescope.metrics.table import Column, table
+from moescope.metrics.view import ALL, PhaseView, Rows
 
 __all__ = ["BANDS", "bands", "phases"]
 
@@ -27,26 +25,38 @@ def bands(layers: list[int]) -> dict[str, list[int]]:
     return {name: part.tolist() for name, part in zip(BANDS, parts, strict=True) if part.size}
 
 
-def phases(get: Callable[[str], pa.Table]) -> Rows:
+@table(
+    "phases",
+    columns={
+        "band": "early, middle or late",
+        "layers": "first and last layer of the band",
+        "specialized_share": "share of layer × expert × domain cells with q < 0.05",
+        "mean_abs_gap": "mean |rate in the domain − rate elsewhere| over K/E, which is above 0 "
+        "even by chance",
+        "i_expert_domain_bits": Column("see information", "bits", chance="0"),
+        "i_expert_token_bits": Column("see information", "bits", chance="0"),
+        "i_expert_domain_given_token_bits": Column("see information", "bits", chance="0"),
+        "cv": "see balance; over all domains",
+        "router_entropy": "see decisiveness; over all domains",
+        "topk_mass": Column("see decisiveness; over all domains", chance="K/E"),
+        "first": Column("same first choice of neighbouring tokens", chance="1/E"),
+        "committee": "members by all tokens",
+    },
+    concept="depth",
+)
+def phases(view: PhaseView) -> Rows:
     """Early, middle and late thirds of the MoE layers, each figure the mean over their layers.
 
-    specialized_share: share of layer × expert × domain cells with q < 0.05; mean_abs_gap: mean
-    |rate in the domain − rate elsewhere| over K/E, which is above 0 even by chance;
-    i_expert_…_bits: see information; cv, router_entropy, topk_mass over all domains; first: same
-    first choice of neighbouring tokens; committee: members by all tokens. NaN where an imported run
-    does not know it.
+    NaN where an imported run does not know it.
     """
     rows = Rows()
-    spec = get("domain_specialization")
-    for phase in _unique(spec["phase"]):
-        numbers = [int(n) for n in _unique(_where(spec, phase=phase)["layer"])]
-        for name, layers in bands(numbers).items():
-            rows.add(phase=phase, band=name, layers=_span(layers), **_band(get, phase, layers))
+    for name, layers in bands([layer.layer_idx for layer in view.layers]).items():
+        rows.add(band=name, layers=_span(layers), **_band(view, layers))
     return rows
 
 
-def _band(get: Callable[[str], pa.Table], phase: str, layers: list[int]) -> dict[str, object]:
-    spec = _where(get("domain_specialization"), phase=phase, layer=layers)
+def _band(view: PhaseView, layers: list[int]) -> dict[str, object]:
+    spec = _where(view.table("domain_specialization"), layer=layers)
     q, value, others = (_floats(spec, name) for name in ("q", "value", "others"))
     tested = np.isfinite(q)
     gap = np.abs(value - others) / _floats(spec, "chance")
@@ -54,7 +64,7 @@ def _band(get: Callable[[str], pa.Table], phase: str, layers: list[int]) -> dict
         "specialized_share": float((q[tested] < 0.05).mean()) if tested.any() else float("nan"),
         "mean_abs_gap": float(np.nanmean(gap)) if np.isfinite(gap).any() else float("nan"),
     }
-    info = _where(get("information"), phase=phase, layer=layers)
+    info = _where(view.table("information"), layer=layers)
     for part in ("expert_domain", "expert_token", "expert_domain_given_token"):
         column = f"i_{part}_bits"
         out[column] = float(_floats(info, column).mean()) if info.num_rows else float("nan")
@@ -63,11 +73,11 @@ def _band(get: Callable[[str], pa.Table], phase: str, layers: list[int]) -> dict
         "decisiveness": ["router_entropy", "topk_mass"],
         "repetition": ["first"],
     }
-    for table, columns in means.items():
-        rows = _where(get(table), phase=phase, layer=layers, domain=ALL)
+    for source, columns in means.items():
+        rows = _where(view.table(source), layer=layers, domain=ALL)
         for column in columns:
             out[column] = float(_floats(rows, column).mean()) if rows.num_rows else float("nan")
-    members = _where(get("committee"), phase=phase, layer=layers, tokens_used="all")
+    members = _where(view.table("committee"), layer=layers, tokens_used="all")
     known = "member" in members.column_names  # an imported run may not know of probabilities
     out["committee"] = float(_floats(members, "member").sum() / len(layers)) if known else np.nan
     return out
@@ -82,10 +92,6 @@ def _where(table: pa.Table, **wanted: object) -> pa.Table:
         allowed = value if isinstance(value, list) else [value]
         keep &= np.isin(column, np.asarray(allowed, dtype=object))
     return table.filter(pa.array(keep))
-
-
-def _unique(column: pa.ChunkedArray) -> list[Any]:
-    return list(dict.fromkeys(column.to_pylist()))
 
 
 def _floats(table: pa.Table, name: str) -> NDArray[np.float64]:

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from moescope.errors import BusyError, RunError, WriteError
 from moescope.files import is_intact
 from moescope.metrics.agreement import agreement
-from moescope.metrics.phases import phases
 from moescope.metrics.rates import mean_interval
-from moescope.metrics.tables import TABLES
+from moescope.metrics.table import Table
+from moescope.metrics.tables import TABLES, every_table, find_table
 from moescope.metrics.view import PhaseView, Rows
 from moescope.run.reader import Run, TokenRows, token_rows
 from moescope.run.store import read_parquet, understood, write_parquet
@@ -33,8 +33,8 @@ __all__ = ["AnalyzedRun", "compare_runs", "note_of", "open_run", "table_names"]
 
 
 def table_names() -> list[str]:
-    """The names of all tables."""
-    return [*TABLES, "phases"]
+    """The names of all tables, those of installed packages included."""
+    return list(every_table()[0])
 
 
 def note_of(table: pa.Table) -> str:
@@ -58,17 +58,18 @@ class AnalyzedRun(Run):
             leaves out, if anything, `note_of` says.
 
         Raises:
-            RunError: no such table, one that this run cannot know, or a damaged run.
+            BadInputError: no such table, or one of another package that fails.
+            RunError: one that this run cannot know, or a damaged run.
         """
-        if name not in table_names():
-            raise RunError(f"no table {name!r}; the tables are {', '.join(table_names())}")
-        if name in self.absent_tables:
-            raise RunError(f"{self.path} has no table {name!r}: {self.absent_tables[name]}")
-        known = self._kept(name)
+        wanted = find_table(name)
+        if wanted.needs in self.absent:
+            raise RunError(f"{self.path} has no table {name!r}: {self.absent[wanted.needs]}")
+        mark = self._mark(wanted)
+        known = self._kept(name, mark)
         if known is not None:
             return known
-        table = self._compute(name)
-        marks = {**(table.schema.metadata or {}), b"moescope": self._mark()}
+        table = self._compute(wanted)
+        marks = {**(table.schema.metadata or {}), b"moescope": mark}
         table = table.replace_schema_metadata(marks)
         # a run that cannot be written can be read all the same
         with (
@@ -78,14 +79,14 @@ class AnalyzedRun(Run):
             write_parquet(self.path / _TABLES / f"{name}.parquet", table)
         return table
 
-    def _kept(self, name: str) -> pa.Table | None:
-        """The table as an earlier call kept it, if it is whole and of this state."""
+    def _kept(self, name: str, mark: bytes) -> pa.Table | None:
+        """The table as an earlier call kept it, if it is whole and of this mark."""
         file = f"{_TABLES}/{name}.parquet"
         with contextlib.suppress(pa.ArrowInvalid, OSError, RunError):
             if is_intact(self.path, file):
                 with pq.ParquetFile(self.path / file) as kept:
                     table = kept.read()
-                if (table.schema.metadata or {}).get(b"moescope") == self._mark():
+                if (table.schema.metadata or {}).get(b"moescope") == mark:
                     return table
         return None
 
@@ -95,26 +96,26 @@ class AnalyzedRun(Run):
         return {s.name: self.absent[s.needs] for s in TABLES.values() if s.needs in self.absent}
 
     def compute_all(self) -> list[str]:
-        """Compute and keep every table that the run can have; returns their names."""
-        names = [name for name in table_names() if name not in self.absent_tables]
+        """Compute and keep every table of moescope's own that the run can have; their names."""
+        names = [name for name in TABLES if name not in self.absent_tables]
         for name in names:
             self.table(name)
         return names
 
-    def _mark(self) -> bytes:
+    def _mark(self, table: Table) -> bytes:
+        """What a table was computed by and from."""
         state = self.manifest.state
-        return f"{version('moescope')} {state.sha256 if state else ''}".encode()
+        by = f"{version('moescope')} {table.package}".strip()
+        return f"{by} {state.sha256 if state else ''}".encode()
 
     def _table_or_none(self, name: str) -> pa.Table:
         """A table, without columns where the run cannot have it."""
         return pa.table({}) if name in self.absent_tables else self.table(name)
 
-    def _compute(self, name: str) -> pa.Table:
-        if name == "phases":
-            return _arrow(phases(self._table_or_none))
+    def _compute(self, wanted: Table) -> pa.Table:
         parts, notes = [], []
         for phase in self.phases:
-            rows = TABLES[name].make(PhaseView(self, phase))
+            rows = wanted.rows(PhaseView(self, phase, self._table_or_none))
             notes += [f"{phase}: {rows.note}"] if rows.note else []
             size = len(next(iter(rows.columns.values()), ()))
             if size:

@@ -1,58 +1,85 @@
-"""The registry of tables: each has a name, a function that makes it, and a description."""
+"""The tables of a run by name: moescope's own, and those of installed packages.
+
+A package adds tables by an entry point of the group ``moescope.tables`` that names a module, or one
+table in it. Packages are looked at only when a name is asked for that moescope does not have; one
+that fails is said in a line of its own and takes nothing else along.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 
-from moescope.metrics import expert_tables, token_tables
-from moescope.metrics.view import PhaseView, Rows
+from moescope.errors import BadInputError
+from moescope.metrics import expert_tables, phases, token_tables
+from moescope.metrics.table import Table
 
-__all__ = ["TABLES", "TableSpec"]
+__all__ = ["GROUP", "TABLES", "every_table", "find_table"]
 
-
-class TableSpec(NamedTuple):
-    """A table: its name, the function that makes it, and the function's docstring.
-
-    ``needs``: a key of `moescope.run.aggregates.ABSENT` without which there is nothing to say; a
-    run that does not know it refuses the table.
-    """
-
-    name: str
-    make: Callable[[PhaseView], Rows]
-    needs: str | None = None
-
-    @property
-    def description(self) -> str:
-        """What the table says and what its columns mean."""
-        return " ".join((self.make.__doc__ or "").split())
-
-    @property
-    def title(self) -> str:
-        """The first line of the description."""
-        return (self.make.__doc__ or "").strip().splitlines()[0]
+GROUP = "moescope.tables"
+"""The group of entry points."""
 
 
-TABLES: dict[str, TableSpec] = {
-    spec.name: spec
-    for spec in (
-        TableSpec("load", expert_tables.load),
-        TableSpec("balance", expert_tables.balance_table),
-        TableSpec("decisiveness", expert_tables.decisiveness, "weights"),
-        TableSpec("histograms", expert_tables.histograms, "weights"),
-        TableSpec("coactivation", expert_tables.coactivation, "tokens"),
-        TableSpec("flow", expert_tables.flow, "tokens"),
-        TableSpec("domain_specialization", expert_tables.domain_specialization),
-        TableSpec("domain_distance", expert_tables.domain_distance),
-        TableSpec("domain_loss", token_tables.domain_loss),
-        TableSpec("vocabulary_specialization", token_tables.vocabulary_specialization, "tokens"),
-        TableSpec("expert_tokens", token_tables.expert_tokens, "tokens"),
-        TableSpec("token_overlap", token_tables.token_overlap, "tokens"),
-        TableSpec("information", token_tables.information, "tokens"),
-        TableSpec("repetition", token_tables.repetition, "tokens"),
-        TableSpec("committee", expert_tables.committee_table, "weights"),
-        TableSpec("paths", token_tables.paths, "weights"),
-        TableSpec("path_entropy", token_tables.path_entropy, "order"),
-    )
+def _tables_in(found: object) -> list[Table]:
+    values = vars(found).values() if isinstance(found, ModuleType) else [found]
+    return [value for value in values if isinstance(value, Table)]
+
+
+TABLES: dict[str, Table] = {
+    made.name: made for room in (expert_tables, token_tables, phases) for made in _tables_in(room)
 }
-"""Every table that is made from a run by itself; ``phases`` is made from these."""
+"""Every table of moescope's own."""
+
+
+def every_table() -> tuple[dict[str, Table], list[str]]:
+    """All tables, and one line for each entry point that gives none.
+
+    Example:
+        >>> every_table()[0]["load"].title
+        'How often each expert is used, by domain.'
+    """
+    known, problems = dict(TABLES), []
+    for point in sorted(entry_points(group=GROUP), key=lambda p: (_package(p), p.name)):
+        try:
+            known |= _load(point, known)
+        except BadInputError as error:
+            problems.append(str(error))
+    return known, problems
+
+
+def find_table(name: str) -> Table:
+    """The table of that name.
+
+    Raises:
+        BadInputError: there is none; says which there are, or which package failed.
+    """
+    if name in TABLES:
+        return TABLES[name]
+    known, problems = every_table()
+    if name not in known:
+        more = "; " + "; ".join(problems) if problems else ""
+        raise BadInputError(f"no table {name!r}; the tables are {', '.join(known)}{more}")
+    return known[name]
+
+
+def _load(point: EntryPoint, known: dict[str, Table]) -> dict[str, Table]:
+    """The tables of one entry point."""
+    package = _package(point)
+    where = f"entry point {point.name} = {point.value} of {package} ({GROUP})"
+    try:
+        found = point.load()
+    except Exception as error:  # whatever another package's code raises
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise BadInputError(f"{where} cannot be imported: {why}") from error
+    own = [made.of(package) for made in _tables_in(found) if made is not TABLES.get(made.name)]
+    if not own:
+        raise BadInputError(f"{where} holds no table; make one with @moescope.metrics.table.table")
+    for made in own:
+        if made.name in known:
+            whose = known[made.name].package or "moescope"
+            raise BadInputError(f"{where}: {whose} has a table {made.name!r} already; rename it")
+    return {made.name: made for made in own}
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else "a package"

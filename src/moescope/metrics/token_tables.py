@@ -12,6 +12,7 @@ from moescope.metrics.agreement import entropy_bits, unseen_entropy
 from moescope.metrics.chance import share_any
 from moescope.metrics.information import SampledText, layer_information, previous_tokens
 from moescope.metrics.rates import rate_interval
+from moescope.metrics.table import Column, table
 from moescope.metrics.view import ALL, Layer, PhaseView, Rows
 from moescope.metrics.vocabulary import MIN_TOKEN_COUNT
 from moescope.metrics.vocabulary import token_overlap as overlap
@@ -32,13 +33,28 @@ __all__ = [
 _KINDS = {"input": "input", "predicted": "pred", "next": "next"}
 
 
+@table(
+    "vocabulary_specialization",
+    columns={
+        "kind": "which token: input, predicted, or the actual next",
+        "value": Column(
+            "mean over tokens of the largest N_{x,e}/N_x, for token ids seen at least min_count "
+            "times",
+            chance="null",
+        ),
+        "null": "value when every expert serves each token id at its overall rate",
+        "excess": Column("(value − null)/(1 − null)", chance="0"),
+        "types": "token ids that the floor left",
+        "tokens": "their occurrences",
+        "covered": "their share of all tokens",
+        "min_count": "the floor",
+        "chance": "K/E, the least that value can be",
+    },
+    concept="vocabulary",
+    needs="tokens",
+)
 def vocabulary_specialization(view: PhaseView) -> Rows:
-    """Do token ids belong to single experts? By input, predicted, and actual next token.
-
-    value: mean over tokens of the largest N_{x,e}/N_x, for token ids seen at least min_count times;
-    null: the same when every expert serves each token id at its overall rate;
-    excess = (value − null)/(1 − null). types, tokens, covered: what the floor left.
-    """
+    """Do token ids belong to single experts? By input, predicted, and actual next token."""
     rows = Rows()
     for layer in view.layers:
         for kind, key in _KINDS.items():
@@ -56,11 +72,25 @@ def vocabulary_specialization(view: PhaseView) -> Rows:
     return rows
 
 
+@table(
+    "expert_tokens",
+    columns={
+        "kind": "which token: input, predicted, or the actual next",
+        "rank": "from 0, by the surplus N_{x,e} − N_x·rate",
+        "token_id": "the token",
+        "token": "its text",
+        "count": "N_{x,e}: how often it went to the expert",
+        "share": Column("N_{x,e}/N_x", chance="rate"),
+        "rate": "how often the expert serves any token",
+        "min_count": "token ids seen less often are left out",
+    },
+    concept="vocabulary",
+    needs="tokens",
+)
 def expert_tokens(view: PhaseView) -> Rows:
     """The token ids that each expert serves most, against its overall rate.
 
-    Up to 10 per layer, expert and kind, by the surplus N_{x,e} − N_x·rate_e. share = N_{x,e}/N_x;
-    rate: how often the expert serves any token; only ids seen at least min_count times.
+    Up to 10 per layer, expert and kind.
     """
     rows = Rows()
     for layer in view.layers:
@@ -90,12 +120,24 @@ def expert_tokens(view: PhaseView) -> Rows:
     return rows
 
 
+@table(
+    "token_overlap",
+    columns={
+        "expert_i": "one expert",
+        "expert_j": "the other, i < j",
+        "jaccard": Column(
+            "|V_i ∩ V_j| / |V_i ∪ V_j| of the sets of token ids that went to each at least "
+            "min_count times",
+            chance="the column chance",
+        ),
+        "chance": "jaccard when each expert serves every token id at its overall rate",
+        "min_count": "the floor",
+    },
+    concept="vocabulary",
+    needs="tokens",
+)
 def token_overlap(view: PhaseView) -> Rows:
-    """Do two experts serve the same input tokens?
-
-    jaccard: |V_i ∩ V_j| / |V_i ∪ V_j| of the sets of token ids that went to each at least min_count
-    times, i < j; chance: the same when each expert serves every token id at its overall rate.
-    """
+    """Do two experts serve the same input tokens?"""
     rows = Rows()
     for layer in view.layers:
         _, counts_XE = view.token_counts("input", layer)
@@ -114,18 +156,45 @@ def token_overlap(view: PhaseView) -> Rows:
     return rows
 
 
+_ABOUT = {
+    "expert_domain": "what the expert carries about the domain",
+    "expert_token": "about the token id",
+    "expert_domain_given_token": "about the domain once the token id is known",
+    "expert_domain_given_pair": "about it once the previous token's id is known too",
+}
+_PARTS = {
+    "bits": Column("(raw − null)/(ceiling − null)·ceiling", "bits", chance="0"),
+    "low": Column("lower end of its 95 % interval over documents", "bits"),
+    "high": Column("upper end of it", "bits"),
+    "raw": Column("as counted", "bits", chance="null"),
+    "null": Column("mean of 30 shuffled copies", "bits"),
+    "most": Column("the ceiling: what complete knowledge would give on this text", "bits"),
+    "p": Column("p against the shuffled copies"),
+}
+
+
+@table(
+    "information",
+    columns={
+        "tokens": "tokens of the sample; those of unknown id are left out",
+        "documents": "documents of the sample",
+        "shared_tokens": "share of the tokens whose id occurs in two domains; only they can tell "
+        "of a domain beyond it",
+        "shared_pairs": "share whose id and previous id occur in two domains",
+        **{
+            f"i_{name}_{part}": column._replace(meaning=f"{words}: {column.meaning}")
+            for name, words in _ABOUT.items()
+            for part, column in _PARTS.items()
+        },
+        "max_bits": Column("H(E) − log₂ K, which bounds all of them", "bits"),
+    },
+    concept="information",
+    needs="tokens",
+)
 def information(view: PhaseView) -> Rows:
     """Domain or token? Bits that an expert carries about each, beyond chance.
 
-    i_expert_domain_bits, i_expert_token_bits; i_expert_domain_given_token_bits: about the domain
-    once the token id is known; i_expert_domain_given_pair_bits: once the previous token's id is
-    known too. Each is (raw − null)/(ceiling − null)·ceiling, with a 95 % interval over documents
-    (_low, _high), and beside it _raw as counted, _null the mean of 30 shuffled copies, _most what
-    complete knowledge would give on this text, and _p. shared_tokens, shared_pairs: share of the
-    tokens whose id, or whose id and previous id, occur in two domains; only they can tell of a
-    domain beyond it. max_bits = H(E) − log₂ K bounds all of them. From the token sample, whose
-    size is in tokens and documents (tokens of unknown id are left out); absent when the run kept
-    aggregates only.
+    From the token sample; absent when the run kept aggregates only.
     """
     rows = Rows()
     sample = view.tokens
@@ -158,14 +227,27 @@ def information(view: PhaseView) -> Rows:
     return rows
 
 
+@table(
+    "repetition",
+    columns={
+        "pairs": "neighbouring pairs of tokens",
+        "first": Column(
+            "share of pairs with the same first choice; NaN where their order is not known",
+            chance="1/E",
+            interval=True,
+        ),
+        "first_chance": "1/E",
+        "first_by_load": "what independent tokens with these loads would give",
+        "any": Column(
+            "share of pairs with any expert in common", chance="any_chance", interval=True
+        ),
+        "any_chance": "1 − C(E−K, K)/C(E, K)",
+    },
+    concept="repetition-paths-committee",
+    needs="tokens",
+)
 def repetition(view: PhaseView) -> Rows:
-    """Do neighbouring tokens go to the same expert? With 95 % intervals over documents.
-
-    first: share of neighbouring pairs with the same first choice, chance 1/E; first_by_load: what
-    independent tokens with these loads would give. any: share with any expert in common, chance
-    1 − C(E−K, K)/C(E, K). What concerns first choices is NaN where an imported run does not know
-    their order.
-    """
+    """Do neighbouring tokens go to the same expert? With 95 % intervals over documents."""
     rows = Rows()
     pairs_N = view.arrays["cluster_pairs"].astype(np.int64)
     for layer in view.layers:
@@ -207,33 +289,46 @@ def _same_neighbours(view: PhaseView, layer: Layer) -> NDArray[np.float64]:
     return np.stack([np.full(shared.shape, np.nan), shared], axis=1)
 
 
+@table(
+    "paths",
+    columns={
+        "doc": "id of the document",
+        "loss": Column("mean loss", "nats per token"),
+        "path": "numbers of the experts from the first traced layer to the last",
+    },
+    concept="repetition-paths-committee",
+    needs="weights",
+    phases=("prefill",),
+)
 def paths(view: PhaseView) -> Rows:
-    """The route of each document: in every MoE layer the expert with the most gate mass.
-
-    path: expert indices from the first traced layer to the last. Prefill only.
-    """
+    """The route of each document: in every MoE layer the expert with the most gate mass."""
     rows = Rows()
-    if view.phase != "prefill":
-        return rows
-    table = view.run.documents
-    routes = ["-".join(map(str, p)) for p in table["path"].to_pylist()]
+    documents = view.run.documents
+    routes = ["-".join(map(str, p)) for p in documents["path"].to_pylist()]
     rows.add(
-        doc=table["doc"].to_pylist(),
-        domain=table["domain"].to_pylist(),
-        tokens=table["tokens"].to_pylist(),
-        loss=[float("nan") if v is None else v for v in table["loss"].to_pylist()],
+        doc=documents["doc"].to_pylist(),
+        domain=documents["domain"].to_pylist(),
+        tokens=documents["tokens"].to_pylist(),
+        loss=[float("nan") if v is None else v for v in documents["loss"].to_pylist()],
         path=routes,
     )
     return rows
 
 
+@table(
+    "path_entropy",
+    columns={
+        "distinct": "different routes among tokens; where it is close to tokens, the entropies say "
+        "little more than that nearly every route is new",
+        "entropy_bits": Column("as counted", "bits"),
+        "entropy_corrected_bits": Column("by Miller–Madow", "bits"),
+        "max_bits": Column("log₂ tokens, the most that entropy_bits can be", "bits"),
+    },
+    concept="repetition-paths-committee",
+    needs="order",
+)
 def path_entropy(view: PhaseView) -> Rows:
-    """How varied the first-choice routes of tokens through all layers are, by domain.
-
-    distinct: different routes among tokens; entropy_bits as counted and entropy_corrected_bits
-    (Miller–Madow), at most max_bits = log₂ tokens. Where distinct is close to tokens, both say
-    little more than that nearly every route is new.
-    """
+    """How varied the first-choice routes of tokens through all layers are, by domain."""
     rows = Rows()
     counter = view.run.aggregates(view.phase).sparse["paths"]
     owner = counter.keys >> 44
@@ -258,13 +353,24 @@ def path_entropy(view: PhaseView) -> Rows:
     return rows
 
 
+@table(
+    "domain_loss",
+    columns={
+        "scored": "tokens that were predicted",
+        "loss": Column("mean loss", "nats per token", chance="unigram"),
+        "unigram": Column(
+            "what the best model gives that knows nothing but how often each token occurs in such "
+            "text: the entropy of the tokens within the token budget, by Chao and Shen 2003",
+            "nats per token",
+        ),
+    },
+    concept="specialization",
+)
 def domain_loss(view: PhaseView) -> Rows:
     """How well the model predicts each domain: mean loss in nats per token.
 
-    unigram: what the best model gives that knows nothing but how often each token occurs in such
-    text: the entropy of the tokens within the token budget, by the estimate of Chao and Shen 2003.
-    Experts of a domain that the model hardly predicts better than that say little about the domain.
-    Absent with --no-predictions.
+    Experts of a domain that the model hardly predicts better than unigram say little about the
+    domain. Absent with --no-predictions.
     """
     rows = Rows()
     nll = view.arrays["nll"].astype(np.float64)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from moescope.run.aggregates import unpack
@@ -60,11 +62,18 @@ class PhaseView:
     Args:
         run: a finished run.
         phase: ``prefill`` or ``decode``.
+        tables: gives a whole table of the run by its name; without columns where it has none.
     """
 
-    def __init__(self, run: Run, phase: str) -> None:
+    def __init__(
+        self,
+        run: Run,
+        phase: str,
+        tables: Callable[[str], pa.Table] = lambda _: pa.table({}),
+    ) -> None:
         self.run = run
         self.phase = phase
+        self._tables = tables
         self.absent = run.shape.absent
         self.arrays = run.aggregates(phase).arrays
         self.seed = int(run.manifest.options["seed"])
@@ -111,6 +120,12 @@ class PhaseView:
         sums = np.zeros((len(self.domains), counts_NE.shape[1]), np.int64)
         np.add.at(sums, self.cluster_domain, counts_NE)
         return sums
+
+    def table(self, name: str) -> pa.Table:
+        """Another table of the run, this phase only; without a row where the run has none."""
+        whole = self._tables(name)
+        known = "phase" in whole.column_names
+        return whole.filter(pc.equal(whole["phase"], self.phase)) if known else whole
 
     def rng(self, *stream: int) -> np.random.Generator:
         """Random numbers that depend on the run's seed and on ``stream`` only."""

@@ -74,7 +74,7 @@ def report_data(run: AnalyzedRun) -> dict[str, Any]:
 
 def _frame(run: AnalyzedRun, name: str) -> Frame:
     """A table, without a row where the run cannot have it."""
-    known = name not in TABLES or TABLES[name].needs not in run.shape.absent
+    known = TABLES[name].needs not in run.shape.absent
     if not known:
         return Frame({})
     table = run.table(name)

@@ -19,7 +19,7 @@ from moescope.models.expert_calls import ExpertInputs
 from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
 
-__all__ = ["batch_inputs", "fitting_batch", "run_windows"]
+__all__ = ["batch_inputs", "fitting_batch", "run_batches"]
 
 _MOST_TOKENS = 8192
 _FEWEST_TOKENS = 64
@@ -48,7 +48,7 @@ def batch_inputs(loaded: LoadedModel, batch: WindowBatch) -> tuple[torch.Tensor,
 
 
 @torch.inference_mode()
-def run_windows(
+def run_batches(
     loaded: LoadedModel,
     windows: Sequence[TextWindow],
     reader: RoutingCapture | ExpertInputs,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from moescope.errors import CorpusError, ModelError
-from moescope.measure.forward import fitting_batch, run_windows
+from moescope.measure.forward import fitting_batch, run_batches
 from moescope.measure.gather import BatchRows, Candidates, LayerGather
 from moescope.measure.windows import TextWindow, WindowBatch
 from moescope.models.anatomy import MoELayer
@@ -237,7 +237,7 @@ def _run(
 
     reading = contextlib.nullcontext() if lens is None else FinalScales(model, lens)
     with _Together(model, layers) as together, reading as scales:
-        run_windows(
+        run_batches(
             loaded, windows, ExpertInputs(model, layers), add, setting="dtype",
             batch_tokens=fitting_batch(
                 sum(n.hidden_size for n in layers) * next(model.parameters()).element_size()

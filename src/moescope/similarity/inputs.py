@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from moescope.errors import CorpusError
-from moescope.measure.forward import fitting_batch, run_windows
+from moescope.measure.forward import fitting_batch, run_batches
 from moescope.measure.windows import TextWindow, WindowBatch
 from moescope.models import LoadedModel, MoELayer
 from moescope.models.expert_calls import ExpertInputs, LayerInput
@@ -224,7 +224,7 @@ def capture_inputs(
                 made[number] = _room(sample, read, spill)
             _keep(made[number], read, counted, rows)
 
-    run_windows(
+    run_batches(
         loaded, sample.windows, ExpertInputs(loaded.model, layers), keep,
         batch_tokens=fitting_batch(wide, budget / 8, _MOST_BATCH_TOKENS), setting="memory",
         on_tokens=on_tokens,

@@ -24,7 +24,7 @@ from moescope.corpus import (
 )
 from moescope.errors import CorpusError
 from moescope.intervene.contrast.statistics import DocumentCounts
-from moescope.measure.forward import run_windows
+from moescope.measure.forward import run_batches
 from moescope.measure.windows import TextWindow, WindowBatch
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import Routing, RoutingCapture
@@ -255,7 +255,7 @@ def route_texts(
         for number, seen in routing.items():
             chosen[number].append(seen.topk_ids.cpu().numpy()[kept].astype(np.int16))
 
-    run_windows(
+    run_batches(
         loaded, windows, RoutingCapture(loaded.model, [m.site for m in layers]), keep,
         batch_tokens=BATCH_TOKENS, setting="context", on_tokens=on_tokens,
     )  # fmt: skip

@@ -6,9 +6,10 @@ import contextlib
 import ctypes
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from moescope.errors import BadInputError
+from moescope.errors import BadInputError, ModelError, lacks_memory
 
 __all__ = [
     "available_memory",
@@ -18,6 +19,7 @@ __all__ = [
     "machine_memory",
     "parse_memory",
     "readable",
+    "within_memory",
 ]
 
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -46,6 +48,27 @@ def give_memory_back() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@contextlib.contextmanager
+def within_memory(tokens: int, setting: str = "batch_tokens") -> Iterator[None]:
+    """Say in one line that a batch does not fit into memory.
+
+    Args:
+        tokens: of the batch that the block works on.
+        setting: which setting makes batches smaller.
+
+    Raises:
+        ModelError: the block lacked memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
+        raise ModelError(
+            f"not enough memory for a batch of {tokens:,} tokens; give a smaller {setting}"
+        ) from error
 
 
 def parse_memory(text: str) -> int:

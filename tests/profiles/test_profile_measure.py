@@ -184,7 +184,7 @@ def test_batches_of_another_size_change_nothing(
 ) -> None:
     loaded, windows, cells = olmoe
     whole = measure(loaded, windows, cells, DOMAINS)
-    monkeypatch.setattr(measure_module, "_BATCH_BYTES", 1)  # the least: 512 tokens
+    monkeypatch.setattr(measure_module, "fitting_batch", lambda _: 512)
     parts = measure(loaded, windows, cells, DOMAINS)
     for name, values in whole.figures.items():
         if not name.startswith(("cosine", "nearest")):  # these are of another choice of tokens

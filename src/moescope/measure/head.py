@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from moescope.errors import ModelError
+from moescope.measure.forward import batch_inputs
 from moescope.measure.scoring import PlainScores
 from moescope.measure.windows import WindowBatch
 from moescope.models.anatomy import MoELayer
 from moescope.models.edits import Edit
 from moescope.models.expert_calls import ExpertInputs, LayerInput
+from moescope.models.loading import LoadedModel
 from moescope.models.resume import Resumable
 
 __all__ = ["Head", "PlainPass", "affected", "plain_pass", "scored_tokens"]
@@ -117,7 +119,7 @@ def scored_tokens(batch: WindowBatch) -> NDArray[np.int64]:
 
 
 def plain_pass(
-    model: nn.Module,
+    loaded: LoadedModel,
     head: Head,
     batch: WindowBatch,
     layers: Sequence[MoELayer],
@@ -126,29 +128,21 @@ def plain_pass(
     """Run the unedited model and keep what passes from ``starts`` need.
 
     Raises:
-        ModelError: its logits are not finite, or it does not fit into memory.
+        ModelError: its logits are not finite.
         CoverageError: a layer did not run exactly once.
     """
-    device = next(model.parameters()).device
-    ids = torch.as_tensor(batch.token_ids, device=device)
-    mask = torch.as_tensor(batch.attention_mask, device=device).long()
-    rows = torch.as_tensor(scored_tokens(batch), device=device)
-    resumable = Resumable(model, layers[0].site.block)
-    try:
-        with ExpertInputs(model, layers) as inputs, head.only(rows, ids.numel()):
-            raw = resumable.keep(ids, mask, starts)
-            seen = inputs.take(expected_rows=ids.numel())
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"out of memory on a batch of {ids.shape[0]} × {ids.shape[1]} tokens; use a smaller "
-            "--batch-tokens"
-        ) from error
+    ids, mask = batch_inputs(loaded, batch)
+    rows = torch.as_tensor(scored_tokens(batch), device=ids.device)
+    resumable = Resumable(loaded.model, layers[0].site.block)
+    with ExpertInputs(loaded.model, layers) as inputs, head.only(rows, ids.numel()):
+        raw = resumable.keep(ids, mask, starts)
+        seen = inputs.take(expected_rows=ids.numel())
     target = ids.roll(-1, dims=1).reshape(-1)[rows]
     scores = PlainScores(pick(raw, rows, ids.numel()), target)
     if not bool(torch.isfinite(scores.ce).all()):
         raise ModelError(
             "the plain model predicts some tokens with a loss that is no finite number; its damage "
-            "cannot be measured (try --dtype float32)"
+            "cannot be measured (try dtype float32)"
         )
     return PlainPass(batch, resumable, rows, scores, raw, seen)
 

@@ -19,10 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["LOGIT_CELLS", "PlainScores", "TokenDamage", "compare"]
-
-LOGIT_CELLS = 1 << 26
-"""Most cells (tokens × vocabulary) of one batch; float32 logits then take 256 MiB."""
+__all__ = ["PlainScores", "TokenDamage", "compare"]
 
 _PIECE_CELLS = 1 << 20
 """Cells that are worked on at once, so that they stay in the processor's cache."""

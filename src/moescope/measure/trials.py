@@ -19,14 +19,17 @@ import torch
 from numpy.typing import NDArray
 
 from moescope.errors import BadInputError
+from moescope.measure.forward import fitting_batch
 from moescope.measure.head import Head, PlainPass, plain_pass
 from moescope.measure.journal import Journal
 from moescope.measure.quick import QuickWay, lowest_layer
 from moescope.measure.saving import Saving, saving_of
-from moescope.measure.scoring import LOGIT_CELLS, TokenDamage
-from moescope.measure.windows import TextWindow, window_batches
+from moescope.measure.scoring import TokenDamage
+from moescope.measure.windows import TextWindow, WindowBatch, window_batches
+from moescope.memory import within_memory
 from moescope.models.anatomy import MoELayer
 from moescope.models.edits import Edit, check_edits
+from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
 
 __all__ = ["Measured", "OnProgress", "Trial", "TrialRunner", "batch_budget"]
@@ -71,9 +74,8 @@ class Measured:
 
 
 def batch_budget(loaded: LoadedModel, wanted: int | None = None) -> int:
-    """Tokens of one batch: as wanted, or so many that its logits stay within `LOGIT_CELLS`."""
-    vocabulary = loaded.vocab_size
-    return wanted or max(256, min(_BATCH_TOKENS, LOGIT_CELLS // vocabulary))
+    """Tokens of one batch: as wanted, or as many as keep its logits within 256 MiB."""
+    return wanted or fitting_batch(4 * loaded.vocab_size, most=_BATCH_TOKENS)
 
 
 class TrialRunner:
@@ -118,19 +120,21 @@ class TrialRunner:
         for trial in trials:
             check_edits(self._loaded.anatomy, trial.edits)
         self._total = len(trials) * len(self._batches)
-        for number in range(len(self._batches)):
-            self._run_batch(number, trials)
+        with fast_experts(self._loaded.model):
+            for number, batch in enumerate(self._batches):
+                with within_memory(batch.token_ids.size):
+                    self._run_batch(number, batch, trials)
         return self._collect(trials)
 
     @torch.inference_mode()
-    def _run_batch(self, number: int, trials: Sequence[Trial]) -> None:
-        batch, find = self._batches[number], self._journal.find
+    def _run_batch(self, number: int, batch: WindowBatch, trials: Sequence[Trial]) -> None:
+        find = self._journal.find
         missing = [t for t in trials if find("trial", number, t.name) is None]
         known = find("plain", number)
         if missing or known is None:
             began = time.perf_counter()
             starts = self.quick.starts([t.edits for t in trials])
-            plain = plain_pass(self._loaded.model, self._head, batch, self._layers, starts)
+            plain = plain_pass(self._loaded, self._head, batch, self._layers, starts)
             if known is None:
                 known = self._note_plain(number, plain, time.perf_counter() - began)
             if missing and len(plain.rows) and not self._verified:

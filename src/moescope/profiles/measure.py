@@ -15,12 +15,14 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from moescope.errors import CorpusError, ModelError
+from moescope.measure.forward import fitting_batch, run_batches
 from moescope.measure.gather import BatchRows, Candidates, LayerGather
-from moescope.measure.windows import TextWindow, WindowBatch, window_batches
+from moescope.measure.windows import TextWindow, WindowBatch
 from moescope.models.anatomy import MoELayer
-from moescope.models.expert_calls import ExpertInputs, ExpertLayer
+from moescope.models.expert_calls import ExpertInputs, ExpertLayer, LayerInput
 from moescope.models.loading import LoadedModel
 from moescope.profiles.cells import Cells, half_of_documents
 from moescope.profiles.intervals import ratio_interval
@@ -37,7 +39,6 @@ NEAREST_ROWS = 8
 """Most similar experts that are kept of each."""
 
 _MAX_CLUSTER_CELLS = 20_000_000
-_BATCH_BYTES = 1 << 28
 
 
 class MeasuredText(NamedTuple):
@@ -210,7 +211,6 @@ def _clusters(domain_of: list[int], limit: int) -> tuple[NDArray[np.int64], NDAr
     return cluster, np.asarray(domains, np.int64)
 
 
-@torch.inference_mode()
 def _run(
     loaded: LoadedModel,
     windows: Sequence[TextWindow],
@@ -219,45 +219,44 @@ def _run(
     lens: Lens | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
-    model: Any = loaded.model
-    layers = [g.layer for g in gathers]
-    parameter = next(model.parameters())
-    width = sum(n.hidden_size for n in layers) * parameter.element_size()
-    budget = int(np.clip(_BATCH_BYTES // width, 512, 8192))
+    model, layers = loaded.model, [g.layer for g in gathers]
     total = sum(w.num_tokens for w in windows)
     done = 0
-    for batch in window_batches(windows, budget, loaded.pad_id):
-        ids = torch.as_tensor(batch.token_ids, device=parameter.device)
-        mask = torch.as_tensor(batch.attention_mask, device=parameter.device).long()
-        with contextlib.ExitStack() as reading:  # the experts run again below, unread
-            inputs = reading.enter_context(ExpertInputs(model, layers))
-            scales = None if lens is None else reading.enter_context(FinalScales(model, lens))
-            together = reading.enter_context(_Together(model, layers)) if not done else None
-            model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-            given = inputs.take(expected_rows=ids.numel())
+
+    def add(batch: WindowBatch, given: dict[int, LayerInput]) -> None:
+        nonlocal done
+        whole = together.take()
         scale = None if scales is None else scales.take()
         rows = places.rows(batch, scale, COMPARED_TOKENS / max(total, 1))
         for gather in gathers:
             number = gather.layer.layer_idx
-            whole = None if together is None else together.kept[number]
-            gather.add(given[number], rows, whole)
+            gather.add(given[number], rows, whole.get(number))
         done += int(batch.counted.sum())
         if on_progress is not None:
             on_progress(done, total)
 
+    reading = contextlib.nullcontext() if lens is None else FinalScales(model, lens)
+    with _Together(model, layers) as together, reading as scales:
+        run_batches(
+            loaded, windows, ExpertInputs(model, layers), add, setting="dtype",
+            batch_tokens=fitting_batch(
+                sum(n.hidden_size for n in layers) * next(model.parameters()).element_size()
+            ),
+        )  # fmt: skip
+
 
 class _Together:
-    """Keeps what the experts of each layer put out together, by layer number."""
+    """Keeps what the experts of each layer put out together in the first pass."""
 
-    def __init__(self, model: Any, layers: Sequence[MoELayer]) -> None:
-        self.kept: dict[int, torch.Tensor] = {}
+    def __init__(self, model: nn.Module, layers: Sequence[MoELayer]) -> None:
+        self._kept: dict[int, torch.Tensor] = {}
         self._model, self._layers = model, layers
         self._handles: list[Any] = []
 
     def __enter__(self) -> Self:
         def keep(number: int) -> Any:
             def hook(_module: Any, _args: Any, output: Any) -> None:
-                self.kept[number] = first_output(output)
+                self._kept[number] = first_output(output)
 
             return hook
 
@@ -265,6 +264,12 @@ class _Together:
             experts = self._model.get_submodule(layer.site.experts)
             self._handles.append(experts.register_forward_hook(keep(layer.layer_idx)))
         return self
+
+    def take(self) -> dict[int, torch.Tensor]:
+        """By layer number; nothing after the first time, for then the experts run unread."""
+        self.__exit__()
+        kept, self._kept = self._kept, {}
+        return kept
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:

@@ -11,16 +11,17 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moescope.errors import CorpusError, ModelError
-from moescope.measure.windows import TextWindow, window_batches
+from moescope.errors import CorpusError
+from moescope.measure.forward import fitting_batch, run_batches
+from moescope.measure.windows import TextWindow, WindowBatch
 from moescope.models import LoadedModel, MoELayer
-from moescope.models.expert_calls import ExpertInputs
+from moescope.models.expert_calls import ExpertInputs, LayerInput
 from moescope.run.sample import span_priority
 from moescope.similarity.row_store import RowStore
 
@@ -214,37 +215,24 @@ def capture_inputs(
     spill = None if fits else folder or Path(tempfile.gettempdir())
     made: dict[int, LayerSample] = {}
     first = np.cumsum([0, *(w.num_tokens for w in sample.windows)])
-    model: Any = loaded.model
-    device = next(loaded.model.parameters()).device
-    batch_tokens = int(np.clip(budget / 8 / wide, 64, _MOST_BATCH_TOKENS))
-    with ExpertInputs(loaded.model, layers) as inputs, torch.inference_mode():
-        for batch in window_batches(sample.windows, batch_tokens, loaded.pad_id):
-            ids = torch.as_tensor(batch.token_ids, device=device)
-            mask = torch.as_tensor(batch.attention_mask, device=device).long()
-            _forward(model.base_model, ids, mask)
-            seen = inputs.take(expected_rows=ids.numel())
-            counted = torch.as_tensor(batch.counted.reshape(-1))
-            rows = np.concatenate([np.arange(first[r], first[r + 1]) for r in batch.rows])
-            for layer in layers:
-                read = seen[layer.layer_idx]
-                if layer.layer_idx not in made:
-                    made[layer.layer_idx] = _room(sample, read, spill)
-                _keep(made[layer.layer_idx], read, counted, rows)
-            on_tokens(int(counted.sum()))
+
+    def keep(batch: WindowBatch, seen: dict[int, LayerInput]) -> None:
+        counted = torch.as_tensor(batch.counted.reshape(-1))
+        rows = np.concatenate([np.arange(first[r], first[r + 1]) for r in batch.rows])
+        for number, read in seen.items():
+            if number not in made:
+                made[number] = _room(sample, read, spill)
+            _keep(made[number], read, counted, rows)
+
+    run_batches(
+        loaded, sample.windows, ExpertInputs(loaded.model, layers), keep,
+        batch_tokens=fitting_batch(wide, budget / 8, _MOST_BATCH_TOKENS), setting="memory",
+        on_tokens=on_tokens,
+    )  # fmt: skip
     return made
 
 
-def _forward(forward: Any, ids: torch.Tensor, mask: torch.Tensor) -> None:
-    try:
-        forward(input_ids=ids, attention_mask=mask, use_cache=False)
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"out of memory on a batch of {ids.shape[0]} × {ids.shape[1]} tokens; use a smaller "
-            "--window or --memory"
-        ) from error
-
-
-def _room(sample: TokenSample, read: Any, folder: Path | None) -> LayerSample:
+def _room(sample: TokenSample, read: LayerInput, folder: Path | None) -> LayerSample:
     shape = (1, sample.num_tokens, read.hidden.shape[-1])
     choices = (sample.num_tokens, read.routing.topk_ids.shape[-1])
     return LayerSample(
@@ -256,7 +244,9 @@ def _room(sample: TokenSample, read: Any, folder: Path | None) -> LayerSample:
     )
 
 
-def _keep(into: LayerSample, read: Any, counted: torch.Tensor, rows: NDArray[np.int64]) -> None:
+def _keep(
+    into: LayerSample, read: LayerInput, counted: torch.Tensor, rows: NDArray[np.int64]
+) -> None:
     """Counted rows of one batch to their places; consecutive ones are written together."""
     keep = counted.to(read.hidden.device)
     hidden = read.hidden[keep].float().cpu()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from moescope.corpus import Batch
 from moescope.errors import ModelError, lacks_memory
-from moescope.memory import keep_memory
+from moescope.memory import keep_memory, within_memory
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import EnoughSeen, Routing, RoutingCapture
 from moescope.models.experts import fast_experts
@@ -173,14 +173,10 @@ class ResidentEngine:
 
 def _call(forward: Any, ids: torch.Tensor, mask: torch.Tensor) -> Any:
     try:
-        return forward(input_ids=ids, attention_mask=mask, use_cache=False)
+        with within_memory(ids.numel(), "batch_tokens or context"):
+            return forward(input_ids=ids, attention_mask=mask, use_cache=False)
     except EnoughSeen:
         return None
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"out of memory on a batch of {ids.shape[0]} × {ids.shape[1]} tokens; use a smaller "
-            "--batch-tokens or --context"
-        ) from error
 
 
 def predict(

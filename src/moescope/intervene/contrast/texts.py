@@ -9,10 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from moescope.corpus import (
@@ -25,9 +24,10 @@ from moescope.corpus import (
 )
 from moescope.errors import CorpusError
 from moescope.intervene.contrast.statistics import DocumentCounts
-from moescope.measure.windows import TextWindow, window_batches
+from moescope.measure.forward import run_batches
+from moescope.measure.windows import TextWindow, WindowBatch
 from moescope.models.anatomy import MoELayer
-from moescope.models.capture import RoutingCapture
+from moescope.models.capture import Routing, RoutingCapture
 from moescope.models.loading import LoadedModel
 from moescope.run.options import TraceOptions
 from moescope.run.sample import span_priority
@@ -228,7 +228,6 @@ def _shared(one: list[int], other: list[int]) -> list[NDArray[np.bool_]]:
     return masks
 
 
-@torch.inference_mode()
 def route_texts(
     loaded: LoadedModel,
     texts: TextSet,
@@ -246,23 +245,20 @@ def route_texts(
     windows, owner = _windows(texts)
     if not windows:
         raise CorpusError("no token of a set counts within the budget; raise --tokens")
-    model: Any = loaded.model
-    device = next(model.parameters()).device
     documents, token_ids = [], []
     chosen: dict[int, list[NDArray[np.int16]]] = {m.layer_idx: [] for m in layers}
-    with RoutingCapture(model, [m.site for m in layers]) as capture:
-        for batch in window_batches(windows, BATCH_TOKENS, loaded.pad_id):
-            ids = torch.as_tensor(batch.token_ids, device=device)
-            mask = torch.as_tensor(batch.attention_mask, device=device).long()
-            model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-            routing = capture.take(expected_rows=ids.numel())
-            kept = batch.counted.reshape(-1)
-            documents.append(np.repeat(owner[batch.rows], batch.token_ids.shape[1])[kept])
-            token_ids.append(batch.token_ids.reshape(-1)[kept])
-            for number, seen in routing.items():
-                chosen[number].append(seen.topk_ids.cpu().numpy()[kept].astype(np.int16))
-            if on_tokens is not None:
-                on_tokens(int(kept.sum()))
+
+    def keep(batch: WindowBatch, routing: dict[int, Routing]) -> None:
+        kept = batch.counted.reshape(-1)
+        documents.append(np.repeat(owner[batch.rows], batch.token_ids.shape[1])[kept])
+        token_ids.append(batch.token_ids.reshape(-1)[kept])
+        for number, seen in routing.items():
+            chosen[number].append(seen.topk_ids.cpu().numpy()[kept].astype(np.int16))
+
+    run_batches(
+        loaded, windows, RoutingCapture(loaded.model, [m.site for m in layers]), keep,
+        batch_tokens=BATCH_TOKENS, setting="context", on_tokens=on_tokens,
+    )  # fmt: skip
     return RoutedTexts(
         len(texts.documents),
         np.concatenate(documents).astype(np.int64),

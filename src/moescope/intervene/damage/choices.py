@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from moescope.axes import ExpertRef
 from moescope.measure.controls import Controls, draw_controls
+from moescope.measure.forward import run_batches
 from moescope.measure.journal import Journal
-from moescope.measure.windows import TextWindow, window_batches
+from moescope.measure.windows import TextWindow, WindowBatch
 from moescope.models.anatomy import MoELayer
-from moescope.models.capture import RoutingCapture
+from moescope.models.capture import Routing, RoutingCapture
 from moescope.models.loading import LoadedModel
 
 __all__ = ["Prepared", "count_choices", "prepare"]
@@ -137,7 +137,6 @@ def _from_record(record: dict[str, Any]) -> Prepared:
     )
 
 
-@torch.inference_mode()
 def count_choices(
     loaded: LoadedModel,
     windows: Sequence[TextWindow],
@@ -148,16 +147,14 @@ def count_choices(
 
     One pass over the text without the output head.
     """
-    model: Any = loaded.model
-    device = next(loaded.model.parameters()).device
     counts = {m.layer_idx: np.zeros((len(windows), m.num_experts), np.int64) for m in layers}
-    with RoutingCapture(loaded.model, [layer.site for layer in layers]) as capture:
-        for batch in window_batches(windows, batch_tokens, pad_id=loaded.pad_id):
-            ids = torch.as_tensor(batch.token_ids, device=device)
-            mask = torch.as_tensor(batch.attention_mask, device=device).long()
-            model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-            row, column = np.nonzero(batch.counted)
-            for number, routing in capture.take(expected_rows=ids.numel()).items():
-                chosen = routing.topk_ids.reshape(*batch.token_ids.shape, -1).cpu().numpy()
-                np.add.at(counts[number], (batch.rows[row][:, None], chosen[row, column]), 1)
+
+    def count(batch: WindowBatch, routing: dict[int, Routing]) -> None:
+        row, column = np.nonzero(batch.counted)
+        for number, seen in routing.items():
+            chosen = seen.topk_ids.reshape(*batch.token_ids.shape, -1).cpu().numpy()
+            np.add.at(counts[number], (batch.rows[row][:, None], chosen[row, column]), 1)
+
+    reader = RoutingCapture(loaded.model, [layer.site for layer in layers])
+    run_batches(loaded, windows, reader, count, batch_tokens=batch_tokens)
     return counts

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import typer
+from pydantic import Field
 
-from moescope.cli.common import Format, print_table
+from moescope.cli.settings import Format, FormatArgs
+from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, output
+from moescope.cli.verb import Argument, verb
 from moescope.errors import BadInputError
 
 _HELP = """Print a table of a run; without NAME, list the tables.
@@ -21,45 +23,49 @@ Example: moescope table my-run load --layer 3 --domain ndis_policy --format csv
 _SHOWN = 40
 
 
+class TableArgs(FormatArgs):
+    """Everything that `table` can be told."""
+
+    run: Annotated[str, Argument("RUN")]
+    """run folder"""
+    name: Annotated[str | None, Argument("NAME")] = None
+    """name of a table"""
+    layer: int | None = None
+    """only this layer"""
+    domain: str | None = None
+    """only this domain ('all': the total)"""
+    sort: str | None = None
+    """sort by this column, largest first"""
+    rows: int | None = Field(
+        None, ge=0, description="at most so many rows; 0: all; 40 by default as table"
+    )
+    about: bool = False
+    """say what the columns mean"""
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("table", help=_HELP)(table)
+    verb(app, TableArgs, table, help=_HELP)
 
 
-def table(
-    run: Annotated[Path, typer.Argument(help="run folder", metavar="RUN")],
-    name: Annotated[str | None, typer.Argument(help="name of a table", metavar="[NAME]")] = None,
-    form: Annotated[Format, typer.Option("--format", help="how to print")] = "table",
-    layer: Annotated[int | None, typer.Option(help="only this layer")] = None,
-    domain: Annotated[str | None, typer.Option(help="only this domain ('all': the total)")] = None,
-    sort: Annotated[str | None, typer.Option(help="sort by this column, largest first")] = None,
-    rows: Annotated[
-        int | None, typer.Option(min=0, help="at most so many rows; 0: all [40 as table]")
-    ] = None,
-    about: Annotated[bool, typer.Option("--about", help="say what the columns mean")] = False,
-) -> None:
+def table(settings: TableArgs) -> None:
     """Print a table."""
-    from moescope.metrics.phases import phases
-    from moescope.metrics.runs import note_of, open_run, table_names
-    from moescope.metrics.tables import TABLES
+    from moescope.metrics.runs import note_of, open_run
 
-    opened = open_run(run)
-    descriptions = {n: s.description for n, s in TABLES.items()}
-    descriptions["phases"] = " ".join((phases.__doc__ or "").split())
-    if name is None:
-        listed = {"table": table_names(), "what": [_title(descriptions[n]) for n in table_names()]}
-        print_table(pa.table(listed), form)
+    opened, form = open_run(settings.run), settings.format
+    if settings.name is None:
+        _print_names(form)
         return
-    data = opened.table(name)
-    if about:
-        output.print(descriptions[name])
+    data = opened.table(settings.name)
+    if settings.about:
+        output.print(_descriptions()[settings.name])
         return
     note = note_of(data)
-    data = _filtered(data, layer=layer, domain=domain)
-    if sort is not None:
-        _require(data, sort)
-        data = _sorted(data, sort)
-    most = rows if rows is not None else (_SHOWN if form == "table" else 0)
+    data = _filtered(data, layer=settings.layer, domain=settings.domain)
+    if settings.sort is not None:
+        _require(data, settings.sort)
+        data = _sorted(data, settings.sort)
+    most = settings.rows if settings.rows is not None else (_SHOWN if form == "table" else 0)
     total = data.num_rows
     if most and total > most:
         data = data.slice(0, most)
@@ -70,6 +76,22 @@ def table(
         errors.print(f"note: {note}", soft_wrap=True)
     if data.num_rows < total:
         errors.print(f"{data.num_rows} of {total:,} rows; --rows 0 shows all")
+
+
+def _print_names(form: Format) -> None:
+    from moescope.metrics.runs import table_names
+
+    words = _descriptions()
+    listed = {"table": table_names(), "what": [_title(words[n]) for n in table_names()]}
+    print_table(pa.table(listed), form)
+
+
+def _descriptions() -> dict[str, str]:
+    from moescope.metrics.phases import phases
+    from moescope.metrics.tables import TABLES
+
+    of_phases = " ".join((phases.__doc__ or "").split())
+    return {n: s.description for n, s in TABLES.items()} | {"phases": of_phases}
 
 
 def _title(description: str) -> str:

@@ -7,7 +7,7 @@ counted. For pairs, the tokens that the members share can be told from those tha
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from moescope.measure.windows import TextWindow, window_batches
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import RoutingCapture
 from moescope.models.loading import LoadedModel
+from moescope.progress import OnProgress, Progress, quiet
 from moescope.run.options import TraceOptions
 from moescope.run.sample import span_priority
 from moescope.trace.record import context_length
@@ -233,7 +234,7 @@ def route_texts(
     loaded: LoadedModel,
     texts: TextSet,
     layers: Sequence[MoELayer],
-    on_tokens: Callable[[int], None] | None = None,
+    on_progress: OnProgress = quiet,
 ) -> RoutedTexts:
     """Run one set through the model.
 
@@ -241,7 +242,7 @@ def route_texts(
         loaded: the model.
         texts: one set.
         layers: whose routing is read.
-        on_tokens: called after each batch with the counted tokens that it had.
+        on_progress: told after each batch.
     """
     windows, owner = _windows(texts)
     if not windows:
@@ -249,6 +250,7 @@ def route_texts(
     model: Any = loaded.model
     device = next(model.parameters()).device
     documents, token_ids = [], []
+    done, total = 0, sum(w.num_tokens for w in windows)
     chosen: dict[int, list[NDArray[np.int16]]] = {m.layer_idx: [] for m in layers}
     with RoutingCapture(model, [m.site for m in layers]) as capture:
         for batch in window_batches(windows, BATCH_TOKENS, loaded.pad_id):
@@ -261,8 +263,8 @@ def route_texts(
             token_ids.append(batch.token_ids.reshape(-1)[kept])
             for number, seen in routing.items():
                 chosen[number].append(seen.topk_ids.cpu().numpy()[kept].astype(np.int16))
-            if on_tokens is not None:
-                on_tokens(int(kept.sum()))
+            done += int(kept.sum())
+            on_progress(Progress("reading texts", done, total, "tokens"))
     return RoutedTexts(
         len(texts.documents),
         np.concatenate(documents).astype(np.int64),

@@ -22,6 +22,7 @@ from tools.experiment_plan import Job
 from moescope import CorpusSpec, ModelSpec, TraceOptions, load_model, open_corpus, open_run
 from moescope.errors import BadInputError, TrainingError
 from moescope.files import LEDGER
+from moescope.progress import Progress
 from moescope.trace import trace
 from moescope.training.data import prepare_data
 from moescope.training.log import TrainingLog
@@ -111,6 +112,10 @@ def carry_out(job: Job, say: Callable[[str], None]) -> None:
     """
     recipe = job.recipe()
 
+    def prepare(at: Progress) -> None:
+        if not at.unit:  # steps are told by `refresh`, less often
+            say(at.stage)
+
     def refresh(state: TrainingState) -> None:
         if state.step and state.status == "running":
             loss = state.log.rows["steps"][-1]["loss"]
@@ -120,7 +125,7 @@ def carry_out(job: Job, say: Callable[[str], None]) -> None:
     resume = (job.folder / "recipe.yaml").exists()
     measured: dict[str, Any] = {"mark": _mark(job), "seed": job.seed, "failed": None}
     try:
-        done = train(recipe, job.folder, resume=resume, say=say, refresh=refresh)
+        done = train(recipe, job.folder, resume=resume, on_progress=prepare, refresh=refresh)
     except TrainingError as error:
         measured["failed"] = str(error).partition(";")[0]
     else:

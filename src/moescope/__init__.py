@@ -13,8 +13,9 @@ Names are resolved when first used, so that importing moescope is quick.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
+
+from moescope.lazy import lazily
 
 __version__: str
 
@@ -54,15 +55,15 @@ _WHERE = {
 
 __all__ = ["__version__", *sorted(_WHERE)]
 
+_find = lazily(__name__, _WHERE)
+
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
         return version("moescope")
-    if name in _WHERE:
-        return getattr(import_module(_WHERE[name]), name)
-    raise AttributeError(f"module 'moescope' has no attribute {name!r}")
+    return _find(name)
 
 
 def __dir__() -> list[str]:

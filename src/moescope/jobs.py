@@ -7,7 +7,6 @@ itself, `report_on` does the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +14,11 @@ from moescope.corpus import CorpusSpec
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.metrics.tables import TABLES
 from moescope.models import LoadedModel, ModelSpec, open_model
+from moescope.progress import OnProgress, Progress, quiet
 from moescope.report.page import build_report
 from moescope.report.training_page import write_training_page
 from moescope.run.options import TraceOptions
-from moescope.trace import Progress, trace
+from moescope.trace import trace
 from moescope.training.recipe import Recipe
 from moescope.training.trainer import Trained, TrainingState, train
 
@@ -41,8 +41,7 @@ def analyze(
     options: TraceOptions | None = None,
     *,
     resume: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
-    on_stage: Callable[[str], None] | None = None,
+    on_progress: OnProgress = quiet,
 ) -> Analysis:
     """Trace, tables and report.
 
@@ -52,8 +51,7 @@ def analyze(
         run: folder to write.
         options: how to trace; see `TraceOptions`.
         resume: go on with an interrupted run.
-        on_progress: called after every batch of the trace.
-        on_stage: called with a few words when a stage begins.
+        on_progress: told how far it is.
 
     Returns:
         The run, with its tables computed, and the path of the report.
@@ -61,34 +59,31 @@ def analyze(
     Raises:
         MoescopeError: see the tree in `moescope.errors`; what was committed stays.
     """
-    say = on_stage or (lambda _: None)
     if isinstance(model, ModelSpec):
-        say(f"loading {model.model}")
+        on_progress(Progress(f"loading {model.model}"))
         asked = options or TraceOptions()
         model = open_model(model, batch_tokens=asked.batch_tokens, window=asked.context)
-    say("tracing")
     folder = trace(model, corpus, Path(run), options, resume=resume, on_progress=on_progress)
     if model.streamed is not None:
         model.streamed.release()  # tables need the memory, and no model
-    return report_on(folder, on_stage=on_stage)
+    return report_on(folder, on_progress=on_progress)
 
 
-def report_on(run: str | Path, *, on_stage: Callable[[str], None] | None = None) -> Analysis:
+def report_on(run: str | Path, *, on_progress: OnProgress = quiet) -> Analysis:
     """Tables and report of a finished run.
 
     Args:
         run: its folder.
-        on_stage: called with a few words when a stage begins.
+        on_progress: told how far it is.
 
     Raises:
         RunError: it is not finished, damaged, or an empty shard, of which nothing can be said.
     """
-    say = on_stage or (lambda _: None)
-    opened = open_run(run)
-    for name in TABLES:
-        say(f"table {name}")
+    opened, names = open_run(run), list(TABLES)
+    for number, name in enumerate(names):
+        on_progress(Progress(f"table {name}", number, len(names), "tables"))
         opened.table(name)
-    say("writing the report")
+    on_progress(Progress("writing the report"))
     return Analysis(opened, build_report(opened))
 
 
@@ -98,8 +93,7 @@ def train_with_page(
     *,
     resume: bool = False,
     device: str = "cpu",
-    say: Callable[[str], None] = lambda _: None,
-    listen: Callable[[TrainingState], None] = lambda _: None,
+    on_progress: OnProgress = quiet,
 ) -> Trained:
     """Train as `moescope.training.trainer.train` does; ``FOLDER/training.html`` follows along.
 
@@ -108,8 +102,7 @@ def train_with_page(
         folder: the run's own folder.
         resume: go on from its checkpoint.
         device: ``cpu`` or an accelerator.
-        say: told what is being prepared.
-        listen: told the state after every step.
+        on_progress: told how far it is, and where the page is.
 
     Returns:
         Where the model is, and its held-out losses.
@@ -120,10 +113,13 @@ def train_with_page(
     page = Path(folder) / PAGE
 
     def refresh(state: TrainingState) -> None:
+        begins = state.status == "running" and not page.exists()
         write_training_page(training_data(state), page)
+        if begins:
+            on_progress(Progress("training", note=f"live page: {page}"))
 
     return train(
-        recipe, folder, resume=resume, device=device, say=say, listen=listen, refresh=refresh
+        recipe, folder, resume=resume, device=device, on_progress=on_progress, refresh=refresh
     )
 
 

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import pyarrow as pa
 import typer
-from rich.progress import Progress
+from pydantic import Field, model_validator
 
-from moescope.cli.ablate_config import AblateConfig, resolve_ablation
-from moescope.cli.common import Format, print_table, write_config
-from moescope.cli.resume import resumable
-from moescope.cli.settings import optional, parameter, sign
-from moescope.cli.terminal import bar, errors, output
+from moescope.cli.settings import Format, FormatArgs, Layers, ModelArgs, TextArgs
+from moescope.cli.tables import print_table
+from moescope.cli.terminal import errors, output, progress
+from moescope.cli.verb import Flag, of, verb
+from moescope.errors import BadInputError
+from moescope.files import usable_path
+from moescope.progress import Progress
+from moescope.run.options import TraceOptions
 
 if TYPE_CHECKING:
     from moescope.intervene import Damage, ExpertSweep
-    from moescope.measure.trials import OnProgress
+    from moescope.intervene.damage.measure import Experts
     from moescope.measure.windows import TextWindow
     from moescope.models import LoadedModel
+    from moescope.progress import OnProgress
 
 _HELP = """Take experts away and measure the damage, by domain, beside random experts of like load.
 
@@ -57,57 +58,156 @@ _LAYERS_SHOWN = 3
 _RHO_COLUMNS = ("basis", "layer", "score", "rho", "low", "high", "p", "q", "experts")
 
 
+class AblateArgs(ModelArgs, TextArgs, FormatArgs):
+    """Everything that `ablate` can be told."""
+
+    corpus: str | None = None
+    """text: file, folder, or hf:owner/name"""
+    run: str | None = None
+    """instead of --corpus: the text that a run of this model was made on; names the model too"""
+    out: Annotated[str | None, Flag("-o")] = None
+    """folder to write; by default RUN/ablation, with --run"""
+    plan: str | None = None
+    """JSON file that names the experts"""
+    experts: str | None = None
+    """experts, such as L5E9,L3E0-3,L7E*"""
+    each: bool = False
+    """every expert of --layers on its own"""
+    layers: Layers = None
+    """with --each: MoE layers, such as 0,3,8-11; all by default"""
+    edit: str = "zero"
+    """zero, zero-renormalize, mask (re-routed), or scale=FACTOR"""
+    target: tuple[str, ...] = ()
+    """domain that the experts should serve; may be repeated"""
+    controls: int = Field(60, ge=0, description="random plans to compare with; 0: none")
+    match: Literal["load", "target-load", "size"] = "load"
+    """controls of like load on all text, on the targets, or of like size"""
+    tokens: int = Field(2000, ge=1, description="tokens of each domain")
+    window: int = Field(
+        256, ge=2, description="most tokens of one window; shorter brings more documents"
+    )
+    batch_tokens: int | None = of(TraceOptions, "batch_tokens")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_of_run(cls, given: Any) -> Any:
+        if given.get("run") is None or given.get("model"):
+            return given
+        from moescope.run.manifest import read_manifest
+
+        known = read_manifest(Path(str(given["run"]))).model
+        revision = given.get("revision") or known.get("revision")
+        return {**given, "model": known["name"], "revision": revision}
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        named = [n for n in ("plan", "experts", "each") if getattr(self, n)]
+        if len(named) != 1:
+            both = f", got {' and '.join(f'`{n}`' for n in named)}" if named else ""
+            raise BadInputError(
+                "say which experts to take away: one of `plan=FILE`, `experts=L5E9` or `each`"
+                f"{both}"
+            )
+        if self.layers is not None and not self.each:
+            raise BadInputError(
+                "`layers` belongs to `each`; for whole layers give `experts=L3E*` with `controls=0`"
+            )
+        if (self.corpus is None) == (self.run is None):
+            raise BadInputError("give the text to measure on: `corpus=PATH`, or `run=RUN`")
+        if self.out is None and self.run is None:
+            raise BadInputError("say where the results go: -o FOLDER")
+        if self.run is not None and self.reading():
+            raise BadInputError(
+                f"`{self.reading()[0]}` says how a corpus is read, but a run's text is read as the "
+                "run did; leave it out, or give `corpus`"
+            )
+        if self.match == "target-load" and not self.target:
+            raise BadInputError("`match=target-load` needs a target; name one with `target=DOMAIN`")
+        return self
+
+    def folder(self) -> Path:
+        """Where to write."""
+        return Path(str(self.run)) / "ablation" if self.out is None else usable_path(self.out)
+
+    def windows(self, loaded: LoadedModel) -> list[TextWindow]:
+        """The text to measure on."""
+        from moescope.measure.windows import choose_windows, run_windows
+        from moescope.metrics.runs import open_run
+
+        size: Any = {"tokens_per_domain": self.tokens, "window_tokens": self.window}
+        if self.run is not None:
+            return run_windows(loaded, open_run(self.run), **size)
+        corpus = self.corpus_spec(str(self.corpus))
+        return choose_windows(loaded, corpus, options=self.trace_options(), **size)
+
+    def source(self) -> dict[str, Any]:
+        """Where the text came from, for the reader of a result."""
+        return {
+            "corpus": self.corpus,
+            "run": self.run,
+            "tokens_per_domain": self.tokens,
+            "window_tokens": self.window,
+            "split": self.split,
+        }
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("ablate", help=_HELP)(_with_options(ablate))
+    verb(app, AblateArgs, ablate, help=_HELP, marks=("measured.jsonl",))
 
 
-def ablate(config: AblateConfig, resume: bool, form: Format) -> None:
+def ablate(settings: AblateArgs, resume: bool) -> None:
     """Measure, write, and print what was found."""
+    experts = None if settings.each else _experts(settings)
+    folder = settings.folder()
     from moescope.files import claim
     from moescope.intervene.ablation_files import ablation_data, save_ablation
+    from moescope.intervene.damage.edits import damage_edit
     from moescope.measure.journal import ABLATION_KIND
-    from moescope.models import load_model
     from moescope.report.ablation_page import write_ablation_page
 
-    folder = config.folder()
-    reads = [] if config.corpus is None else [config.corpus]
+    damage_edit(settings.edit)
+    reads = [] if settings.corpus is None else [settings.corpus]
     with claim(folder, ABLATION_KIND, reads=reads):
-        with _progress() as show:
-            show(f"loading {config.model}")
-            loaded = load_model(config.model_spec())
-            show("reading the text")
-            windows = config.windows(loaded)
-            show("measuring")
-            result = _measure(config, loaded, windows, folder, resume, show.update)
-        data = ablation_data(result, config.source())
+        with progress(f"loading {settings.model}") as show:
+            loaded = settings.load()
+            show(Progress("reading the text"))
+            windows = settings.windows(loaded)
+            result = _measure(settings, experts, loaded, windows, resume, show)
+        data = ablation_data(result, settings.source())
         save_ablation(result, data, folder)
         page = write_ablation_page(data, folder / "ablation.html")
-        write_config(folder, config.model_dump(), begun=resume)
-    _print(result, data, form)
+        settings.write_to(folder)
+    _print(result, data, settings.format)
     errors.print(str(page), soft_wrap=True)
 
 
+def _experts(settings: AblateArgs) -> Experts:
+    """The experts of a plan, or of the words of a setting."""
+    from moescope.axes import ExpertPlan
+
+    return str(settings.experts) if settings.plan is None else ExpertPlan.read(settings.plan)
+
+
 def _measure(
-    config: AblateConfig,
+    settings: AblateArgs,
+    experts: Experts | None,
     loaded: LoadedModel,
     windows: list[TextWindow],
-    folder: Path,
     resume: bool,
     on_progress: OnProgress,
 ) -> Damage | ExpertSweep:
     from moescope.intervene import measure_damage, sweep_experts
 
     shared: dict[str, Any] = {
-        "edit": config.edit, "targets": config.target, "seed": config.seed,
-        "batch_tokens": config.batch_tokens, "folder": folder, "resume": resume,
+        "edit": settings.edit, "targets": settings.target, "seed": settings.seed,
+        "batch_tokens": settings.batch_tokens, "folder": settings.folder(), "resume": resume,
         "on_progress": on_progress,
     }  # fmt: skip
-    if config.each:
-        return sweep_experts(loaded, windows, config.layer_numbers(), **shared)
-    experts = config.chosen_experts()
+    if experts is None:
+        return sweep_experts(loaded, windows, settings.layers, **shared)
     return measure_damage(
-        loaded, windows, experts, controls=config.controls, match=config.match, **shared
+        loaded, windows, experts, controls=settings.controls, match=settings.match, **shared
     )
 
 
@@ -159,65 +259,3 @@ def _known(value: float) -> float:
 
 def _columns(rows: list[dict[str, Any]], names: dict[str, str]) -> pa.Table:
     return pa.table({shown: pa.array([r[name] for r in rows]) for name, shown in names.items()})
-
-
-class _Show:
-    """A line on stderr: what is done, how far, tokens a second, time left."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("starting", total=None, figures="")
-        self._first: tuple[float, int] | None = None
-
-    def __call__(self, words: str) -> None:
-        self._progress.update(self._task, description=words)
-
-    def update(self, done: int, total: int, tokens: int) -> None:
-        """Edited passes done, of all, and the tokens that were scored in them."""
-        now = time.monotonic()
-        if self._first is None:
-            self._first = (now, tokens)
-        seconds, made = now - self._first[0], tokens - self._first[1]
-        rate = f" · {made / seconds:,.0f} tok/s" if seconds > 0.5 else ""
-        self._progress.update(
-            self._task, completed=done, total=total, figures=f"{done}/{total} edited passes{rate}"
-        )
-
-
-@contextmanager
-def _progress() -> Iterator[_Show]:
-    with bar("figures") as progress:
-        yield _Show(progress)
-
-
-def _with_options(body: Callable[[AblateConfig, bool, Format], None]) -> Callable[..., None]:
-    """Give the command the flags of `AblateConfig`."""
-
-    def command(**given: Any) -> None:
-        resume, form, config = (given.pop(n) for n in ("resume", "form", "config"))
-        known = {k: v for k, v in given.items() if v is not None and v != []}
-        settings = resolve_ablation(known, config)
-        with resumable(settings.folder(), "measured.jsonl"):
-            body(settings, resume, form)
-
-    parameters = []
-    for name, field in AblateConfig.model_fields.items():
-        flag = "--" + name.replace("_", "-")
-        hint = str(field.description)
-        if field.default not in (None, True, False, "") and not field.is_required():
-            hint += f" [{field.default}]" if isinstance(field.default, int | str) else ""
-        kind: Any = typer.Option(flag, help=hint)
-        if name == "model":
-            kind = typer.Argument(help=hint, metavar="MODEL")
-        elif name == "out":
-            kind = typer.Option(flag, "-o", help=hint)
-        elif field.annotation is bool:
-            kind = typer.Option(f"{flag}/--no-{flag[2:]}", help=hint)
-        parameters.append(parameter(name, Annotated[optional(field.annotation), kind], None))
-    resume = typer.Option("--resume", help="go on with an interrupted measurement")
-    form = typer.Option("--format", help="how to print")
-    config = typer.Option("--config", help="YAML file with any of these settings")
-    parameters.append(parameter("resume", Annotated[bool, resume], False))
-    parameters.append(parameter("form", Annotated[Format, form], "table"))
-    parameters.append(parameter("config", Annotated[Path | None, config], None))
-    return sign(command, parameters, body)

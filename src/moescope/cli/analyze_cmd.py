@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from moescope.cli.common import TraceBar, tracing_progress, write_config
-from moescope.cli.config import RunConfig, with_run_options
-from moescope.cli.terminal import errors, output
+from moescope.cli.resume import RUN_MARKS
+from moescope.cli.settings import RunArgs, is_begun
+from moescope.cli.terminal import errors, output, progress
+from moescope.cli.verb import verb
 
 if TYPE_CHECKING:
-    from moescope.launch import LaunchProgress
+    from moescope.progress import OnProgress
     from moescope.run.reader import Run
 
 _HELP = """Trace a corpus through a model, compute the tables, write the report.
@@ -25,43 +26,34 @@ sub-folder per domain, or hf:owner/name.
 Example: moescope analyze allenai/OLMoE-1B-7B-0924 texts/ -o my-run
 """
 
-
 _LOCK_SECONDS = 120.0
 """A network file system needs so long to notice that the machine of a lock is gone."""
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("analyze", help=_HELP)(with_run_options(analyze))
+    verb(app, RunArgs, analyze, help=_HELP, marks=RUN_MARKS)
 
 
-def analyze(config: RunConfig, resume: bool) -> None:
+def analyze(settings: RunArgs, resume: bool) -> None:
     """Run the main job and print the path of the report."""
+    corpus, options = settings.corpus_spec(settings.corpus), settings.trace_options()
     from moescope.jobs import analyze as analyze_corpus
     from moescope.jobs import report_on
 
-    with tracing_progress() as bar, output_of(config) as folder:
-        if config.launches:
-            done = report_on(launch_shards(config, resume, bar), on_stage=bar.stage)
+    with progress(f"loading {settings.model}") as show, output_of(settings) as folder:
+        if settings.launches:
+            done = report_on(launch_shards(settings, resume, show), on_progress=show)
         else:
-            bar.stage(f"loading {config.model}")
-            loaded = config.open_model()
-            begin(config, folder)
-            done = analyze_corpus(
-                loaded,
-                config.corpus_spec(),
-                folder,
-                config.trace_options(),
-                resume=resume,
-                on_progress=bar.update,
-                on_stage=bar.stage,
-            )
+            loaded = settings.open_model()
+            settings.begin(folder)
+            done = analyze_corpus(loaded, corpus, folder, options, resume=resume, on_progress=show)
     summarize(done.run)
     output.print(str(done.report), soft_wrap=True)
 
 
 @contextmanager
-def output_of(config: RunConfig) -> Iterator[Path]:
+def output_of(settings: RunArgs) -> Iterator[Path]:
     """Hold the run's folder, before anything is loaded.
 
     A scheduler may start the task of a shard again that is still running, so that one waits.
@@ -69,68 +61,33 @@ def output_of(config: RunConfig) -> Iterator[Path]:
     from moescope.files import nothing_of_bad_input
     from moescope.run.manifest import claim_run
 
-    wait = 2.0 if config.shard is None else _LOCK_SECONDS
+    wait = 2.0 if settings.shard is None else _LOCK_SECONDS
     with (
-        claim_run(config.out, reads=[config.corpus], wait=wait) as folder,
-        nothing_of_bad_input(folder, unless=lambda: _is_begun(folder)),
+        claim_run(settings.out, reads=[settings.corpus], wait=wait) as folder,
+        nothing_of_bad_input(folder, unless=lambda: is_begun(folder)),
     ):
         yield folder
 
 
-def _is_begun(folder: Path) -> bool:
-    from moescope.launch.job import PARTS
-    from moescope.run.manifest import has_progress
-
-    return has_progress(folder) or (folder / PARTS).exists()
-
-
-def begin(config: RunConfig, folder: Path) -> None:
-    """Write down the settings of a run that is about to begin."""
-    if not _is_begun(folder):
-        write_config(folder, config.model_dump(), begun=False)
-
-
-def launch_shards(config: RunConfig, resume: bool, bar: TraceBar) -> Path:
+def launch_shards(settings: RunArgs, resume: bool, on_progress: OnProgress) -> Path:
     """Trace by several workers, telling which shards are done."""
-    from moescope.launch import launch
+    from moescope.launch import LaunchOptions, launch
 
-    begin(config, Path(config.out))
+    settings.begin(Path(settings.out))
     folder = launch(
-        config.model_spec(),
-        config.corpus_spec(),
-        config.out,
-        config.trace_options(),
-        config.launch_options(),
-        engine=config.engine,
-        memory=config.memory,
+        settings.model_spec(),
+        settings.corpus_spec(settings.corpus),
+        settings.out,
+        settings.trace_options(),
+        settings.given(LaunchOptions),
+        engine=settings.engine,
+        memory=settings.memory,
         resume=resume,
-        on_progress=_shard_teller(bar),
-        on_stage=bar.stage,
+        on_progress=on_progress,
     )
-    if config.limit is not None:
-        errors.print(f"note: --limit {config.limit} counts in each shard by itself")
+    if settings.limit is not None:
+        errors.print(f"note: --limit {settings.limit} counts in each shard by itself")
     return folder
-
-
-def _shard_teller(bar: TraceBar) -> Callable[[LaunchProgress], None]:
-    """Show shards, tokens and rate in the bar; a line for every shard done and worker lost."""
-    from moescope.trace import Progress
-
-    told: set[int] = set()
-    lost = 0
-
-    def tell(at: LaunchProgress) -> None:
-        nonlocal lost
-        bar.stage(f"tracing, {len(at.done)}/{at.shards} shards")
-        bar.update(Progress(round(1000 * at.share), 1000, 0, at.tokens))
-        for number in [n for n in at.done if n not in told]:
-            told.add(number)
-            errors.print(f"shard {number}/{at.shards} is done")
-        if at.lost > lost:
-            lost = at.lost
-            errors.print("a worker died; its shard goes on in another one", style="yellow")
-
-    return tell
 
 
 def summarize(run: Run) -> None:

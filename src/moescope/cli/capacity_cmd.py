@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import typer
+from pydantic import Field, model_validator
 from rich.table import Table
 from rich.text import Text
 
-from moescope.cli.common import Format
-from moescope.cli.settings import finite
+from moescope.cli.settings import ModelArgs, TableOrJson
 from moescope.cli.terminal import output, write
+from moescope.cli.verb import Argument, verb
 from moescope.errors import BadInputError
 from moescope.given import MOST_TOKENS
 
@@ -25,59 +26,58 @@ Example: moescope capacity MODEL "the plan pays for the chair and the ramp" --ca
 """
 
 
+class CapacityArgs(ModelArgs):
+    """Everything that `capacity` can be told."""
+
+    text: Annotated[str, Argument("TEXT")]
+    """a text"""
+    capacity: int | None = Field(
+        None, le=MOST_TOKENS, description="tokens that an expert takes at most"
+    )
+    factor: float | None = None
+    """instead of --capacity: tokens · factor · K / E; 1.25 by default"""
+    overflow: Literal["drop", "reroute"] = "drop"
+    """drop to the residual, or take the next most probable expert with room"""
+    layer: int | None = None
+    """one MoE layer; the first unless given"""
+    top_k: int | None = None
+    """seat only the first so many choices of a token"""
+    all_layers: bool = False
+    """every MoE layer"""
+    format: TableOrJson = "table"
+    """how to print"""
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if self.capacity is not None and self.factor is not None:
+            raise BadInputError("`capacity` and `factor` say the same thing; give one of them")
+        return self
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("capacity", help=_HELP)(capacity)
+    verb(app, CapacityArgs, capacity, help=_HELP)
 
 
-def capacity(
-    model: Annotated[str, typer.Argument(help="hub id or folder", metavar="MODEL")],
-    text: Annotated[str, typer.Argument(help="a text", metavar="TEXT")],
-    limit: Annotated[
-        int | None,
-        typer.Option("--capacity", max=MOST_TOKENS, help="tokens that an expert takes at most"),
-    ] = None,
-    factor: Annotated[
-        float | None,
-        typer.Option(callback=finite, help="instead of --capacity: tokens · factor · K / E [1.25]"),
-    ] = None,
-    overflow: Annotated[
-        Literal["drop", "reroute"],
-        typer.Option(help="drop to the residual, or take the next most probable expert with room"),
-    ] = "drop",
-    layer: Annotated[int | None, typer.Option(help="one MoE layer; the first unless given")] = None,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", help="seat only the first so many choices of a token")
-    ] = None,
-    all_layers: Annotated[bool, typer.Option("--all-layers", help="every MoE layer")] = False,
-    form: Annotated[Format, typer.Option("--format", help="how to print")] = "table",
-    dtype: Annotated[str, typer.Option(help="precision; auto: as stored")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="run code of the model")] = False,
-) -> None:
+def capacity(settings: CapacityArgs) -> None:
     """Print the queues."""
-    from moescope.models import ModelSpec, load_model
     from moescope.training.overflow import explain_overflow
 
-    if form == "csv":
-        raise BadInputError("capacity prints as table or json; csv has no place for sets")
-    if limit is not None and factor is not None:
-        raise BadInputError("--capacity and --factor say the same thing; give one of them")
-    loaded = load_model(ModelSpec(model, revision, dtype, device, trust_remote_code))
-    if layer is None and not all_layers:
+    loaded = settings.load()
+    layer = settings.layer
+    if layer is None and not settings.all_layers:
         layer = loaded.anatomy.layer_numbers[0]
     layers = explain_overflow(
         loaded,
-        text,
+        settings.text,
         layer=layer,
-        capacity=limit,
-        factor=1.25 if factor is None else factor,
-        overflow=overflow,
-        top_k=top_k,
+        capacity=settings.capacity,
+        factor=1.25 if settings.factor is None else settings.factor,
+        overflow=settings.overflow,
+        top_k=settings.top_k,
     )
     for made in layers:
-        if form == "json":
+        if settings.format == "json":
             for row in made.rows:
                 record = {"layer": made.layer, "capacity": made.capacity, **asdict(row)}
                 write(json.dumps(record) + "\n")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from moescope.cli.common import Format, print_table
+from moescope.cli.settings import FormatArgs
+from moescope.cli.tables import print_table
+from moescope.cli.verb import Argument, verb
 
 _HELP = """Router saturation and agreement of two runs over the same text (two checkpoints, say).
 
@@ -15,17 +16,23 @@ Example: moescope compare run-at-10-percent run-at-end
 """
 
 
+class CompareArgs(FormatArgs):
+    """Everything that `compare` can be told."""
+
+    run_a: Annotated[str, Argument("RUN")]
+    """run folder"""
+    run_b: Annotated[str, Argument("RUN")]
+    """run folder"""
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("compare", help=_HELP)(compare)
+    verb(app, CompareArgs, compare, help=_HELP)
 
 
-def compare(
-    run_a: Annotated[Path, typer.Argument(help="run folder", metavar="RUN")],
-    run_b: Annotated[Path, typer.Argument(help="run folder", metavar="RUN")],
-    form: Annotated[Format, typer.Option("--format", help="how to print")] = "table",
-) -> None:
+def compare(settings: CompareArgs) -> None:
     """Print the comparison."""
     from moescope.metrics.runs import compare_runs, open_run
 
-    print_table(compare_runs(open_run(run_a), open_run(run_b)), form)
+    made = compare_runs(open_run(settings.run_a), open_run(settings.run_b))
+    print_table(made, settings.format)

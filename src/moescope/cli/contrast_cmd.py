@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
 import typer
+from pydantic import Field, model_validator
 from rich import box
-from rich.progress import TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from moescope.cli.common import Format, print_table
-from moescope.cli.config import parse_layers
-from moescope.cli.settings import SEED, finite
-from moescope.cli.terminal import errors, output, progress, status, write
+from moescope.cli.settings import CorpusArgs, Format, FormatArgs, LayersArgs, ModelArgs
+from moescope.cli.tables import print_table
+from moescope.cli.terminal import errors, output, progress, write
+from moescope.cli.verb import Flag, verb
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -34,114 +32,65 @@ Example: moescope contrast MODEL --with safe.jsonl --without unsafe.jsonl --pair
 """
 
 
+class ContrastArgs(ModelArgs, CorpusArgs, LayersArgs, FormatArgs):
+    """Everything that `contrast` can be told."""
+
+    with_: str
+    """texts with the property: file, folder or hf:owner/name"""
+    without: str
+    """texts without it"""
+    paired: bool = False
+    """text n of the one belongs to text n of the other"""
+    span: Literal["all", "differing", "shared"] = "all"
+    """tokens of a pair that count: all, those that differ, those in both"""
+    holdout: bool | None = None
+    """choose on one half, test on the other; by default from 20 texts a side on"""
+    candidates: int = Field(10, ge=1, description="experts to choose, by size of the difference")
+    strength: float = Field(
+        2.0, gt=0, description="logits that the proposed settings add or take away"
+    )
+    rows: int = Field(15, ge=1, description="rows to print; csv and json have all")
+    tokens: int = Field(100_000, ge=1, description="tokens of each side, whole texts")
+    out: Annotated[str | None, Flag("-o")] = None
+    """file for the plan, for steer --plan"""
+
+    @model_validator(mode="after")
+    def _span_of_pairs(self) -> Self:
+        if self.span != "all" and not self.paired:
+            raise BadInputError(
+                f"`span={self.span}` compares the members of a pair; it needs `paired`"
+            )
+        return self
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("contrast", help=_HELP)(contrast)
+    verb(app, ContrastArgs, contrast, help=_HELP)
 
 
-def contrast(
-    model: Annotated[str, typer.Argument(help="hub id or folder", metavar="MODEL")],
-    with_path: Annotated[
-        str, typer.Option("--with", help="texts with the property: file, folder or hf:owner/name")
-    ],
-    without_path: Annotated[str, typer.Option("--without", help="texts without it")],
-    paired: Annotated[
-        bool, typer.Option("--paired", help="text n of the one belongs to text n of the other")
-    ] = False,
-    span: Annotated[
-        Literal["all", "differing", "shared"],
-        typer.Option(help="tokens of a pair that count: all, those that differ, those in both"),
-    ] = "all",
-    holdout: Annotated[
-        bool | None,
-        typer.Option(
-            "--holdout/--no-holdout",
-            help="choose on one half, test on the other; by default from 20 texts a side on",
-        ),
-    ] = None,
-    candidates: Annotated[
-        int, typer.Option(min=1, help="experts to choose, by the size of the difference")
-    ] = 10,
-    strength: Annotated[
-        float,
-        typer.Option(callback=finite, help="logits that the proposed settings add or take away"),
-    ] = 2.0,
-    top: Annotated[int, typer.Option(min=1, help="rows to print; csv and json have all")] = 15,
-    layers: Annotated[str | None, typer.Option(help="MoE layers, such as 0,3,8-11")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="budget of each side, whole texts")] = 100_000,
-    text_field: Annotated[str, typer.Option(help="field of a record that holds its text")] = "text",
-    text_unit: Annotated[
-        Literal["paragraph", "line", "file"],
-        typer.Option(help="what one text of a .txt or .md file is"),
-    ] = "paragraph",
-    context: Annotated[int | None, typer.Option(min=2, help="longest window in tokens")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="wrap texts in the chat template")] = False,
-    chat_text: Annotated[
-        bool,
-        typer.Option("--chat-text", help="texts are rendered chats: read their control tokens"),
-    ] = False,
-    seed: Annotated[int, typer.Option(**SEED, help="of halves and resampling")] = 0,
-    form: Annotated[Format, typer.Option("--format", help="how to print")] = "table",
-    out: Annotated[
-        str | None, typer.Option("--out", "-o", help="file for the plan, for steer --plan")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="precision; auto: as stored")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="run code of the model")] = False,
-) -> None:
+def contrast(settings: ContrastArgs) -> None:
     """Print the differences and the settings to steer by."""
-    from moescope.corpus import CorpusSpec
     from moescope.files import require_replaceable
+
+    sides = [
+        settings.corpus_spec(path, domain=name)
+        for path, name in ((settings.with_, "with"), (settings.without, "without"))
+    ]
     from moescope.intervene.contrast.compare import contrast as compare
     from moescope.intervene.steering.plan import PLAN_SIGNATURE, write_plan
-    from moescope.models import ModelSpec, load_model
-    from moescope.run.options import TraceOptions
 
-    if not strength > 0:
-        raise BadInputError(f"--strength {strength:g}: give logits above 0")
-    if chat and chat_text:
-        raise BadInputError("--chat wraps plain texts, --chat-text reads rendered chats; give one")
-    wanted = None if layers is None else parse_layers(layers)
-    sides = [
-        CorpusSpec(path=path, text_field=text_field, text_unit=text_unit, domain=name)
-        for path, name in ((with_path, "with"), (without_path, "without"))
-    ]
-    if out is not None:
-        require_replaceable(out, PLAN_SIGNATURE)
-    with status("loading the model"):
-        loaded = load_model(ModelSpec(model, revision, dtype, device, trust_remote_code))
-    with _progress() as count:
+    if settings.out is not None:
+        require_replaceable(settings.out, PLAN_SIGNATURE)
+    with progress(f"loading {settings.model}") as show:
         made = compare(
-            loaded,
-            sides[0],
-            sides[1],
-            paired=paired,
-            span=span,
-            holdout=holdout,
-            candidates=candidates,
-            layers=wanted,
-            tokens=tokens,
-            options=TraceOptions(
-                context=context, chat_template=chat, chat_text=chat_text, seed=seed
-            ),
-            on_tokens=count,
-        )
-    _show(made, form, top, strength)
-    if out is not None:
-        path = write_plan(made.plan(strength), out)
-        (output if form == "table" else errors).print(str(path), soft_wrap=True)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
-    with progress("{task.completed:,.0f} tokens", TimeElapsedColumn()) as shown:
-        task = shown.add_task("tokens", total=None)
-
-        def count(tokens: int) -> None:
-            shown.advance(task, tokens)
-
-        yield count
+            settings.load(), *sides, paired=settings.paired, span=settings.span,
+            holdout=settings.holdout, candidates=settings.candidates, layers=settings.layers,
+            tokens=settings.tokens, options=settings.trace_options(), on_progress=show,
+        )  # fmt: skip
+    _show(made, settings.format, settings.rows, settings.strength)
+    if settings.out is not None:
+        path = write_plan(made.plan(settings.strength), settings.out)
+        (output if settings.format == "table" else errors).print(str(path), soft_wrap=True)
 
 
 def _show(made: ContrastResult, form: Format, top: int, strength: float) -> None:

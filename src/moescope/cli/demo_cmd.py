@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 import typer
 
 from moescope.cli.analyze_cmd import summarize
-from moescope.cli.common import tracing_progress
-from moescope.cli.resume import RUN_MARKS, resumable
-from moescope.cli.terminal import errors, output
+from moescope.cli.resume import RUN_MARKS
+from moescope.cli.terminal import errors, output, progress
+from moescope.cli.verb import Flag, Settings, of, verb
+from moescope.run.options import TraceOptions
 
 _HELP = """Analyze the shipped small MoE on the shipped text; needs no network.
 
@@ -23,38 +24,37 @@ Example: moescope demo -o demo-run
 _AGAIN = "the same command goes on from there"
 
 
+class DemoArgs(Settings):
+    """Everything that `demo` can be told."""
+
+    out: Annotated[str, Flag("-o")] = "demo-run"
+    """folder of the run"""
+    corpus: Literal["queries", "samples"] = "queries"
+    """which shipped text"""
+    limit: int | None = of(TraceOptions, "limit")
+    step: int | None = None
+    """the model as it was at this training step (in a clone only: 44, 440, 1760)"""
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("demo", help=_HELP)(demo)
+    verb(app, DemoArgs, demo, help=_HELP, marks=RUN_MARKS, advice=_AGAIN)
 
 
-def demo(
-    out: Annotated[str, typer.Option("--out", "-o", help="folder of the run")] = "demo-run",
-    corpus: Annotated[
-        Literal["queries", "samples"], typer.Option(help="which shipped text")
-    ] = "queries",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="stop each domain after so many tokens")
-    ] = None,
-    step: Annotated[
-        int | None,
-        typer.Option(
-            help="the model as it was at this training step (in a clone only: 44, 440, 1760)"
-        ),
-    ] = None,
-) -> None:
+def demo(settings: DemoArgs) -> None:
     """Run the demo and print the path of the report."""
     from moescope.demo import run_demo
+    from moescope.run.manifest import claim_run
 
-    with tracing_progress() as bar, resumable(out, *RUN_MARKS, advice=_AGAIN):
+    with progress() as show, claim_run(settings.out) as folder:
         done = run_demo(
-            out,
-            corpus=corpus,
-            limit=limit,
-            step=step,
-            on_progress=bar.update,
-            on_stage=bar.stage,
+            folder,
+            corpus=settings.corpus,
+            limit=settings.limit,
+            step=settings.step,
+            on_progress=show,
         )
+        settings.write_to(folder)
     summarize(done.run)
     errors.print(
         "The shipped text measures a model; nothing in it or in the report is advice.", style="dim"

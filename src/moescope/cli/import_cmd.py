@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from pydantic import Field
 
 from moescope.cli.analyze_cmd import summarize
-from moescope.cli.common import tracing_progress, write_config
-from moescope.cli.config import parse_layers
-from moescope.cli.resume import RUN_MARKS, resumable
-from moescope.cli.settings import SEED, finite
-from moescope.cli.terminal import errors, output
+from moescope.cli.resume import RUN_MARKS
+from moescope.cli.settings import LayersArgs, MetaArgs
+from moescope.cli.terminal import errors, output, progress
+from moescope.cli.verb import Argument, Flag, of, verb
+from moescope.given import Seed
+from moescope.run.options import TraceOptions
 
 if TYPE_CHECKING:
     from moescope.run.reader import Run
@@ -26,119 +28,64 @@ tokens, documents, intervals and tests are absent too.
 Example: moescope import vllm captured.jsonl -o served-run --model allenai/OLMoE-1B-7B-0924
 """
 
-_SETTINGS = {"layers", "keep", "seed", "sample_tokens", "token_budget", "checkpoint_seconds"}
+
+class ImportArgs(MetaArgs, LayersArgs):
+    """Everything that `import` can be told."""
+
+    engine: Annotated[Literal["vllm", "sglang", "llamacpp", "counts"], Argument("ENGINE")]
+    """what captured them: vllm, sglang, llamacpp; counts: sums by layer and expert"""
+    files: Annotated[tuple[str, ...], Argument("FILES...")]
+    """vllm, sglang: .jsonl, .json, .npz, .safetensors; llamacpp: .csv; counts: any of these; or
+    folders"""
+    out: Annotated[str, Flag("-o")]
+    """folder of the run"""
+    model: str = Field(description="hub id or folder of the served model; no weights")
+    domain: str | None = None
+    """domain of every request that names none"""
+    ordered: bool = False
+    """the engine names a token's experts by descending weight"""
+    on_error: Literal["fail", "skip"] = "fail"
+    """stop at a request that cannot be used, or leave it out and count it"""
+    engine_version: str | None = None
+    """the engine's version, for the manifest"""
+    keep: Literal["aggregates", "sample", "all"] = of(TraceOptions, "keep")
+    seed: Seed = of(TraceOptions, "seed")
+    sample_tokens: int = of(TraceOptions, "sample_tokens")
+    token_budget: int = of(TraceOptions, "token_budget")
+    checkpoint_seconds: float = of(TraceOptions, "checkpoint_seconds")
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("import", help=_HELP)(import_)
+    verb(app, ImportArgs, import_, help=_HELP, marks=RUN_MARKS)
 
 
-def import_(
-    engine: Annotated[
-        Literal["vllm", "sglang", "llamacpp", "counts"],
-        typer.Argument(
-            help="what captured them: vllm, sglang, llamacpp; counts: sums by layer and expert",
-            metavar="ENGINE",
-        ),
-    ],
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            help="vllm, sglang: .jsonl, .json, .npz, .safetensors; llamacpp: .csv; counts: any of "
-            "these; or folders",
-            metavar="FILES...",
-        ),
-    ],
-    out: Annotated[str, typer.Option("--out", "-o", help="folder of the run")],
-    model: Annotated[str, typer.Option(help="hub id or folder of the served model; no weights")],
-    revision: Annotated[str | None, typer.Option(help="branch, tag or commit on the hub")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option(help="run Python code that the model brings")
-    ] = False,
-    domain: Annotated[
-        str | None, typer.Option(help="domain of every request that names none")
-    ] = None,
-    ordered: Annotated[
-        bool,
-        typer.Option("--ordered", help="the engine names a token's experts by descending weight"),
-    ] = False,
-    layers: Annotated[
-        str | None, typer.Option(help="MoE layers to import, such as 0,3,8-11")
-    ] = None,
-    keep: Annotated[
-        Literal["aggregates", "sample", "all"],
-        typer.Option(help="sums only; also a bounded token sample; also every token"),
-    ] = "sample",
-    on_error: Annotated[
-        Literal["fail", "skip"],
-        typer.Option(help="stop at a request that cannot be used, or leave it out and count it"),
-    ] = "fail",
-    engine_version: Annotated[
-        str | None, typer.Option(help="the engine's version, for the manifest")
-    ] = None,
-    seed: Annotated[int, typer.Option(**SEED, help="of sampling and resampling")] = 0,
-    sample_tokens: Annotated[
-        int, typer.Option(min=1, help="sampled tokens of each domain and phase")
-    ] = 8192,
-    token_budget: Annotated[
-        int, typer.Option(min=1, help="tokens of each domain in the token-id tables")
-    ] = 250_000,
-    checkpoint_seconds: Annotated[
-        float,
-        typer.Option(
-            min=0, callback=finite, help="commit after the first pool that ends this late"
-        ),
-    ] = 20.0,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="go on with an interrupted import")
-    ] = False,
-) -> None:
+def import_(settings: ImportArgs, resume: bool) -> None:
     """Import, and print the run folder."""
     from moescope.files import nothing_of_bad_input
-    from moescope.models import ModelSpec
     from moescope.run.manifest import claim_run, has_progress
-    from moescope.run.options import TraceOptions
     from moescope.run.reader import Run
     from moescope.trace.importers import import_traces
 
-    options = TraceOptions(
-        layers=None if layers is None else parse_layers(layers),
-        keep=keep,
-        seed=seed,
-        sample_tokens=sample_tokens,
-        token_budget=token_budget,
-        checkpoint_seconds=checkpoint_seconds,
-    )
-    settings = {
-        "engine": engine,
-        "files": [str(f) for f in files],
-        "model": model,
-        "domain": domain,
-        "ordered": ordered,
-        "on_error": on_error,
-        **options.model_dump(mode="json", include=_SETTINGS),
-    }
     with (
-        tracing_progress() as bar,
-        resumable(out, *RUN_MARKS),
-        claim_run(out) as folder,
+        progress("importing") as show,
+        claim_run(settings.out) as folder,
         nothing_of_bad_input(folder, unless=lambda: has_progress(folder)),
     ):
-        write_config(folder, settings, begun=has_progress(folder))
-        bar.stage("importing")
+        if not has_progress(folder):
+            settings.write_to(folder)
         import_traces(
-            engine,
-            files,
+            settings.engine,
+            [Path(file) for file in settings.files],
             folder,
-            ModelSpec(model, revision, trust_remote_code=trust_remote_code),
-            options,
-            domain=domain,
-            ordered=ordered,
-            on_error=on_error,
-            engine_version=engine_version,
+            settings.model_spec(),
+            settings.given(TraceOptions),
+            domain=settings.domain,
+            ordered=settings.ordered,
+            on_error=settings.on_error,
+            engine_version=settings.engine_version,
             resume=resume,
-            on_progress=bar.update,
+            on_progress=show,
         )
     run = Run(folder)
     summarize(run)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
 
 import pyarrow as pa
 import typer
 
-from moescope.cli.common import Format, print_table
+from moescope.cli.settings import FormatArgs, MetaArgs
+from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, output, write
+from moescope.cli.verb import verb
 
 _HELP = """Show routers, experts and parameters of a model; reads no weights.
 
@@ -17,21 +18,20 @@ Example: moescope inspect allenai/OLMoE-1B-7B-0924
 """
 
 
+class InspectArgs(MetaArgs, FormatArgs):
+    """Everything that `inspect` can be told."""
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("inspect", help=_HELP)(inspect)
+    verb(app, InspectArgs, inspect, help=_HELP)
 
 
-def inspect(
-    model: Annotated[str, typer.Argument(help="hub id or folder", metavar="MODEL")],
-    form: Annotated[Format, typer.Option("--format", help="how to print")] = "table",
-    revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="run code of the model")] = False,
-) -> None:
+def inspect(settings: InspectArgs) -> None:
     """Print the anatomy."""
-    from moescope.models import ModelSpec, load_meta
+    from moescope.models import load_meta
 
-    anatomy = load_meta(ModelSpec(model, revision, trust_remote_code=trust_remote_code))
+    anatomy, form = load_meta(settings.model_spec()), settings.format
     rows = [
         {
             "layer": m.layer_idx,
@@ -57,7 +57,7 @@ def inspect(
     if form == "json":
         write(json.dumps({**summary, "layers": rows}) + "\n")
         return
-    print_table(pa.Table.from_pylist(rows), form, title=f"{model} ({anatomy.model_type})")
+    print_table(pa.Table.from_pylist(rows), form, title=f"{settings.model} ({anatomy.model_type})")
     stream = errors if form == "csv" else output
     share = anatomy.active_params / anatomy.total_params
     stream.print(

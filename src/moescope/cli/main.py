@@ -36,6 +36,7 @@ from moescope.cli import (
 )
 from moescope.cli.resume import INTERRUPTED
 from moescope.cli.terminal import bounded, clean, errors, tolerate
+from moescope.cli.verb import flagged
 from moescope.errors import BadInputError, MoescopeError, lacks_memory
 from moescope.given import first_problem
 from moescope.kernels import keep_few_kernels
@@ -163,7 +164,8 @@ def _warn(message: Warning | str, category: type[Warning], *where: Any, **more: 
 
 
 def _fail(line: str, code: int) -> int:
-    errors.print(f"error: {bounded(' '.join(line.split()))}", style="bold red", soft_wrap=True)
+    line = flagged(" ".join(line.split()))
+    errors.print(f"error: {bounded(line)}", style="bold red", soft_wrap=True)
     return code
 
 

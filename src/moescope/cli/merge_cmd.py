@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import field_validator
 
 from moescope.cli.analyze_cmd import summarize
-from moescope.cli.terminal import output, status
+from moescope.cli.terminal import output, progress
+from moescope.cli.verb import Argument, Flag, Settings, verb
 from moescope.errors import BadInputError
 
 _HELP = """Join finished runs of one model into one run, exactly.
@@ -22,26 +24,39 @@ Example: moescope merge parts/01-of-16 parts/02-of-16 -o my-run --partial
 """
 
 
+class MergeArgs(Settings):
+    """Everything that `merge` can be told."""
+
+    runs: Annotated[tuple[str, ...], Argument("RUN...")]
+    """folders of finished runs"""
+    out: Annotated[str, Flag("-o")]
+    """folder of the joined run"""
+    partial: bool = False
+    """join though shards are missing; the run says which"""
+
+    @field_validator("runs")
+    @classmethod
+    def _each_once(cls, runs: tuple[str, ...]) -> tuple[str, ...]:
+        twice = [r for r, n in Counter(os.path.realpath(run) for run in runs).items() if n > 1]
+        if twice:
+            raise BadInputError(f"the run {twice[0]} is given twice; give each run once")
+        return runs
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("merge", help=_HELP)(merge)
+    verb(app, MergeArgs, merge, help=_HELP)
 
 
-def merge(
-    runs: Annotated[list[Path], typer.Argument(help="folders of finished runs", metavar="RUN...")],
-    out: Annotated[str, typer.Option("--out", "-o", help="folder of the joined run")],
-    partial: Annotated[
-        bool, typer.Option("--partial", help="join though shards are missing; the run says which")
-    ] = False,
-) -> None:
+def merge(settings: MergeArgs) -> None:
     """Merge and print the folder."""
+    from moescope.run.manifest import claim_run
     from moescope.run.merge import merge_runs
     from moescope.run.reader import Run
 
-    twice = [r for r, n in Counter(os.path.realpath(run) for run in runs).items() if n > 1]
-    if twice:
-        raise BadInputError(f"the run {twice[0]} is given twice; give each run once")
-    with status("merging") as say:
-        folder = merge_runs(runs, out, partial=partial, on_part=lambda run: say(f"merging {run}"))
+    runs = [Path(run) for run in settings.runs]
+    with progress("merging") as show, claim_run(settings.out, reads=runs) as folder:
+        merge_runs(runs, folder, partial=settings.partial, on_progress=show)
+        settings.write_to(folder)
     summarize(Run(folder))
     output.print(str(folder), soft_wrap=True)

@@ -9,9 +9,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from moescope.cli.common import Format
+from moescope.cli.settings import ModelArgs, TableOrJson
 from moescope.cli.terminal import output, write
-from moescope.errors import BadInputError
+from moescope.cli.verb import Argument, verb
 
 _HELP = """Show the routes of two texts token by token, and where they part.
 
@@ -19,30 +19,28 @@ Example: moescope paths MODEL "the plan covers therapy" "the new plan covers the
 """
 
 
+class PathsArgs(ModelArgs):
+    """Everything that `paths` can be told."""
+
+    left: Annotated[str, Argument("TEXT")]
+    """a text"""
+    right: Annotated[str, Argument("TEXT")]
+    """another text"""
+    format: TableOrJson = "table"
+    """how to print"""
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("paths", help=_HELP)(paths)
+    verb(app, PathsArgs, paths, help=_HELP)
 
 
-def paths(
-    model: Annotated[str, typer.Argument(help="hub id or folder", metavar="MODEL")],
-    left: Annotated[str, typer.Argument(help="a text", metavar="TEXT")],
-    right: Annotated[str, typer.Argument(help="another text", metavar="TEXT")],
-    form: Annotated[Format, typer.Option("--format", help="how to print")] = "table",
-    dtype: Annotated[str, typer.Option(help="precision; auto: as stored")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="run code of the model")] = False,
-) -> None:
+def paths(settings: PathsArgs) -> None:
     """Print the comparison."""
-    from moescope.models import ModelSpec, load_model
     from moescope.trace.routes import RouteComparison, compare_routes
 
-    if form == "csv":
-        raise BadInputError("paths prints as table or json; csv has no place for sets of experts")
-    loaded = load_model(ModelSpec(model, revision, dtype, device, trust_remote_code))
-    made: RouteComparison = compare_routes(loaded, left, right)
-    if form == "json":
+    made: RouteComparison = compare_routes(settings.load(), settings.left, settings.right)
+    if settings.format == "json":
         for row in made.rows:
             write(json.dumps({"layers": made.layers, **row._asdict()}) + "\n")
         return

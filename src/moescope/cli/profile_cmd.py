@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
+from pydantic import model_validator
 
-from moescope.cli.terminal import bar, output, write
+from moescope.cli.settings import ModelArgs, TableOrJson
+from moescope.cli.terminal import output, progress, write
+from moescope.cli.verb import Argument, Flag, of, verb
 from moescope.errors import BadInputError
+from moescope.models import ModelSpec
+from moescope.models.spec import DtypeName
+from moescope.profiles.options import ProfileOptions
+from moescope.progress import Progress
 
 if TYPE_CHECKING:
-    from moescope.profiles.profile import ProfileOptions
+    from moescope.metrics.runs import AnalyzedRun
 
 _HELP = """Profile experts: what they serve, where they contribute most, what they push towards.
 
@@ -25,67 +29,84 @@ Example: moescope profile my-run L5E9
 """
 
 
+class ProfileArgs(ModelArgs):
+    """Everything that `profile` can be told."""
+
+    run: Annotated[str, Argument("RUN")]
+    """run folder"""
+    experts: Annotated[tuple[str, ...], Argument("EXPERT...")] = ()
+    """experts, such as L5E9 L5E10"""
+    all: bool = False
+    """every expert, with an index page"""
+    model: Annotated[str | None, Flag()] = None  # type: ignore[assignment]
+    """hub id or folder of the run's model; by default as the run names it"""
+    dtype: DtypeName | None = None  # type: ignore[assignment]
+    """precision; by default that of the run"""
+    no_model: bool = False
+    """leave out what needs the model, and say so"""
+    tokens: int | None = of(ProfileOptions, "tokens_per_domain")
+    pipeline: str = of(ProfileOptions, "pipeline")
+    format: TableOrJson = "table"
+    """how to print"""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.all == bool(self.experts):
+            raise BadInputError("name experts such as L5E9, or give `all`; one of the two")
+        if self.no_model and self.model:
+            raise BadInputError("`model` and `no_model` exclude each other")
+        if self.no_model and self.tokens is not None:
+            raise BadInputError(
+                "`tokens` says how much to measure with the model; `no_model` has none"
+            )
+        return self
+
+    def options(self, run: AnalyzedRun) -> ProfileOptions:
+        """How profiles are made; the model is the run's where none is named."""
+        known = run.manifest.model
+        named = self.model or self.revision
+        spec = ModelSpec(
+            self.model or str(known.get("name")),
+            self.revision if named else known.get("revision"),
+            self.dtype or "auto",
+            self.device,
+            self.trust_remote_code,
+        )
+        return ProfileOptions(
+            model=None if self.no_model else spec,
+            use_model=not self.no_model,
+            tokens_per_domain=self.tokens,
+            pipeline=None if self.pipeline.lower() == "none" else self.pipeline,
+        )
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("profile", help=_HELP)(profile)
+    verb(app, ProfileArgs, profile, help=_HELP)
 
 
-def profile(
-    run: Annotated[Path, typer.Argument(help="run folder", metavar="RUN")],
-    experts: Annotated[
-        list[str] | None, typer.Argument(help="experts, such as L5E9 L5E10", metavar="EXPERT...")
-    ] = None,
-    every: Annotated[bool, typer.Option("--all", help="every expert, with an index page")] = False,
-    form: Annotated[
-        Literal["table", "json"], typer.Option("--format", help="how to print")
-    ] = "table",
-    model: Annotated[
-        str | None, typer.Option(help="hub id or folder of the run's model [as the run names it]")
-    ] = None,
-    no_model: Annotated[
-        bool, typer.Option("--no-model", help="leave out what needs the model, and say so")
-    ] = False,
-    tokens: Annotated[
-        int | None, typer.Option(help="tokens of each domain to measure [as the run sampled]")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="precision [that of the run]")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="run code of the model")] = False,
-    pipeline: Annotated[
-        str, typer.Option(help="spaCy pipeline for parts of speech; 'none' leaves them out")
-    ] = "en_core_web_sm",
-) -> None:
+def profile(settings: ProfileArgs) -> None:
     """Write and print profiles."""
-    if every == bool(experts):
-        raise BadInputError("name experts such as L5E9, or give --all; one of the two")
-    if no_model and model:
-        raise BadInputError("--model and --no-model exclude each other")
-    if no_model and tokens is not None:
-        raise BadInputError("--tokens says how much to measure with the model; --no-model has none")
     from moescope.metrics.runs import open_run
-    from moescope.profiles.profile import profile_all, profile_experts, write_profiles
+
+    opened = open_run(settings.run)
+    options = settings.options(opened)
+    from moescope.profiles.profile import profile_experts, write_profiles
     from moescope.report.profile_page import build_profile_page
 
-    opened = open_run(run)
-    chosen = (model, revision, dtype, device, trust_remote_code)
-    options = _options(opened, chosen, no_model, tokens, pipeline)
-    with _progress() as (stage, progress):
-        if every:
-            made = profile_all(opened, options, on_stage=stage, on_progress=progress)
-        else:
-            made = profile_experts(
-                opened, experts or [], options, on_stage=stage, on_progress=progress
-            )
-        stage("writing")
-        write_profiles(opened, made, index=every)
-        parts = [made] if every else [[one] for one in made]
+    with progress() as show:
+        chosen = None if settings.all else settings.experts
+        made = profile_experts(opened, chosen, options, on_progress=show)
+        show(Progress("writing"))
+        with opened.writing():
+            settings.write_to(write_profiles(opened, made, index=settings.all))
+        parts = [made] if settings.all else [[one] for one in made]
         pages = [build_profile_page(opened, part) for part in parts]
-    if form == "json":
+    if settings.format == "json":
         for one in made:
             write(json.dumps(one.to_dict()) + "\n")
         return
-    if every:
+    if settings.all:
         _print_counts(made)
     else:
         from moescope.cli.profile_text import print_profile
@@ -94,52 +115,6 @@ def profile(
             print_profile(one)
     for page in pages:
         output.print(str(page), soft_wrap=True)
-
-
-def _options(
-    run: Any,
-    chosen: tuple[str | None, str | None, str | None, str, bool],
-    no_model: bool,
-    tokens: int | None,
-    pipeline: str,
-) -> ProfileOptions:
-    from moescope.models import ModelSpec
-    from moescope.profiles.profile import ProfileOptions
-
-    name, revision, dtype, device, trust = chosen
-    known = run.manifest.model
-    spec = ModelSpec(
-        name or str(known.get("name")),
-        revision if name or revision else known.get("revision"),
-        dtype or "auto",
-        device,
-        trust,
-    )
-    return ProfileOptions(
-        model=None if no_model else spec,
-        use_model=not no_model,
-        tokens_per_domain=tokens,
-        pipeline=None if pipeline.lower() == "none" else pipeline,
-    )
-
-
-@contextmanager
-def _progress() -> Iterator[tuple[Any, Any]]:
-    """Stages and measured tokens, with rate and time left, on stderr."""
-    with bar("tokens") as shown:
-        task = shown.add_task("starting", total=None, tokens="")
-
-        def stage(words: str) -> None:
-            shown.update(task, description=words, tokens="", total=None)
-
-        def progress(done: int, total: int) -> None:
-            seconds = shown.tasks[0].elapsed or 0.0
-            rate = f", {done / seconds:,.0f} tok/s" if seconds > 1 else ""
-            shown.update(
-                task, completed=done, total=total, tokens=f"{done:,} of {total:,} tokens{rate}"
-            )
-
-        yield stage, progress
 
 
 def _print_counts(made: list[Any]) -> None:

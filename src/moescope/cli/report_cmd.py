@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from moescope.cli.terminal import output
+from moescope.cli.verb import Argument, Flag, Settings, verb
 
 _HELP = """Write RUN/report.html, one self-contained file; with --figures also PDF and PNG.
 
@@ -16,26 +17,35 @@ Example: moescope report my-run --figures paper/figures
 """
 
 
+class ReportArgs(Settings):
+    """Everything that `report` can be told."""
+
+    run: Annotated[str, Argument("RUN")]
+    """run folder"""
+    out: Annotated[str | None, Flag("-o")] = None
+    """another path of the page"""
+    figures: str | None = None
+    """folder for PDF and PNG figures"""
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("report", help=_HELP)(report)
+    verb(app, ReportArgs, report, help=_HELP)
 
 
-def report(
-    run: Annotated[Path, typer.Argument(help="run folder", metavar="RUN")],
-    out: Annotated[str | None, typer.Option("--out", "-o", help="another path of the page")] = None,
-    figures: Annotated[str | None, typer.Option(help="folder for PDF and PNG figures")] = None,
-) -> None:
+def report(settings: ReportArgs) -> None:
     """Write the report."""
     from moescope.files import claim
     from moescope.metrics.runs import open_run
-    from moescope.report.figures import write_figures
     from moescope.report.page import build_report
 
-    opened = open_run(run)
+    opened, figures = open_run(settings.run), settings.figures
     with nullcontext() if figures is None else claim(figures, "figures"):
-        written = [build_report(opened, out)]
+        written = [build_report(opened, settings.out)]
         if figures is not None:
+            from moescope.report.figures import write_figures
+
             written += write_figures(opened, figures)
+            settings.write_to(Path(figures))
     for path in written:
         output.print(str(path), soft_wrap=True)

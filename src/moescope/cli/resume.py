@@ -29,17 +29,18 @@ class Interrupted(MoescopeError):
 
 
 @contextmanager
-def resumable(folder: str | Path, *marks: str, advice: str = _GO_ON) -> Iterator[None]:
+def resumable(folder: str | Path, *marks: str, advice: str | None = None) -> Iterator[None]:
     """Add how to go on to an error that leaves something to go on from.
 
     Args:
         folder: where the verb writes.
         marks: names in it, of which one is there as soon as something was kept.
-        advice: how to go on.
+        advice: how to go on, if not with ``--resume``.
 
     Raises:
         Interrupted: instead of KeyboardInterrupt, where something was kept.
     """
+    advice = advice or _GO_ON
     try:
         yield
     except _LEAVE_SOMETHING as error:

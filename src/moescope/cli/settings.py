@@ -1,103 +1,264 @@
-"""What verbs with a settings model share: flags from its fields, a YAML file, one-line errors."""
+"""What several verbs can be told, in mixins; the settings of a verb are some of them and its own.
+
+Defaults, words and bounds come from the classes of the library that use them.
+"""
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import BeforeValidator, Field, model_validator
 
+from moescope.cli.verb import Argument, Flag, Settings, of
+from moescope.corpus import CorpusSpec, Split, Turns
+from moescope.corpus.text_files import TextUnit
 from moescope.errors import BadInputError
-from moescope.given import MAX_SEED, parse_yaml, read_text
+from moescope.given import Seed, whole_number
+from moescope.launch import LaunchOptions
+from moescope.models import ModelSpec
+from moescope.models.spec import DtypeName, EngineName
+from moescope.run.options import TraceOptions
 
-__all__ = ["SEED", "finite", "optional", "parameter", "read_settings", "sign", "validated"]
+if TYPE_CHECKING:
+    from moescope.models import LoadedModel
 
-_Settings = TypeVar("_Settings", bound=BaseModel)
+__all__ = [
+    "CorpusArgs",
+    "Format",
+    "FormatArgs",
+    "LauncherArgs",
+    "Layers",
+    "LayersArgs",
+    "MetaArgs",
+    "ModelArgs",
+    "RunArgs",
+    "TableOrJson",
+    "TextArgs",
+    "TraceArgs",
+    "is_begun",
+    "parse_layers",
+]
 
-SEED: dict[str, Any] = {"min": 0, "max": MAX_SEED}
-"""The range of a flag for a seed."""
+Format = Literal["table", "csv", "json"]
+TableOrJson = Literal["table", "json"]
 
-_MOST_BYTES = 1 << 17
-
-
-def finite(value: float | None) -> float | None:
-    """Callback of a flag for a number: refuse infinity and what is no number."""
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is no finite number")
-    return value
-
-
-def read_settings(path: Path, example: str) -> dict[str, Any]:
-    """The settings in a YAML file.
-
-    Args:
-        path: the file of ``--config``.
-        example: a setting to show to who gave something else.
-
-    Raises:
-        BadInputError: it cannot be read, or holds something else.
-    """
-    try:
-        text = read_text(path, _MOST_BYTES)
-    except BadInputError as error:
-        raise BadInputError(f"--config: {error}") from error
-    try:
-        data = parse_yaml(text)
-    except BadInputError as error:
-        raise BadInputError(f"--config {path}: {error}") from error
-    if not isinstance(data, dict):
-        raise BadInputError(f"--config {path}: expected settings such as {example!r}, got {data!r}")
-    return {str(k): v for k, v in data.items()}
+_MOST_LAYERS = 10_000
+"""Ranges are expanded before a model is at hand that would say which layers it has."""
 
 
-def validated(kind: type[_Settings], settings: dict[str, Any], file: Path | None) -> _Settings:
-    """The settings as their model, or the first problem in one line.
+def parse_layers(text: str) -> tuple[int, ...]:
+    """``0,3,8-11`` → (0, 3, 8, 9, 10, 11).
 
     Raises:
-        BadInputError: an unknown key, a missing or impossible value.
+        BadInputError: another form.
     """
-    try:
-        return kind.model_validate(settings)
-    except ValidationError as error:
-        raise BadInputError(_first_problem(error, kind, file)) from error
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first_text, _, last_text = part.partition("-")
+        first = whole_number(first_text)
+        last = whole_number(last_text) if "-" in part else first
+        if first is None or last is None:
+            raise BadInputError(
+                f"`layers` {text!r} is not of the form 0,3,8-11, with numbers of at most 9 digits"
+            )
+        if last < first:
+            raise BadInputError(f"`layers` {text!r}: the range {part.strip()} runs backwards")
+        if last >= _MOST_LAYERS:
+            raise BadInputError(f"`layers` {text!r}: no model has a layer {last}")
+        numbers.update(range(first, last + 1))
+    return tuple(sorted(numbers))
 
 
-def _first_problem(error: ValidationError, kind: type[BaseModel], file: Path | None) -> str:
-    problem = error.errors()[0]
-    name = ".".join(str(p) for p in problem["loc"])
-    where = f"{file}: " if file else ""
-    if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(name, kind.model_fields, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        return f"{where}unknown setting {name!r}{hint} Settings: {', '.join(kind.model_fields)}"
-    if problem["type"] == "missing":
-        flag = "-o FOLDER" if name == "out" else name.upper()
-        return f"{where}{name} is missing; give {flag} or set it in --config"
-    shown = name if file else "--" + name.replace("_", "-")
-    return f"{where}{shown}: {problem['msg']}, got {problem['input']!r}"
+def _layers(given: Any) -> Any:
+    """A file may write one layer as a number, or several as a list."""
+    return parse_layers(str(given)) if isinstance(given, str | int) else given
 
 
-def parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    """A keyword of a command."""
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+Layers = Annotated[tuple[int, ...] | None, BeforeValidator(_layers), Flag(kind=str)]
+"""MoE layers, typed as ``0,3,8-11``."""
 
 
-def optional(annotation: Any) -> Any:
-    """The type or None, so that a flag that was not given can be told."""
-    return annotation if type(None) in getattr(annotation, "__args__", ()) else annotation | None
+class FormatArgs(Settings):
+    """How a verb prints."""
+
+    format: Format = "table"
+    """how to print"""
 
 
-def sign(
-    command: Callable[..., None], parameters: list[inspect.Parameter], body: Callable[..., None]
-) -> Callable[..., None]:
-    """Let a command have these parameters, with the name and the words of its body."""
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    command.__doc__, command.__name__ = body.__doc__, body.__name__
-    return command
+class LayersArgs(Settings):
+    """Which layers."""
+
+    layers: Layers = Field(None, description="MoE layers, such as 0,3,8-11; all by default")
+
+
+class MetaArgs(Settings):
+    """Which model."""
+
+    model: Annotated[str, Argument("MODEL")] = of(ModelSpec, "model")
+    revision: str | None = of(ModelSpec, "revision")
+    trust_remote_code: bool = of(ModelSpec, "trust_remote_code")
+
+    def model_spec(self) -> ModelSpec:
+        """The part that says which model."""
+        fields = ("model", "revision", "dtype", "device", "trust_remote_code")
+        return ModelSpec(**{name: getattr(self, name) for name in fields if hasattr(self, name)})
+
+
+class ModelArgs(MetaArgs):
+    """Which model, and in what precision where."""
+
+    dtype: DtypeName = of(ModelSpec, "dtype")
+    device: str = of(ModelSpec, "device")
+
+    def load(self) -> LoadedModel:
+        """The model in memory."""
+        from moescope.models import load_model
+
+        return load_model(self.model_spec())
+
+
+class CorpusArgs(Settings):
+    """How text is read, whatever its domain."""
+
+    text_field: str = of(CorpusSpec, "text_field")
+    domain_field: str = of(CorpusSpec, "domain_field")
+    id_field: str = of(CorpusSpec, "id_field")
+    on_error: Literal["fail", "skip"] = of(CorpusSpec, "on_error")
+    split: Split | None = of(CorpusSpec, "split")
+    test_share: float = of(CorpusSpec, "test_share")
+    text_unit: TextUnit = of(CorpusSpec, "text_unit")
+    dataset_split: str = of(CorpusSpec, "dataset_split")
+    dataset_config: str | None = of(CorpusSpec, "dataset_config")
+    turns: Turns | None = of(CorpusSpec, "turns")
+    chat_template: bool = of(TraceOptions, "chat_template")
+    chat_text: bool = of(TraceOptions, "chat_text")
+    count_template: bool = of(TraceOptions, "count_template")
+    context: int | None = of(TraceOptions, "context")
+    seed: Seed = of(TraceOptions, "seed")
+
+    @model_validator(mode="after")
+    def _one_way_to_a_chat(self) -> Self:
+        given = [n for n in ("chat_template", "chat_text", "turns") if getattr(self, n)]
+        if len(given) > 1:
+            raise BadInputError(
+                f"`{given[0]}` and `{given[1]}` exclude each other: `chat_template` wraps plain "
+                "text, `chat_text` reads rendered chats, `turns` lists of messages; give one"
+            )
+        return self
+
+    def corpus_spec(self, path: str, **more: Any) -> CorpusSpec:
+        """What to read, and how."""
+        return self.given(CorpusSpec, path=path, **more)  # type: ignore[no-any-return]
+
+    def trace_options(self) -> TraceOptions:
+        """How text is run through the model."""
+        return self.given(TraceOptions, layers=None)  # type: ignore[no-any-return]
+
+    def reading(self) -> list[str]:
+        """The settings of how text is read that are not at their defaults."""
+        fields = CorpusArgs.model_fields.keys() | TextArgs.model_fields.keys()
+        known = {n: type(self).model_fields[n].default for n in fields - {"seed"}}
+        return [n for n, usual in known.items() if getattr(self, n, usual) != usual]
+
+
+class TextArgs(CorpusArgs):
+    """How text of several domains is read."""
+
+    domain: str | None = of(CorpusSpec, "domain")
+
+
+class TraceArgs(LayersArgs):
+    """How a corpus is traced, and what is kept."""
+
+    keep: Literal["aggregates", "sample", "all"] = of(TraceOptions, "keep")
+    limit: int | None = of(TraceOptions, "limit")
+    match_length: int | None = of(TraceOptions, "match_length")
+    batch_tokens: int | None = of(TraceOptions, "batch_tokens")
+    pool_tokens: int | None = of(TraceOptions, "pool_tokens")
+    predictions: bool = of(TraceOptions, "predictions")
+    generate: int = of(TraceOptions, "generate")
+    sample_tokens: int = of(TraceOptions, "sample_tokens")
+    token_budget: int = of(TraceOptions, "token_budget")
+    checkpoint_seconds: float = of(TraceOptions, "checkpoint_seconds")
+
+
+class LauncherArgs(Settings):
+    """How the work is spread over processes and machines."""
+
+    shard: str | None = of(CorpusSpec, "shard")
+    launcher: Literal["local", "ray", "shard"] | None = None
+    """spread the corpus over processes of this machine (local) or over a Ray cluster (ray) and
+    merge; shard: this process does --shard i/n of it"""
+    workers: int | None = of(LaunchOptions, "workers")
+    shards: int | None = of(LaunchOptions, "shards")
+    worker_cpus: float = of(LaunchOptions, "worker_cpus")
+    worker_gpus: float = of(LaunchOptions, "worker_gpus")
+    ray_address: str | None = of(LaunchOptions, "ray_address")
+    keep_parts: bool = of(LaunchOptions, "keep_parts")
+
+    @property
+    def launches(self) -> bool:
+        """Is the work spread over other processes?"""
+        return self.launcher in ("local", "ray")
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        of_ray = ("worker_cpus", "worker_gpus", "ray_address")
+        if self.launcher == "shard" and self.shard is None:
+            raise BadInputError("`launcher=shard` needs `shard=i/n`, such as `shard=3/16`")
+        if not self.launches:
+            self._refuse(("workers", "shards", "keep_parts", *of_ray), "`launcher=local` or ray")
+        elif self.shard is not None:
+            raise BadInputError(
+                f"`shard={self.shard}` is for a process of its own; `launcher={self.launcher}` "
+                "cuts the shards itself, `shards` says how many"
+            )
+        elif self.launcher == "local":
+            self._refuse(of_ray, "`launcher=ray`")
+        return self
+
+    def _refuse(self, names: tuple[str, ...], without: str) -> None:
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise BadInputError(f"`{name}` needs {without}")
+
+
+def is_begun(folder: Path) -> bool:
+    """Is there a run, or a part of one, that is only gone on with?"""
+    from moescope.launch.job import PARTS
+    from moescope.run.manifest import has_progress
+
+    return has_progress(folder) or (folder / PARTS).exists()
+
+
+class RunArgs(ModelArgs, TextArgs, TraceArgs, LauncherArgs):
+    """Everything that `trace` and `analyze` can be told."""
+
+    corpus: Annotated[str, Argument("CORPUS")] = of(CorpusSpec, "path")
+    out: Annotated[str, Flag("-o")] = Field(description="folder of the run")
+    engine: EngineName = "auto"
+    """all weights in memory, or one decoder layer at a time; auto: what fits"""
+    memory: str | None = None
+    """what the process may take, such as 4GB; by default what is free"""
+
+    def trace_options(self) -> TraceOptions:
+        """How text is run through the model, and what is kept."""
+        return self.given(TraceOptions)  # type: ignore[no-any-return]
+
+    def begin(self, folder: Path) -> None:
+        """Write down the settings of a run that is about to begin; it keeps those of its start."""
+        if not is_begun(folder):
+            self.write_to(folder)
+
+    def open_model(self) -> LoadedModel:
+        """The model, held as the settings say."""
+        from moescope.models import open_model
+
+        return open_model(
+            self.model_spec(),
+            engine=self.engine,
+            memory=self.memory,
+            batch_tokens=self.batch_tokens,
+            window=self.context,
+        )

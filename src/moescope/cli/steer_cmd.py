@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+from pydantic import Field, model_validator
 
-from moescope.cli.settings import SEED, finite
-from moescope.cli.terminal import errors, output, progress, status, write
+from moescope.cli.settings import ModelArgs, TableOrJson
+from moescope.cli.terminal import errors, output, progress, write
+from moescope.cli.verb import Flag, of, verb
 from moescope.errors import BadInputError
+from moescope.given import Seed
+from moescope.progress import Progress
+from moescope.run.options import TraceOptions
 
 if TYPE_CHECKING:
     from moescope.intervene.steering.settings import Setting
     from moescope.intervene.steering.steer import SteeringResult, SweepResult
     from moescope.models import LoadedModel
+    from moescope.progress import OnProgress
 
 _HELP = """Boost or ablate experts at one token or everywhere; see what becomes of the text.
 
@@ -31,104 +36,93 @@ Example: moescope steer MODEL --prompt "Data collected by Barack Obama" --target
 """
 
 
+class SteerArgs(ModelArgs):
+    """Everything that `steer` can be told."""
+
+    prompt: str
+    """the text that the model goes on from"""
+    set_: tuple[str, ...] = ()
+    """EXPERTS=VALUE, such as L1E9=+2.0; may be repeated"""
+    plan: str | None = None
+    """settings that moescope contrast wrote, or a plan of experts"""
+    as_: str | None = None
+    """VALUE for all experts of a plan that names only them"""
+    target: tuple[int, ...] = ()
+    """number of a prompt token where the edit holds (negative: from the end); may be repeated;
+    everywhere unless given"""
+    words: str | None = None
+    """whose logits to follow, such as "Paris, London\""""
+    sweep: str | None = None
+    """strengths FROM:TO:STEP, such as -4:4:1, or a list -4,0,4"""
+    generate: int = Field(40, ge=0, description="tokens to generate; 0 for none")
+    temperature: float = Field(
+        0.0, ge=0, description="0: the most probable token; else tokens are drawn"
+    )
+    seed: Seed = Field(0, description="of drawing tokens and of choosing controls")
+    top: int = Field(10, ge=1, description="next tokens to show, of each side")
+    controls: int = Field(
+        10, ge=0, description="random other experts to try the same edit on; 0: none"
+    )
+    chat_template: bool = of(TraceOptions, "chat_template")
+    format: TableOrJson = "table"
+    """how to print"""
+    out: Annotated[str | None, Flag("-o")] = None
+    """folder for steering.json and steering.html"""
+
+    @model_validator(mode="after")
+    def _value_of_a_plan(self) -> Self:
+        if self.as_ is not None and self.plan is None:
+            raise BadInputError(
+                f"`as={self.as_}`: says what to do to the experts of `plan`; give it"
+            )
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """What a single edit and a sweep have in common."""
+        return {
+            "targets": self.target,
+            "words": self.words.split(",") if self.words else (),
+            "generate": self.generate,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "chat": self.chat_template,
+        }
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("steer", help=_HELP)(steer)
+    verb(app, SteerArgs, steer, help=_HELP)
 
 
-def steer(
-    model: Annotated[str, typer.Argument(help="hub id or folder", metavar="MODEL")],
-    prompt: Annotated[str, typer.Option(help="the text that the model goes on from")],
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="EXPERTS=VALUE, such as L1E9=+2.0; may be repeated"),
-    ] = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option(help="settings that moescope contrast wrote, or a plan of experts"),
-    ] = None,
-    plan_value: Annotated[
-        str | None,
-        typer.Option("--as", help="VALUE for all experts of a plan that names only them"),
-    ] = None,
-    target: Annotated[
-        list[int] | None,
-        typer.Option(
-            help="number of a prompt token where the edit holds (negative: from the end); may be "
-            "repeated; everywhere unless given"
-        ),
-    ] = None,
-    words: Annotated[
-        str | None, typer.Option(help='whose logits to follow, such as "Paris, London"')
-    ] = None,
-    sweep: Annotated[
-        str | None, typer.Option(help="strengths FROM:TO:STEP, such as -4:4:1, or a list -4,0,4")
-    ] = None,
-    generate: Annotated[int, typer.Option(min=0, help="tokens to generate; 0 for none")] = 40,
-    temperature: Annotated[
-        float,
-        typer.Option(
-            min=0.0, callback=finite, help="0: the most probable token; else tokens are drawn"
-        ),
-    ] = 0.0,
-    seed: Annotated[
-        int, typer.Option(**SEED, help="of drawing tokens and of choosing controls")
-    ] = 0,
-    top: Annotated[int, typer.Option(min=1, help="next tokens to show, of each side")] = 10,
-    controls: Annotated[
-        int, typer.Option(min=0, help="random other experts to try the same edit on; 0 for none")
-    ] = 10,
-    chat: Annotated[bool, typer.Option("--chat", help="apply the model's chat template")] = False,
-    form: Annotated[
-        Literal["table", "json"], typer.Option("--format", help="how to print")
-    ] = "table",
-    out: Annotated[
-        str | None,
-        typer.Option("--out", "-o", help="folder for steering.json and steering.html"),
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="precision; auto: as stored")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="run code of the model")] = False,
-) -> None:
+def steer(settings: SteerArgs) -> None:
     """Print the comparison."""
-    from moescope.cli.steer_tables import print_steering
-    from moescope.files import claim
     from moescope.intervene.steering.plan import read_plan, require_model_of_plan
     from moescope.intervene.steering.settings import parse_setting, parse_strengths
-    from moescope.models import ModelSpec, load_model
+
+    plan = read_plan(settings.plan, settings.as_) if settings.plan else None
+    edits = [parse_setting(s) for s in (*settings.set_, *(plan.settings if plan else ()))]
+    strengths = parse_strengths(settings.sweep) if settings.sweep else ()
+    _check(edits, strengths)
+    from moescope.cli.steer_tables import print_steering
+    from moescope.files import claim
     from moescope.report.steering_page import write_steering
 
-    if plan_value is not None and plan is None:
-        raise BadInputError(f"--as {plan_value}: says what to do to the experts of --plan; give it")
-    settings = [parse_setting(s) for s in sets or ()]
-    found_plan = read_plan(plan, plan_value) if plan else None
-    settings += [parse_setting(s) for s in found_plan.settings] if found_plan else []
-    strengths = parse_strengths(sweep) if sweep else ()
-    _check(settings, strengths)
-    options: dict[str, Any] = {
-        "targets": target or (),
-        "words": words.split(",") if words else (),
-        "generate": generate,
-        "temperature": temperature,
-        "seed": seed,
-        "chat": chat,
-    }
-    place = nullcontext() if out is None else claim(out, "steering")
-    with place:
-        with status("loading the model"):
-            loaded = load_model(ModelSpec(model, revision, dtype, device, trust_remote_code))
-            if found_plan is not None and plan is not None:
-                require_model_of_plan(loaded, found_plan, plan)
-        result, followed = _run(loaded, prompt, settings, strengths, top, controls, options)
-        if form == "json":
+    out = settings.out
+    with nullcontext() if out is None else claim(out, "steering"):
+        with progress(f"loading {settings.model}") as show:
+            loaded = settings.load()
+            if plan is not None and settings.plan is not None:
+                require_model_of_plan(loaded, plan, settings.plan)
+            result, followed = _run(settings, loaded, edits, strengths, show)
+        if settings.format == "json":
             both = {**result.to_dict(), "sweep": followed.to_dict() if followed else None}
             write(json.dumps(both, ensure_ascii=False) + "\n")
         else:
             print_steering(result, followed, loaded.anatomy)
         if out is not None:
             page = write_steering(result, followed, out)
-            (errors if form == "json" else output).print(str(page), soft_wrap=True)
+            settings.write_to(Path(out))
+            (errors if settings.format == "json" else output).print(str(page), soft_wrap=True)
 
 
 def _check(settings: Sequence[Setting], strengths: Sequence[float]) -> None:
@@ -151,13 +145,11 @@ def _check(settings: Sequence[Setting], strengths: Sequence[float]) -> None:
 
 
 def _run(
+    given: SteerArgs,
     loaded: LoadedModel,
-    prompt: str,
     settings: Sequence[Setting],
     strengths: Sequence[float],
-    top: int,
-    controls: int,
-    options: dict[str, Any],
+    on_progress: OnProgress,
 ) -> tuple[SteeringResult, SweepResult | None]:
     """One strength in full, and the sweep over all of them where one is asked for."""
     from moescope.intervene import steer, sweep
@@ -169,37 +161,19 @@ def _run(
     # without a number in --set, the strength that changes most is shown in full
     shown = max(strengths, key=lambda s: (abs(s - neutral), s)) if strengths else None
     edits = edits_at(settings, loaded.anatomy, shown)
-    with status("looking at the prompt, its controls and its text"):
-        result = steer(
-            loaded,
-            prompt,
-            edits,
-            top=top,
-            controls=controls,
-            **options,
-        )
+    on_progress(Progress("looking at the prompt, its controls and its text"))
+    result = steer(
+        loaded, given.prompt, edits, top=given.top, controls=given.controls, **given.options()
+    )
     if not strengths:
         return result, None
-    with _progress(len(strengths)) as bar:
-        followed = sweep(
-            loaded,
-            prompt,
-            lambda s: edits_at(opened, loaded.anatomy, s),
-            strengths,
-            kind=kind,
-            on_point=lambda done, _: bar(done),
-            **options,
-        )
+    followed = sweep(
+        loaded,
+        given.prompt,
+        lambda s: edits_at(opened, loaded.anatomy, s),
+        strengths,
+        kind=kind,
+        on_progress=on_progress,
+        **given.options(),
+    )
     return result, followed
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    columns = ("sweep", BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-    with progress(*columns) as shown:
-        task = shown.add_task("sweep", total=total)
-
-        def show(done: int) -> None:
-            shown.update(task, completed=done)
-
-        yield show

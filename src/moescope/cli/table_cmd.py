@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import typer
+from pydantic import Field
 
-from moescope.cli.common import Format, print_table
+from moescope.cli.settings import FormatArgs
+from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, output
+from moescope.cli.verb import Argument, verb
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -24,45 +26,54 @@ Example: moescope table my-run load --layer 3 --domain ndis_policy --format csv
 _SHOWN = 40
 
 
+class TableArgs(FormatArgs):
+    """Everything that `table` can be told."""
+
+    run: Annotated[str, Argument("RUN")]
+    """run folder"""
+    name: Annotated[str | None, Argument("NAME")] = None
+    """name of a table"""
+    layer: int | None = None
+    """only this layer"""
+    domain: str | None = None
+    """only this domain ('all': the total)"""
+    sort: str | None = None
+    """sort by this column, largest first"""
+    rows: int | None = Field(
+        None, ge=0, description="at most so many rows; 0: all; 40 by default as table"
+    )
+    about: bool = False
+    """say what the columns mean"""
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("table", help=_HELP)(table)
+    verb(app, TableArgs, table, help=_HELP)
 
 
-def table(
-    run: Annotated[Path, typer.Argument(help="run folder", metavar="RUN")],
-    name: Annotated[str | None, typer.Argument(help="name of a table", metavar="[NAME]")] = None,
-    form: Annotated[Format, typer.Option("--format", help="how to print")] = "table",
-    layer: Annotated[int | None, typer.Option(help="only this layer")] = None,
-    domain: Annotated[str | None, typer.Option(help="only this domain ('all': the total)")] = None,
-    sort: Annotated[str | None, typer.Option(help="sort by this column, largest first")] = None,
-    rows: Annotated[
-        int | None, typer.Option(min=0, help="at most so many rows; 0: all [40 as table]")
-    ] = None,
-    about: Annotated[bool, typer.Option("--about", help="say what the columns mean")] = False,
-) -> None:
+def table(settings: TableArgs) -> None:
     """Print a table."""
     from moescope.metrics.runs import note_of, open_run
     from moescope.metrics.tables import every_table, find_table
 
-    opened = open_run(run)
-    if name is None:
+    opened, form = open_run(settings.run), settings.format
+    if settings.name is None:
         known, problems = every_table()
         what = [made.title.rstrip(".") for made in known.values()]
         print_table(pa.table({"table": list(known), "what": what}), form)
         for line in problems:
             errors.print(f"left out: {line}", soft_wrap=True)
         return
-    data = opened.table(name)
-    if about:
-        _print_about(find_table(name), data.column_names)
+    data = opened.table(settings.name)
+    if settings.about:
+        _print_about(find_table(settings.name), data.column_names)
         return
     note = note_of(data)
-    data = _filtered(data, layer=layer, domain=domain)
-    if sort is not None:
-        _require(data, sort)
-        data = _sorted(data, sort)
-    most = rows if rows is not None else (_SHOWN if form == "table" else 0)
+    data = _filtered(data, layer=settings.layer, domain=settings.domain)
+    if settings.sort is not None:
+        _require(data, settings.sort)
+        data = _sorted(data, settings.sort)
+    most = settings.rows if settings.rows is not None else (_SHOWN if form == "table" else 0)
     total = data.num_rows
     if most and total > most:
         data = data.slice(0, most)

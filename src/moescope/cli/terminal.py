@@ -10,16 +10,19 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.segment import Segment
-from rich.text import Text
 
-__all__ = ["bar", "bounded", "clean", "errors", "output", "progress", "status", "tolerate", "write"]
+from moescope.progress import OnProgress, Progress
+
+__all__ = ["bounded", "clean", "errors", "output", "progress", "tolerate", "write"]
 
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, but for newline and tab
@@ -85,32 +88,55 @@ class _CleanText(TextColumn):
         super().__init__(text_format, markup=False)
 
 
-def progress(*columns: str | ProgressColumn) -> Progress:
-    """A bar on stderr that leaves nothing behind, and is not there where stderr is no terminal."""
-    made = [_CleanText(c) if isinstance(c, str) else c for c in columns]
-    return Progress(*made, console=errors, transient=True, disable=not errors.is_terminal)
+@contextmanager
+def progress(words: str = "starting") -> Iterator[OnProgress]:
+    """A bar on stderr that leaves nothing behind, and is not there where stderr is no terminal.
 
-
-def bar(*fields: str) -> Progress:
-    """Description, bar, then these fields, then the time left."""
-    shown = [f"{{task.fields[{name}]}}" for name in fields]
-    return progress(
-        "{task.description}",
+    Stage, share, what is done in its unit, rate, time left. Yields what is told how far it is.
+    """
+    columns = (
+        _CleanText("{task.description}"),
         BarColumn(bar_width=24),
-        "{task.percentage:>3.0f}%",
-        *shown,
+        _CleanText("{task.fields[share]}"),
+        _CleanText("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
+    with Bar(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        yield _Shown(bar, words)
 
 
-@contextmanager
-def status(words: str) -> Iterator[Callable[[str], None]]:
-    """Say on a terminal what is being done; yields a function that says something else."""
-    if not errors.is_terminal:
-        yield lambda _: None
-        return
-    with errors.status(Text(words)) as shown:
-        yield lambda new: shown.update(Text(new))
+class _Shown:
+    """Puts what is told into a bar; the rate is that since the stage began."""
+
+    def __init__(self, bar: Bar, words: str) -> None:
+        self._bar = bar
+        self._task = bar.add_task(words, total=None, share="", figures="")
+        self._began, self._last = (0.0, 0.0), Progress(words)
+
+    def __call__(self, at: Progress) -> None:
+        if at.note:
+            errors.print(at.note, soft_wrap=True)
+        now = time.monotonic()
+        if at.unit != self._last.unit or at.done < self._last.done:
+            self._bar.reset(self._task)
+            self._began = (now, at.done)
+        self._last = at
+        seconds, done = now - self._began[0], at.done - self._began[1]
+        figures = f"{_short(at.done)} {at.unit}" if at.unit else ""
+        if at.unit and seconds > 0.5:
+            figures += f", {_short(done / seconds)}/s"
+        share = f"{at.share:4.0%}" if at.total else ""
+        self._bar.update(
+            self._task, description=at.stage, total=at.total, completed=at.done,
+            share=share, figures=figures,
+        )  # fmt: skip
+
+
+def _short(count: float) -> str:
+    """``12,345``; ``3.2 G`` from a hundred million on."""
+    if count < 1e8:
+        return f"{count:,.0f}" if count >= 10 or count == int(count) else f"{count:.1f}"
+    return f"{count / 1e9:,.1f} G" if count < 1e12 else f"{count / 1e12:,.1f} T"
 
 
 def write(text: str) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from moescope.cli.analyze_cmd import begin, launch_shards, output_of, summarize
-from moescope.cli.common import tracing_progress
-from moescope.cli.config import RunConfig, with_run_options
-from moescope.cli.terminal import output
+from moescope.cli.analyze_cmd import launch_shards, output_of, summarize
+from moescope.cli.resume import RUN_MARKS
+from moescope.cli.settings import RunArgs
+from moescope.cli.terminal import output, progress
+from moescope.cli.verb import verb
 
 _HELP = """Record how every MoE layer routes every token of a corpus, into a run folder.
 
@@ -17,30 +18,21 @@ Example: moescope trace allenai/OLMoE-1B-7B-0924 texts/ -o my-run --keep all --l
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("trace", help=_HELP)(with_run_options(trace))
+    verb(app, RunArgs, trace, help=_HELP, marks=RUN_MARKS)
 
 
-def trace(config: RunConfig, resume: bool) -> None:
+def trace(settings: RunArgs, resume: bool) -> None:
     """Run the trace and print the run folder."""
+    corpus, options = settings.corpus_spec(settings.corpus), settings.trace_options()
     from moescope.run.reader import Run
     from moescope.trace import trace as trace_corpus
 
-    with tracing_progress() as bar, output_of(config) as folder:
-        if config.launches:
-            launch_shards(config, resume, bar)
+    with progress(f"loading {settings.model}") as show, output_of(settings) as folder:
+        if settings.launches:
+            launch_shards(settings, resume, show)
         else:
-            bar.stage(f"loading {config.model}")
-            loaded = config.open_model()
-            begin(config, folder)
-            bar.stage("tracing")
-            trace_corpus(
-                loaded,
-                config.corpus_spec(),
-                folder,
-                config.trace_options(),
-                resume=resume,
-                on_progress=bar.update,
-            )
-    run = Run(folder)
-    summarize(run)
+            loaded = settings.open_model()
+            settings.begin(folder)
+            trace_corpus(loaded, corpus, folder, options, resume=resume, on_progress=show)
+    summarize(Run(folder))
     output.print(str(folder), soft_wrap=True)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from moescope.cli.resume import resumable
-from moescope.cli.terminal import bar, errors, output
+from moescope.cli.terminal import errors, output, progress
+from moescope.cli.verb import Argument, Flag, Settings, of, verb
+from moescope.models import ModelSpec
 
 if TYPE_CHECKING:
-    from moescope.training.trainer import Trained, TrainingState
+    from moescope.training.trainer import Trained
 
 _HELP = """Train a small MoE from a recipe; routers, balancing and capacity are its knobs.
 
@@ -23,50 +23,37 @@ Example: moescope train recipe.yaml -o my-moe --set train.steps=500 --set router
 """
 
 
+class TrainArgs(Settings):
+    """Everything that `train` can be told beside the recipe."""
+
+    recipe: Annotated[str, Argument("RECIPE")]
+    """YAML file"""
+    out: Annotated[str, Flag("-o")]
+    """folder of the run"""
+    set_: tuple[str, ...] = ()
+    """section.key=value, wins over the recipe; may be repeated"""
+    device: str = of(ModelSpec, "device")
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("train", help=_HELP)(train)
+    verb(app, TrainArgs, train, help=_HELP, marks=("checkpoint", "checkpoint.old"))
 
 
-def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML file", metavar="RECIPE")],
-    out: Annotated[str, typer.Option("--out", "-o", help="folder of the run")],
-    override: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="section.key=value, wins over the recipe; may be repeated"),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
-) -> None:
+def train(settings: TrainArgs, resume: bool) -> None:
     """Train, show progress, and print the held-out losses and the folder of the model."""
-    from moescope.jobs import PAGE, train_with_page
-    from moescope.models.loading import pick_device
-    from moescope.training.recipe import routing_notes
     from moescope.training.recipe_file import load_recipe
 
-    checked = load_recipe(recipe, tuple(override or ()))
-    chosen = str(pick_device(device))
-    with bar("figures") as progress, resumable(out, "checkpoint", "checkpoint.old"):
-        task = progress.add_task("starting", total=None, figures="")
+    recipe = load_recipe(settings.recipe, settings.set_)
+    from moescope.files import claim
+    from moescope.jobs import train_with_page
+    from moescope.models.loading import pick_device
 
-        def say(words: str) -> None:
-            progress.update(task, description=words)
-
-        def listen(state: TrainingState) -> None:
-            if progress.tasks[task].total is None:  # the data are there, and it goes on
-                for note in routing_notes(checked):
-                    errors.print(f"note: {note}", soft_wrap=True)
-                errors.print(f"live page: {Path(out) / PAGE}", soft_wrap=True)
-            loss = state.log.rows["steps"][-1]["loss"]
-            progress.update(
-                task,
-                description=f"step {state.step}/{checked.num_steps}",
-                total=checked.num_steps,
-                completed=state.step,
-                figures=f"loss {loss:.3f} · {state.tokens_per_second:,.0f} tok/s",
-            )
-
-        done = train_with_page(checked, out, resume=resume, device=chosen, say=say, listen=listen)
+    device = str(pick_device(settings.device))
+    with progress() as show:
+        done = train_with_page(recipe, settings.out, resume=resume, device=device, on_progress=show)
+        with claim(settings.out, "training") as folder:
+            settings.write_to(folder)
     _summarize(done)
     output.print(str(done.model), soft_wrap=True)
 

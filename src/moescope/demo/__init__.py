@@ -6,7 +6,6 @@ in ``SOURCES.md`` beside this file, the model's card in ``moe-10m/README.md``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +13,9 @@ from moescope.corpus import CorpusSpec
 from moescope.demo.checkpoints import checkpoint_steps, restore_checkpoint, write_checkpoint
 from moescope.jobs import Analysis, analyze
 from moescope.models import ModelSpec
+from moescope.progress import OnProgress, quiet
 from moescope.run.manifest import claim_run
 from moescope.run.options import TraceOptions
-from moescope.trace import Progress
 
 __all__ = [
     "MODEL",
@@ -45,8 +44,7 @@ def run_demo(
     corpus: Literal["queries", "samples"] = "queries",
     limit: int | None = None,
     step: int | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    on_stage: Callable[[str], None] | None = None,
+    on_progress: OnProgress = quiet,
 ) -> Analysis:
     """Analyze the shipped model on shipped text.
 
@@ -56,8 +54,7 @@ def run_demo(
         limit: stop each domain after so many tokens.
         step: analyze the model as it was at this training step, one of `checkpoint_steps()`; the
             finished model by default. Its files are written to ``out/model``.
-        on_progress: called after every batch.
-        on_stage: called when a stage begins.
+        on_progress: told how far it is.
 
     Returns:
         The run and its report.
@@ -75,5 +72,4 @@ def run_demo(
             TraceOptions(limit=limit),
             resume=True,
             on_progress=on_progress,
-            on_stage=on_stage,
         )

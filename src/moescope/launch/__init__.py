@@ -5,8 +5,14 @@ is not here: a shard is decided by document ids alone, and its run resumes where
 The room knows traces and their merging; it knows nothing of tables or pages.
 """
 
-from moescope.launch.job import LaunchOptions
-from moescope.launch.run import launch
-from moescope.launch.watch import LaunchProgress
+from typing import TYPE_CHECKING
 
-__all__ = ["LaunchOptions", "LaunchProgress", "launch"]
+from moescope.launch.options import LaunchOptions
+from moescope.lazy import lazily
+
+if TYPE_CHECKING:
+    from moescope.launch.run import launch
+
+__all__ = ["LaunchOptions", "launch"]
+
+__getattr__ = lazily(__name__, {"launch": "moescope.launch.run"})

@@ -8,55 +8,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from moescope.corpus import CorpusSpec, Shard
 from moescope.errors import RunError
 from moescope.files import LEDGER, LOCK, owned, remove, remove_result, write_bytes
-from moescope.given import MOST_SHARDS, MOST_WORKERS
-from moescope.models import ModelSpec
-from moescope.models.loading import EngineName
+from moescope.given import MOST_SHARDS
+from moescope.models.spec import EngineName, ModelSpec
 from moescope.run.manifest import MANIFEST, read_manifest
 from moescope.run.options import TraceOptions
 
-__all__ = ["PARTS", "Job", "LaunchOptions", "Parts"]
+__all__ = ["PARTS", "Job", "Parts"]
 
 PARTS = "parts"
 """The folder of the parts, inside that of the run."""
 
 _LAUNCH = "launch.json"
-
-
-class LaunchOptions(BaseModel):
-    """How a corpus is spread over workers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    launcher: Literal["local", "ray"] = Field(
-        "local", description="local: processes on this machine; ray: tasks of a Ray cluster"
-    )
-    workers: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_WORKERS,
-        description="workers at a time; with ray by default as many as the cluster has room for",
-    )
-    shards: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_SHARDS,
-        description="parts to cut the corpus into; by default one for each worker",
-    )
-    worker_cpus: float = Field(
-        1.0, gt=0, description="processors that a Ray task asks for; also its threads"
-    )
-    worker_gpus: float = Field(0.0, ge=0, description="GPUs that a Ray task asks for")
-    ray_address: str | None = Field(
-        None, description="address of a Ray cluster; without it Ray is started on this machine"
-    )
-    keep_parts: bool = Field(False, description="keep the run of each shard in RUN/parts")
 
 
 class Job(BaseModel):

@@ -19,7 +19,8 @@ from typing import Any
 from moescope.corpus import Shard
 from moescope.errors import LaunchError, MissingExtraError
 from moescope.files import holder
-from moescope.launch.job import Job, LaunchOptions
+from moescope.launch.job import Job
+from moescope.launch.options import LaunchOptions
 from moescope.launch.watch import RETRIES, Watch
 from moescope.launch.worker import Outcome, attempt
 from moescope.memory import available_memory

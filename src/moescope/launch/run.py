@@ -6,17 +6,18 @@ the same command with ``resume`` goes on after whatever interrupted it, the merg
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from moescope.corpus import CorpusSpec, open_corpus
 from moescope.errors import BadInputError, RunError
-from moescope.launch.job import Job, LaunchOptions, Parts
+from moescope.launch.job import Job, Parts
 from moescope.launch.local import run_local
 from moescope.launch.on_ray import ray_workers, run_on_ray, with_ray
-from moescope.launch.watch import LaunchProgress, Watch
+from moescope.launch.options import LaunchOptions
+from moescope.launch.watch import Watch
 from moescope.models import ModelSpec
-from moescope.models.loading import EngineName
+from moescope.models.spec import EngineName
+from moescope.progress import OnProgress, Progress, quiet
 from moescope.run.manifest import MANIFEST, Manifest, claim_run, read_manifest
 from moescope.run.merge import merge_runs
 from moescope.run.options import TraceOptions
@@ -37,8 +38,7 @@ def launch(
     engine: EngineName = "auto",
     memory: str | None = None,
     resume: bool = False,
-    on_progress: Callable[[LaunchProgress], None] | None = None,
-    on_stage: Callable[[str], None] | None = None,
+    on_progress: OnProgress = quiet,
 ) -> Path:
     """Trace a corpus by several workers and join their runs.
 
@@ -56,8 +56,7 @@ def launch(
         engine: how each worker holds the model; see `open_model`.
         memory: what each worker may take.
         resume: go on with a launch that was interrupted.
-        on_progress: called whenever a worker says how far it is.
-        on_stage: called with a few words when a stage begins.
+        on_progress: told whenever a worker says how far it is, and when a shard is done.
 
     Returns:
         The folder of the joined run.
@@ -69,7 +68,6 @@ def launch(
         MoescopeError: what a worker says of its input.
     """
     how, run = how or LaunchOptions(), Path(run)
-    say = on_stage or (lambda _: None)
     job = Job(
         model=model, engine=engine, memory=memory, corpus=corpus, options=options or TraceOptions()
     )
@@ -80,9 +78,9 @@ def launch(
     open_corpus(corpus)  # text that is not there leaves no folder behind
     with claim_run(run, reads=[corpus.path], wait=_LOCK_SECONDS):
         if not _is_finished(run, job, resume):
-            parts = _trace_parts(job, run, how, resume, on_progress, say)
-            say("merging")
-            merge_runs([parts.run_of(s) for s in parts.shards], run, link=True)
+            parts = _trace_parts(job, run, how, resume, on_progress)
+            shards = [parts.run_of(s) for s in parts.shards]
+            merge_runs(shards, run, link=True, on_progress=on_progress)
         if not how.keep_parts:
             Parts.remove(run)
     return run
@@ -93,22 +91,19 @@ def _trace_parts(
     run: Path,
     how: LaunchOptions,
     resume: bool,
-    on_progress: Callable[[LaunchProgress], None] | None,
-    say: Callable[[str], None],
+    on_progress: OnProgress,
 ) -> Parts:
     """Have every shard traced."""
     if how.launcher == "ray":
-        say("connecting to Ray")
+        on_progress(Progress("connecting to Ray"))
         with with_ray(how) as ray:
             workers = ray_workers(ray, how)
             parts = _prepare(job, run, how.shards or workers, how, resume)
-            say("tracing")
             run_on_ray(ray, job, Watch(parts, on_progress), how, workers)
         return parts
     if how.workers is None:
         raise BadInputError("--launcher local needs --workers N: how many processes at a time")
     parts = _prepare(job, run, how.shards or how.workers, how, resume)
-    say("tracing")
     run_local(job, Watch(parts, on_progress), how.workers)
     return parts
 

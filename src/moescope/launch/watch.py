@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 from moescope.corpus import Shard
 from moescope.errors import BadInputError, LaunchError
 from moescope.launch.job import Parts
 from moescope.launch.worker import Outcome
+from moescope.progress import OnProgress, Progress, quiet
 
-__all__ = ["RETRIES", "LaunchProgress", "Watch"]
+__all__ = ["RETRIES", "Watch"]
 
 RETRIES = 3
 """How often a shard whose worker died is given to another one that gets no further."""
-
-
-class LaunchProgress(NamedTuple):
-    """How far all shards are.
-
-    ``done``: numbers of the finished ones among ``shards``; ``share`` of the text, in [0, 1], as
-    far as it is known; ``tokens`` counted, those of earlier launches included; ``lost``: workers
-    that died.
-    """
-
-    done: tuple[int, ...]
-    shards: int
-    share: float
-    tokens: int
-    lost: int
 
 
 class Watch:
@@ -39,15 +22,11 @@ class Watch:
         on_progress: called whenever something is known.
     """
 
-    def __init__(
-        self, parts: Parts, on_progress: Callable[[LaunchProgress], None] | None = None
-    ) -> None:
-        self.parts = parts
-        self._say = on_progress or (lambda _: None)
+    def __init__(self, parts: Parts, on_progress: OnProgress = quiet) -> None:
+        self.parts, self._on_progress = parts, on_progress
         self._done = {s for s in parts.shards if parts.is_done(s)}
         self._tokens = {s: parts.tokens(s) for s in parts.shards}
         self._share: dict[Shard, float] = {}
-        self._lost = 0
         self._in_vain: dict[Shard, int] = {}
         self._committed = dict(self._tokens)
 
@@ -56,13 +35,13 @@ class Watch:
         """The shards that are not finished, in order."""
         return [s for s in self.parts.shards if s not in self._done]
 
-    def tell(self) -> None:
-        """Report how far all shards are."""
+    def tell(self, note: str = "") -> None:
+        """Report how far all shards are, those of earlier launches included."""
         shares = sum(1.0 if s in self._done else self._share.get(s, 0.0) for s in self._tokens)
-        shards = len(self.parts.shards)
-        done = tuple(sorted(shard.number for shard in self._done))
-        tokens = sum(self._tokens.values())
-        self._say(LaunchProgress(done, shards, shares / shards, tokens, self._lost))
+        tokens, shards = sum(self._tokens.values()), len(self.parts.shards)
+        stage = f"tracing, {len(self._done)}/{shards} shards"
+        total = tokens * shards / shares if shares else None
+        self._on_progress(Progress(stage, tokens, total, "tokens", note))
 
     def advance(self, shard: Shard, tokens: int, share: float = 0.0) -> None:
         """A worker says how far it is."""
@@ -83,7 +62,7 @@ class Watch:
         if outcome.message is None and self.parts.is_done(shard):
             self._done.add(shard)
             self._tokens[shard] = self.parts.tokens(shard)
-            self.tell()
+            self.tell(f"shard {shard} is done")
             return True
         if outcome.final:
             kind = BadInputError if outcome.exit_code == BadInputError.exit_code else LaunchError
@@ -104,8 +83,7 @@ class Watch:
         further = tokens > self._committed[shard]
         self._in_vain[shard] = 1 if further else self._in_vain.get(shard, 0) + 1
         self._committed[shard] = self._tokens[shard] = tokens
-        self._lost += 1
-        self.tell()
+        self.tell("a worker died; its shard goes on in another one")
         if self._in_vain[shard] > RETRIES:
             raise LaunchError(
                 f"shard {shard}: {self._in_vain[shard]} workers died over it and got no further, "

@@ -24,7 +24,8 @@ from moescope.corpus import Shard
 from moescope.errors import BusyError, MoescopeError, lacks_memory
 from moescope.launch.job import Job
 from moescope.models import LoadedModel, open_model
-from moescope.trace import Progress, trace
+from moescope.progress import OnProgress, Progress, quiet
+from moescope.trace import trace
 from moescope.words import said_by
 
 __all__ = ["Outcome", "attempt", "main"]
@@ -49,9 +50,7 @@ class Outcome(NamedTuple):
     exit_code: int = 1
 
 
-def attempt(
-    job: Job, shard: Shard, run: Path, on_progress: Callable[[Progress], None] | None = None
-) -> Outcome:
+def attempt(job: Job, shard: Shard, run: Path, on_progress: OnProgress = quiet) -> Outcome:
     """Trace one shard, or go on with it; never raises for what went wrong in it.
 
     Args:
@@ -157,7 +156,7 @@ def _requests() -> Iterator[tuple[Shard, Path]]:
         yield Shard(*given["shard"]), Path(given["run"])
 
 
-def _reporter(shard: Shard, say: Callable[[dict[str, Any]], None]) -> Callable[[Progress], None]:
+def _reporter(shard: Shard, say: Callable[[dict[str, Any]], None]) -> OnProgress:
     """Say how far a shard is, twice a second at most."""
     last = 0.0
 
@@ -165,7 +164,6 @@ def _reporter(shard: Shard, say: Callable[[dict[str, Any]], None]) -> Callable[[
         nonlocal last
         if time.monotonic() - last >= _SAY_SECONDS:
             last = time.monotonic()
-            share = at.chars / at.total_chars if at.total_chars else 0.0
-            say({"shard": shard.number, "tokens": at.tokens, "share": min(1.0, share)})
+            say({"shard": shard.number, "tokens": int(at.done), "share": at.share})
 
     return report

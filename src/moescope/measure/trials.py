@@ -31,14 +31,13 @@ from moescope.models.anatomy import MoELayer
 from moescope.models.edits import Edit, check_edits
 from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
+from moescope.progress import OnProgress, Progress, quiet
 
-__all__ = ["Measured", "OnProgress", "Trial", "TrialRunner", "batch_budget"]
+__all__ = ["Measured", "Trial", "TrialRunner", "batch_budget"]
 
 _BATCH_TOKENS = 2048
 _NAIVE_SAMPLES = 3
 Floats = NDArray[np.float64]
-OnProgress = Callable[[int, int, int], None]
-"""Called with trials done, trials in all (each batch counts its own), and tokens scored in them."""
 
 Observe = Callable[[PlainPass], dict[str, Any]]
 
@@ -100,7 +99,7 @@ class TrialRunner:
         batch_tokens: int,
         journal: Journal,
         observe: Observe | None = None,
-        on_progress: OnProgress | None = None,
+        on_progress: OnProgress = quiet,
     ) -> None:
         self._loaded, self._windows, self._layers = loaded, windows, layers
         self._journal, self._observe, self._on_progress = journal, observe, on_progress
@@ -172,8 +171,10 @@ class TrialRunner:
     def _advance(self, trials: int, tokens: int) -> None:
         self._done += trials
         self._tokens += trials * tokens
-        if trials and self._on_progress is not None:
-            self._on_progress(self._done, self._total, self._tokens)
+        if trials:
+            total = self._tokens * self._total / self._done
+            stage = f"measuring, {self._done}/{self._total} edited passes"
+            self._on_progress(Progress(stage, self._tokens, total, "tokens"))
 
     def _verify(self, plain: PlainPass, trials: Sequence[Trial]) -> None:
         """On the first batch: what may be left out of a pass, and how long a whole one takes."""

@@ -1,8 +1,27 @@
-"""Models: loading, the anatomy of their MoE layers, and the capture of what routers do."""
+"""Models: loading, the anatomy of their MoE layers, and the capture of what routers do.
 
-from moescope.models.anatomy import Anatomy, MoELayer
-from moescope.models.loading import LoadedModel, ModelSpec, load_meta, load_model, open_model
-from moescope.models.probe import find_anatomy
+Names are resolved when first used: who only says which model needs no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from moescope.lazy import lazily
+from moescope.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from moescope.models.anatomy import Anatomy, MoELayer
+    from moescope.models.loading import LoadedModel, load_meta, load_model, open_model
+    from moescope.models.probe import find_anatomy
+
+_WHERE = {
+    "Anatomy": "moescope.models.anatomy",
+    "LoadedModel": "moescope.models.loading",
+    "MoELayer": "moescope.models.anatomy",
+    "find_anatomy": "moescope.models.probe",
+    "load_meta": "moescope.models.loading",
+    "load_model": "moescope.models.loading",
+    "open_model": "moescope.models.loading",
+}
 
 __all__ = [
     "Anatomy",
@@ -14,3 +33,5 @@ __all__ = [
     "load_model",
     "open_model",
 ]
+
+__getattr__ = lazily(__name__, _WHERE)

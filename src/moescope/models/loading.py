@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,6 +46,7 @@ from moescope.models.source import (
     pinned,
     text_hash,
 )
+from moescope.models.spec import EngineName
 from moescope.models.stored import checkpoint_files
 from moescope.models.streaming import StreamedModel
 
@@ -61,9 +62,6 @@ __all__ = [
     "open_model",
     "pick_device",
 ]
-
-EngineName = Literal["auto", "resident", "streamed"]
-"""How a model is held: whole, one decoder layer at a time, or whichever fits."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 

@@ -10,7 +10,7 @@ import difflib
 import errno
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from moescope.errors import (
     lacks_memory,
 )
 from moescope.models.config_files import CONFIG, TOKENIZER, check_config, fault_in, local_folder
+from moescope.models.spec import ModelSpec
 from moescope.models.stored import INDEX, SINGLE, weight_map
 
 __all__ = [
@@ -41,26 +42,6 @@ MAX_TOKEN_ID = 1 << 24
 """Far above the vocabulary of any known model."""
 
 _TOKENIZER_FILES = ("tokeniz*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Which model, and how to hold it.
-
-    Attributes:
-        model: hub id (``allenai/OLMoE-1B-7B-0924``) or a folder with config and safetensors.
-        revision: branch, tag or commit on the hub.
-        dtype: ``bfloat16``, ``float16``, ``float32``, or ``auto``: as stored, but float32 on a
-            processor without bfloat16 arithmetic, where that is up to a hundred times faster.
-        device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        trust_remote_code: run Python code that comes with the model. Off unless you trust it.
-    """
-
-    model: str
-    revision: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    trust_remote_code: bool = False
 
 
 class NoTokenizerError(ModelError):

@@ -8,7 +8,7 @@ arrays by cell; `moescope.profiles.stored` keeps them beside the run.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -28,6 +28,7 @@ from moescope.profiles.cells import Cells, half_of_documents
 from moescope.profiles.intervals import ratio_interval
 from moescope.profiles.lens import FinalScales, Lens, find_lens
 from moescope.profiles.residual import first_output
+from moescope.progress import OnProgress, Progress, quiet
 
 __all__ = ["COMPARED_TOKENS", "NEAREST_ROWS", "Measured", "MeasuredText", "Pushes", "measure"]
 
@@ -99,7 +100,7 @@ def measure(
     windows: Sequence[TextWindow],
     cells: Cells,
     domains: Sequence[str],
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress = quiet,
 ) -> Measured:
     """Measure all experts of the traced layers.
 
@@ -108,7 +109,7 @@ def measure(
         windows: the text; see `moescope.measure.windows.run_windows`.
         cells: which layers, and the order of their experts.
         domains: names in the order wanted.
-        on_progress: called with tokens done and tokens in all.
+        on_progress: told after each batch.
 
     Raises:
         ModelError: single outputs of an architecture do not add up (see `LayerGather`).
@@ -217,7 +218,7 @@ def _run(
     places: _Places,
     gathers: list[LayerGather],
     lens: Lens | None,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: OnProgress,
 ) -> None:
     model, layers = loaded.model, [g.layer for g in gathers]
     total = sum(w.num_tokens for w in windows)
@@ -232,8 +233,7 @@ def _run(
             number = gather.layer.layer_idx
             gather.add(given[number], rows, whole.get(number))
         done += int(batch.counted.sum())
-        if on_progress is not None:
-            on_progress(done, total)
+        on_progress(Progress("measuring all experts", done, total, "tokens"))
 
     reading = contextlib.nullcontext() if lens is None else FinalScales(model, lens)
     with _Together(model, layers) as together, reading as scales:

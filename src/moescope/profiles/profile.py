@@ -7,8 +7,7 @@ model is loaded only when its part has not been measured before.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,9 @@ from moescope.profiles.assemble import Assembly
 from moescope.profiles.contexts import WindowTexts, token_texts
 from moescope.profiles.facts import Profile
 from moescope.profiles.measure import measure
+from moescope.profiles.options import ProfileOptions
 from moescope.profiles.routed import Routed
-from moescope.profiles.speech import DEFAULT_PIPELINE, SpeechTags, tag_tokens
+from moescope.profiles.speech import SpeechTags, tag_tokens
 from moescope.profiles.stored import (
     FOLDER,
     StoredMeasures,
@@ -37,33 +37,9 @@ from moescope.profiles.stored import (
     measure_key,
     read_measures,
 )
+from moescope.progress import OnProgress, Progress, quiet
 
 __all__ = ["ProfileOptions", "profile_all", "profile_expert", "profile_experts", "write_profiles"]
-
-Stage = Callable[[str], None]
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class ProfileOptions:
-    """How profiles are made.
-
-    Attributes:
-        model: a model that is loaded already, or how to load it; None: the run's, as the run held
-            it.
-        use_model: False leaves out what needs the model (contributions, contexts, pushes,
-            similarity, weights) and says so.
-        tokens_per_domain: counted tokens of each domain to measure; None: as many as the run
-            sampled.
-        window_tokens: a longer window gives its first so many tokens.
-        pipeline: spaCy pipeline for parts of speech; None leaves them out.
-    """
-
-    model: ModelSpec | LoadedModel | None = None
-    use_model: bool = True
-    tokens_per_domain: int | None = None
-    window_tokens: int = 512
-    pipeline: str | None = DEFAULT_PIPELINE
 
 
 def profile_expert(
@@ -71,8 +47,7 @@ def profile_expert(
     expert: ExpertRef | str,
     options: ProfileOptions | None = None,
     *,
-    on_stage: Stage | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress = quiet,
 ) -> Profile:
     """What one expert does, and how sure that is.
 
@@ -80,8 +55,7 @@ def profile_expert(
         run: a finished run.
         expert: ``L5E9``, or its reference.
         options: see `ProfileOptions`.
-        on_stage: called with a few words when a stage begins.
-        on_progress: called with measured tokens and tokens in all.
+        on_progress: told how far it is.
 
     Returns:
         See `Profile`; ``.to_dict()`` gives JSON values.
@@ -95,20 +69,17 @@ def profile_expert(
 
         profile_expert(open_run("my-run"), "L5E9").summary
     """
-    return profile_experts(
-        run, [expert], options, on_stage=on_stage, on_progress=on_progress
-    )[0]  # fmt: skip
+    return profile_experts(run, [expert], options, on_progress=on_progress)[0]
 
 
 def profile_all(
     run: AnalyzedRun,
     options: ProfileOptions | None = None,
     *,
-    on_stage: Stage | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress = quiet,
 ) -> list[Profile]:
     """Profiles of every expert, by layer and number; see `profile_expert`."""
-    return profile_experts(run, None, options, on_stage=on_stage, on_progress=on_progress)
+    return profile_experts(run, None, options, on_progress=on_progress)
 
 
 def profile_experts(
@@ -116,12 +87,10 @@ def profile_experts(
     experts: Iterable[ExpertRef | str] | None,
     options: ProfileOptions | None = None,
     *,
-    on_stage: Stage | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress = quiet,
 ) -> list[Profile]:
     """Profiles of these experts in order, each once, or of all (None); see `profile_expert`."""
     options = options or ProfileOptions()
-    say = on_stage or (lambda _: None)
     if "tokens" in run.absent:
         raise RunError(
             f"{run.path} cannot say what an expert does: {run.absent['tokens']}; its table load "
@@ -134,16 +103,14 @@ def profile_experts(
     else:
         refs = [e if isinstance(e, ExpertRef) else ExpertRef.parse(e) for e in experts]
         wanted = [cells.cell(ref) for ref in dict.fromkeys(refs)]
-    measured = _measures(routed, options, say, on_progress) if options.use_model else None
-    tags, why = _speech(routed, options.pipeline, say)
-    say("putting profiles together")
+    measured = _measures(routed, options, on_progress) if options.use_model else None
+    tags, why = _speech(routed, options.pipeline, on_progress)
+    on_progress(Progress("putting profiles together"))
     assembly = Assembly(routed, measured, tags, why)
     return [assembly.profile(cell) for cell in wanted]
 
 
-def _measures(
-    routed: Routed, options: ProfileOptions, say: Stage, on_progress: Progress | None
-) -> StoredMeasures:
+def _measures(routed: Routed, options: ProfileOptions, on_progress: OnProgress) -> StoredMeasures:
     """What the model says: read back, or measured now and kept."""
     run = routed.run
     given = options.model
@@ -155,18 +122,17 @@ def _measures(
     kept = read_measures(run, key)
     if kept is not None:
         return kept
-    loaded = given if isinstance(given, LoadedModel) else _load(run, given, dtype, say)
-    say("choosing text")
+    loaded = given if isinstance(given, LoadedModel) else _load(run, given, dtype, on_progress)
+    on_progress(Progress("choosing text"))
     try:
         windows = run_windows(
             loaded, run, tokens_per_domain=tokens, window_tokens=options.window_tokens
         )
     except (CorpusError, RunError) as error:
         raise type(error)(f"{error}; --no-model profiles without it") from error
-    say("measuring all experts")
     seed = int(run.manifest.options["seed"])
     made = measure(loaded, windows, routed.cells, run.domains, on_progress)
-    say("looking through the lens")
+    on_progress(Progress("looking through the lens"))
     settings = {
         "tokens_per_domain": tokens,
         "window_tokens": options.window_tokens,
@@ -192,11 +158,13 @@ def _dtype(run: AnalyzedRun, given: ModelSpec | LoadedModel | None) -> str:
     return given.dtype
 
 
-def _load(run: AnalyzedRun, spec: ModelSpec | None, dtype: str, say: Stage) -> LoadedModel:
+def _load(
+    run: AnalyzedRun, spec: ModelSpec | None, dtype: str, on_progress: OnProgress
+) -> LoadedModel:
     model = run.manifest.model
     if spec is None:
         spec = ModelSpec(str(model.get("name")), model.get("revision"))
-    say(f"loading {spec.model}")
+    on_progress(Progress(f"loading {spec.model}"))
     chosen = ModelSpec(spec.model, spec.revision, dtype, spec.device, spec.trust_remote_code)
     try:
         return load_model(chosen)
@@ -207,14 +175,16 @@ def _load(run: AnalyzedRun, spec: ModelSpec | None, dtype: str, say: Stage) -> L
         ) from error
 
 
-def _speech(routed: Routed, pipeline: str | None, say: Stage) -> tuple[SpeechTags | None, str]:
+def _speech(
+    routed: Routed, pipeline: str | None, on_progress: OnProgress
+) -> tuple[SpeechTags | None, str]:
     """Tags of the sampled tokens, or why there are none."""
     if pipeline is None:
         return None, "parts of speech were not asked for"
     if routed.sampled is None:
         return None, "the run kept aggregates only; trace it with --keep sample or all"
     try:
-        say("tagging parts of speech")
+        on_progress(Progress("tagging parts of speech"))
         return tag_tokens(routed.run, routed.sampled.tokens, pipeline), ""
     except (MissingExtraError, BadInputError) as error:
         return None, str(error)

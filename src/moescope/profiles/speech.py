@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from moescope.errors import BadInputError, MissingExtraError
 from moescope.metrics.view import Layer
 from moescope.profiles.intervals import ratio_interval
+from moescope.profiles.options import DEFAULT_PIPELINE
 from moescope.profiles.sampled import SampledDocuments
 from moescope.run.reader import Run, TokenRows
 
-__all__ = ["DEFAULT_PIPELINE", "SPACE", "SpeechMix", "SpeechTags", "speech_mix", "tag_tokens"]
-
-DEFAULT_PIPELINE = "en_core_web_sm"
+__all__ = ["SPACE", "SpeechMix", "SpeechTags", "speech_mix", "tag_tokens"]
 
 SPACE = "SPACE"
 """Tag of tokens that hold nothing but blanks and line ends."""

@@ -10,13 +10,14 @@ are the same. The model is not needed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from moescope.corpus import Shard, in_shard, parse_shard
 from moescope.errors import BadInputError, RunError
 from moescope.files import nothing_of_bad_input
+from moescope.progress import OnProgress, Progress, quiet
 from moescope.run.commit import coverage, finish
 from moescope.run.join import JoinedState
 from moescope.run.manifest import (
@@ -73,7 +74,7 @@ def merge_runs(
     *,
     partial: bool = False,
     link: bool = False,
-    on_part: Callable[[Path], None] | None = None,
+    on_progress: OnProgress = quiet,
 ) -> Path:
     """Join finished runs of one model into one run.
 
@@ -83,7 +84,7 @@ def merge_runs(
         partial: join shards though some are missing; the run then says which.
         link: share the files of ``shards/`` on disk with the runs instead of copying them, where
             the file system can.
-        on_part: called with each run when it is about to be read.
+        on_progress: told which run is read.
 
     Returns:
         The folder of the joined run.
@@ -97,14 +98,14 @@ def merge_runs(
     with claim_run(out, reads=runs) as folder:
         _require_free(folder)
         with nothing_of_bad_input(folder):
-            _merge(plan, folder, link=link, on_part=on_part or (lambda _: None))
+            _merge(plan, folder, link=link, on_progress=on_progress)
         return folder
 
 
-def _merge(plan: _Plan, out: Path, *, link: bool, on_part: Callable[[Path], None]) -> None:
+def _merge(plan: _Plan, out: Path, *, link: bool, on_progress: OnProgress) -> None:
     manifest = _manifest(plan)
     write_manifest(out, manifest)  # not a result before `finish`
-    joined, texts = _join(plan, out, manifest, on_part)
+    joined, texts = _join(plan, out, manifest, on_progress)
     _copy_shards(plan, out, manifest, link)
     _fill(manifest, plan, joined)
     file = f"aggregates/state-{manifest.progress['documents_read']:09d}.safetensors"
@@ -254,7 +255,7 @@ def _corpus(plan: _Plan) -> dict[str, Any]:
 
 
 def _join(
-    plan: _Plan, out: Path, manifest: Manifest, on_part: Callable[[Path], None]
+    plan: _Plan, out: Path, manifest: Manifest, on_progress: OnProgress
 ) -> tuple[RunState, dict[int, str]]:
     """Add up the sums part by part, one in memory at a time; copy the rows of documents."""
     options, shape = manifest.options, Run(plan.parts[0].path).shape
@@ -262,7 +263,7 @@ def _join(
     texts: dict[int, str] = {}
     owner: dict[str, Path] = {}
     for number, part in enumerate(plan.parts):
-        on_part(part.path)
+        on_progress(Progress(f"merging {part.path}", number, len(plan.parts), "runs"))
         run = Run(part.path)
         _require_own_documents(part, run.documents["doc"].to_pylist(), owner)
         joined.add(run.state)

@@ -9,25 +9,23 @@ do not: docs/concepts/similarity.md.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from moescope.corpus import CorpusSpec
 from moescope.errors import BadInputError, ModelError
-from moescope.given import Seed
 from moescope.measure.windows import choose_windows, run_windows
 from moescope.metrics.runs import AnalyzedRun
 from moescope.metrics.view import Rows
 from moescope.models import LoadedModel, MoELayer
 from moescope.models.expert_calls import ExpertLayer
+from moescope.progress import OnProgress, Progress, quiet
 from moescope.run.options import TraceOptions
 from moescope.similarity.gram import TokenGroups
 from moescope.similarity.inputs import (
@@ -44,13 +42,12 @@ from moescope.similarity.layers import (
     cost,
 )
 from moescope.similarity.maps import (
-    MAP_POINTS,
-    MapKind,
     draw_map,
     neighbour_shares,
     require_umap,
     sample_outputs,
 )
+from moescope.similarity.options import SimilarityOptions
 from moescope.similarity.pair_values import PairValues
 from moescope.similarity.result import Similarity, plain
 from moescope.similarity.tables import (
@@ -63,57 +60,12 @@ from moescope.similarity.tables import (
 )
 from moescope.trace.record import _token_texts as token_texts
 
-__all__ = ["LIFT", "METHODS", "Method", "SimilarityOptions", "SimilarityStep", "similarity"]
-
-Method = Literal["cosine", "cka", "weights", "router"]
-
-METHODS: tuple[Method, ...] = ("cosine", "cka", "weights", "router")
-"""Every method."""
+__all__ = ["LIFT", "SimilarityOptions", "similarity"]
 
 LIFT = "coactivation_lift"
 """How a run's co-activation is called beside the methods."""
 
 _STREAM = 8
-
-
-class SimilarityOptions(BaseModel):
-    """What is compared, on how much text, in how much memory."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    methods: tuple[Method, ...] = Field(
-        METHODS, min_length=1, description="cosine and cka of outputs; weights; router rows"
-    )
-    layers: tuple[int, ...] | None = Field(
-        None,
-        description="the model's own numbers of the MoE layers; all (of a run: its) by default",
-    )
-    tokens: int = Field(
-        10_000, ge=2, description="tokens in all, spread evenly over domains; work grows with the "
-        "square for CKA"
-    )  # fmt: skip
-    window_tokens: int = Field(
-        128, ge=1, description="most tokens of one window of a document: shorter ones bring more "
-        "documents, the unit of intervals"
-    )  # fmt: skip
-    seed: Seed = Field(0, description="of shuffled experts, map points and relabellings")
-    memory: float = Field(
-        1e9, ge=1e6, description="bytes for outputs and products beside the model; what does not "
-        "fit goes to a file"
-    )  # fmt: skip
-    reference: int = Field(
-        4, ge=0, description="experts with shuffled weights that answer too, as a reference"
-    )
-    maps: tuple[MapKind, ...] = Field((), description="two-dimensional maps of weighted outputs")
-    map_points: int = Field(MAP_POINTS, ge=5, description="most points of a layer's map")
-
-
-class SimilarityStep(NamedTuple):
-    """What is being done, and floating-point operations done and to do (an estimate)."""
-
-    what: str
-    done: float
-    total: float
 
 
 def similarity(
@@ -123,7 +75,7 @@ def similarity(
     *,
     trace_options: TraceOptions | None = None,
     folder: str | Path | None = None,
-    on_step: Callable[[SimilarityStep], None] | None = None,
+    on_progress: OnProgress = quiet,
 ) -> Similarity:
     """Compare the experts of each layer, pair by pair.
 
@@ -136,7 +88,7 @@ def similarity(
             has its own.
         folder: where outputs lie while they are compared, if they do not fit into memory; the
             system's folder for temporary files by default.
-        on_step: called as the work goes on.
+        on_progress: told as the work goes on, in floating-point operations (an estimate).
 
     Raises:
         BadInputError: text is needed and none was given.
@@ -148,7 +100,7 @@ def similarity(
         WriteError: the disk is full.
     """
     options = options or SimilarityOptions()
-    return _Comparison(loaded, text, options, trace_options, folder, on_step or _quiet).result()
+    return _Comparison(loaded, text, options, trace_options, folder, on_progress).result()
 
 
 class _Comparison:
@@ -161,7 +113,7 @@ class _Comparison:
         options: SimilarityOptions,
         trace_options: TraceOptions | None,
         folder: str | Path | None,
-        on_step: Callable[[SimilarityStep], None],
+        on_progress: OnProgress,
     ) -> None:
         self.loaded, self.text, self.options = loaded, text, options
         self.trace_options = trace_options or TraceOptions()
@@ -179,7 +131,7 @@ class _Comparison:
                 f"{' and '.join(wanted)} need text: give a corpus or a run, or compare --method "
                 "weights and --method router only, with --map none"
             )
-        self._on_step, self._done, self._total = on_step, 0.0, 1.0
+        self._on_progress, self._done, self._total = on_progress, 0.0, 1.0
         self.pairs, self.points = Rows(), Rows()
         self.summary: list[dict[str, Any]] = []
         self.agreement: list[dict[str, Any]] = []
@@ -370,11 +322,7 @@ class _Comparison:
 
     def _say(self, what: str, operations: float) -> None:
         self._done = min(self._done + operations, self._total)
-        self._on_step(SimilarityStep(what, self._done, self._total))
-
-
-def _quiet(_step: SimilarityStep) -> None:
-    pass
+        self._on_progress(Progress(what, self._done, self._total, "FLOP"))
 
 
 def _table(rows: Rows) -> pa.Table:

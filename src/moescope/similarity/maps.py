@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -23,10 +23,9 @@ from moescope.errors import MissingExtraError
 from moescope.metrics.rates import rate_interval
 from moescope.models.expert_calls import ExpertLayer
 from moescope.similarity.inputs import LayerSample, even_shares
+from moescope.similarity.options import MapKind
 
 __all__ = [
-    "MAP_POINTS",
-    "MapKind",
     "PlaneMap",
     "WeightedOutputs",
     "draw_map",
@@ -37,12 +36,7 @@ __all__ = [
     "umap_map",
 ]
 
-MapKind = Literal["pca", "umap"]
-
 Floats = NDArray[np.float64]
-
-MAP_POINTS = 4000
-"""Most points of a layer's map."""
 
 NEIGHBOURS = 10
 """Nearest points that `neighbour_shares` looks at."""

@@ -1,5 +1,5 @@
 """A corpus through a model into a run folder."""
 
-from moescope.trace.record import Progress, trace
+from moescope.trace.record import trace
 
-__all__ = ["Progress", "trace"]
+__all__ = ["trace"]

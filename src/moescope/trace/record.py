@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from moescope.corpus import (
     Corpus,
@@ -34,6 +34,7 @@ from moescope.errors import BadInputError, CorpusError, RunError
 from moescope.files import drop_scratch, keep_scratch, nothing_of_bad_input
 from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.loading import LoadedModel
+from moescope.progress import OnProgress, Progress, quiet
 from moescope.run.aggregates import AggregateShape
 from moescope.run.commit import PoolResult, commit, coverage, finish
 from moescope.run.manifest import (
@@ -60,20 +61,6 @@ STREAMING = "streaming"
 """Folder of what layers put out, while the streamed engine takes a pool through them."""
 
 
-class Progress(NamedTuple):
-    """How far a trace has come: characters and documents read, tokens counted.
-
-    ``total_chars`` is None when the corpus is too large to be counted first. ``layer``: decoder
-    layers done and in all, while the streamed engine takes a pool through them.
-    """
-
-    chars: int
-    total_chars: int | None
-    documents: int
-    tokens: int
-    layer: tuple[int, int] | None = None
-
-
 def trace(
     loaded: LoadedModel,
     corpus_spec: CorpusSpec,
@@ -82,7 +69,7 @@ def trace(
     *,
     resume: bool = False,
     engine: Engine | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress = quiet,
     wait: float = 2.0,
 ) -> Path:
     """Record how every MoE layer routes every token of a corpus.
@@ -125,7 +112,7 @@ class _Tracer:
         run: Path,
         options: TraceOptions,
         engine: Engine | None,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: OnProgress,
     ) -> None:
         self.loaded, self.options, self.run = loaded, options, run
         self.corpus_spec = corpus_spec
@@ -313,15 +300,16 @@ class _Tracer:
 
     def _advance(self, tokens: int) -> None:
         self.tokens += tokens
-        if self.on_progress is not None:
-            self.on_progress(Progress(self.chars, self.total_chars, self.documents, self.tokens))
+        self._tell("tracing")
 
     def _advance_layer(self, done: int, layers: int) -> None:
-        if self.on_progress is not None:
-            at = (done, layers)
-            self.on_progress(
-                Progress(self.chars, self.total_chars, self.documents, self.tokens, at)
-            )
+        self._tell(f"tracing, layer {done}/{layers}")
+
+    def _tell(self, stage: str) -> None:
+        """In tokens; how many there will be is known by the characters, if those are."""
+        known = self.total_chars is not None and self.chars > 0
+        total = self.tokens * (self.total_chars or 0) / self.chars if known else None
+        self.on_progress(Progress(stage, self.tokens, total, "tokens"))
 
     def _commit(self, documents_read: int) -> None:
         progress: Progressed = {

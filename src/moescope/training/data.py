@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from moescope.corpus.pieces import WHOLE, encoded_pieces, pieces
 from moescope.errors import BadInputError
 from moescope.files import are_intact, claim, is_intact, owned, replacing_folder
 from moescope.models.source import ModelSpec, load_tokenizer
+from moescope.progress import OnProgress, Progress, quiet
 from moescope.training.recipe import Recipe, TokenizerRecipe
 
 __all__ = ["END_OF_TEXT", "Sampler", "Streams", "heldout_windows", "prepare_data", "unigram_losses"]
@@ -48,29 +49,27 @@ class Streams:
     fingerprint: str
 
 
-def prepare_data(
-    recipe: Recipe, folder: Path, say: Callable[[str], None] = lambda _: None
-) -> Streams:
+def prepare_data(recipe: Recipe, folder: Path, on_progress: OnProgress = quiet) -> Streams:
     """Tokenizer and token streams, made in ``folder`` or read back from it.
 
     Args:
         recipe: what to read.
         folder: ``tokenizer/`` and ``tokens/`` are written there.
-        say: told what is being done.
+        on_progress: told what is being done.
 
     Raises:
         CorpusError: text that is missing or cannot be read.
         BadInputError: too little text for one sequence of a domain, or no end-of-text token.
     """
     with claim(folder, "training"):
-        return _prepare(recipe, folder, say)
+        return _prepare(recipe, folder, on_progress)
 
 
-def _prepare(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Streams:
+def _prepare(recipe: Recipe, folder: Path, on_progress: OnProgress) -> Streams:
     train, heldout = _corpora(recipe)
-    say("reading the text")
+    on_progress(Progress("reading the text"))
     fingerprints = [train.fingerprint(), heldout.fingerprint()]
-    say("making the tokenizer")
+    on_progress(Progress("making the tokenizer"))
     tokenizer = _tokenizer(recipe, train, fingerprints[0], folder / "tokenizer")
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
     for text in fingerprints:
@@ -79,7 +78,7 @@ def _prepare(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Stream
     index = folder / "tokens" / "index.json"
     known = _known_tokens(folder, index)
     if known.get("fingerprint") != fingerprint:
-        say("tokenizing")
+        on_progress(Progress("tokenizing"))
         with replacing_folder(index.parent) as fresh:
             known = {
                 "fingerprint": fingerprint,

@@ -28,6 +28,7 @@ from moescope.errors import (
 )
 from moescope.files import claim, nothing_of_bad_input, write_bytes
 from moescope.memory import keep_memory
+from moescope.progress import OnProgress, Progress, quiet
 from moescope.training.checkpoint import (
     export_model,
     load_checkpoint,
@@ -119,7 +120,7 @@ def train(
     *,
     resume: bool = False,
     device: str = "cpu",
-    say: Callable[[str], None] = lambda _: None,
+    on_progress: OnProgress = quiet,
     listen: Callable[[TrainingState], None] = lambda _: None,
     refresh: Callable[[TrainingState], None] = lambda _: None,
 ) -> Trained:
@@ -133,7 +134,7 @@ def train(
         folder: the run's own folder: new, empty, or one to go on with.
         resume: go on from the checkpoint in it, or begin if there is none yet.
         device: ``cpu`` or an accelerator.
-        say: told what is being prepared.
+        on_progress: told what is being prepared, and how far the steps are.
         listen: told the state after every step.
         refresh: told the state every ``run.refresh_seconds`` and at the end, log written.
 
@@ -151,7 +152,7 @@ def train(
     with claim(folder, "training", reads=reads) as target:
         kept = target / "checkpoint"
         with nothing_of_bad_input(target, unless=kept.exists):
-            return _train(recipe, target, resume, device, say, listen, refresh)
+            return _train(recipe, target, resume, device, on_progress, listen, refresh)
 
 
 def _train(
@@ -159,7 +160,7 @@ def _train(
     target: Path,
     resume: bool,
     device: str,
-    say: Callable[[str], None],
+    on_progress: OnProgress,
     listen: Callable[[TrainingState], None],
     refresh: Callable[[TrainingState], None],
 ) -> Trained:
@@ -167,21 +168,23 @@ def _train(
     _check_folder(recipe, target, found, resume)
     require_memory(recipe, _LEAST_TOKENS, torch.device(device))
     keep_memory()
-    data = prepare_data(recipe, target, say)
+    data = prepare_data(recipe, target, on_progress)
     if found is not None and found[1]["data"] != data.fingerprint:
         raise RunError(
             f"{target} was trained on other text or with another tokenizer than the recipe now "
             "names; give the same text, or another folder"
         )
-    say("building the model")
+    on_progress(Progress("building the model"))
     run = _Run(recipe, target, data, torch.device(device))
     if found is not None:
         run.restore(*found)
+    for note in run.state.notes:
+        on_progress(Progress("training", note=f"note: {note}"))
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_bytes(target / "recipe.yaml", text.encode())
     try:
         with _signals() as asked:
-            run.loop(asked, listen, refresh)
+            run.loop(asked, on_progress, listen, refresh)
         return run.finish(refresh)
     except BaseException as error:
         run.state.status = "stopped"
@@ -279,6 +282,7 @@ class _Run:
     def loop(
         self,
         asked: Callable[[], bool],
+        on_progress: OnProgress,
         listen: Callable[[TrainingState], None],
         refresh: Callable[[TrainingState], None],
     ) -> None:
@@ -294,6 +298,10 @@ class _Run:
             if state.step % recipe.run.evaluate_every == 0:
                 self.evaluate()
             self.keep_if_due()
+            loss = state.log.rows["steps"][-1]["loss"]
+            stage = f"step {state.step}/{recipe.num_steps}, loss {loss:.3f}"
+            total = recipe.num_steps * recipe.step_tokens
+            on_progress(Progress(stage, state.step * recipe.step_tokens, total, "tokens"))
             listen(state)
             now = time.monotonic()
             stop = asked()

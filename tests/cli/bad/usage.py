@@ -47,7 +47,7 @@ CASES = [
     case("two numbers to sweep", f"{STEER} --set L1E3=+2 --set L1E4=+2 --sweep -1:1:1", "s in"),
     case("removed and raised", f"{STEER} --set L1E3=mask --set L1E3=+2", "L1E3"),
     case("half a token", f"{STEER} --set L1E3=+2 --target 1.5", "target"),
-    case("no chat template", f"{STEER} --set L1E3=+2 --chat", "--chat"),
+    case("no chat template", f"{STEER} --set L1E3=+2 --chat-template", "--chat-template"),
     case("two limits", 'capacity MOE "a b" --capacity 3 --factor 2', "--factor"),
     case("a layer below zero", 'capacity MOE "a b" --layer -1', "0-3"),
     case("a capacity of 80 bits", f'capacity MOE "a b" --capacity {2**80}', "capacity"),

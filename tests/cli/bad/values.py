@@ -37,8 +37,8 @@ CASES = [
     *each((TRACE, ANALYZE), "memory below zero", "--memory=-4GB", "--memory"),
     *each((TRACE, ANALYZE), "memory of nothing", "--memory 0GB", "--memory"),
     case("memory of 400 digits", f"trace MOE TEXTS -o r --memory {'9' * 400}GB", "--memory"),
-    case("memory of nothing", f"{SIMILARITY} --memory 0GB", "memory"),
-    case("memory of words", f"{SIMILARITY} --memory lots", "--memory"),
+    case("memory of nothing", f"{SIMILARITY} --output-memory 0GB", "memory"),
+    case("memory of words", f"{SIMILARITY} --output-memory lots", "--output-memory"),
     case("limit of zero", f"{TRACE} --limit 0", "limit"),
     case("limit of 5000 digits", f"{TRACE} --limit {NINES}", "limit"),
     case("limit of 80 bits", f"{TRACE} --limit {2**80}", "limit"),
@@ -138,7 +138,7 @@ CASES = [
     # ---- similarity
     case("method of no name", f"{SIMILARITY} --method feeling", "feeling"),
     case("window of zero", f"{SIMILARITY} --window 0", "window"),
-    case("tokens of one", f"{SIMILARITY} --tokens 1", "tokens"),
+    case("tokens of one", f"{SIMILARITY} --total-tokens 1", "tokens"),
     case("reference of 5000 digits", f"{SIMILARITY} --reference {NINES}", "reference"),
     # ---- readers of runs
     case("layer that does not exist", "table RUN load --layer 77", "layer"),

@@ -8,7 +8,7 @@ choice of experts on one half of the texts that is tested on the other.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +37,7 @@ from moescope.intervene.contrast.texts import (
 from moescope.metrics.statistics import MIN_CLUSTERS, benjamini_hochberg
 from moescope.models.anatomy import MoELayer
 from moescope.models.loading import LoadedModel
+from moescope.progress import OnProgress, quiet
 from moescope.run.options import TraceOptions
 
 __all__ = ["ContrastResult", "Proposal", "contrast"]
@@ -66,7 +67,7 @@ def contrast(
     layers: Sequence[int] | None = None,
     tokens: int = TOKENS,
     options: TraceOptions | None = None,
-    on_tokens: Callable[[int], None] | None = None,
+    on_progress: OnProgress = quiet,
 ) -> ContrastResult:
     """Compare how often each expert is active on two sets of texts.
 
@@ -84,7 +85,7 @@ def contrast(
         layers: the model's own numbers; all by default.
         tokens: budget of each set; whole documents, chosen by a hash of their id.
         options: context, chat template and seed.
-        on_tokens: called after each batch with its counted tokens.
+        on_progress: told after each batch.
 
     Returns:
         See `ContrastResult`. Below 5 documents on a side there is no interval and no test, and so
@@ -111,7 +112,7 @@ def contrast(
         loaded, with_texts, without_texts, paired=paired, span=span, tokens=tokens, options=options
     )
     halved = _holds_out(sets, holdout)
-    a, b = (route_texts(loaded, s, wanted, on_tokens) for s in sets)
+    a, b = (route_texts(loaded, s, wanted, on_progress) for s in sets)
     return _result(loaded, wanted, sets, (a, b), paired, span, halved, candidates, options.seed)
 
 

@@ -7,7 +7,7 @@ counted. For pairs, the tokens that the members share can be told from those tha
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +29,7 @@ from moescope.measure.windows import TextWindow, WindowBatch
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import Routing, RoutingCapture
 from moescope.models.loading import LoadedModel
+from moescope.progress import OnProgress, Progress, quiet
 from moescope.run.options import TraceOptions
 from moescope.run.sample import span_priority
 from moescope.trace.record import context_length
@@ -232,7 +233,7 @@ def route_texts(
     loaded: LoadedModel,
     texts: TextSet,
     layers: Sequence[MoELayer],
-    on_tokens: Callable[[int], None] | None = None,
+    on_progress: OnProgress = quiet,
 ) -> RoutedTexts:
     """Run one set through the model.
 
@@ -240,12 +241,13 @@ def route_texts(
         loaded: the model.
         texts: one set.
         layers: whose routing is read.
-        on_tokens: called after each batch with the counted tokens that it had.
+        on_progress: told after each batch.
     """
     windows, owner = _windows(texts)
     if not windows:
         raise CorpusError("no token of a set counts within the budget; raise --tokens")
     documents, token_ids = [], []
+    done, total = 0, sum(w.num_tokens for w in windows)
     chosen: dict[int, list[NDArray[np.int16]]] = {m.layer_idx: [] for m in layers}
 
     def keep(batch: WindowBatch, routing: dict[int, Routing]) -> None:
@@ -255,9 +257,14 @@ def route_texts(
         for number, seen in routing.items():
             chosen[number].append(seen.topk_ids.cpu().numpy()[kept].astype(np.int16))
 
+    def tell(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        on_progress(Progress("reading texts", done, total, "tokens"))
+
     run_batches(
         loaded, windows, RoutingCapture(loaded.model, [m.site for m in layers]), keep,
-        batch_tokens=BATCH_TOKENS, setting="context", on_tokens=on_tokens,
+        batch_tokens=BATCH_TOKENS, setting="context", on_tokens=tell,
     )  # fmt: skip
     return RoutedTexts(
         len(texts.documents),

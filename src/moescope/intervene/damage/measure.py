@@ -31,10 +31,11 @@ from moescope.measure.controls import (
 from moescope.measure.identity import describe_model, finite, identity, require_resident
 from moescope.measure.journal import open_journal
 from moescope.measure.saving import Saving
-from moescope.measure.trials import Measured, OnProgress, Trial, TrialRunner, batch_budget
+from moescope.measure.trials import Measured, Trial, TrialRunner, batch_budget
 from moescope.measure.windows import TextWindow
 from moescope.models.edits import check_edits, check_exist, select_experts
 from moescope.models.loading import LoadedModel
+from moescope.progress import OnProgress, quiet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,7 +164,7 @@ def measure_damage(
     batch_tokens: int | None = None,
     folder: Path | None = None,
     resume: bool = False,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = quiet,
 ) -> Damage:
     """Measure what an edit of some experts does, by domain, beside random controls.
 
@@ -186,7 +187,7 @@ def measure_damage(
         batch_tokens: tokens run at once, padding included; automatic by default.
         folder: where results are kept as they come; None keeps nothing.
         resume: go on with what the folder holds.
-        on_progress: called with trials done, trials in all, and tokens.
+        on_progress: told after each trial of each batch.
 
     Returns:
         See `Damage`.

@@ -26,9 +26,10 @@ from moescope.intervene.expert_sweep.tables import correlation_table, expert_tab
 from moescope.measure.identity import describe_model, finite, identity, require_resident
 from moescope.measure.journal import open_journal
 from moescope.measure.saving import Saving
-from moescope.measure.trials import Measured, OnProgress, Trial, TrialRunner, batch_budget
+from moescope.measure.trials import Measured, Trial, TrialRunner, batch_budget
 from moescope.measure.windows import TextWindow
 from moescope.models.loading import LoadedModel
+from moescope.progress import OnProgress, quiet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +115,7 @@ def sweep_experts(
     batch_tokens: int | None = None,
     folder: Path | None = None,
     resume: bool = False,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = quiet,
 ) -> ExpertSweep:
     """Edit every expert of these layers on its own, and see which scores would have told.
 
@@ -130,7 +131,7 @@ def sweep_experts(
         batch_tokens: tokens run at once, padding included; automatic by default.
         folder: where results are kept as they come; None keeps nothing.
         resume: go on with what the folder holds.
-        on_progress: called with trials done, trials in all, and tokens.
+        on_progress: told after each trial of each batch.
 
     Returns:
         See `ExpertSweep`.

@@ -36,6 +36,7 @@ from moescope.intervene.steering.use import choices_at, effect_of, uses_of
 from moescope.models.anatomy import MoELayer
 from moescope.models.edits import Edit, check_edits
 from moescope.models.loading import LoadedModel
+from moescope.progress import OnProgress, Progress, quiet
 
 __all__ = ["SteeringResult", "SweepPoint", "SweepResult", "steer", "sweep"]
 
@@ -179,7 +180,7 @@ def sweep(
     temperature: float = 0.0,
     seed: int = 0,
     chat: bool = False,
-    on_point: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress = quiet,
 ) -> SweepResult:
     """Follow an edit over its strength, each time beside the unedited model.
 
@@ -195,7 +196,7 @@ def sweep(
         temperature: of the generation.
         seed: of the generation.
         chat: apply the model's chat template.
-        on_point: called with (done, of all) after every strength.
+        on_progress: told after every strength.
 
     Returns:
         See `SweepResult`.
@@ -213,8 +214,7 @@ def sweep(
     points = []
     for done, value in enumerate(values, start=1):
         points.append(_point(bench, value, edits(value), (plain, before), followed))
-        if on_point is not None:
-            on_point(done, len(values))
+        on_progress(Progress("sweep", done, len(values), "strengths"))
     return SweepResult(kind, tuple(followed), tuple(points), _as_text(before))
 
 

@@ -7,7 +7,7 @@ documents are refused with the reason; a domain is one sum, so nothing has an in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from moescope.errors import CorpusError, RunError
 from moescope.models.loading import ModelSpec
+from moescope.progress import OnProgress, Progress
 from moescope.run.aggregates import AggregateShape
 from moescope.run.commit import commit, coverage, finish
 from moescope.run.manifest import Manifest, has_progress, read_manifest
@@ -32,7 +33,6 @@ from moescope.trace.importers.source import (
     fingerprint,
     require_same,
 )
-from moescope.trace.record import Progress
 
 __all__ = ["CountsImporter"]
 
@@ -50,7 +50,7 @@ class CountsImporter:
         model: ModelSpec,
         options: TraceOptions,
         source: dict[str, Any],
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: OnProgress,
     ) -> None:
         options = options.model_copy(update={"keep": "aggregates"})
         self.run, self.source, self.on_progress = run, source, on_progress
@@ -110,9 +110,8 @@ class CountsImporter:
                     continue
                 self._add(sums, made)
             read += file.size
-            if self.on_progress is not None:
-                total = sum(f.size for f in self.files)
-                self.on_progress(Progress(read, total, self.entries, 0))
+            total = sum(f.size for f in self.files)
+            self.on_progress(Progress("importing", read, total, "bytes"))
         return sums
 
     def _add(self, sums: _Sums, made: list[Counted]) -> None:

@@ -17,6 +17,7 @@ from moescope.corpus.seen import SeenIds
 from moescope.errors import BadInputError, CorpusError, RunError
 from moescope.files import nothing_of_bad_input
 from moescope.models.loading import ModelSpec
+from moescope.progress import OnProgress, Progress, quiet
 from moescope.run.aggregates import AggregateShape
 from moescope.run.commit import PoolResult, commit, coverage, finish
 from moescope.run.manifest import (
@@ -44,7 +45,6 @@ from moescope.trace.importers.source import (
     notes,
     require_same,
 )
-from moescope.trace.record import Progress
 from moescope.trace.record import _token_texts as token_texts
 
 __all__ = ["ENGINES", "EngineKind", "import_traces"]
@@ -78,7 +78,7 @@ def import_traces(
     on_error: Literal["fail", "skip"] = "fail",
     engine_version: str | None = None,
     resume: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress = quiet,
 ) -> Path:
     """Write a run from routed-expert ids that a serving engine captured, or from counts.
 
@@ -146,7 +146,7 @@ class _Importer:
         model: ModelSpec,
         options: TraceOptions,
         source: dict[str, Any],
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: OnProgress,
     ) -> None:
         self.engine, self.run, self.options, self.source = engine, run, options, source
         self.served = open_served(model)
@@ -269,12 +269,9 @@ class _Importer:
         return _PLAIN[self.engine](item, self.served, domain)
 
     def _advance(self) -> None:
-        if self.on_progress is None:
-            return
         packed = any(file.packed for file in self.files)
         total = None if packed else sum(file.size for file in self.files)
-        documents = self.counters["requests"]["imported"]
-        self.on_progress(Progress(self.bytes, total, documents, self.tokens))
+        self.on_progress(Progress("importing", self.bytes, total, "bytes"))
 
     def _record(self) -> None:
         self.pending.append(self.pool.record(self.state))

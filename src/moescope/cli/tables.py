@@ -1,4 +1,4 @@
-"""What every verb shares: the progress of a trace, output formats, the copy of the settings."""
+"""Tables on stdout: for a person, as CSV, as JSON lines."""
 
 from __future__ import annotations
 
@@ -6,68 +6,19 @@ import csv
 import io
 import json
 import math
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import pyarrow as pa
-import yaml
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from moescope.cli.terminal import bar, clean, errors, output, write
+from moescope.cli.settings import Format
+from moescope.cli.terminal import clean, errors, output, write
 
-if TYPE_CHECKING:  # the libraries below it take seconds to import; --help should not
-    from moescope.trace import Progress as TraceProgress
-
-__all__ = ["Format", "print_table", "tracing_progress", "write_config"]
-
-Format = Literal["table", "csv", "json"]
-
+__all__ = ["print_table"]
 
 _UPRIGHT = 6
 """Tables of at most so many rows are turned when they are too wide."""
-
-
-class TraceBar:
-    """A progress bar on stderr: share of the corpus, tokens, tokens per second, time left."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("starting", total=None, tokens="", rate="")
-        self._first: tuple[float, int] | None = None
-
-    def stage(self, words: str) -> None:
-        """Say what is being done."""
-        self._progress.update(self._task, description=words)
-
-    def update(self, at: TraceProgress) -> None:
-        """Show how far the trace is."""
-        now = time.monotonic()
-        if self._first is None:
-            self._first = (now, at.tokens)
-        seconds, tokens = now - self._first[0], at.tokens - self._first[1]
-        rate = f"{tokens / seconds:,.0f} tok/s" if seconds > 0.5 else ""
-        if at.layer is not None:
-            done, layers = at.layer
-            self._progress.update(self._task, description=f"tracing, layer {done}/{layers}")
-        self._progress.update(
-            self._task,
-            completed=at.chars,
-            total=at.total_chars,
-            tokens=f"{at.tokens:,} tokens",
-            rate=rate,
-        )
-
-
-@contextmanager
-def tracing_progress() -> Iterator[TraceBar]:
-    """Show a `TraceBar` while the block runs."""
-    with bar("tokens", "rate") as progress:
-        yield TraceBar(progress)
 
 
 def print_table(table: pa.Table, form: Format, title: str | None = None) -> None:
@@ -138,18 +89,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return clean(str(value))  # here too, so that the width of its column is right
-
-
-def write_config(folder: Path, settings: dict[str, Any], *, begun: bool) -> None:
-    """Write the resolved settings beside the output, as YAML that ``--config`` reads.
-
-    Args:
-        folder: is held.
-        settings: of now.
-        begun: the folder holds what is only gone on with, which keeps the settings of its start.
-    """
-    from moescope.files import write_bytes
-
-    path = folder / "config.yaml"
-    if not (begun and path.exists()):
-        write_bytes(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())

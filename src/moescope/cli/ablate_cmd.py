@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from moescope.measure.trials import OnProgress
     from moescope.measure.windows import TextWindow
     from moescope.models import LoadedModel
+    from moescope.result import Result
 
 _HELP = """Take experts away and measure the damage, by domain, beside random experts of like load.
 
 Say which with --plan or --experts, or take each expert of --layers on its own with --each, which
-ranks them and tells which routing statistics would have foretold it. Writes ablation.json, tables
+ranks them and tells which routing statistics would have foretold it. Writes result.json, tables
 and a page. Interrupted, it goes on with --resume.
 
 Example: moescope ablate MODEL --experts L5E9,L3E0-3 --corpus texts/ --target law -o removed
@@ -65,26 +66,27 @@ def register(app: typer.Typer) -> None:
 def ablate(config: AblateConfig, resume: bool, form: Format) -> None:
     """Measure, write, and print what was found."""
     from moescope.files import claim
-    from moescope.intervene.ablation_files import ablation_data, save_ablation
-    from moescope.measure.journal import ABLATION_KIND
+    from moescope.intervene.ablation import ablation_result
+    from moescope.intervene.damage.measure import ABLATION
     from moescope.models import load_model
-    from moescope.report.ablation_page import write_ablation_page
+    from moescope.report.ablation_page import ablation_page
+    from moescope.report.page import write_page
 
     folder = config.folder()
     reads = [] if config.corpus is None else [config.corpus]
-    with claim(folder, ABLATION_KIND, reads=reads):
+    with claim(folder, ABLATION, reads=reads):
         with _progress() as show:
             show(f"loading {config.model}")
             loaded = load_model(config.model_spec())
             show("reading the text")
             windows = config.windows(loaded)
             show("measuring")
-            result = _measure(config, loaded, windows, folder, resume, show.update)
-        data = ablation_data(result, config.source())
-        save_ablation(result, data, folder)
-        page = write_ablation_page(data, folder / "ablation.html")
+            found = _measure(config, loaded, windows, folder, resume, show.update)
+        result = ablation_result(found, config.source())
+        result.save(folder)
+        page = write_page(folder / "ablation.html", ablation_page(result))
         write_config(folder, config.model_dump(), begun=resume)
-    _print(result, data, form)
+    _print(found, result, form)
     errors.print(str(page), soft_wrap=True)
 
 
@@ -111,24 +113,24 @@ def _measure(
     )
 
 
-def _print(result: Damage | ExpertSweep, data: dict[str, Any], form: Format) -> None:
+def _print(found: Damage | ExpertSweep, result: Result, form: Format) -> None:
     """Sentences and tables; as csv and json the whole table of damages alone."""
     from moescope.intervene import ExpertSweep
 
-    for note in data["notes"]:
-        style = "yellow" if note["level"] == "warn" else ""
-        errors.print(f"note: {note['text']}", style=style, soft_wrap=True)
+    for note in result.notes:
+        style = "yellow" if note.level == "warn" else ""
+        errors.print(f"note: {note.text}", style=style, soft_wrap=True)
     if form != "table":
-        print_table(result.to_arrow(), form)
+        print_table(found.to_arrow(), form)
         return
-    for answer in data["answers"]:
+    for answer in result.answers:
         output.print(answer, soft_wrap=True)
-    if isinstance(result, ExpertSweep):
-        _print_sweep(result)
+    if isinstance(found, ExpertSweep):
+        _print_sweep(found)
     else:
-        rows = [{**r, "text": _group(r["scope"], r["domain"])} for r in result.plan_rows()]
+        rows = [{**r, "text": _group(r["scope"], r["domain"])} for r in found.plan_rows()]
         print_table(_columns(rows, _PLAN_COLUMNS), form, "nats per token, by domain")
-    errors.print(data["cost"], soft_wrap=True)
+    errors.print(result.about["cost"], soft_wrap=True)
 
 
 def _print_sweep(result: ExpertSweep) -> None:

@@ -146,9 +146,9 @@ class AblateConfig(BaseModel):
 
     def chosen_experts(self) -> Experts:
         """The experts of a plan or of ``--experts``."""
-        from moescope.axes import ExpertPlan
+        from moescope.plan import Plan
 
-        return ExpertPlan.read(self.plan) if self.plan is not None else str(self.experts)
+        return Plan.read(self.plan) if self.plan is not None else str(self.experts)
 
 
 def resolve_ablation(given: dict[str, Any], config_file: Path | None) -> AblateConfig:

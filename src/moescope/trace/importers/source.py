@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from moescope.errors import RunError
 from moescope.run.manifest import Manifest, write_manifest
 from moescope.trace.importers import llamacpp, sglang, vllm
 from moescope.trace.importers.files import CaptureFile, beside
@@ -23,7 +22,6 @@ __all__ = [
     "describe_source",
     "fingerprint",
     "notes",
-    "require_same",
 ]
 
 COUNTS = "aggregated counts"
@@ -77,23 +75,6 @@ def _absent(engine: str, ordered: bool) -> dict[str, str]:
     return absent
 
 
-def require_same(run: Path, mine: Manifest, old: Manifest) -> None:
-    """Refuse to go on with a run of another model, options or source.
-
-    Raises:
-        RunError: names the first difference.
-    """
-    for what in ("model", "options", "source"):
-        here, there = getattr(mine, what), getattr(old, what)
-        for key in sorted({*here, *there} - {"name", "notes", "engine_version"}):
-            if here.get(key) != there.get(key):
-                raise RunError(
-                    f"{run} is a run of another {what} ({key}: run has {_short(there.get(key))}, "
-                    f"now {_short(here.get(key))}); resume it with what it was started with, or "
-                    "give another folder"
-                )
-
-
 def begin(run: Path, manifest: Manifest) -> None:
     """Write the manifest of an import that has something to commit."""
     manifest.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -113,11 +94,6 @@ def corpus_name(engine: str, files: Sequence[CaptureFile]) -> str:
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
     what = COUNTS if engine == "counts" else f"requests captured by {_NAMES[engine]}"
     return f"{what} ({files[0].name}{more})"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def notes(manifest: Manifest, served: ServedModel) -> list[str]:

@@ -115,11 +115,8 @@ def test_killed_while_it_is_saved_there_is_a_whole_one_or_none(writes: int, tmp_
     script = SAVE.replace("FOLDER", repr(str(tmp_path / "o")))
     run_and_kill(script.replace("NUMBER", "1"))
     run_and_kill(script.replace("NUMBER", "2"), "moescope.files.ledger:Ledger.add", writes)
-    try:
+    if (tmp_path / "o" / "result.json").exists():
         found = read_result(tmp_path / "o", "tests")
-    except RunError as error:
-        assert "holds no result.json" in str(error)
-    else:
         numbers = {t["a"].to_pylist()[0] for t in found.tables.values()}
         assert numbers == {found.identity["number"]}
     run_and_kill(script.replace("NUMBER", "3"))

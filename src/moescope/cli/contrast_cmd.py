@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from moescope.cli.common import Format, print_table
 from moescope.cli.config import parse_layers
+from moescope.cli.resume import resumable
 from moescope.cli.settings import SEED, finite
 from moescope.cli.terminal import errors, output, progress, status, write
 from moescope.errors import BadInputError
@@ -28,9 +30,10 @@ _HELP = """Find the experts that work on one set of texts more than on another, 
 
 The difference of two rates: of the tokens with the property, and of those without, the share that
 chose the expert. With at least 20 texts on each side, experts are chosen on one half and tested on
-the other. Confirmed ones are printed as settings for moescope steer, and -o keeps them as a plan.
+the other. Confirmed ones are printed as settings for moescope steer. -o keeps result.json, tables,
+a page, and plan.json for --plan of steer and ablate; interrupted, it goes on with --resume.
 
-Example: moescope contrast MODEL --with safe.jsonl --without unsafe.jsonl --paired -o plan.json
+Example: moescope contrast MODEL --with safe.jsonl --without unsafe.jsonl --paired -o told-apart
 """
 
 
@@ -83,8 +86,11 @@ def contrast(
     seed: Annotated[int, typer.Option(**SEED, help="of halves and resampling")] = 0,
     form: Annotated[Format, typer.Option("--format", help="how to print")] = "table",
     out: Annotated[
-        str | None, typer.Option("--out", "-o", help="file for the plan, for steer --plan")
+        str | None, typer.Option("--out", "-o", help="folder for result, page and plan")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with an interrupted contrast of -o FOLDER")
+    ] = False,
     dtype: Annotated[str, typer.Option(help="precision; auto: as stored")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
@@ -92,9 +98,10 @@ def contrast(
 ) -> None:
     """Print the differences and the settings to steer by."""
     from moescope.corpus import CorpusSpec
-    from moescope.files import require_replaceable
+    from moescope.files import claim
     from moescope.intervene.contrast.compare import contrast as compare
-    from moescope.intervene.steering.plan import PLAN_SIGNATURE, write_plan
+    from moescope.intervene.contrast.result import CONTRAST
+    from moescope.measure.journal import JOURNAL
     from moescope.models import ModelSpec, load_model
     from moescope.run.options import TraceOptions
 
@@ -107,30 +114,52 @@ def contrast(
         CorpusSpec(path=path, text_field=text_field, text_unit=text_unit, domain=name)
         for path, name in ((with_path, "with"), (without_path, "without"))
     ]
-    if out is not None:
-        require_replaceable(out, PLAN_SIGNATURE)
-    with status("loading the model"):
-        loaded = load_model(ModelSpec(model, revision, dtype, device, trust_remote_code))
-    with _progress() as count:
-        made = compare(
-            loaded,
-            sides[0],
-            sides[1],
-            paired=paired,
-            span=span,
-            holdout=holdout,
-            candidates=candidates,
-            layers=wanted,
-            tokens=tokens,
-            options=TraceOptions(
-                context=context, chat_template=chat, chat_text=chat_text, seed=seed
-            ),
-            on_tokens=count,
-        )
-    _show(made, form, top, strength)
-    if out is not None:
-        path = write_plan(made.plan(strength), out)
-        (output if form == "table" else errors).print(str(path), soft_wrap=True)
+    if resume and out is None:
+        raise BadInputError("--resume goes on with what was kept; it needs -o FOLDER")
+    reads = [with_path, without_path]
+    place = nullcontext() if out is None else claim(out, CONTRAST, reads=reads)
+    with place, resumable(out or "", JOURNAL):
+        with status("loading the model"):
+            loaded = load_model(ModelSpec(model, revision, dtype, device, trust_remote_code))
+        with _progress() as count:
+            made = compare(
+                loaded,
+                sides[0],
+                sides[1],
+                paired=paired,
+                span=span,
+                holdout=holdout,
+                candidates=candidates,
+                layers=wanted,
+                tokens=tokens,
+                options=TraceOptions(
+                    context=context, chat_template=chat, chat_text=chat_text, seed=seed
+                ),
+                folder=out,
+                resume=resume,
+                on_tokens=count,
+            )
+        _show(made, form, top, strength)
+        if out is not None:
+            page = _save(made, strength, Path(out))
+            (output if form == "table" else errors).print(str(page), soft_wrap=True)
+
+
+def _save(made: ContrastResult, strength: float, folder: Path) -> Path:
+    from moescope.intervene.contrast.result import contrast_result
+    from moescope.measure.journal import drop_journal
+    from moescope.report.contrast_page import contrast_page
+    from moescope.report.page import write_page
+
+    result = contrast_result(made, strength)
+    result.save(folder)
+    if result.about["settings"]:
+        made.plan(strength).write(folder / "plan.json")
+    else:
+        errors.print("no plan was written: no expert's difference is confirmed", style="yellow")
+    page = write_page(folder / "contrast.html", contrast_page(result))
+    drop_journal(folder)
+    return page
 
 
 @contextmanager
@@ -179,7 +208,7 @@ def _tables(made: ContrastResult, top: int, strength: float) -> None:
     if settings:
         flags = " ".join(f"--set {s}" for s in settings)
         output.print("To steer by the confirmed ones:", style="bold")
-        command = f'moescope steer {shlex.quote(made.model)} --prompt "…" {flags}'
+        command = f'moescope steer {shlex.quote(made.model["name"])} --prompt "…" {flags}'
         output.print(command, soft_wrap=True)
     else:
         output.print("No expert's difference is confirmed: nothing to steer by.", style="bold")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
+from moescope.cli.resume import resumable
 from moescope.cli.settings import SEED, finite
 from moescope.cli.terminal import errors, output, progress, status, write
 from moescope.errors import BadInputError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from moescope.intervene.steering.settings import Setting
     from moescope.intervene.steering.steer import SteeringResult, SweepResult
     from moescope.models import LoadedModel
+    from moescope.plan import Plan
 
 _HELP = """Boost or ablate experts at one token or everywhere; see what becomes of the text.
 
@@ -45,7 +47,7 @@ def steer(
     ] = None,
     plan: Annotated[
         Path | None,
-        typer.Option(help="settings that moescope contrast wrote, or a plan of experts"),
+        typer.Option(help="plan of experts, such as moescope contrast writes"),
     ] = None,
     plan_value: Annotated[
         str | None,
@@ -84,8 +86,11 @@ def steer(
     ] = "table",
     out: Annotated[
         str | None,
-        typer.Option("--out", "-o", help="folder for steering.json and steering.html"),
+        typer.Option("--out", "-o", help="folder for result.json, tables and steering.html"),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with an interrupted sweep of -o FOLDER")
+    ] = False,
     dtype: Annotated[str, typer.Option(help="precision; auto: as stored")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
@@ -94,16 +99,18 @@ def steer(
     """Print the comparison."""
     from moescope.cli.steer_tables import print_steering
     from moescope.files import claim
-    from moescope.intervene.steering.plan import read_plan, require_model_of_plan
     from moescope.intervene.steering.settings import parse_setting, parse_strengths
+    from moescope.measure.identity import describe_model
+    from moescope.measure.journal import JOURNAL
     from moescope.models import ModelSpec, load_model
-    from moescope.report.steering_page import write_steering
+    from moescope.plan import Plan
 
     if plan_value is not None and plan is None:
         raise BadInputError(f"--as {plan_value}: says what to do to the experts of --plan; give it")
     settings = [parse_setting(s) for s in sets or ()]
-    found_plan = read_plan(plan, plan_value) if plan else None
-    settings += [parse_setting(s) for s in found_plan.settings] if found_plan else []
+    found_plan = Plan.read(plan) if plan else None
+    if found_plan is not None:
+        settings += _settings_of(found_plan, plan_value)
     strengths = parse_strengths(sweep) if sweep else ()
     _check(settings, strengths)
     options: dict[str, Any] = {
@@ -114,21 +121,46 @@ def steer(
         "seed": seed,
         "chat": chat,
     }
+    if resume and not (out and strengths):
+        raise BadInputError("--resume goes on with a sweep that was kept; it needs --sweep and -o")
     place = nullcontext() if out is None else claim(out, "steering")
-    with place:
+    with place, resumable(out or "", JOURNAL):
         with status("loading the model"):
             loaded = load_model(ModelSpec(model, revision, dtype, device, trust_remote_code))
-            if found_plan is not None and plan is not None:
-                require_model_of_plan(loaded, found_plan, plan)
-        result, followed = _run(loaded, prompt, settings, strengths, top, controls, options)
+            if found_plan is not None:
+                found_plan.require_model(describe_model(loaded))
+        kept = {"folder": out, "resume": resume}
+        result, followed = _run(loaded, prompt, settings, strengths, top, controls, options, kept)
         if form == "json":
             both = {**result.to_dict(), "sweep": followed.to_dict() if followed else None}
             write(json.dumps(both, ensure_ascii=False) + "\n")
         else:
             print_steering(result, followed, loaded.anatomy)
         if out is not None:
-            page = write_steering(result, followed, out)
+            page = _save(result, followed, Path(out))
             (errors if form == "json" else output).print(str(page), soft_wrap=True)
+
+
+def _save(result: SteeringResult, followed: SweepResult | None, folder: Path) -> Path:
+    from moescope.intervene.steering.results import steering_result
+    from moescope.measure.journal import drop_journal
+    from moescope.report.page import write_page
+    from moescope.report.steering_page import steering_page
+
+    made = steering_result(result, followed)
+    made.save(folder)
+    page = write_page(folder / "steering.html", steering_page(made))
+    drop_journal(folder)
+    return page
+
+
+def _settings_of(plan: Plan, value: str | None) -> list[Setting]:
+    from moescope.intervene.steering.settings import parse_setting
+
+    try:
+        return [parse_setting(text) for text in plan.settings(value)]
+    except BadInputError as error:
+        raise BadInputError(f"--plan with --as {value or 'VALUE'}: {error}") from error
 
 
 def _check(settings: Sequence[Setting], strengths: Sequence[float]) -> None:
@@ -158,6 +190,7 @@ def _run(
     top: int,
     controls: int,
     options: dict[str, Any],
+    kept: dict[str, Any],
 ) -> tuple[SteeringResult, SweepResult | None]:
     """One strength in full, and the sweep over all of them where one is asked for."""
     from moescope.intervene import steer, sweep
@@ -189,6 +222,7 @@ def _run(
             kind=kind,
             on_point=lambda done, _: bar(done),
             **options,
+            **kept,
         )
     return result, followed
 

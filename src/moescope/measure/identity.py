@@ -46,7 +46,7 @@ def require_resident(loaded: LoadedModel) -> None:
 
 
 def identity(
-    loaded: LoadedModel, windows: Sequence[TextWindow], batch_tokens: int, **settings: Any
+    loaded: LoadedModel, windows: Sequence[TextWindow] = (), **settings: Any
 ) -> dict[str, Any]:
     """What a resumed measurement must share with the one that was begun."""
     model = describe_model(loaded)
@@ -55,7 +55,6 @@ def identity(
         "moescope": version("moescope"),
         **hashes,
         "text": text_fingerprint(windows),
-        "batch_tokens": batch_tokens,
         **settings,
     }
 

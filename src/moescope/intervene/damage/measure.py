@@ -202,10 +202,11 @@ def measure_damage(
         raise BadInputError("--match target-load needs a target; name one with --target DOMAIN")
     on = scopes.windows_on_target() if match == "target-load" else np.ones(len(windows), np.bool_)
     settings = {
+        "batch_tokens": batch,
         "kind": "plan", "experts": [str(r) for r in plan.experts], "edit": edit, "match": match,
         "controls": controls, "targets": scopes.targets, "seed": seed,
     }  # fmt: skip
-    made_of = identity(loaded, windows, batch, **settings)
+    made_of = identity(loaded, windows, **settings)
     with open_journal(folder, ABLATION, made_of, resume=resume) as journal:
         prepared = prepare(
             loaded, windows, plan.experts, journal, controls=controls, by_load=match != "size",

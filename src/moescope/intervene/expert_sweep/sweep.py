@@ -137,12 +137,13 @@ def sweep_experts(
     experts = tuple(ExpertRef(m.layer_idx, e) for m in swept for e in range(m.num_experts))
     batch = batch_budget(loaded, batch_tokens)
     settings = {
+        "batch_tokens": batch,
         "kind": "each", "layers": numbers, "edit": edit, "targets": scopes.targets, "seed": seed,
     }  # fmt: skip
     place = {name: i for i, name in enumerate(scopes.domains)}
     domain_of = np.asarray([place[w.domain] for w in windows], np.int64)
     keeper = ScoreKeeper(loaded, swept, domain_of, len(scopes.domains))
-    made_of = identity(loaded, windows, batch, **settings)
+    made_of = identity(loaded, windows, **settings)
     with open_journal(folder, ABLATION, made_of, resume=resume) as journal:
         runner = TrialRunner(
             loaded, windows, swept, batch_tokens=batch, journal=journal, observe=keeper.observe,

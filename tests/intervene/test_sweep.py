@@ -10,6 +10,7 @@ from tests.support.brute_damage import by_hand, loaded_of, some_windows
 from tests.support.planted import planted
 from tests.support.replay import replay
 
+from moescope.errors import BadInputError
 from moescope.intervene import sweep_experts, zero
 from moescope.intervene.answers import saving_sentence, sweep_answers, sweep_notes
 from moescope.intervene.expert_sweep.rank_correlation import rank_correlation, repeatability

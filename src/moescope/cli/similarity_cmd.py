@@ -13,6 +13,7 @@ import typer
 
 from moescope.cli.common import Format, print_table
 from moescope.cli.config import RunConfig, parse_layers, resolve
+from moescope.cli.resume import resumable
 from moescope.cli.settings import SEED
 from moescope.cli.terminal import bar, errors
 from moescope.errors import BadInputError
@@ -31,8 +32,8 @@ _HELP = """Compare the experts of each layer: outputs on identical inputs, weigh
 
 Give MODEL and a CORPUS, MODEL and a RUN, or a RUN alone, whose model and text are then used.
 cosine and cka (linear CKA) compare outputs on the same tokens; weights and router compare
-parameters and need no text. Writes similarity.json, similarity.parquet, maps.parquet and
-similarity.html, and prints the most similar pairs.
+parameters and need no text. Writes result.json, pairs.parquet, maps.parquet and similarity.html,
+and prints the most similar pairs. Interrupted, it goes on with --resume.
 
 Example: moescope similarity allenai/OLMoE-1B-7B-0924 texts/ -o alike --layers 1,7,15 --method cka
 """
@@ -90,6 +91,9 @@ def similarity(
     pdf: Annotated[
         bool, typer.Option("--pdf", help="figures for a paper too, in FOLDER/figures")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with an interrupted comparison")
+    ] = False,
     rows: Annotated[int, typer.Option(help="pairs to print of each method; 0: all", min=0)] = 5,
     form: Annotated[Format, typer.Option("--format", help="how to print")] = "table",
     **shared: Any,
@@ -97,12 +101,14 @@ def similarity(
     """Compare, write, and print the most similar pairs."""
     from moescope.corpus import CorpusSpec
     from moescope.files import claim
+    from moescope.measure.journal import JOURNAL
     from moescope.memory import parse_memory
     from moescope.models import load_model
     from moescope.report.similarity_figures import require_matplotlib, write_similarity_figures
     from moescope.report.similarity_page import write_similarity_page
     from moescope.similarity.compare import METHODS, SimilarityOptions
     from moescope.similarity.compare import similarity as compare
+    from moescope.similarity.result import SIMILARITY
 
     if pdf:
         require_matplotlib()
@@ -114,13 +120,13 @@ def similarity(
         reference=reference, maps=_maps(map_kind, source is not None), map_points=map_points,
     )  # fmt: skip
     reads = [source.path] if isinstance(source, CorpusSpec) else []
-    with claim(folder, "similarity", reads=reads):
+    with claim(folder, SIMILARITY, reads=reads), resumable(folder, JOURNAL):
         with _progress() as show:
             show(None, f"loading {spec.model}")
             loaded = load_model(spec)
             made = compare(
                 loaded, source, options, trace_options=trace_options, folder=folder,
-                on_step=lambda step: show(step, step.what),
+                resume=resume, on_step=lambda step: show(step, step.what),
             )  # fmt: skip
         made.save(folder)
         _warn(made, options.tokens)

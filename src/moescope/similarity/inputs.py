@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,6 +191,7 @@ def capture_inputs(
     layers: Sequence[MoELayer],
     sample: TokenSample,
     *,
+    done: Container[int] = (),
     budget: float = 1e9,
     folder: Path | None = None,
     on_tokens: Callable[[int], None] = lambda _: None,
@@ -201,6 +202,8 @@ def capture_inputs(
         loaded: the model.
         layers: the MoE layers to read.
         sample: which tokens.
+        done: numbers of layers that are not needed; batches are cut as if they were, because what a
+            layer receives follows the batches to the last digit.
         budget: bytes; inputs that need more than a quarter of it go to files.
         folder: where those files lie; the system's folder for temporary files by default.
         on_tokens: called with the tokens that each batch held.
@@ -217,7 +220,8 @@ def capture_inputs(
     model: Any = loaded.model
     device = next(loaded.model.parameters()).device
     batch_tokens = int(np.clip(budget / 8 / wide, 64, _MOST_BATCH_TOKENS))
-    with ExpertInputs(loaded.model, layers) as inputs, torch.inference_mode():
+    wanted = [layer for layer in layers if layer.layer_idx not in done]
+    with ExpertInputs(loaded.model, wanted) as inputs, torch.inference_mode():
         for batch in window_batches(sample.windows, batch_tokens, loaded.pad_id):
             ids = torch.as_tensor(batch.token_ids, device=device)
             mask = torch.as_tensor(batch.attention_mask, device=device).long()
@@ -225,7 +229,7 @@ def capture_inputs(
             seen = inputs.take(expected_rows=ids.numel())
             counted = torch.as_tensor(batch.counted.reshape(-1))
             rows = np.concatenate([np.arange(first[r], first[r + 1]) for r in batch.rows])
-            for layer in layers:
+            for layer in wanted:
                 read = seen[layer.layer_idx]
                 if layer.layer_idx not in made:
                     made[layer.layer_idx] = _room(sample, read, spill)

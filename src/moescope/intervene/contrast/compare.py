@@ -143,7 +143,7 @@ def _identity(
     keys = hashlib.sha256(json.dumps([s.keys for s in sets]).encode()).hexdigest()
     return identity(
         loaded, [*with_windows, *without_windows],
-        windows=[len(with_windows), len(without_windows)], documents=keys,
+        sides=[len(with_windows), len(without_windows)], documents=keys,
         batch_tokens=BATCH_TOKENS, **settings,
     )  # fmt: skip
 

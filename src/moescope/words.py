@@ -18,6 +18,7 @@ __all__ = [
     "near_names",
     "one_line",
     "percent",
+    "ranges",
     "said_by",
     "size",
 ]
@@ -108,3 +109,14 @@ def size(count: float) -> str:
         ('3.25 GB', '800 MB')
     """
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """``(0, 1, 2, 5)`` → ``0-2, 5``."""
+    parts: list[list[int]] = []
+    for n in sorted(numbers):
+        if parts and n == parts[-1][-1] + 1:
+            parts[-1].append(n)
+        else:
+            parts.append([n])
+    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)

@@ -101,7 +101,7 @@ def test_a_contrast_becomes_a_plan_that_steer_takes(
 
 BAD = {
     "no such expert": (("--set", "L1E9=+2"), "layer 1 has experts E0 to E7"),
-    "no such layer": (("--set", "L9E1=+2"), "its MoE layers are 0, 1, 2, 3"),
+    "no such layer": (("--set", "L9E1=+2"), "its MoE layers are 0-3"),
     "no sign": (("--set", "L1E2=2"), "the sign must be there"),
     "no setting": ((), "give --set"),
     "target past the prompt": (("--set", "L1E2=+2", "--target", "99"), "past the prompt"),

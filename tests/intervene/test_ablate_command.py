@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import typer
 import yaml
@@ -20,11 +19,12 @@ from moescope.cli import ablate_cmd
 from moescope.cli.ablate_config import resolve_ablation
 from moescope.errors import BadInputError, MoescopeError
 from moescope.intervene import measure_damage, sweep_experts
-from moescope.intervene.ablation_files import ablation_data
+from moescope.intervene.ablation import ablation_result
 from moescope.intervene.damage.measure import make_plan
 from moescope.metrics.runs import AnalyzedRun
 from moescope.models import LoadedModel
 from moescope.report.ablation_page import ablation_page
+from moescope.result import read_result
 
 SOURCE = {"corpus": "/home/someone/texts", "run": None, "tokens_per_domain": 2000}
 
@@ -64,17 +64,15 @@ class TestFiles:
         assert done.exit_code == 0
         assert "cross-entropy changes by" in done.stdout
         assert "domain2" in done.stdout
-        data = json.loads((out / "ablation.json").read_text())
-        assert data["kind"] == "plan"
-        assert [e["expert"] for e in data["experts"]] == ["L1E0", "L3E1"]
-        assert data["experts"][0]["reason"] == "by hand"
-        assert len(data["controls"]["plans"]) == 6
-        assert {r["scope"] for r in data["rows"]} == {"all", "on-target", "off-target", "domain"}
-        table = pq.read_table(out / "damage.parquet").to_pandas()
+        found = read_result(out, "ablation")
+        assert found.about["trials"] == "plan"
+        assert [e["expert"] for e in found.about["experts"]] == ["L1E0", "L3E1"]
+        assert found.about["experts"][0]["reason"] == "by hand"
+        assert len(found.about["controls"]["plans"]) == 6
+        table = found.tables["damage"].to_pandas()
+        assert set(table.scope) == {"all", "on-target", "off-target", "domain"}
         assert table.trial.nunique() == 7
-        row = next(r for r in data["rows"] if r["scope"] == "all")
-        mine = table[(table.trial == "plan") & (table.scope == "all")]
-        assert mine.ce_change.tolist() == [row["ce_change"]]
+        assert ablation_page(found) == (out / "ablation.html").read_text()
         assert yaml.safe_load((out / "config.yaml").read_text())["target"] == ["domain1"]
         assert "could not be drawn" not in (out / "ablation.html").read_text().split("<script")[0]
 
@@ -87,12 +85,13 @@ class TestFiles:
         assert "rank correlation" in done.stdout
         names = {p.name for p in (tmp_path / "out").iterdir()}
         assert names == {
-            "ablation.html", "ablation.json", "config.yaml", "correlations.parquet",
-            "each.parquet", "measured.jsonl", "moescope.sha256",
+            "ablation.html", "config.yaml", "correlations.parquet", "each.parquet",
+            "measured.jsonl", "moescope.sha256", "result.json",
         }  # fmt: skip
-        data = json.loads((tmp_path / "out" / "ablation.json").read_text())
-        assert len(data["rows"]) == 8
-        assert data["saving"]["layer_share"] == 0
+        found = read_result(tmp_path / "out", "ablation")
+        assert found.tables["each"].num_rows > 8
+        assert found.about["saving"]["layer_share"] == 0
+        assert ablation_page(found) == (tmp_path / "out" / "ablation.html").read_text()
 
     def test_a_run_names_its_model(self, tiny_run: AnalyzedRun) -> None:
         own = str(tiny_run.manifest.model["name"])
@@ -155,7 +154,7 @@ def test_bad_input_is_one_line(
         ablate(*(texts if w == "TEXTS" else w for w in words))
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "o" / "ablation.json").exists()
+    assert not (tmp_path / "o" / "result.json").exists()
 
 
 def test_an_unknown_setting_is_named_with_its_neighbour(ablate: Moescope, tmp_path: Path) -> None:
@@ -175,7 +174,7 @@ def pages() -> dict[str, str]:
         "each": sweep_experts(loaded, hostile, [1, 3]),
         "alone": measure_damage(loaded, [windows[0]], "L1E0", controls=0),
     }
-    return {name: ablation_page(ablation_data(r, SOURCE)) for name, r in made.items()}
+    return {name: ablation_page(ablation_result(r, SOURCE)) for name, r in made.items()}
 
 
 class TestPage:

@@ -1,24 +1,16 @@
 """The words of --set, strengths, distributions by hand, and plans as files."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from moescope.axes import ExpertPlan, ExpertRef, PlanEntry
-from moescope.errors import BadInputError, RunError
+from moescope.errors import BadInputError
 from moescope.intervene.steering.distributions import (
     entropy,
     kl_divergence,
     shift_of,
     top_union,
-)
-from moescope.intervene.steering.plan import (
-    SteeringPlan,
-    read_plan,
-    require_model_of_plan,
-    write_plan,
 )
 from moescope.intervene.steering.settings import edits_at, parse_setting, parse_strengths, swept
 from moescope.models import LoadedModel
@@ -156,74 +148,3 @@ def test_the_union_of_the_first_tokens_is_ordered_by_the_higher_side() -> None:
     before, after = np.log([0.6, 0.3, 0.1]), np.log([0.05, 0.15, 0.8])
     assert top_union(before, after, 1) == [2, 0]
     assert top_union(before, after, 3) == [2, 0, 1]
-
-
-# -- plans
-
-
-def plan_of(loaded: LoadedModel, **changes: object) -> SteeringPlan:
-    fields = {
-        "model": "tiny", "config_sha256": loaded.config_hash,
-        "weights_sha256": loaded.weights_hash, "settings": ["L1E2=+2", "L1E3=mask"],
-    }  # fmt: skip
-    return SteeringPlan(**{**fields, **changes})  # type: ignore[arg-type]
-
-
-def test_a_plan_is_read_as_it_was_written(tiny_loaded: LoadedModel, tmp_path: Path) -> None:
-    plan = plan_of(tiny_loaded)
-    path = write_plan(plan, tmp_path / "plan.json")
-    assert read_plan(path) == plan
-    require_model_of_plan(tiny_loaded, plan, path)
-
-
-def test_the_plan_of_another_model_is_refused(tiny_loaded: LoadedModel) -> None:
-    for change in ({"config_sha256": "0" * 64}, {"weights_sha256": "0" * 64}):
-        with pytest.raises(RunError, match="made on another model"):
-            require_model_of_plan(tiny_loaded, plan_of(tiny_loaded, **change), "plan.json")
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("{broken", "no JSON"),
-        ("[]", "no steering plan"),
-        ('{"kind": "other"}', "no steering plan"),
-        ('{"kind": "steering plan", "settings": []}', "model"),
-        (
-            '{"kind": "steering plan", "model": "m", "config_sha256": "c", "settings": ["L1E2=2"]}',
-            "sign must be there",
-        ),
-        (
-            '{"kind": "steering plan", "model": "m", "config_sha256": "c", "settings": []}',
-            "nothing",
-        ),
-    ],
-)
-def test_a_file_that_is_no_plan_is_refused(content: str, said: str, tmp_path: Path) -> None:
-    path = tmp_path / "plan.json"
-    path.write_text(content)
-    with pytest.raises(RunError, match=said):
-        read_plan(path)
-    with pytest.raises(RunError, match="cannot be read"):
-        read_plan(tmp_path / "none.json")
-
-
-def test_a_plan_of_experts_takes_one_value_for_all(
-    tiny_loaded: LoadedModel, tmp_path: Path
-) -> None:
-    layers = tiny_loaded.anatomy.layers
-    plan = ExpertPlan(
-        "tiny", tiny_loaded.config_hash, tiny_loaded.anatomy.layer_numbers,
-        tuple(m.num_experts for m in layers),
-        (PlanEntry(ExpertRef(1, 2), "why"), PlanEntry(ExpertRef(2, 4), "why")), "test",
-    )  # fmt: skip
-    path = plan.write(tmp_path / "experts.json")
-    assert read_plan(path, "mask").settings == ["L1E2,L2E4=mask"]
-    require_model_of_plan(tiny_loaded, read_plan(path, "+2"), path)
-    with pytest.raises(RunError, match="add --as"):
-        read_plan(path)
-    with pytest.raises(BadInputError, match="sign must be there"):
-        read_plan(path, "2")
-    own = write_plan(plan_of(tiny_loaded), tmp_path / "own.json")
-    with pytest.raises(RunError, match="leave it out"):
-        read_plan(own, "mask")

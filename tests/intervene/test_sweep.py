@@ -10,7 +10,7 @@ from tests.support.brute_damage import by_hand, loaded_of, some_windows
 from tests.support.planted import planted
 from tests.support.replay import replay
 
-from moescope.errors import ModelError
+from moescope.errors import BadInputError
 from moescope.intervene import sweep_experts, zero
 from moescope.intervene.answers import saving_sentence, sweep_answers, sweep_notes
 from moescope.intervene.expert_sweep.rank_correlation import rank_correlation, repeatability
@@ -262,5 +262,5 @@ class TestCost:
 
 
 def test_a_layer_without_experts_is_refused() -> None:
-    with pytest.raises(ModelError, match="no MoE layers"):
+    with pytest.raises(BadInputError, match="not an MoE layer"):
         sweep_experts(loaded_of("deepseek_v3"), some_windows(), [0])

@@ -59,11 +59,11 @@ def test_selectors_name_single_experts_ranges_layers_and_one_number_everywhere(q
 @pytest.mark.parametrize(
     ("selectors", "message"),
     [
-        ("L9E0", "L9E0 does not exist: layer 9 is no MoE layer .* layers are 1, 3"),
-        ("L2E0", "L2E0 does not exist: layer 2 is no MoE layer"),
-        ("L9E*", "layer 9 is no MoE layer"),
-        ("L1E99", "L1E99 does not exist: layer 1 has experts E0 to E7"),
-        ("L1E6-9", "L1E9 does not exist: layer 1 has experts E0 to E7"),
+        ("L9E0", "L9E0 does not exist: layer 9 is not an MoE layer .* layers are 1, 3"),
+        ("L2E0", "L2E0 does not exist: layer 2 is not an MoE layer"),
+        ("L9E*", "layer 9 is not an MoE layer"),
+        ("L1E99", "L1E99 does not exist: layer 1 of this .* has experts E0 to E7"),
+        ("L1E6-9", "L1E9 does not exist: layer 1 of this .* has experts E0 to E7"),
         ("L*E8", "L1E8 does not exist"),
         ("L1E5-3", "range starts after its end"),
         ("L1", "'L1' names no expert: expected L5E9, L5E0-7"),
@@ -155,10 +155,12 @@ def experts(*numbers: int, layer: int = 1) -> list[ExpertRef]:
 
 
 def test_experts_and_layers_that_do_not_exist(qwen: Any) -> None:
-    assert "L9E0 does not exist: layer 9 is no MoE layer" in refused(qwen, mask("L9E0"))
-    assert "L1E99 does not exist: layer 1 has experts E0 to E7" in refused(qwen, zero("L1E99"))
+    assert "L9E0 does not exist: layer 9 is not an MoE layer" in refused(qwen, mask("L9E0"))
+    assert "L1E99 does not exist: layer 1 of this .* has experts E0 to E7" in refused(
+        qwen, zero("L1E99")
+    )
     said = refused(qwen, top_k(1, layers=[1, 2]))
-    assert "top_k names layer 2" in said
+    assert "layer 2 is not an MoE layer" in said
     assert "are 1, 3" in said
 
 

@@ -288,7 +288,7 @@ class TestCommandLine:
             (("{model}", "{corpus}"), "say where the results go: -o FOLDER"),
             (("{model}", "-o", "x"), "cosine and cka need text"),
             (("{run}", "--text-field", "body"), "--text-field says how a corpus is read"),
-            (("{model}", "{corpus}", "-o", "x", "--layers", "9"), "are no MoE layers"),
+            (("{model}", "{corpus}", "-o", "x", "--layers", "9"), "is not an MoE layer"),
             (("{model}", "{corpus}", "-o", "x", "--memory", "lots"), "is no size"),
             (("{model}", "nothing.jsonl", "-o", "x"), "nothing.jsonl"),
         ],

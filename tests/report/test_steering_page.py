@@ -10,10 +10,11 @@ import pytest
 from tests.report.conftest import HOSTILE
 from tests.report.test_browser import BROWSER, USE, dom, root
 
-from moescope.files import LEDGER
 from moescope.intervene import SteeringResult, SweepResult, bias, force, mask, steer, sweep
+from moescope.intervene.steering.results import steering_result
 from moescope.models import LoadedModel
-from moescope.report.steering_page import steering_data, steering_page, write_steering
+from moescope.report.steering_page import steering_data, steering_page
+from moescope.result import Result, read_result
 
 PROMPT = "the plan covers support for daily living and the court may review"
 
@@ -44,7 +45,7 @@ def bare(tiny_loaded: LoadedModel) -> SteeringResult:
 def test_the_page_says_what_was_done_without_scripts(
     steered: SteeringResult, swept: SweepResult
 ) -> None:
-    page = steering_page(steered, swept)
+    page = steering_page(steering_result(steered, swept))
     body = page.split('id="data"')[0]
     for said in (*steered.edits, *steered.summary(), "everywhere, generated tokens included"):
         assert said in body
@@ -54,7 +55,7 @@ def test_the_page_says_what_was_done_without_scripts(
 
 
 def test_silence_is_an_alert(bare: SteeringResult) -> None:
-    body = steering_page(bare).split('id="data"')[0]
+    body = steering_page(steering_result(bare)).split('id="data"')[0]
     assert 'class="alert bad"><b>No effect.</b>' in body
     assert bare.effect.notes[0] in body
     for figure in ("words", "controls", "text", "sweep"):
@@ -63,7 +64,7 @@ def test_silence_is_an_alert(bare: SteeringResult) -> None:
 
 
 def test_the_figures_are_those_of_the_result(steered: SteeringResult, swept: SweepResult) -> None:
-    data = steering_data(steered, swept)
+    data = steering_data(steering_result(steered, swept))
     assert data["kl"] == pytest.approx(steered.kl, rel=1e-5)
     shifts = [t["shift"]["prob_after"] for t in data["tokens"]]
     assert shifts == pytest.approx([t.shift.prob_after for t in steered.tokens], rel=1e-5)
@@ -71,30 +72,34 @@ def test_the_figures_are_those_of_the_result(steered: SteeringResult, swept: Swe
     json.dumps(data, allow_nan=False)
 
 
-def test_both_files_are_written_and_repeat(
+def test_what_is_kept_gives_the_same_page(
     steered: SteeringResult, swept: SweepResult, tmp_path: Path
 ) -> None:
-    page = write_steering(steered, swept, tmp_path / "a")
-    again = write_steering(steered, swept, tmp_path / "b")
-    assert page.read_bytes() == again.read_bytes()
-    stored = json.loads((tmp_path / "a" / "steering.json").read_text(encoding="utf-8"))
-    assert stored["kl"] == steered.kl
-    assert stored["sweep"]["points"][2]["kl"] == swept.points[2].kl
-    assert {p.name for p in (tmp_path / "a").iterdir()} == {
-        LEDGER,
-        "steering.html",
-        "steering.json",
-    }
+    made = steering_result(steered, swept)
+    made.save(tmp_path / "a")
+    again = read_result(tmp_path / "a", "steering")
+    assert steering_page(again) == steering_page(made)
+    assert again.about["kl"] == steered.kl
+    assert again.about["sweep"]["points"][2]["kl"] == swept.points[2].kl
+    assert again.tables["tokens"].equals(steered.to_arrow())
+    assert again.tables["sweep"].num_rows == 3
+
+
+def written(result: Result, folder: Path) -> Path:
+    folder.mkdir()
+    page = folder / "steering.html"
+    page.write_text(steering_page(result), encoding="utf-8")
+    return page
 
 
 def test_the_page_names_no_folder_of_the_machine(steered: SteeringResult) -> None:
-    page = steering_page(replace(steered, model="/somewhere/private/my-model"))
+    page = steering_page(steering_result(replace(steered, model="/somewhere/private/my-model")))
     assert "my-model" in page
     assert "private" not in page
 
 
 def test_the_page_asks_for_nothing(steered: SteeringResult) -> None:
-    page = unescape(steering_page(steered))
+    page = unescape(steering_page(steering_result(steered)))
     assert "default-src 'none'" in page
     assert not re.search(r"""(?:src|href)=["'](?:https?:)?//""", page)
 
@@ -124,7 +129,7 @@ def used(page: str, folder: Path) -> str:
 def test_everything_is_drawn_without_an_error(
     steered: SteeringResult, swept: SweepResult, tmp_path: Path
 ) -> None:
-    text = dom(write_steering(steered, swept, tmp_path / "out"), tmp_path)
+    text = dom(written(steering_result(steered, swept), tmp_path / "out"), tmp_path)
     assert 'data-ready="yes"' in root(text)
     assert "data-errors" not in root(text)
     drawn = text.split('id="data"')[0]
@@ -145,9 +150,9 @@ def test_every_control_can_be_used(
     kind: str, steered: SteeringResult, bare: SteeringResult, swept: SweepResult, tmp_path: Path
 ) -> None:
     page = {
-        "full": lambda: steering_page(steered, swept),
-        "bare": lambda: steering_page(bare),
-        "hostile": lambda: steering_page(hostile(steered), swept),
+        "full": lambda: steering_page(steering_result(steered, swept)),
+        "bare": lambda: steering_page(steering_result(bare)),
+        "hostile": lambda: steering_page(steering_result(hostile(steered), swept)),
     }[kind]()
     text = used(page, tmp_path)
     assert 'data-used="yes"' in root(text)
@@ -160,6 +165,6 @@ def test_every_control_can_be_used(
 @needs_browser
 def test_a_target_is_marked(tiny_loaded: LoadedModel, tmp_path: Path) -> None:
     found = steer(tiny_loaded, PROMPT, force("L1E2"), targets=[3, -1], generate=3, controls=2)
-    text = dom(write_steering(found, None, tmp_path / "out"), tmp_path)
+    text = dom(written(steering_result(found), tmp_path / "out"), tmp_path)
     assert "data-errors" not in root(text)
     assert text.split('id="data"')[0].count('class="t hit"') == 2

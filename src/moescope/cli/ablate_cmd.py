@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from moescope.measure.windows import TextWindow
     from moescope.models import LoadedModel
     from moescope.progress import OnProgress
+    from moescope.result import Result
 
 _HELP = """Take experts away and measure the damage, by domain, beside random experts of like load.
 
@@ -161,32 +162,33 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
     experts = None if settings.each else _experts(settings)
     folder = settings.folder()
     from moescope.files import claim
-    from moescope.intervene.ablation_files import ablation_data, save_ablation
+    from moescope.intervene.ablation import ablation_result
     from moescope.intervene.damage.edits import damage_edit
-    from moescope.measure.journal import ABLATION_KIND
-    from moescope.report.ablation_page import write_ablation_page
+    from moescope.intervene.damage.measure import ABLATION
+    from moescope.report.ablation_page import ablation_page
+    from moescope.report.page import write_page
 
     damage_edit(settings.edit)
     reads = [] if settings.corpus is None else [settings.corpus]
-    with claim(folder, ABLATION_KIND, reads=reads):
+    with claim(folder, ABLATION, reads=reads):
         with progress(f"loading {settings.model}") as show:
             loaded = settings.load()
             show(Progress("reading the text"))
             windows = settings.windows(loaded)
-            result = _measure(settings, experts, loaded, windows, resume, show)
-        data = ablation_data(result, settings.source())
-        save_ablation(result, data, folder)
-        page = write_ablation_page(data, folder / "ablation.html")
+            found = _measure(settings, experts, loaded, windows, resume, show)
+        result = ablation_result(found, settings.source())
+        result.save(folder)
+        page = write_page(folder / "ablation.html", ablation_page(result))
         settings.write_to(folder)
-    _print(result, data, settings.format)
+    _print(found, result, settings.format)
     errors.print(str(page), soft_wrap=True)
 
 
 def _experts(settings: AblateArgs) -> Experts:
     """The experts of a plan, or of the words of a setting."""
-    from moescope.axes import ExpertPlan
+    from moescope.plan import Plan
 
-    return str(settings.experts) if settings.plan is None else ExpertPlan.read(settings.plan)
+    return str(settings.experts) if settings.plan is None else Plan.read(settings.plan)
 
 
 def _measure(
@@ -211,24 +213,24 @@ def _measure(
     )
 
 
-def _print(result: Damage | ExpertSweep, data: dict[str, Any], form: Format) -> None:
+def _print(found: Damage | ExpertSweep, result: Result, form: Format) -> None:
     """Sentences and tables; as csv and json the whole table of damages alone."""
     from moescope.intervene import ExpertSweep
 
-    for note in data["notes"]:
-        style = "yellow" if note["level"] == "warn" else ""
-        errors.print(f"note: {note['text']}", style=style, soft_wrap=True)
+    for note in result.notes:
+        style = "yellow" if note.level == "warn" else ""
+        errors.print(f"note: {note.text}", style=style, soft_wrap=True)
     if form != "table":
-        print_table(result.to_arrow(), form)
+        print_table(found.to_arrow(), form)
         return
-    for answer in data["answers"]:
+    for answer in result.answers:
         output.print(answer, soft_wrap=True)
-    if isinstance(result, ExpertSweep):
-        _print_sweep(result)
+    if isinstance(found, ExpertSweep):
+        _print_sweep(found)
     else:
-        rows = [{**r, "text": _group(r["scope"], r["domain"])} for r in result.plan_rows()]
+        rows = [{**r, "text": _group(r["scope"], r["domain"])} for r in found.plan_rows()]
         print_table(_columns(rows, _PLAN_COLUMNS), form, "nats per token, by domain")
-    errors.print(data["cost"], soft_wrap=True)
+    errors.print(result.about["cost"], soft_wrap=True)
 
 
 def _print_sweep(result: ExpertSweep) -> None:

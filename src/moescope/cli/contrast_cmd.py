@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
@@ -52,7 +54,7 @@ class ContrastArgs(ModelArgs, CorpusArgs, LayersArgs, FormatArgs):
     rows: int = Field(15, ge=1, description="rows to print; csv and json have all")
     tokens: int = Field(100_000, ge=1, description="tokens of each side, whole texts")
     out: Annotated[str | None, Flag("-o")] = None
-    """file for the plan, for steer --plan"""
+    """folder for result, page and plan"""
 
     @model_validator(mode="after")
     def _span_of_pairs(self) -> Self:
@@ -65,32 +67,53 @@ class ContrastArgs(ModelArgs, CorpusArgs, LayersArgs, FormatArgs):
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    verb(app, ContrastArgs, contrast, help=_HELP)
+    verb(app, ContrastArgs, contrast, help=_HELP, marks=("measured.jsonl",))
 
 
-def contrast(settings: ContrastArgs) -> None:
+def contrast(settings: ContrastArgs, resume: bool) -> None:
     """Print the differences and the settings to steer by."""
-    from moescope.files import require_replaceable
-
+    out = settings.out
+    if resume and out is None:
+        raise BadInputError("`resume` goes on with what was kept; it needs -o FOLDER")
     sides = [
         settings.corpus_spec(path, domain=name)
         for path, name in ((settings.with_, "with"), (settings.without, "without"))
     ]
+    from moescope.files import claim
     from moescope.intervene.contrast.compare import contrast as compare
-    from moescope.intervene.steering.plan import PLAN_SIGNATURE, write_plan
+    from moescope.intervene.contrast.result import CONTRAST
 
-    if settings.out is not None:
-        require_replaceable(settings.out, PLAN_SIGNATURE)
-    with progress(f"loading {settings.model}") as show:
-        made = compare(
-            settings.load(), *sides, paired=settings.paired, span=settings.span,
-            holdout=settings.holdout, candidates=settings.candidates, layers=settings.layers,
-            tokens=settings.tokens, options=settings.trace_options(), on_progress=show,
-        )  # fmt: skip
-    _show(made, settings.format, settings.rows, settings.strength)
-    if settings.out is not None:
-        path = write_plan(made.plan(settings.strength), settings.out)
-        (output if settings.format == "table" else errors).print(str(path), soft_wrap=True)
+    reads = [settings.with_, settings.without]
+    with nullcontext() if out is None else claim(out, CONTRAST, reads=reads):
+        with progress(f"loading {settings.model}") as show:
+            made = compare(
+                settings.load(), *sides, paired=settings.paired, span=settings.span,
+                holdout=settings.holdout, candidates=settings.candidates, layers=settings.layers,
+                tokens=settings.tokens, options=settings.trace_options(), folder=out,
+                resume=resume, on_progress=show,
+            )  # fmt: skip
+        _show(made, settings.format, settings.rows, settings.strength)
+        if out is not None:
+            page = _save(made, settings.strength, Path(out))
+            settings.write_to(Path(out))
+            (output if settings.format == "table" else errors).print(str(page), soft_wrap=True)
+
+
+def _save(made: ContrastResult, strength: float, folder: Path) -> Path:
+    from moescope.intervene.contrast.result import contrast_result
+    from moescope.measure.journal import drop_journal
+    from moescope.report.contrast_page import contrast_page
+    from moescope.report.page import write_page
+
+    result = contrast_result(made, strength)
+    result.save(folder)
+    if result.about["settings"]:
+        made.plan(strength).write(folder / "plan.json")
+    else:
+        errors.print("no plan was written: no expert's difference is confirmed", style="yellow")
+    page = write_page(folder / "contrast.html", contrast_page(result))
+    drop_journal(folder)
+    return page
 
 
 def _show(made: ContrastResult, form: Format, top: int, strength: float) -> None:
@@ -128,7 +151,7 @@ def _tables(made: ContrastResult, top: int, strength: float) -> None:
     if settings:
         flags = " ".join(f"--set {s}" for s in settings)
         output.print("To steer by the confirmed ones:", style="bold")
-        command = f'moescope steer {shlex.quote(made.model)} --prompt "…" {flags}'
+        command = f'moescope steer {shlex.quote(made.model["name"])} --prompt "…" {flags}'
         output.print(command, soft_wrap=True)
     else:
         output.print("No expert's difference is confirmed: nothing to steer by.", style="bold")

@@ -109,26 +109,27 @@ class SimilarityArgs(ModelArgs, TextArgs, FormatArgs):
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    verb(app, SimilarityArgs, similarity, help=_HELP)
+    verb(app, SimilarityArgs, similarity, help=_HELP, marks=("measured.jsonl",))
 
 
-def similarity(settings: SimilarityArgs) -> None:
+def similarity(settings: SimilarityArgs, resume: bool) -> None:
     """Compare, write, and print the most similar pairs."""
     options, folder = settings.options(), settings.folder()
     from moescope.files import claim
     from moescope.report.similarity_figures import require_matplotlib, write_similarity_figures
     from moescope.report.similarity_page import write_similarity_page
     from moescope.similarity.compare import similarity as compare
+    from moescope.similarity.result import SIMILARITY
 
     if settings.pdf:
         require_matplotlib()
     source = settings.source()
     reads = [source.path] if isinstance(source, CorpusSpec) else []
-    with claim(folder, "similarity", reads=reads):
+    with claim(folder, SIMILARITY, reads=reads):
         with progress(f"loading {settings.model}") as show:
             made = compare(
                 settings.load(), source, options, trace_options=settings.trace_options(),
-                folder=folder, on_progress=show,
+                folder=folder, resume=resume, on_progress=show,
             )  # fmt: skip
         made.save(folder)
         settings.write_to(folder)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moescope.intervene.steering.settings import Setting
     from moescope.intervene.steering.steer import SteeringResult, SweepResult
     from moescope.models import LoadedModel
+    from moescope.plan import Plan
     from moescope.progress import OnProgress
 
 _HELP = """Boost or ablate experts at one token or everywhere; see what becomes of the text.
@@ -44,7 +45,7 @@ class SteerArgs(ModelArgs):
     set_: tuple[str, ...] = ()
     """EXPERTS=VALUE, such as L1E9=+2.0; may be repeated"""
     plan: str | None = None
-    """settings that moescope contrast wrote, or a plan of experts"""
+    """plan of experts, such as moescope contrast writes"""
     as_: str | None = None
     """VALUE for all experts of a plan that names only them"""
     target: tuple[int, ...] = ()
@@ -67,7 +68,7 @@ class SteerArgs(ModelArgs):
     format: TableOrJson = "table"
     """how to print"""
     out: Annotated[str | None, Flag("-o")] = None
-    """folder for steering.json and steering.html"""
+    """folder for result.json, tables and steering.html"""
 
     @model_validator(mode="after")
     def _value_of_a_plan(self) -> Self:
@@ -91,38 +92,64 @@ class SteerArgs(ModelArgs):
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    verb(app, SteerArgs, steer, help=_HELP)
+    verb(app, SteerArgs, steer, help=_HELP, marks=("measured.jsonl",))
 
 
-def steer(settings: SteerArgs) -> None:
+def steer(settings: SteerArgs, resume: bool) -> None:
     """Print the comparison."""
-    from moescope.intervene.steering.plan import read_plan, require_model_of_plan
     from moescope.intervene.steering.settings import parse_setting, parse_strengths
+    from moescope.plan import Plan
 
-    plan = read_plan(settings.plan, settings.as_) if settings.plan else None
-    edits = [parse_setting(s) for s in (*settings.set_, *(plan.settings if plan else ()))]
+    plan = Plan.read(settings.plan) if settings.plan else None
+    edits = [parse_setting(s) for s in settings.set_]
+    if plan is not None:
+        edits += _settings_of(plan, settings.as_)
     strengths = parse_strengths(settings.sweep) if settings.sweep else ()
     _check(edits, strengths)
     from moescope.cli.steer_tables import print_steering
     from moescope.files import claim
-    from moescope.report.steering_page import write_steering
+    from moescope.measure.identity import describe_model
 
     out = settings.out
+    if resume and not (out and strengths):
+        raise BadInputError("`resume` goes on with a sweep that was kept; it needs `sweep` and -o")
     with nullcontext() if out is None else claim(out, "steering"):
         with progress(f"loading {settings.model}") as show:
             loaded = settings.load()
-            if plan is not None and settings.plan is not None:
-                require_model_of_plan(loaded, plan, settings.plan)
-            result, followed = _run(settings, loaded, edits, strengths, show)
+            if plan is not None:
+                plan.require_model(describe_model(loaded))
+            result, followed = _run(settings, loaded, edits, strengths, resume, show)
         if settings.format == "json":
             both = {**result.to_dict(), "sweep": followed.to_dict() if followed else None}
             write(json.dumps(both, ensure_ascii=False) + "\n")
         else:
             print_steering(result, followed, loaded.anatomy)
         if out is not None:
-            page = write_steering(result, followed, out)
+            page = _save(result, followed, Path(out))
             settings.write_to(Path(out))
             (errors if settings.format == "json" else output).print(str(page), soft_wrap=True)
+
+
+def _save(result: SteeringResult, followed: SweepResult | None, folder: Path) -> Path:
+    from moescope.intervene.steering.results import steering_result
+    from moescope.measure.journal import drop_journal
+    from moescope.report.page import write_page
+    from moescope.report.steering_page import steering_page
+
+    made = steering_result(result, followed)
+    made.save(folder)
+    page = write_page(folder / "steering.html", steering_page(made))
+    drop_journal(folder)
+    return page
+
+
+def _settings_of(plan: Plan, value: str | None) -> list[Setting]:
+    from moescope.intervene.steering.settings import parse_setting
+
+    try:
+        return [parse_setting(text) for text in plan.settings(value)]
+    except BadInputError as error:
+        raise BadInputError(f"`plan` with `as={value or 'VALUE'}`: {error}") from error
 
 
 def _check(settings: Sequence[Setting], strengths: Sequence[float]) -> None:
@@ -149,6 +176,7 @@ def _run(
     loaded: LoadedModel,
     settings: Sequence[Setting],
     strengths: Sequence[float],
+    resume: bool,
     on_progress: OnProgress,
 ) -> tuple[SteeringResult, SweepResult | None]:
     """One strength in full, and the sweep over all of them where one is asked for."""
@@ -173,6 +201,8 @@ def _run(
         lambda s: edits_at(opened, loaded.anatomy, s),
         strengths,
         kind=kind,
+        folder=given.out,
+        resume=resume,
         on_progress=on_progress,
         **given.options(),
     )

@@ -59,9 +59,10 @@ class Settings(BaseModel):
         validate_by_name=True,
     )
 
-    def folder(self) -> Path:
-        """Where the verb writes."""
-        return Path(self.out)  # type: ignore[attr-defined]
+    def folder(self) -> Path | None:
+        """Where the verb writes; None for nowhere."""
+        out = getattr(self, "out", None)
+        return None if out is None else Path(out)
 
     def given(self, kind: type[BaseModel], **more: Any) -> Any:
         """The part that another settings model has too, as that model."""
@@ -135,10 +136,11 @@ def verb(
         _Named.kind = kind
         settings = resolve(kind, {k: v for k, v in given.items() if v not in (None, [])}, config)
         more = {"resume": resume} if resumes else {}
-        if not marks:
+        folder = settings.folder()
+        if folder is None:
             body(settings, **more)
             return
-        with resumable(settings.folder(), *marks, advice=advice):
+        with resumable(folder, *marks, advice=advice):
             body(settings, **more)
 
     parameters = [*_parameters(kind)]

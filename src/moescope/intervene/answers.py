@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from moescope.intervene.damage.measure import Damage
 from moescope.intervene.expert_sweep.scores import ROUTING_SCORES, SCORE_NAMES
@@ -15,9 +15,9 @@ from moescope.intervene.expert_sweep.sweep import ExpertSweep
 from moescope.measure.controls import CALIPER, lowest_p
 from moescope.measure.saving import Saving
 from moescope.metrics.statistics import MIN_CLUSTERS
+from moescope.result import Note
 
 __all__ = [
-    "Note",
     "damage_answers",
     "damage_notes",
     "saving_sentence",
@@ -26,13 +26,6 @@ __all__ = [
 ]
 
 _LEVEL = 0.05
-
-
-class Note(NamedTuple):
-    """What a reader must know; ``level`` is warn or note."""
-
-    level: str
-    text: str
 
 
 def damage_answers(damage: Damage) -> list[str]:

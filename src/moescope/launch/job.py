@@ -19,6 +19,7 @@ from moescope.given import MOST_SHARDS
 from moescope.models.spec import EngineName, ModelSpec
 from moescope.run.manifest import MANIFEST, read_manifest
 from moescope.run.options import TraceOptions
+from moescope.run.same import require_same
 
 __all__ = ["PARTS", "Job", "Parts"]
 
@@ -105,15 +106,7 @@ class Parts:
             RunError: model, corpus or options differ; names the first difference.
         """
         stored = _read(self.folder.parent) or {}
-        for what, mine in job.identity().items():
-            theirs = stored.get("identity", {}).get(what, {})
-            for key in sorted({*mine, *theirs}):
-                if mine.get(key) != theirs.get(key):
-                    raise RunError(
-                        f"{self.folder} was begun with another {what} ({key}: there "
-                        f"{theirs.get(key)!r}, now {mine.get(key)!r}); resume it with what it was "
-                        "started with, or give another folder"
-                    )
+        require_same(self.folder, stored.get("identity", {}), job.identity())
 
     @classmethod
     def remove(cls, run: Path) -> None:

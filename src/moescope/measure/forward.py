@@ -7,12 +7,12 @@ a batch does not fit into memory. On a processor the experts are computed as a t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from moescope.measure.windows import TextWindow, WindowBatch, window_batches
+from moescope.measure.windows import WindowBatch
 from moescope.memory import within_memory
 from moescope.models.capture import RoutingCapture
 from moescope.models.expert_calls import ExpertInputs
@@ -50,25 +50,21 @@ def batch_inputs(loaded: LoadedModel, batch: WindowBatch) -> tuple[torch.Tensor,
 @torch.inference_mode()
 def run_batches(
     loaded: LoadedModel,
-    windows: Sequence[TextWindow],
+    batches: Iterable[WindowBatch],
     reader: RoutingCapture | ExpertInputs,
     use: Callable[[WindowBatch, dict[int, Any]], None],
     *,
-    batch_tokens: int,
     setting: str = "batch_tokens",
-    on_tokens: Callable[[int], None] | None = None,
 ) -> None:
-    """Run windows through the model without its output head.
+    """Run batches of text through the model without its output head.
 
     Args:
         loaded: the model.
-        windows: the text.
+        batches: the text, from `window_batches`; `fitting_batch` says how large.
         reader: what is read of each pass. It reads nothing while ``use`` runs, which may call the
             experts again.
         use: called with each batch and what was read of it, by layer number.
-        batch_tokens: tokens of a batch, padding included; see `fitting_batch`.
         setting: which setting makes batches smaller, for the error.
-        on_tokens: called after each batch with the counted tokens that it held.
 
     Raises:
         ModelError: a batch does not fit into memory.
@@ -76,12 +72,10 @@ def run_batches(
     """
     model: Any = loaded.model
     with fast_experts(model):
-        for batch in window_batches(windows, batch_tokens, loaded.pad_id):
+        for batch in batches:
             with within_memory(batch.token_ids.size, setting):
                 ids, mask = batch_inputs(loaded, batch)
                 with reader:
                     model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
                     seen = reader.take(expected_rows=ids.numel())
                 use(batch, seen)
-            if on_tokens is not None:
-                on_tokens(int(batch.counted.sum()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -13,7 +12,7 @@ from moescope.errors import ModelError
 from moescope.measure.windows import TextWindow
 from moescope.models.loading import LoadedModel
 
-__all__ = ["describe_model", "finite", "identity", "require_resident", "text_fingerprint"]
+__all__ = ["describe_model", "identity", "require_resident", "text_fingerprint"]
 
 
 def describe_model(loaded: LoadedModel) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def require_resident(loaded: LoadedModel) -> None:
 
 
 def identity(
-    loaded: LoadedModel, windows: Sequence[TextWindow], batch_tokens: int, **settings: Any
+    loaded: LoadedModel, windows: Sequence[TextWindow] = (), **settings: Any
 ) -> dict[str, Any]:
     """What a resumed measurement must share with the one that was begun."""
     model = describe_model(loaded)
@@ -56,7 +55,6 @@ def identity(
         "moescope": version("moescope"),
         **hashes,
         "text": text_fingerprint(windows),
-        "batch_tokens": batch_tokens,
         **settings,
     }
 
@@ -70,14 +68,3 @@ def text_fingerprint(windows: Sequence[TextWindow]) -> str:
         digest.update(w.token_ids.astype("<i4").tobytes())
         digest.update(w.counted.astype("?").tobytes())
     return digest.hexdigest()
-
-
-def finite(value: Any) -> Any:
-    """The same with None in place of NaN and infinity, as JSON wants it."""
-    if isinstance(value, dict):
-        return {str(k): finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -1,8 +1,11 @@
-"""What was measured so far, one JSON line each, so that an interrupted measurement goes on.
+"""The pieces of a measurement that are finished, so that an interrupted one goes on with the next.
 
-The first line says what is being measured; another measurement is refused. Every further line is
-flushed to the disk before the next is begun, and floats are written so that they come back bit for
-bit. A line ends in a tab and the CRC-32 of what is before it. It knows nothing of what the lines
+    FOLDER/measured.jsonl   what is measured, then a line for each piece
+    FOLDER/measured/        tables of pieces that have some
+
+Every line is flushed to the disk before the next piece is begun, and floats are written so that
+they come back bit for bit. A line ends in a tab and the CRC-32 of what is before it, and holds the
+checksums of its tables, so a piece is whole or not there. The journal knows nothing of what pieces
 mean.
 """
 
@@ -16,24 +19,42 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from moescope.errors import RunError
-from moescope.files import claim, nothing_of_bad_input, own, write_error
+from moescope.files import (
+    claim,
+    nothing_of_bad_input,
+    own,
+    owned,
+    remove,
+    sha256_of,
+    write_error,
+)
+from moescope.run.same import require_same
+from moescope.run.store import write_parquet
 
-__all__ = ["ABLATION_KIND", "Journal", "open_journal"]
+__all__ = ["JOURNAL", "Journal", "drop_journal", "open_journal"]
 
-ABLATION_KIND = "ablation"
-"""The kind of result whose folder holds a journal."""
+JOURNAL = "measured.jsonl"
 
-_FILE = "measured.jsonl"
+_TABLES = "measured"
 
 Record = dict[str, Any]
 
 
 @contextlib.contextmanager
 def open_journal(
-    folder: Path | None, identity: Mapping[str, Any], *, resume: bool = False
+    folder: str | Path | None, kind: str, identity: Mapping[str, Any], *, resume: bool = False
 ) -> Iterator[Journal]:
     """The journal of a folder, which is held while the block runs; without one, in memory only.
+
+    Args:
+        folder: of the result.
+        kind: of result.
+        identity: everything that decides the numbers, as JSON.
+        resume: go on with what the folder holds.
 
     Raises:
         RunError: the folder holds something else, or see `Journal`.
@@ -43,42 +64,51 @@ def open_journal(
     if folder is None:
         yield Journal(None, identity)
         return
-    with claim(folder, ABLATION_KIND) as place:
+    with claim(folder, kind) as place:
         journal: Journal | None = None
         with nothing_of_bad_input(place, unless=lambda: journal is None or journal.has_records):
-            journal = Journal(own(place / _FILE), identity, resume=resume)
+            journal = Journal(place, identity, resume=resume)
             yield journal
 
 
+def drop_journal(folder: Path) -> None:
+    """Remove the journal of a held folder: its result is whole, and everything is in it."""
+    for name in owned(folder):
+        if name == JOURNAL or name.startswith(f"{_TABLES}/"):
+            remove(folder / name)
+
+
 class Journal:
-    """Records by key, kept in a file where a path is given.
+    """Records by key, kept in a folder where one is given.
 
     Args:
-        path: the file; None keeps records in memory only.
+        folder: is held; None keeps records in memory only.
         identity: everything that decides the numbers, as JSON.
-        resume: go on with a file that is there.
+        resume: go on with a journal that is there.
 
     Raises:
-        RunError: a file is there and ``resume`` is off, or it is of another measurement (says
+        RunError: a journal is there and ``resume`` is off, or it is of another measurement (says
             what differs).
         WriteError: disk full or no permission.
     """
 
     def __init__(
-        self, path: Path | None, identity: Mapping[str, Any], *, resume: bool = False
+        self, folder: Path | None, identity: Mapping[str, Any], *, resume: bool = False
     ) -> None:
-        self._path = path
+        self._folder = folder
+        self._path = None if folder is None else own(folder / JOURNAL)
         self._records: dict[tuple[Any, ...], Record] = {}
+        self._tables: dict[tuple[Any, ...], dict[str, pa.Table]] = {}
         wanted = json.loads(json.dumps(identity))
-        if path is None:
+        if self._path is None:
             return
-        if path.is_file() and path.stat().st_size:
+        if self._path.is_file() and self._path.stat().st_size:
             if not resume:
                 raise RunError(
-                    f"{path.parent} already holds a measurement; resume it, or give another folder"
+                    f"{folder} already holds a measurement; resume it, or give another folder"
                 )
-            self._read(path, wanted)
-        if not path.is_file() or not path.stat().st_size:
+            self._read(self._path, wanted)
+        if not self._path.is_file() or not self._path.stat().st_size:
             self._write({"identity": wanted}, "w")
 
     def _read(self, path: Path, wanted: Record) -> None:
@@ -87,18 +117,12 @@ class Journal:
         try:
             lines = [_read_line(line) for line in whole.splitlines()]
             found = lines[0]["identity"] if lines else wanted
-            self._records = {_key(line["key"]): line for line in lines[1:]}
+            self._records = {tuple(line["key"]): line for line in lines[1:]}
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"{path} is damaged ({str(error)[:80]}); remove it and measure again"
             ) from error
-        for name in sorted({*found, *wanted}):
-            if found.get(name) != wanted.get(name):
-                raise RunError(
-                    f"{path.parent} holds another measurement ({name}: it has "
-                    f"{_short(found.get(name))}, now {_short(wanted.get(name))}); resume it with "
-                    "what it was started with, or give another folder"
-                )
+        require_same(path.parent, {"": found}, {"": wanted})
         if len(whole) < len(data):
             with path.open("r+b") as handle:
                 handle.truncate(len(whole))
@@ -109,21 +133,51 @@ class Journal:
         return bool(self._records)
 
     def find(self, *key: str | int) -> Record | None:
-        """The record of this key, if it was measured."""
-        return self._records.get(key)
+        """The record of this key, if it was measured and is whole."""
+        record = self._records.get(key)
+        if record is None or self._folder is None:
+            return record
+        sums = record.get("tables", {}).items()
+        files = [(self._file(key, name), sha256) for name, sha256 in sums]
+        if all(file.is_file() and sha256_of(file) == sha256 for file, sha256 in files):
+            return record
+        return None
 
-    def add(self, *key: str | int, **record: Any) -> Record:
+    def tables(self, *key: str | int) -> dict[str, pa.Table]:
+        """The tables of a record that `find` found."""
+        if self._folder is None:
+            return self._tables.get(key, {})
+        names = self._records[key].get("tables", {})
+        return {name: pq.read_table(self._file(key, name)) for name in names}
+
+    def add(
+        self, *key: str | int, tables: Mapping[str, pa.Table] | None = None, **record: Any
+    ) -> Record:
         """Keep a record; when this returns it is on the disk.
+
+        Args:
+            key: of the record.
+            tables: that belong to it, by name.
+            record: JSON values.
 
         Returns:
             The record as it would be read back.
         """
-        line = json.dumps({"key": key, **record}, allow_nan=False)
+        if tables and self._folder is None:
+            self._tables[key] = dict(tables)
+        elif tables:
+            files = {name: (self._file(key, name), table) for name, table in tables.items()}
+            record["tables"] = {name: write_parquet(*file) for name, file in files.items()}
+        line = json.dumps({"key": key, **record})
         if self._path is not None:
             self._write(line, "a")
         kept: Record = json.loads(line)
         self._records[key] = kept
         return kept
+
+    def _file(self, key: tuple[str | int, ...], name: str) -> Path:
+        assert self._folder is not None
+        return self._folder / _TABLES / f"{'-'.join(map(str, key))}-{name}.parquet"
 
     def _write(self, line: Record | str, mode: str) -> None:
         assert self._path is not None
@@ -144,12 +198,3 @@ def _read_line(line: bytes) -> Record:
         raise ValueError(f"the line {text[:40].decode('utf-8', 'replace')}… was altered")
     record: Record = json.loads(text)
     return record
-
-
-def _key(listed: list[Any]) -> tuple[Any, ...]:
-    return tuple(listed)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -17,6 +17,7 @@ from typing import Literal
 
 from torch import nn
 
+from moescope.axes import require_layers
 from moescope.errors import ModelError
 
 __all__ = ["Anatomy", "MoELayer", "Scoring", "Site", "find_sites", "refuse_type"]
@@ -130,16 +131,11 @@ class Anatomy:
         """The layers with these numbers, or all.
 
         Raises:
-            ModelError: a number that is no MoE layer of this model.
+            BadInputError: a number that is not an MoE layer of this model.
         """
         if layer_numbers is None:
             return self.layers
-        unknown = sorted(set(layer_numbers) - set(self.layer_numbers))
-        if unknown:
-            raise ModelError(
-                f"--layers names {unknown}, which are no MoE layers of this {self.model_type} "
-                f"model; its MoE layers are {_ranges(self.layer_numbers)}"
-            )
+        require_layers(layer_numbers, self.layer_numbers, f"this {self.model_type} model")
         return tuple(layer for layer in self.layers if layer.layer_idx in set(layer_numbers))
 
 
@@ -211,14 +207,3 @@ def _shared_experts(block: str, modules: dict[str, nn.Module]) -> tuple[str, ...
         if (named or beside) and any(True for _ in module.parameters()):
             found.append(path)
     return tuple(found)
-
-
-def _ranges(numbers: tuple[int, ...]) -> str:
-    """``(0, 1, 2, 5)`` → ``0-2, 5``."""
-    parts: list[list[int]] = []
-    for n in sorted(numbers):
-        if parts and n == parts[-1][-1] + 1:
-            parts[-1].append(n)
-        else:
-            parts.append([n])
-    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)

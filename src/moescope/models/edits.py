@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from moescope.axes import ExpertRef
+from moescope.axes import ExpertRef, require_experts
 from moescope.errors import BadInputError
 from moescope.given import WHOLE
 from moescope.models.anatomy import Anatomy, MoELayer
@@ -257,18 +257,7 @@ def check_exist(anatomy: Anatomy, experts: Iterable[ExpertRef]) -> None:
         BadInputError: names the first of them and the range that exists.
     """
     sizes = {m.layer_idx: m.num_experts for m in anatomy.layers}
-    for ref in experts:
-        if ref.layer_idx not in sizes:
-            numbers = ", ".join(map(str, anatomy.layer_numbers))
-            raise BadInputError(
-                f"{ref} does not exist: layer {ref.layer_idx} is no MoE layer of this "
-                f"{anatomy.model_type} model; its MoE layers are {numbers}"
-            )
-        if ref.expert >= sizes[ref.layer_idx]:
-            raise BadInputError(
-                f"{ref} does not exist: layer {ref.layer_idx} has experts E0 to "
-                f"E{sizes[ref.layer_idx] - 1}"
-            )
+    require_experts(experts, sizes, f"this {anatomy.model_type} model")
 
 
 def check_edits(anatomy: Anatomy, edits: Sequence[Edit]) -> None:
@@ -339,13 +328,6 @@ def _check_top_k(anatomy: Anatomy, edit: Edit) -> None:
         raise BadInputError(
             "top_k cannot differ between positions of one pass: all tokens of a layer take the "
             "same number of experts; leave the position out"
-        )
-    unknown = sorted(set(edit.layers or ()) - set(anatomy.layer_numbers))
-    if unknown:
-        numbers = ", ".join(map(str, anatomy.layer_numbers))
-        raise BadInputError(
-            f"top_k names layer {unknown[0]}, which is no MoE layer of this {anatomy.model_type} "
-            f"model; its MoE layers are {numbers}"
         )
     for layer in anatomy.select(edit.layers):
         if not 1 <= edit.value <= layer.num_experts:

@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moescope.axes import ExpertRef
-from moescope.errors import BadInputError
+from moescope.axes import ExpertRef, require_experts
 from moescope.metrics.view import Layer
 from moescope.run.aggregates import AggregateShape
 
@@ -59,19 +58,10 @@ class Cells(NamedTuple):
         Raises:
             BadInputError: the run has no such expert; says which it has.
         """
-        for layer in self.layers:
-            if layer.layer_idx == ref.layer_idx:
-                if ref.expert < layer.num_experts:
-                    return self.offsets[layer.slot] + ref.expert
-                raise BadInputError(
-                    f"{ref} does not exist: layer {ref.layer_idx} has experts E0 to "
-                    f"E{layer.num_experts - 1}"
-                )
-        numbers = ", ".join(str(layer.layer_idx) for layer in self.layers)
-        raise BadInputError(
-            f"{ref} is not in this run: layer {ref.layer_idx} was not traced; its layers are "
-            f"{numbers}"
-        )
+        sizes = {layer.layer_idx: layer.num_experts for layer in self.layers}
+        require_experts([ref], sizes, "this run")
+        slot = list(sizes).index(ref.layer_idx)
+        return self.offsets[slot] + ref.expert
 
 
 def spread(

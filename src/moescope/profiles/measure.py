@@ -20,7 +20,7 @@ from torch import nn
 from moescope.errors import CorpusError, ModelError
 from moescope.measure.forward import fitting_batch, run_batches
 from moescope.measure.gather import BatchRows, Candidates, LayerGather
-from moescope.measure.windows import TextWindow, WindowBatch
+from moescope.measure.windows import TextWindow, WindowBatch, window_batches
 from moescope.models.anatomy import MoELayer
 from moescope.models.expert_calls import ExpertInputs, ExpertLayer, LayerInput
 from moescope.models.loading import LoadedModel
@@ -222,7 +222,8 @@ def _run(
 ) -> None:
     model, layers = loaded.model, [g.layer for g in gathers]
     total = sum(w.num_tokens for w in windows)
-    done = 0
+    wide = sum(n.hidden_size for n in layers) * next(model.parameters()).element_size()
+    tokens, done = fitting_batch(wide), 0
 
     def add(batch: WindowBatch, given: dict[int, LayerInput]) -> None:
         nonlocal done
@@ -238,10 +239,8 @@ def _run(
     reading = contextlib.nullcontext() if lens is None else FinalScales(model, lens)
     with _Together(model, layers) as together, reading as scales:
         run_batches(
-            loaded, windows, ExpertInputs(model, layers), add, setting="dtype",
-            batch_tokens=fitting_batch(
-                sum(n.hidden_size for n in layers) * next(model.parameters()).element_size()
-            ),
+            loaded, window_batches(windows, tokens, loaded.pad_id), ExpertInputs(model, layers),
+            add, setting="dtype",
         )  # fmt: skip
 
 

@@ -1,21 +1,21 @@
 """The page of measured damage: a plan beside its controls, or every expert of some layers.
 
-One self-contained file like the report of a trace (see `moescope.report.page`). Data goes in as the
-plain dict that `moescope.intervene.ablation_files.ablation_data` makes; nothing here knows a model.
+One self-contained file like the report of a trace (see `moescope.report.page`), made of a `Result`
+that was just found or read from its folder; nothing here knows a model.
 What a reader must see even without scripts (answers, notes, cost) is written as escaped text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from moescope.report.about import label
 from moescope.report.frames import tidy
-from moescope.report.page import fill_page, write_page
+from moescope.report.page import fill_page
+from moescope.result import Result
 
-__all__ = ["ablation_page", "write_ablation_page"]
+__all__ = ["ablation_page"]
 
 _SCRIPTS = (
     "core.js", "theme.js", "controls.js", "tables.js", "ablation_core.js",
@@ -25,49 +25,37 @@ _MEASURES = ("ce_change", "kl", "flips")
 _ENDS = ("", "_low", "_high")
 
 
-def write_ablation_page(data: Mapping[str, Any], path: str | Path) -> Path:
-    """Write the page; returns its path.
+def ablation_page(result: Result) -> str:
+    """The page that shows a measurement; the same result gives the same bytes.
 
     Args:
-        data: see `ablation_page`.
-        path: where to; folders are made.
-
-    Raises:
-        WriteError: disk full or no permission.
+        result: of `ablation_result`.
     """
-    return write_page(path, ablation_page(data))
-
-
-def ablation_page(data: Mapping[str, Any]) -> str:
-    """The page that shows a measurement; the same data gives the same bytes.
-
-    Args:
-        data: of `ablation_data`; ``kind`` is ``plan`` or ``each``.
-    """
-    plan = data["kind"] == "plan"
-    figures = _plan_figures(data) if plan else _each_figures(data)
+    about = result.about
+    plan = about["trials"] == "plan"
+    figures = _plan_figures(result) if plan else _each_figures(result)
     return fill_page(
         "ablation.html.j2",
         ("style.css",),
         _SCRIPTS,
-        tidy({"phases": ["text"], "kind": data["kind"], "edit": data["edit_words"], **figures}),
+        tidy({"phases": ["text"], "kind": about["trials"], "edit": about["edit_words"], **figures}),
         plan=plan,
-        name=label(data["model"]["name"]),
-        title=_title(data),
-        subtitle=_subtitle(data),
-        answers=data["answers"],
-        notes=data["notes"],
-        cost=data["cost"],
-        facts=_facts(data),
-        targets=data["targets"],
-        controls=len(data["controls"]["plans"]) if plan else 0,
-        scores=[(data["score_names"][name], what) for name, what in data["scores"].items()],
-        domains=len(data["text"]["domains"]),
+        name=label(about["model"]["name"]),
+        title=_title(about),
+        subtitle=_subtitle(about),
+        answers=result.answers,
+        notes=result.notes,
+        cost=about["cost"],
+        facts=_facts(about),
+        targets=about["targets"],
+        controls=len(about["controls"]["plans"]) if plan else 0,
+        scores=[(about["score_names"][n], what) for n, what in about.get("scores", {}).items()],
+        domains=len(about["text"]["domains"]),
     )
 
 
 def _title(data: Mapping[str, Any]) -> str:
-    if data["kind"] == "each":
+    if data["trials"] == "each":
         layers = ", ".join(map(str, data["layers"]))
         return f"Every expert of layer{'s' if len(data['layers']) > 1 else ''} {layers}"
     names = [e["expert"] for e in data["experts"]]
@@ -92,9 +80,10 @@ def _layers(data: Mapping[str, Any], numbers: list[int]) -> list[dict[str, int]]
     return [{"layer": n, "experts": e, "top_k": k} for n, e, k in known if n in set(numbers)]
 
 
-def _plan_figures(data: Mapping[str, Any]) -> dict[str, Any]:
+def _plan_figures(result: Result) -> dict[str, Any]:
+    data = result.about
     trials: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in data["rows"]:
+    for row in result.tables["damage"].to_pylist():
         trials.setdefault((row["scope"], row["domain"]), []).append(row)
     groups = []
     for rows in trials.values():
@@ -106,10 +95,7 @@ def _plan_figures(data: Mapping[str, Any]) -> dict[str, Any]:
                 "control_loads": [r["load"] for r in others],
             }
         )
-    experts = [
-        {**e, "layer": int(e["expert"][1:].split("E")[0]), "reason": e["reason"]}
-        for e in data["experts"]
-    ]
+    experts = [{**e, "layer": int(e["expert"][1:].split("E")[0])} for e in data["experts"]]
     return {
         "layers": _layers(data, [int(n) for n in data["layer_loads"]]),
         "groups": groups,
@@ -120,10 +106,11 @@ def _plan_figures(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _each_figures(data: Mapping[str, Any]) -> dict[str, Any]:
+def _each_figures(result: Result) -> dict[str, Any]:
     """Rows over all text whole; of each other group only the figures, expert by expert."""
+    data = result.about
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in data["rows"]:
+    for row in result.tables["each"].to_pylist():
         groups.setdefault((row["scope"], row["domain"]), []).append(row)
     everywhere = groups[("all", "all")]
     figures = [
@@ -143,7 +130,7 @@ def _each_figures(data: Mapping[str, Any]) -> dict[str, Any]:
         "groups": figures,
         "scores": data["scores"],
         "score_names": data["score_names"],
-        "correlations": data["correlations"],
+        "correlations": result.tables["correlations"].to_pylist(),
         "repeatability": data["repeatability"],
     }
 

@@ -109,7 +109,7 @@ def _alerts(about: Row, shown: dict[int, int]) -> list[dict[str, str]]:
     ):
         most = max(shown.values())
         say("note", f"The page shows the {most} experts of each layer that were used most; "
-            "similarity.parquet has all.")  # fmt: skip
+            "pairs.parquet has all.")  # fmt: skip
     return out
 
 

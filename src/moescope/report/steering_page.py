@@ -1,4 +1,4 @@
-"""The page of a steering: one self-contained file, and its figures as JSON beside it.
+"""The page of a steering: one self-contained file, made of its `Result`.
 
 Made like the report of a trace, with the same scripts, colours and content security policy (see
 `moescope.report.page`). What a reader must see even without scripts (what was done, what happened,
@@ -7,20 +7,15 @@ warnings) is written as escaped text; the figures are drawn from embedded JSON.
 
 from __future__ import annotations
 
-import json
-from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from moescope.files import claim, write_bytes
 from moescope.report.about import label
 from moescope.report.frames import tidy
-from moescope.report.page import fill_page, write_page
+from moescope.report.page import fill_page
+from moescope.result import Result
 
-if TYPE_CHECKING:
-    from moescope.intervene.steering.results import SteeringResult, SweepResult
-
-__all__ = ["steering_data", "steering_page", "write_steering"]
+__all__ = ["steering_data", "steering_page"]
 
 _SCRIPTS = (
     "core.js", "theme.js", "controls.js", "tables.js", "heatmap.js", "steering.js",
@@ -29,90 +24,75 @@ _SCRIPTS = (
 _TITLE = 90
 
 
-def write_steering(result: SteeringResult, swept: SweepResult | None, folder: str | Path) -> Path:
-    """Write ``steering.json`` and ``steering.html``.
+def steering_page(result: Result) -> str:
+    """The page of a steering, with its sweep where there is one.
 
     Args:
-        result: one edit beside the unedited model.
-        swept: the edit over its strength, or None.
-        folder: new, empty, or one that this wrote before.
-
-    Returns:
-        The path of the page. The same result gives the same bytes.
-
-    Raises:
-        WriteError: disk full or no permission.
+        result: of `moescope.intervene.steering.results.steering_result`.
     """
-    whole = {
-        "moescope": version("moescope"),
-        **result.to_dict(),
-        "sweep": swept.to_dict() if swept else None,
-    }
-    text = json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
-    # a token may be half of a surrogate pair, which UTF-8 cannot hold
-    with claim(folder, "steering") as target:
-        write_bytes(target / "steering.json", text.encode("utf-8", "replace"))
-        return write_page(target / "steering.html", steering_page(result, swept))
-
-
-def steering_page(result: SteeringResult, swept: SweepResult | None = None) -> str:
-    """The page of a steering, with its sweep where there is one."""
-    data = steering_data(result, swept)
+    about = result.about
+    controls = about["controls"]
     return fill_page(
         "steering.html.j2",
         ("style.css", "steering.css"),
         _SCRIPTS,
-        data,
-        title=_shortened("; ".join(result.edits)),
-        model=label(result.model),
-        where=result.where(),
-        summary=result.summary(),
-        page_notes=list(result.effect.notes),
-        silent=result.effect.kind != "some",
-        cards=_cards(result),
-        several=len(result.uses) > 1,
+        steering_data(result),
+        title=_shortened("; ".join(about["edits"])),
+        model=label(about["model"]),
+        where=about["where"],
+        summary=result.answers,
+        page_notes=[note.text for note in result.notes],
+        silent=about["effect"]["kind"] != "some",
+        cards=_cards(about),
+        several=len(about["uses"]) > 1,
         has={
-            "words": bool(result.words),
-            "controls": bool(result.controls and result.controls.draws),
-            "text": result.before is not None,
-            "sweep": swept is not None,
+            "words": bool(about["words"]),
+            "controls": bool(controls and controls["draws"]),
+            "text": about["before"] is not None,
+            "sweep": about["sweep"] is not None,
         },
-        control_note=result.controls.note if result.controls else "",
-        chosen_only=bool(result.controls and result.controls.chosen_only),
+        control_note=controls["note"] if controls else "",
+        chosen_only=bool(controls and controls["chosen_only"]),
     )
 
 
-def steering_data(result: SteeringResult, swept: SweepResult | None = None) -> dict[str, Any]:
+def steering_data(result: Result) -> dict[str, Any]:
     """What the scripts of the page draw: the result with numbers shortened."""
-    made: dict[str, Any] = tidy(result.to_dict(), 6)
-    made["sweep"] = tidy(swept.to_dict(), 6) if swept else None
-    made["model"] = label(result.model)
+    made: dict[str, Any] = tidy(result.about, 6)
+    made["model"] = label(result.about["model"])
     # what the scripts of a report ask for: one view, no layers of a run
     return {**made, "phases": ["steering"], "layers": [], "views": {"steering": {"domains": []}}}
 
 
-def _cards(result: SteeringResult) -> list[dict[str, str]]:
+def _cards(about: Mapping[str, Any]) -> list[dict[str, str]]:
+    kl, entropies = about["kl"], (about["entropy_before"], about["entropy_after"])
     cards = [
-        {"value": f"{result.kl:.3g}", "label": "KL(before‖after) of the next token, nats"},
         {
-            "value": f"{result.entropy_before:.2f} → {result.entropy_after:.2f}",
+            "value": "∞" if kl is None else f"{kl:.3g}",
+            "label": "KL(before‖after) of the next token, nats",
+        },
+        {
+            "value": " → ".join(f"{e:.2f}" for e in entropies),
             "label": "entropy of the next token, nats",
         },
     ]
-    if result.controls and result.controls.kl:
-        n, stands = len(result.controls.draws), result.controls.kl
+    controls = about["controls"]
+    if controls and controls["kl"]:
+        n, stands = len(controls["draws"]), controls["kl"]
         cards.append(
             {
-                "value": f"{stands.rank} of {n + 1}",
-                "label": f"place of its KL among {n} controls, p = {stands.p:.2g}",
+                "value": f"{stands['rank']} of {n + 1}",
+                "label": f"place of its KL among {n} controls, p = {stands['p']:.2g}",
             }
         )
-    chosen = [sum(u.chosen_before for u in result.uses), sum(u.chosen_after for u in result.uses)]
-    places = sum(u.positions for u in result.uses)
+    before, after, places = (
+        sum(use[name] for use in about["uses"])
+        for name in ("chosen_before", "chosen_after", "positions")
+    )
     if places:
         cards.append(
             {
-                "value": f"{chosen[0]:,} → {chosen[1]:,} of {places:,}",
+                "value": f"{before:,} → {after:,} of {places:,}",
                 "label": "chances in the prompt at which an edited expert was chosen",
             }
         )

@@ -20,12 +20,15 @@ from numpy.typing import NDArray
 
 from moescope.corpus import CorpusSpec
 from moescope.errors import BadInputError, ModelError
+from moescope.measure.identity import identity
+from moescope.measure.journal import open_journal
 from moescope.measure.windows import choose_windows, run_windows
 from moescope.metrics.runs import AnalyzedRun
 from moescope.metrics.view import Rows
 from moescope.models import LoadedModel, MoELayer
 from moescope.models.expert_calls import ExpertLayer
 from moescope.progress import OnProgress, Progress, quiet
+from moescope.result import plain
 from moescope.run.options import TraceOptions
 from moescope.similarity.gram import TokenGroups
 from moescope.similarity.inputs import (
@@ -49,7 +52,7 @@ from moescope.similarity.maps import (
 )
 from moescope.similarity.options import SimilarityOptions
 from moescope.similarity.pair_values import PairValues
-from moescope.similarity.result import Similarity, plain
+from moescope.similarity.result import SIMILARITY, Similarity
 from moescope.similarity.tables import (
     PERMUTATIONS,
     add_q,
@@ -66,6 +69,9 @@ LIFT = "coactivation_lift"
 """How a run's co-activation is called beside the methods."""
 
 _STREAM = 8
+_EMPTY = pa.table({})
+
+Record = dict[str, Any]
 
 
 def similarity(
@@ -75,6 +81,7 @@ def similarity(
     *,
     trace_options: TraceOptions | None = None,
     folder: str | Path | None = None,
+    resume: bool = False,
     on_progress: OnProgress = quiet,
 ) -> Similarity:
     """Compare the experts of each layer, pair by pair.
@@ -86,21 +93,25 @@ def similarity(
         options: see `SimilarityOptions`.
         trace_options: context, chat template and seed of the choice of text, for a corpus; a run
             has its own.
-        folder: where outputs lie while they are compared, if they do not fit into memory; the
-            system's folder for temporary files by default.
+        folder: where each layer is kept when it is done, and where outputs lie while they are
+            compared, if they do not fit into memory. By default nothing is kept, and outputs lie in
+            the system's folder for temporary files.
+        resume: go on with the layers that the folder does not hold.
         on_progress: told as the work goes on, in floating-point operations (an estimate).
 
     Raises:
         BadInputError: text is needed and none was given.
         ModelError: no method can be computed on this model, or a layer that it does not have.
-        RunError: the run is of another model, or its corpus has changed.
+        RunError: the run is of another model, or its corpus has changed; the folder holds another
+            measurement.
         CorpusError: the text cannot be read, or is too short.
         CoverageError: a router or its experts were not seen.
         MissingExtraError: UMAP is wanted and not installed.
         WriteError: the disk is full.
     """
     options = options or SimilarityOptions()
-    return _Comparison(loaded, text, options, trace_options, folder, on_progress).result()
+    made = _Comparison(loaded, text, options, trace_options, folder, on_progress)
+    return made.result(resume)
 
 
 class _Comparison:
@@ -132,25 +143,44 @@ class _Comparison:
                 "weights and --method router only, with --map none"
             )
         self._on_progress, self._done, self._total = on_progress, 0.0, 1.0
-        self.pairs, self.points = Rows(), Rows()
-        self.summary: list[dict[str, Any]] = []
-        self.agreement: list[dict[str, Any]] = []
-        self.about_maps: list[dict[str, Any]] = []
-        self.about_layers: list[dict[str, Any]] = []
-        self.nearest: list[dict[str, Any]] = []
 
-    def result(self) -> Similarity:
+    def result(self, resume: bool) -> Similarity:
         """Everything."""
         sample = self._sample() if self.reads_text else None
+        made_of = self._identity(sample)
         self._estimate(sample)
-        inputs = self._inputs(sample) if sample is not None else {}
-        for layer in self.layers:
-            self._layer(layer, sample, inputs.pop(layer.layer_idx, None))
-        if not self.summary and not self.about_maps:
-            missing = self.about_layers[0]["not_computed"]
+        pieces: list[Record] = []
+        tables: dict[str, list[pa.Table]] = {"pairs": [], "points": []}
+        with open_journal(self.folder, SIMILARITY, made_of, resume=resume) as journal:
+            numbers = [layer.layer_idx for layer in self.layers]
+            done = {n for n in numbers if journal.find("layer", n) is not None}
+            inputs = {}
+            if sample is not None and done != set(numbers):
+                inputs = self._inputs(sample, done)
+            for layer in self.layers:
+                key = ("layer", layer.layer_idx)
+                if layer.layer_idx not in done:
+                    piece = self._layer(layer, sample, inputs.pop(layer.layer_idx, None))
+                    journal.add(*key, **piece)
+                record = journal.find(*key)
+                assert record is not None
+                pieces.append(record)
+                for name, table in journal.tables(*key).items():
+                    tables[name].append(table)
+        about = self._about(sample, pieces)
+        if not about["summary"] and not about["maps"]:
+            missing = about["layers"][0]["not_computed"]
             raise ModelError("; ".join(f"{m}: {why}" for m, why in missing.items()))
-        add_q(self.agreement)
-        return Similarity(_table(self.pairs), self._about(sample), _table(self.points))
+        return Similarity(_joined(tables["pairs"]), about, _joined(tables["points"]), made_of)
+
+    def _identity(self, sample: TokenSample | None) -> dict[str, Any]:
+        run = self.run
+        return identity(
+            self.loaded, [] if sample is None else sample.windows,
+            layers=[layer.layer_idx for layer in self.layers],
+            options=self.options.model_dump(mode="json", exclude={"layers"}),
+            run=run.manifest.state.sha256 if run and run.manifest.state else None,
+        )  # fmt: skip
 
     def _sample(self) -> TokenSample:
         tokens, longest = self.options.tokens, self.options.window_tokens
@@ -179,19 +209,20 @@ class _Comparison:
             total += work.weights if "weights" in self.options.methods else 0.0
         self._total = max(total, 1.0)
 
-    def _inputs(self, sample: TokenSample) -> dict[int, LayerSample]:
+    def _inputs(self, sample: TokenSample, done: set[int]) -> dict[int, LayerSample]:
         per_token = 2.0 * self.loaded.anatomy.active_params
         return capture_inputs(
-            self.loaded, self.layers, sample, budget=self.options.memory, folder=self.folder,
-            on_tokens=lambda n: self._say("running the model", n * per_token),
+            self.loaded, self.layers, sample, done=done, budget=self.options.memory,
+            folder=self.folder, on_tokens=lambda n: self._say("running the model", n * per_token),
         )  # fmt: skip
 
     def _layer(
         self, layer: MoELayer, sample: TokenSample | None, inputs: LayerSample | None
-    ) -> None:
+    ) -> dict[str, Any]:
+        """Everything of one layer, as the journal keeps it."""
         name = f"layer {layer.layer_idx}"
         made = LayerValues({}, {}, [])
-        given = None
+        given, points, maps = None, pa.table({}), list[Record]()
         if sample is not None and inputs is not None:
             given = inputs.given(layer.num_experts).sum(0)
             if self.output_methods:
@@ -202,7 +233,8 @@ class _Comparison:
                     budget=self.options.memory, folder=self.folder,
                     on_step=lambda what, n: self._say(f"{name}: {what}", n),
                 )  # fmt: skip
-            self._map(layer, sample, inputs)
+            if self.options.maps:
+                points, maps = self._map(layer, sample, inputs)
             inputs.hidden.close()
         self._say(f"{name}: weights and router", 0.0)
         known = compare_parameters(self.loaded, layer, self.options.methods)
@@ -212,28 +244,37 @@ class _Comparison:
         values: dict[str, PairValues] = {
             m: computed[m] for m in self.options.methods if m in computed
         }
-        self._add(layer, LayerValues(values, known.missing, made.notes), given)
+        pairs, about = self._compared(layer, LayerValues(values, known.missing, made.notes), given)
+        return {**about, "maps": maps, "tables": {"pairs": pairs, "points": points}}
 
-    def _add(self, layer: MoELayer, made: LayerValues, given: NDArray[np.int64] | None) -> None:
-        number = layer.layer_idx
+    def _compared(
+        self, layer: MoELayer, made: LayerValues, given: NDArray[np.int64] | None
+    ) -> tuple[pa.Table, dict[str, Any]]:
+        """The pairs of one layer, and the layer in short."""
+        number, pairs = layer.layer_idx, Rows()
         lift = self._lift(number, layer.num_experts)
+        summary, near = [], []
         for method, values in made.values.items():
-            pair_rows(self.pairs, number, method, values, lift)
-            self.summary.append(summary_row(number, method, values))
+            pair_rows(pairs, number, method, values, lift)
+            summary.append(summary_row(number, method, values))
             who, how = nearest(values.value)
-            self.nearest.append({"layer": number, "method": method, "expert": who, "value": how})
+            near.append({"layer": number, "method": method, "expert": who, "value": how})
         matrices = {m: v.value for m, v in made.values.items()}
         if lift is not None:
             matrices[LIFT] = lift
         rng = np.random.default_rng([self.options.seed, _STREAM, number])
-        self.agreement += agreement_rows(number, matrices, rng)
         never = [] if given is None else np.flatnonzero(given == 0).tolist()
-        self.about_layers.append({
+        row = {
             "layer": number, "experts": layer.num_experts, "top_k": layer.top_k,
             "given": None if given is None else given.tolist(), "never_chosen": never,
             "undefined": {m: v.undefined for m, v in made.values.items() if v.undefined},
             "not_computed": made.missing, "notes": made.notes,
-        })  # fmt: skip
+        }  # fmt: skip
+        about = {
+            "layers": [row], "summary": summary, "nearest": near,
+            "agreement": agreement_rows(number, matrices, rng),
+        }  # fmt: skip
+        return _table(pairs), plain(about)
 
     def _lift(self, layer: int, experts: int) -> NDArray[np.float64] | None:
         """Lift of co-activation from the run's own table."""
@@ -246,9 +287,11 @@ class _Comparison:
         lift[rows["expert_i"].to_numpy(), rows["expert_j"].to_numpy()] = rows["lift"].to_numpy()
         return lift
 
-    def _map(self, layer: MoELayer, sample: TokenSample, inputs: LayerSample) -> None:
-        if not self.options.maps:
-            return
+    def _map(
+        self, layer: MoELayer, sample: TokenSample, inputs: LayerSample
+    ) -> tuple[pa.Table, list[Record]]:
+        """The points of a layer's maps, and each map in short."""
+        rows, maps = Rows(), list[Record]()
         number, options = layer.layer_idx, self.options
         self._say(f"layer {number}: map", 0.0)
         points = sample_outputs(
@@ -262,11 +305,11 @@ class _Comparison:
             if drawn is None:
                 continue
             spaces[kind] = drawn.xy
-            self.about_maps.append({
+            maps.append({
                 "layer": number, "map": kind, "points": len(token), "explained": drawn.explained,
                 "parameters": drawn.parameters,
             })  # fmt: skip
-            self.points.add(
+            rows.add(
                 layer=number, map=kind, x=drawn.xy[:, 0], y=drawn.xy[:, 1], expert=points.expert,
                 weight=points.weight, domain=[sample.domains[d] for d in sample.domain[token]],
                 doc=[sample.documents[d] for d in sample.doc[token]], pos=sample.pos[token],
@@ -276,12 +319,17 @@ class _Comparison:
         labels = {"expert": points.expert, "domain": sample.domain[token],
                   "token": sample.token_id[token]}  # fmt: skip
         found = neighbour_shares(spaces, labels, sample.doc[token])
-        for about in self.about_maps:
-            if about["layer"] == number:
-                about["neighbours"] = [f for f in found if f["space"] in ("outputs", about["map"])]
+        for about in maps:
+            about["neighbours"] = [f for f in found if f["space"] in ("outputs", about["map"])]
+        return _table(rows), plain(maps)
 
-    def _about(self, sample: TokenSample | None) -> dict[str, Any]:
+    def _about(self, sample: TokenSample | None, pieces: list[Record]) -> dict[str, Any]:
         loaded = self.loaded
+        parts = {
+            name: [row for piece in pieces for row in piece[name]]
+            for name in ("layers", "summary", "agreement", "nearest", "maps")
+        }
+        add_q(parts["agreement"])
         made = {
             "versions": {n: version(n) for n in ("moescope", "torch", "transformers", "numpy")},
             "model": {
@@ -294,8 +342,7 @@ class _Comparison:
             "options": self.options.model_dump(mode="json"),
             "text": None if sample is None else self._about_text(sample),
             "permutations": PERMUTATIONS,
-            "layers": self.about_layers, "summary": self.summary, "agreement": self.agreement,
-            "nearest": self.nearest, "maps": self.about_maps,
+            **parts,
         }  # fmt: skip
         return dict(plain(made))
 
@@ -323,6 +370,12 @@ class _Comparison:
     def _say(self, what: str, operations: float) -> None:
         self._done = min(self._done + operations, self._total)
         self._on_progress(Progress(what, self._done, self._total, "FLOP"))
+
+
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    """Tables of layers as one; a column of which a layer knows nothing has no type there."""
+    kept = [table for table in tables if table.num_columns]
+    return pa.concat_tables(kept, promote_options="permissive").combine_chunks() if kept else _EMPTY
 
 
 def _table(rows: Rows) -> pa.Table:

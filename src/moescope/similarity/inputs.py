@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from moescope.errors import CorpusError
 from moescope.measure.forward import fitting_batch, run_batches
-from moescope.measure.windows import TextWindow, WindowBatch
+from moescope.measure.windows import TextWindow, WindowBatch, window_batches
 from moescope.models import LoadedModel, MoELayer
 from moescope.models.expert_calls import ExpertInputs, LayerInput
 from moescope.run.sample import span_priority
@@ -192,6 +192,7 @@ def capture_inputs(
     layers: Sequence[MoELayer],
     sample: TokenSample,
     *,
+    done: Container[int] = (),
     budget: float = 1e9,
     folder: Path | None = None,
     on_tokens: Callable[[int], None] = lambda _: None,
@@ -202,6 +203,8 @@ def capture_inputs(
         loaded: the model.
         layers: the MoE layers to read.
         sample: which tokens.
+        done: numbers of layers that are not needed; batches are cut as if they were, because what a
+            layer receives follows the batches to the last digit.
         budget: bytes; inputs that need more than a quarter of it go to files.
         folder: where those files lie; the system's folder for temporary files by default.
         on_tokens: called with the tokens that each batch held.
@@ -223,11 +226,13 @@ def capture_inputs(
             if number not in made:
                 made[number] = _room(sample, read, spill)
             _keep(made[number], read, counted, rows)
+        on_tokens(int(counted.sum()))
 
+    wanted = [layer for layer in layers if layer.layer_idx not in done]
+    tokens = fitting_batch(wide, budget / 8, _MOST_BATCH_TOKENS)
     run_batches(
-        loaded, sample.windows, ExpertInputs(loaded.model, layers), keep,
-        batch_tokens=fitting_batch(wide, budget / 8, _MOST_BATCH_TOKENS), setting="memory",
-        on_tokens=on_tokens,
+        loaded, window_batches(sample.windows, tokens, loaded.pad_id),
+        ExpertInputs(loaded.model, wanted), keep, setting="memory",
     )  # fmt: skip
     return made
 

@@ -48,6 +48,7 @@ from moescope.run.manifest import (
 )
 from moescope.run.options import TraceOptions
 from moescope.run.reader import stored_state
+from moescope.run.same import require_same_run
 from moescope.run.state import RunState
 from moescope.trace.engine import Engine, ResidentEngine
 from moescope.trace.pool import PoolRecorder
@@ -181,18 +182,7 @@ class _Tracer:
 
     def _restore(self) -> None:
         old = read_manifest(self.run)
-        for what in ("model", "options", "corpus"):
-            mine, theirs = getattr(self.manifest, what), getattr(old, what)
-            differing = [
-                f"{key}: run has {theirs.get(key)!r}, now {mine.get(key)!r}"
-                for key in sorted({*mine, *theirs})
-                if mine.get(key) != theirs.get(key) and key not in ("device", "name", "path")
-            ]
-            if differing:
-                raise RunError(
-                    f"{self.run} is a run of another {what} ({differing[0]}); resume it with what "
-                    "it was started with, or give another folder"
-                )
+        require_same_run(self.run, old, self.manifest)
         self.manifest = old
         self.state = stored_state(self.run, old, self.shape)
         self.done_documents = int(old.progress["documents_read"])

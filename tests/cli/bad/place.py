@@ -7,11 +7,12 @@ import yaml
 from tests.support.saved import save_tiny, tiny_tokenizer, write_corpus
 from tests.training.conftest import BASE
 
-from moescope.axes import ExpertPlan, ExpertRef, PlanEntry
+from moescope.axes import ExpertRef
 from moescope.corpus import CorpusSpec
-from moescope.intervene.steering.plan import SteeringPlan, write_plan
+from moescope.measure.identity import describe_model
 from moescope.metrics.runs import open_run
 from moescope.models import LoadedModel, ModelSpec, load_model
+from moescope.plan import Plan, PlanEntry
 from moescope.run.options import TraceOptions
 from moescope.trace import trace
 
@@ -23,7 +24,7 @@ WORDS = {
     "OTHERRUN": "other",  # of MOE on OTHERTEXTS
     "RECIPE": "recipe.yaml",
     "PLAN": "plan.json",  # experts of MOE, without a value
-    "STEERING": "steering.json",  # settings for MOE
+    "STEERING": "steering.json",  # the same with a value
 }
 """What a word of a case stands for, alone or as the beginning of a path."""
 
@@ -49,13 +50,10 @@ def make_place(folder: Path) -> Path:
 
 
 def _plans(folder: Path, loaded: LoadedModel) -> None:
-    anatomy = loaded.anatomy
-    experts = tuple(m.num_experts for m in anatomy.layers)
-    entries = (PlanEntry(ExpertRef(1, 3), "chosen by hand", 0.5),)
-    shape = (loaded.config_hash, anatomy.layer_numbers, experts)
-    ExpertPlan("moe", *shape, entries, "a test").write(folder / "plan.json")
-    steering = SteeringPlan(model="moe", config_sha256=loaded.config_hash, settings=["L1E3=+2.0"])
-    write_plan(steering, folder / "steering.json")
+    entry = PlanEntry(ExpertRef(1, 3), "chosen by hand", 0.5)
+    for name, setting in (("plan", None), ("steering", "+2.0")):
+        made = [entry._replace(setting=setting)]
+        Plan.of(describe_model(loaded), made, "a test").write(folder / f"{name}.json")
 
 
 def filled(word: str, place: Path) -> str:

@@ -45,10 +45,8 @@ def _experts(**changes: object) -> str:
     return json.dumps({**plan, **changes})
 
 
-def _steering(**changes: object) -> str:
-    plan = {"kind": "steering plan", "version": 1, "model": "moe", "config_sha256": "0" * 64,
-            "settings": ["L1E3=+2"]}  # fmt: skip
-    return json.dumps({**plan, **changes})
+def _set(setting: object, **changes: object) -> str:
+    return _experts(schema_version=2, experts=[{"expert": "L1E3", "setting": setting}], **changes)
 
 
 def _of_steer(name: str, text: str, *says: str):  # type: ignore[no-untyped-def]
@@ -85,7 +83,10 @@ CASES = [
     *_plan("a list", "[]", "p.json"),
     *_plan("a thousand brackets", "[" * 100_000, "deep"),
     *_plan("a number of 5000 digits", f'{{"schema_version": {NINES}}}', "digits"),
-    *_plan("another version", _experts(schema_version=2), "version"),
+    *_plan("another version", _experts(schema_version=3), "version"),
+    *_plan("another kind", _experts(kind="a quilt"), "kind"),
+    *_plan("an unknown key", _experts(colour="red"), "colour"),
+    *_plan("a plan of an older version", '{"kind": "steering plan", "version": 1}', "older"),
     *_plan("no experts", _experts(experts=[]), "p.json"),
     *_plan("an expert twice", _experts(experts=[{"expert": "L1E3"}] * 2), "L1E3"),
     *_plan("an expert that is a number", _experts(experts=[{"expert": 3}]), "expert"),
@@ -99,16 +100,10 @@ CASES = [
     *_plan("no model", _experts(model=None), "model"),
     *_plan("a model without layers", _experts(model={"name": "moe"}), "p.json"),
     *_plan("another model", _experts(), "moe"),
-    _of_steer("settings of another model", _steering(), "another model"),
-    _of_steer("no settings", _steering(settings=[]), "no settings"),
-    _of_steer("a setting of no form", _steering(settings=["L1E3"]), "L1E3"),
-    _of_steer("a setting that is a number", _steering(settings=[3]), "settings"),
-    _of_steer("an unknown key", _steering(colour="red"), "colour"),
-    _of_steer("another kind", _steering(kind="a plan"), "no steering plan"),
-    _of_steer("another version", _steering(version=2), "version"),
-    _of_steer("a setting of many experts",
-              _steering(settings=["L0E0-99999999999=mask"]), "p"),
-    case("a steering plan", "ablate MOE --corpus TEXTS -o r --plan STEERING", "steering.json"),
+    _of_steer("settings of another model", _set("+2"), "not for"),
+    _of_steer("a setting of no form", _set("2"), "L1E3=2"),
+    _of_steer("a setting that is a number", _set(3), "setting"),
+    _of_steer("a setting of many digits", _set(f"+{NINES}"), "too large"),
     case("a plan without a value", "steer MOE --prompt plan --plan PLAN", "--as"),
     case("a value for settings", "steer MOE --prompt plan --plan STEERING --as mask", "--as"),
 ]  # fmt: skip

@@ -8,7 +8,9 @@ choice of experts on one half of the texts that is tested on the other.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
-from moescope.intervene.contrast.result import ContrastResult, Proposal
+from moescope.intervene.contrast.result import CONTRAST, ContrastResult, Proposal
 from moescope.intervene.contrast.statistics import (
     DocumentCounts,
     RateDifferences,
@@ -27,13 +29,17 @@ from moescope.intervene.contrast.statistics import (
     token_part,
 )
 from moescope.intervene.contrast.texts import (
+    BATCH_TOKENS,
     RoutedTexts,
     Span,
     Texts,
     TextSet,
     read_texts,
     route_texts,
+    text_windows,
 )
+from moescope.measure.identity import describe_model, identity
+from moescope.measure.journal import open_journal
 from moescope.metrics.statistics import MIN_CLUSTERS, benjamini_hochberg
 from moescope.models.anatomy import MoELayer
 from moescope.models.loading import LoadedModel
@@ -67,6 +73,8 @@ def contrast(
     layers: Sequence[int] | None = None,
     tokens: int = TOKENS,
     options: TraceOptions | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
     on_progress: OnProgress = quiet,
 ) -> ContrastResult:
     """Compare how often each expert is active on two sets of texts.
@@ -85,6 +93,8 @@ def contrast(
         layers: the model's own numbers; all by default.
         tokens: budget of each set; whole documents, chosen by a hash of their id.
         options: context, chat template and seed.
+        folder: where the routing of each batch is kept as it comes; None keeps nothing.
+        resume: go on with what the folder holds.
         on_progress: told after each batch.
 
     Returns:
@@ -94,6 +104,7 @@ def contrast(
     Raises:
         CorpusError: texts that cannot be read, or sets of unequal size when paired.
         BadInputError: a span without pairs, or too few documents for a holdout.
+        RunError: the folder holds another measurement.
 
     Example::
 
@@ -112,8 +123,30 @@ def contrast(
         loaded, with_texts, without_texts, paired=paired, span=span, tokens=tokens, options=options
     )
     halved = _holds_out(sets, holdout)
-    a, b = (route_texts(loaded, s, wanted, on_progress) for s in sets)
-    return _result(loaded, wanted, sets, (a, b), paired, span, halved, candidates, options.seed)
+    numbers = [m.layer_idx for m in wanted]
+    made_of = _identity(
+        loaded, sets, layers=numbers, paired=paired, span=span, holdout=halved,
+        candidates=candidates, seed=options.seed,
+    )  # fmt: skip
+    with open_journal(folder, CONTRAST, made_of, resume=resume) as journal:
+        a, b = (
+            route_texts(loaded, texts, wanted, journal, side, on_progress)
+            for texts, side in zip(sets, ("with", "without"), strict=True)
+        )
+    return _result(loaded, wanted, sets, (a, b), made_of)
+
+
+def _identity(
+    loaded: LoadedModel, sets: tuple[TextSet, TextSet], **settings: Any
+) -> dict[str, Any]:
+    """What decides the numbers; documents without a token that counts are counted too."""
+    with_windows, without_windows = (text_windows(texts)[0] for texts in sets)
+    keys = hashlib.sha256(json.dumps([s.keys for s in sets]).encode()).hexdigest()
+    return identity(
+        loaded, [*with_windows, *without_windows],
+        sides=[len(with_windows), len(without_windows)], documents=keys,
+        batch_tokens=BATCH_TOKENS, **settings,
+    )  # fmt: skip
 
 
 def _holds_out(sets: tuple[TextSet, TextSet], asked: bool | None) -> bool:
@@ -131,12 +164,10 @@ def _result(
     layers: Sequence[MoELayer],
     sets: tuple[TextSet, TextSet],
     routed: tuple[RoutedTexts, RoutedTexts],
-    paired: bool,
-    span: Span,
-    halved: bool,
-    candidates: int,
-    seed: int,
+    made_of: dict[str, Any],
 ) -> ContrastResult:
+    paired, halved = made_of["paired"], made_of["holdout"]
+    candidates, seed = made_of["candidates"], made_of["seed"]
     a, b = (r.counts(layers) for r in routed)
     refs = [ExpertRef(m.layer_idx, e) for m in layers for e in range(m.num_experts)]
     families = [m.num_experts for m in layers]
@@ -161,15 +192,15 @@ def _result(
         **parts,
     }
     return ContrastResult(
-        model=loaded.spec.model,
-        hashes=(loaded.config_hash, loaded.weights_hash),
+        model=describe_model(loaded),
+        identity=made_of,
         columns=columns,
         proposals=tuple(_named(refs, picked)),
         num_documents=(len(sets[0].documents), len(sets[1].documents)),
         num_tokens=(int(a.tokens.sum()), int(b.tokens.sum())),
         shared_tokens=shared,
         paired=paired,
-        span=span,
+        span=made_of["span"],
         holdout=halved,
         seed=seed,
         notes=tuple(_notes(sets, (a, b), paired, halved, candidates)),

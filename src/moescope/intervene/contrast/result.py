@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -10,11 +9,16 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
 from moescope.intervene.contrast.texts import Span
-from moescope.intervene.steering.plan import SteeringPlan
+from moescope.plan import Plan, PlanEntry
+from moescope.result import Note, Result, plain
 
-__all__ = ["ContrastResult", "Proposal"]
+__all__ = ["CONTRAST", "ContrastResult", "Proposal", "contrast_result"]
+
+CONTRAST = "contrast"
+"""The kind of result that a contrast is."""
 
 
 class Proposal(NamedTuple):
@@ -49,8 +53,8 @@ class ContrastResult:
     """The difference of two sets of texts, expert by expert.
 
     Attributes:
-        model: name of the model.
-        hashes: of its configuration and of its weights.
+        model: what was compared on.
+        identity: everything that decided the numbers.
         columns: one row per expert of each layer: ``layer``, ``expert``, ``name``, ``rate_with``,
             ``rate_without``, ``delta``, ``ci_low``, ``ci_high``, ``p``, ``q`` (over all rows),
             ``delta_shared``, ``by_token``; over all texts.
@@ -61,8 +65,8 @@ class ContrastResult:
         notes: what limits the result.
     """
 
-    model: str
-    hashes: tuple[str, str]
+    model: dict[str, Any]
+    identity: dict[str, Any]
     columns: dict[str, NDArray[Any]]
     proposals: tuple[Proposal, ...]
     num_documents: tuple[int, int]
@@ -85,9 +89,19 @@ class ContrastResult:
     def to_dict(self, strength: float = 2.0) -> dict[str, Any]:
         """Everything, as JSON values: ``experts`` is a list with one row per expert."""
         return {
-            "model": self.model,
-            "config_sha256": self.hashes[0],
-            "weights_sha256": self.hashes[1],
+            "model": self.model["name"],
+            "config_sha256": self.model["config_sha256"],
+            "weights_sha256": self.model["weights_sha256"],
+            **self.about(),
+            "notes": list(self.notes),
+            "settings": self.settings(strength),
+            "proposals": plain(self.proposals),
+            "experts": plain(self.to_arrow().to_pylist()),
+        }
+
+    def about(self) -> dict[str, Any]:
+        """How it was done, and on how much text."""
+        return {
             "documents": list(self.num_documents),
             "tokens": list(self.num_tokens),
             "shared_tokens": list(self.shared_tokens),
@@ -95,11 +109,25 @@ class ContrastResult:
             "span": self.span,
             "holdout": self.holdout,
             "seed": self.seed,
-            "notes": list(self.notes),
-            "settings": self.settings(strength),
-            "proposals": [_finite(p._asdict()) for p in self.proposals],
-            "experts": [_finite(row) for row in self.to_arrow().to_pylist()],
         }
+
+    def answers(self) -> list[str]:
+        """The findings, as sentences that follow from the numbers by rule."""
+        confirmed = [p for p in self.proposals if p.confirmed]
+        if not confirmed:
+            return ["No expert's difference is confirmed, so there is nothing to steer by."]
+        out = []
+        for boost, how in ((True, "more"), (False, "less")):
+            named = ", ".join(_in_short(p) for p in confirmed if p.boost == boost)
+            if named:
+                out.append(f"Active {how} often on tokens with the property: {named}.")
+        first = confirmed[0]
+        out.append(
+            f"Where both sides have the same tokens, {first.expert} differs by "
+            f"{100 * first.delta_shared:+.1f} points; which tokens there are, alone, would give "
+            f"{100 * first.by_token:+.1f}."
+        )
+        return out
 
     def settings(self, strength: float = 2.0) -> list[str]:
         """What ``moescope steer --set`` takes; empty when no candidate was confirmed.
@@ -109,45 +137,50 @@ class ContrastResult:
         Args:
             strength: logits to add or take away.
         """
-        made = []
-        for sign, boost in (("+", True), ("-", False)):
-            names = [p.expert for p in self.proposals if p.confirmed and p.boost == boost]
-            if names:
-                made.append(f"{','.join(names)}={sign}{strength:g}")
-        return made
+        return self.plan(strength).settings() if any(p.confirmed for p in self.proposals) else []
 
-    def plan(self, strength: float = 2.0) -> SteeringPlan:
-        """The settings with the model that they hold for and why.
+    def plan(self, strength: float = 2.0) -> Plan:
+        """The confirmed experts with what to do to them, why, and the model that they hold for.
 
         Raises:
             BadInputError: no candidate was confirmed, or a strength that is not positive.
         """
         if not strength > 0:
             raise BadInputError(f"a strength of {strength:g}: give logits above 0")
-        settings = self.settings(strength)
-        if not settings:
+        confirmed = [p for p in self.proposals if p.confirmed]
+        if not confirmed:
             raise BadInputError(
-                "no plan was written: no expert's difference is confirmed, so there is nothing to "
-                "steer by; give more or other texts"
+                "no expert's difference is confirmed, so there is nothing to steer by; give more "
+                "or other texts"
             )
-        return SteeringPlan(
-            model=self.model,
-            config_sha256=self.hashes[0],
-            weights_sha256=self.hashes[1],
-            settings=settings,
-            experts=[_finite(p._asdict()) for p in self.proposals if p.confirmed],
-            found_by={
-                "command": "moescope contrast",
-                "moescope": version("moescope"),
-                "documents": list(self.num_documents),
-                "tokens": list(self.num_tokens),
-                "paired": self.paired,
-                "span": self.span,
-                "holdout": self.holdout,
-                "seed": self.seed,
-            },
-        )
+        entries = [
+            PlanEntry(
+                ExpertRef.parse(p.expert),
+                f"{'more' if p.boost else 'less'} active with the property: {_in_short(p)}",
+                p.delta,
+                f"{'+' if p.boost else '-'}{strength:g}",
+            )
+            for p in confirmed
+        ]
+        by = f"moescope contrast {version('moescope')}"
+        return Plan.of(self.model, entries, by, by_weights=True, found_by=self.about())
 
 
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+def _in_short(p: Proposal) -> str:
+    low, high = 100 * p.low, 100 * p.high
+    return f"{p.expert} ({100 * p.delta:+.1f} points [{low:+.1f}, {high:+.1f}], q = {p.q:.2g})"
+
+
+def contrast_result(found: ContrastResult, strength: float = 2.0) -> Result:
+    """The `Result` that is kept and shown on a page.
+
+    Args:
+        found: of `moescope.intervene.contrast`.
+        strength: of the settings that are proposed.
+    """
+    names = Proposal._fields
+    proposed = {n: pa.array([getattr(p, n) for p in found.proposals]) for n in names}
+    tables = {"differences": found.to_arrow(), "candidates": pa.table(proposed)}
+    about = {**found.about(), "model": found.model, "settings": found.settings(strength)}
+    notes = tuple(Note("warn", text) for text in found.notes)
+    return Result(CONTRAST, found.identity, tables, tuple(found.answers()), notes, about)

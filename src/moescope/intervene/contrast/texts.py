@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from moescope.corpus import (
@@ -25,7 +26,8 @@ from moescope.corpus import (
 from moescope.errors import CorpusError
 from moescope.intervene.contrast.statistics import DocumentCounts
 from moescope.measure.forward import run_batches
-from moescope.measure.windows import TextWindow, WindowBatch
+from moescope.measure.journal import Journal
+from moescope.measure.windows import TextWindow, WindowBatch, window_batches
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import Routing, RoutingCapture
 from moescope.models.loading import LoadedModel
@@ -34,7 +36,15 @@ from moescope.run.options import TraceOptions
 from moescope.run.sample import span_priority
 from moescope.trace.record import context_length
 
-__all__ = ["RoutedTexts", "Span", "TextSet", "read_texts", "route_texts"]
+__all__ = [
+    "BATCH_TOKENS",
+    "RoutedTexts",
+    "Span",
+    "TextSet",
+    "read_texts",
+    "route_texts",
+    "text_windows",
+]
 
 Span = Literal["all", "differing", "shared"]
 """Which tokens of a pair count: all, those that the other member lacks, or those that both have."""
@@ -233,48 +243,72 @@ def route_texts(
     loaded: LoadedModel,
     texts: TextSet,
     layers: Sequence[MoELayer],
+    journal: Journal,
+    side: str,
     on_progress: OnProgress = quiet,
 ) -> RoutedTexts:
-    """Run one set through the model.
+    """Run one set through the model, batch by batch; what the journal holds is not run again.
 
     Args:
         loaded: the model.
         texts: one set.
         layers: whose routing is read.
+        journal: where each batch is kept.
+        side: name of the set in it.
         on_progress: told after each batch.
     """
-    windows, owner = _windows(texts)
+    windows, owner = text_windows(texts)
     if not windows:
         raise CorpusError("no token of a set counts within the budget; raise --tokens")
-    documents, token_ids = [], []
-    done, total = 0, sum(w.num_tokens for w in windows)
-    chosen: dict[int, list[NDArray[np.int16]]] = {m.layer_idx: [] for m in layers}
+    batches = list(window_batches(windows, BATCH_TOKENS, loaded.pad_id))
+    pending = [n for n in range(len(batches)) if journal.find(side, n) is None]
+    numbers = iter(pending)
+    done, total = 0, sum(int(batches[n].counted.sum()) for n in pending)
 
     def keep(batch: WindowBatch, routing: dict[int, Routing]) -> None:
-        kept = batch.counted.reshape(-1)
-        documents.append(np.repeat(owner[batch.rows], batch.token_ids.shape[1])[kept])
-        token_ids.append(batch.token_ids.reshape(-1)[kept])
-        for number, seen in routing.items():
-            chosen[number].append(seen.topk_ids.cpu().numpy()[kept].astype(np.int16))
-
-    def tell(tokens: int) -> None:
         nonlocal done
-        done += tokens
+        journal.add(side, next(numbers), tables={"routing": _routed(batch, owner, routing)})
+        done += int(batch.counted.sum())
         on_progress(Progress("reading texts", done, total, "tokens"))
 
     run_batches(
-        loaded, windows, RoutingCapture(loaded.model, [m.site for m in layers]), keep,
-        batch_tokens=BATCH_TOKENS, setting="context", on_tokens=tell,
+        loaded, [batches[n] for n in pending],
+        RoutingCapture(loaded.model, [m.site for m in layers]), keep, setting="context",
     )  # fmt: skip
+    parts = [journal.tables(side, n)["routing"] for n in range(len(batches))]
+    whole = pa.concat_tables(parts).combine_chunks()
+    chosen = {
+        m.layer_idx: _column(whole[f"L{m.layer_idx}"].combine_chunks().flatten()).reshape(
+            whole.num_rows, -1
+        )
+        for m in layers
+    }
     return RoutedTexts(
-        len(texts.documents),
-        np.concatenate(documents).astype(np.int64),
-        np.concatenate(token_ids).astype(np.int64),
-        {n: np.concatenate(parts) for n, parts in chosen.items()},
+        len(texts.documents), _column(whole["document"]), _column(whole["token_id"]), chosen
     )
 
 
-def _windows(texts: TextSet) -> tuple[list[TextWindow], NDArray[np.int64]]:
+def _routed(batch: WindowBatch, owner: NDArray[np.int64], routing: dict[int, Routing]) -> pa.Table:
+    """The counted tokens of one batch: document, id, and chosen experts of each layer."""
+    kept = batch.counted.reshape(-1)
+    columns = {
+        "document": np.repeat(owner[batch.rows], batch.token_ids.shape[1])[kept],
+        "token_id": batch.token_ids.reshape(-1)[kept].astype(np.int64),
+    }
+    for number, seen in routing.items():
+        chosen = seen.topk_ids.cpu().numpy()[kept].astype(np.int16)
+        columns[f"L{number}"] = pa.FixedSizeListArray.from_arrays(
+            chosen.reshape(-1), chosen.shape[1]
+        )
+    return pa.table(columns)
+
+
+def _column(values: Any) -> NDArray[Any]:
+    """A column that is free to be written to."""
+    return np.array(values)
+
+
+def text_windows(texts: TextSet) -> tuple[list[TextWindow], NDArray[np.int64]]:
     """Windows with a token that counts, and the document of each."""
     windows, owner = [], []
     for number, (document, mask) in enumerate(zip(texts.documents, texts.counted, strict=True)):

@@ -17,7 +17,7 @@ from moescope.axes import ExpertRef
 from moescope.measure.controls import Controls, draw_controls
 from moescope.measure.forward import run_batches
 from moescope.measure.journal import Journal
-from moescope.measure.windows import TextWindow, WindowBatch
+from moescope.measure.windows import TextWindow, WindowBatch, window_batches
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import Routing, RoutingCapture
 from moescope.models.loading import LoadedModel
@@ -156,5 +156,5 @@ def count_choices(
             np.add.at(counts[number], (batch.rows[row][:, None], chosen[row, column]), 1)
 
     reader = RoutingCapture(loaded.model, [layer.site for layer in layers])
-    run_batches(loaded, windows, reader, count, batch_tokens=batch_tokens)
+    run_batches(loaded, window_batches(windows, batch_tokens, loaded.pad_id), reader, count)
     return counts

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from moescope.axes import ExpertPlan, ExpertRef, PlanEntry
+from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
 from moescope.given import require_seed
 from moescope.intervene.damage.choices import Prepared, prepare
@@ -28,23 +28,27 @@ from moescope.measure.controls import (
     lowest_p,
     require_room,
 )
-from moescope.measure.identity import describe_model, finite, identity, require_resident
+from moescope.measure.identity import describe_model, identity, require_resident
 from moescope.measure.journal import open_journal
 from moescope.measure.saving import Saving
 from moescope.measure.trials import Measured, Trial, TrialRunner, batch_budget
 from moescope.measure.windows import TextWindow
-from moescope.models.edits import check_edits, check_exist, select_experts
+from moescope.models.edits import check_edits, select_experts
 from moescope.models.loading import LoadedModel
+from moescope.plan import Plan, PlanEntry
 from moescope.progress import OnProgress, quiet
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Damage", "Experts", "Match", "make_plan", "measure_damage"]
+__all__ = ["ABLATION", "Damage", "Experts", "Match", "make_plan", "measure_damage"]
+
+ABLATION = "ablation"
+"""The kind of result that a measurement is."""
 
 Match = Literal["load", "target-load", "size"]
 
-Experts = ExpertPlan | str | Sequence[str | ExpertRef]
+Experts = Plan | str | Sequence[str | ExpertRef]
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Damage:
         scopes: documents, domains and targets.
         measured: sums by window, and what was computed.
         model: what was measured.
+        identity: everything that decided the numbers.
         seed: of the controls.
     """
 
@@ -78,6 +83,7 @@ class Damage:
     scopes: Scopes
     measured: Measured
     model: dict[str, Any]
+    identity: dict[str, Any]
     seed: int
 
     @property
@@ -107,27 +113,15 @@ class Damage:
         """The same as a data frame."""
         return self.table.to_pandas()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON takes it; numbers that are unknown are None."""
-        data = {
-            "kind": "plan",
-            "model": self.model,
-            "edit": self.edit.name,
-            "experts": [
-                {"expert": str(e.expert), "reason": e.reason, "score": e.score}
-                for e in self.entries
-            ],
+    def about(self) -> dict[str, Any]:
+        """What is known besides the table, as JSON takes it."""
+        return {
+            "trials": "plan",
+            "experts": [{**e._asdict(), "expert": str(e.expert)} for e in self.entries],
             "layer_loads": self.prepared.layer_loads,
-            "targets": self.scopes.targets,
-            "text": self.scopes.describe(self.measured.tokens),
             "controls": self._describe_controls(),
             "selectivity": self.selectivity and self.selectivity._asdict(),
-            "rows": self.table.to_pylist(),
-            "saving": self.saving.to_dict(),
-            "seed": self.seed,
         }
-        made: dict[str, Any] = finite(data)
-        return made
 
     def _describe_controls(self) -> dict[str, Any]:
         controls = self.prepared.controls
@@ -209,11 +203,12 @@ def measure_damage(
         raise BadInputError("--match target-load needs a target; name one with --target DOMAIN")
     on = scopes.windows_on_target() if match == "target-load" else np.ones(len(windows), np.bool_)
     settings = {
+        "batch_tokens": batch,
         "kind": "plan", "experts": [str(r) for r in plan.experts], "edit": edit, "match": match,
         "controls": controls, "targets": scopes.targets, "seed": seed,
     }  # fmt: skip
-    made_of = identity(loaded, windows, batch, **settings)
-    with open_journal(folder, made_of, resume=resume) as journal:
+    made_of = identity(loaded, windows, **settings)
+    with open_journal(folder, ABLATION, made_of, resume=resume) as journal:
         prepared = prepare(
             loaded, windows, plan.experts, journal, controls=controls, by_load=match != "size",
             matched_on=on, seed=seed, batch_tokens=batch,
@@ -240,11 +235,12 @@ def measure_damage(
         scopes=scopes,
         measured=measured,
         model=describe_model(loaded),
+        identity=made_of,
         seed=seed,
     )
 
 
-def make_plan(loaded: LoadedModel, experts: Experts, reason: str = "named by hand") -> ExpertPlan:
+def make_plan(loaded: LoadedModel, experts: Experts, reason: str = "named by hand") -> Plan:
     """A plan for this model, from selectors, experts or a plan that is checked.
 
     Args:
@@ -255,19 +251,10 @@ def make_plan(loaded: LoadedModel, experts: Experts, reason: str = "named by han
     Raises:
         BadInputError: experts that do not exist, or a plan of another model.
     """
-    anatomy = loaded.anatomy
-    shape = (anatomy.layer_numbers, tuple(m.num_experts for m in anatomy.layers))
-    if isinstance(experts, ExpertPlan):
-        experts.require_model(loaded.spec.model, loaded.config_hash, *shape)
+    if isinstance(experts, Plan):
+        experts.require_model(describe_model(loaded))
         return experts
     names = experts.split(",") if isinstance(experts, str) else [str(e) for e in experts]
-    refs = select_experts(anatomy, names)
-    check_exist(anatomy, refs)
-    return ExpertPlan(
-        model=loaded.spec.model,
-        config_sha256=loaded.config_hash,
-        layers=shape[0],
-        num_experts=shape[1],
-        entries=tuple(PlanEntry(ref, reason) for ref in refs),
-        created_by="moescope ablate",
-    )
+    refs = select_experts(loaded.anatomy, names)
+    entries = [PlanEntry(ref, reason) for ref in refs]
+    return Plan.of(describe_model(loaded), entries, "moescope ablate")

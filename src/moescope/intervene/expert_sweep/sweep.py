@@ -20,10 +20,11 @@ import pyarrow.compute as pc
 from moescope.axes import ExpertRef
 from moescope.given import require_seed
 from moescope.intervene.damage.edits import DamageEdit, damage_edit
+from moescope.intervene.damage.measure import ABLATION
 from moescope.intervene.damage.scopes import Scopes
 from moescope.intervene.expert_sweep.scores import ScoreKeeper
 from moescope.intervene.expert_sweep.tables import correlation_table, expert_table, repeatabilities
-from moescope.measure.identity import describe_model, finite, identity, require_resident
+from moescope.measure.identity import describe_model, identity, require_resident
 from moescope.measure.journal import open_journal
 from moescope.measure.saving import Saving
 from moescope.measure.trials import Measured, Trial, TrialRunner, batch_budget
@@ -52,6 +53,7 @@ class ExpertSweep:
         measured: sums by window, and what was computed.
         score_notes: scores that this architecture does not have.
         model: what was measured.
+        identity: everything that decided the numbers.
         seed: of the resampling.
     """
 
@@ -65,6 +67,7 @@ class ExpertSweep:
     measured: Measured
     score_notes: list[str]
     model: dict[str, Any]
+    identity: dict[str, Any]
     seed: int
 
     @property
@@ -85,23 +88,9 @@ class ExpertSweep:
         """The same as a data frame."""
         return self.table.to_pandas()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON takes it; numbers that are unknown are None."""
-        data = {
-            "kind": "each",
-            "model": self.model,
-            "edit": self.edit.name,
-            "layers": self.layers,
-            "targets": self.scopes.targets,
-            "text": self.scopes.describe(self.measured.tokens),
-            "rows": self.table.to_pylist(),
-            "correlations": self.correlations.to_pylist(),
-            "repeatability": self.repeatability,
-            "saving": self.saving.to_dict(),
-            "seed": self.seed,
-        }
-        made: dict[str, Any] = finite(data)
-        return made
+    def about(self) -> dict[str, Any]:
+        """What is known besides the tables, as JSON takes it."""
+        return {"trials": "each", "layers": self.layers, "repeatability": self.repeatability}
 
 
 def sweep_experts(
@@ -149,13 +138,14 @@ def sweep_experts(
     experts = tuple(ExpertRef(m.layer_idx, e) for m in swept for e in range(m.num_experts))
     batch = batch_budget(loaded, batch_tokens)
     settings = {
+        "batch_tokens": batch,
         "kind": "each", "layers": numbers, "edit": edit, "targets": scopes.targets, "seed": seed,
     }  # fmt: skip
     place = {name: i for i, name in enumerate(scopes.domains)}
     domain_of = np.asarray([place[w.domain] for w in windows], np.int64)
     keeper = ScoreKeeper(loaded, swept, domain_of, len(scopes.domains))
-    made_of = identity(loaded, windows, batch, **settings)
-    with open_journal(folder, made_of, resume=resume) as journal:
+    made_of = identity(loaded, windows, **settings)
+    with open_journal(folder, ABLATION, made_of, resume=resume) as journal:
         runner = TrialRunner(
             loaded, windows, swept, batch_tokens=batch, journal=journal, observe=keeper.observe,
             on_progress=on_progress,
@@ -174,5 +164,6 @@ def sweep_experts(
         measured=measured,
         score_notes=keeper.notes,
         model=describe_model(loaded),
+        identity=made_of,
         seed=seed,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,8 +11,10 @@ from moescope.intervene.steering.controls import Controls
 from moescope.intervene.steering.distributions import Shift
 from moescope.intervene.steering.prompts import Prompt, WordToken, visible
 from moescope.intervene.steering.use import Choice, Effect, ExpertUse
+from moescope.result import Note, Result, plain
 
 __all__ = [
+    "STEERING",
     "SteeringResult",
     "SweepPoint",
     "SweepResult",
@@ -21,7 +22,11 @@ __all__ = [
     "TokenShift",
     "WordShift",
     "percent",
+    "steering_result",
 ]
+
+STEERING = "steering"
+"""The kind of result that a steering is."""
 
 
 class TokenShift(NamedTuple):
@@ -68,6 +73,7 @@ class SteeringResult:
         before, after: the generated texts; None when not asked for.
         first_difference: index of the first generated token that differs; None: they are the same.
         temperature, seed: of the generation; the same on both sides.
+        identity: everything that decided the numbers.
     """
 
     model: str
@@ -88,6 +94,7 @@ class SteeringResult:
     first_difference: int | None
     temperature: float
     seed: int
+    identity: dict[str, Any]
 
     def where(self) -> str:
         """Where the edit holds, in words."""
@@ -104,7 +111,10 @@ class SteeringResult:
 
     def to_arrow(self) -> pa.Table:
         """The next-token distribution: one row per token of `tokens`."""
-        rows = [{"token_id": t.token_id, "text": t.text, **t.shift._asdict()} for t in self.tokens]
+        rows = [
+            {"token_id": t.token_id, "text": _written(t.text), **t.shift._asdict()}
+            for t in self.tokens
+        ]
         return pa.Table.from_pylist(rows)
 
     def to_pandas(self) -> Any:
@@ -113,8 +123,8 @@ class SteeringResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON values."""
-        plain: dict[str, Any] = _plain(self)
-        return plain
+        made: dict[str, Any] = plain(self)
+        return made
 
 
 class SweepPoint(NamedTuple):
@@ -167,7 +177,8 @@ class SweepResult:
             for word, shift in zip(self.words, p.words, strict=True):
                 row[f"logit_change {word.text}"] = shift.logit_change
                 row[f"log_prob_change {word.text}"] = shift.log_prob_change
-            row["text"] = p.text.text if p.text else None
+            row["token"] = _written(p.token)
+            row["text"] = _written(p.text.text) if p.text else None
             rows.append(row)
         return pa.Table.from_pylist(rows)
 
@@ -177,8 +188,8 @@ class SweepResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON values."""
-        plain: dict[str, Any] = _plain(self)
-        return plain
+        made: dict[str, Any] = plain(self)
+        return made
 
 
 def _on_next(result: SteeringResult) -> str:
@@ -239,14 +250,21 @@ def percent(share: float) -> str:
     return f"{value:.2g} %" if value >= 1e-4 else "< 0.0001 %"
 
 
-def _plain(value: Any) -> Any:
-    """Dataclasses and named tuples as dicts, other tuples as lists, no number as None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if hasattr(value, "_asdict"):
-        return {k: _plain(v) for k, v in value._asdict().items()}
-    if hasattr(value, "__dataclass_fields__"):
-        return {k: _plain(getattr(value, k)) for k in value.__dataclass_fields__}
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    return value
+def _written(text: str) -> str:
+    """What a file can hold of a text: a token may be half of a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def steering_result(found: SteeringResult, swept: SweepResult | None = None) -> Result:
+    """The `Result` that is kept and shown on a page.
+
+    Args:
+        found: one edit beside the unedited model.
+        swept: the edit over its strength.
+    """
+    tables = {"tokens": found.to_arrow()} | ({"sweep": swept.to_arrow()} if swept else {})
+    about = found.to_dict()
+    identity = about.pop("identity")
+    about |= {"where": found.where(), "sweep": swept.to_dict() if swept else None}
+    notes = tuple(Note("warn", text) for text in found.effect.notes)
+    return Result(STEERING, identity, tables, tuple(found.summary()), notes, about)

@@ -11,11 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from moescope.errors import BadInputError
 from moescope.given import require_seed
 from moescope.intervene.steering.controls import MOST_CONTROLS, Controls, run_controls
-from moescope.intervene.steering.distributions import entropy, kl_divergence, shift_of, top_union
+from moescope.intervene.steering.distributions import (
+    Shift,
+    entropy,
+    kl_divergence,
+    shift_of,
+    top_union,
+)
 from moescope.intervene.steering.passes import Continuation, Look, look, write
 from moescope.intervene.steering.prompts import (
     Prompt,
@@ -25,6 +33,7 @@ from moescope.intervene.steering.prompts import (
     word_tokens,
 )
 from moescope.intervene.steering.results import (
+    STEERING,
     SteeringResult,
     SweepPoint,
     SweepResult,
@@ -33,6 +42,8 @@ from moescope.intervene.steering.results import (
     WordShift,
 )
 from moescope.intervene.steering.use import choices_at, effect_of, uses_of
+from moescope.measure.identity import identity
+from moescope.measure.journal import open_journal
 from moescope.models.anatomy import MoELayer
 from moescope.models.edits import Edit, check_edits
 from moescope.models.loading import LoadedModel
@@ -164,6 +175,7 @@ def steer(
         first_difference=_parting(before, after),
         temperature=temperature,
         seed=seed,
+        identity=_identity(bench, changed, words),
     )
 
 
@@ -180,6 +192,8 @@ def sweep(
     temperature: float = 0.0,
     seed: int = 0,
     chat: bool = False,
+    folder: str | Path | None = None,
+    resume: bool = False,
     on_progress: OnProgress = quiet,
 ) -> SweepResult:
     """Follow an edit over its strength, each time beside the unedited model.
@@ -196,6 +210,8 @@ def sweep(
         temperature: of the generation.
         seed: of the generation.
         chat: apply the model's chat template.
+        folder: where strengths are kept as they are done; None keeps nothing.
+        resume: go on with what the folder holds.
         on_progress: told after every strength.
 
     Returns:
@@ -204,6 +220,7 @@ def sweep(
     Raises:
         BadInputError: as `steer`, or no strength.
         ModelError: an edit that this architecture cannot take.
+        RunError: the folder holds another measurement.
     """
     values = sorted(set(strengths))
     if not values:
@@ -211,10 +228,17 @@ def sweep(
     bench = _bench(loaded, prompt, edits(values[0]), targets, generate, temperature, seed, chat)
     followed = word_tokens(loaded.tokenizer, words, bench.prompt)
     plain, before = bench.look(), bench.write()
+    first, last = (bench.at_targets(edits(v)) for v in (values[0], values[-1]))
+    made_of = _identity(bench, [*first, *last], words, kind=kind, strengths=values)
     points = []
-    for done, value in enumerate(values, start=1):
-        points.append(_point(bench, value, edits(value), (plain, before), followed))
-        on_progress(Progress("sweep", done, len(values), "strengths"))
+    with open_journal(folder, STEERING, made_of, resume=resume) as journal:
+        for done, value in enumerate(values, start=1):
+            record = journal.find("point", repr(value))
+            if record is None:
+                point = _point(bench, value, edits(value), (plain, before), followed)
+                record = journal.add("point", repr(value), point=point)
+            points.append(_restored(record["point"]))
+            on_progress(Progress("sweep", done, len(values), "strengths"))
     return SweepResult(kind, tuple(followed), tuple(points), _as_text(before))
 
 
@@ -292,6 +316,23 @@ def _point(
     )
 
 
+def _restored(point: list[Any]) -> SweepPoint:
+    """A point as the journal gives it back."""
+    made = SweepPoint(*point)
+    return made._replace(
+        words=tuple(Shift(*w) for w in made.words), text=made.text and _text(*made.text)
+    )
+
+
+def _identity(
+    bench: _Bench, edits: Sequence[Edit], words: Sequence[str], **more: Any
+) -> dict[str, Any]:
+    return identity(
+        bench.loaded, prompt=bench.prompt.ids, edits=list(map(str, edits)), words=list(words),
+        generate=bench.generate, temperature=bench.temperature, seed=bench.seed, **more,
+    )  # fmt: skip
+
+
 def _common(edits: Sequence[Edit]) -> tuple[int, ...] | None:
     """All positions that edits hold at; None when one of them holds everywhere."""
     if any(e.positions is None for e in edits):
@@ -306,7 +347,11 @@ def _in_words(edits: Sequence[Edit]) -> tuple[str, ...]:
 
 
 def _as_text(written: Continuation | None) -> Text | None:
-    return None if written is None else Text(*written[:4])
+    return None if written is None else _text(*written[:4])
+
+
+def _text(ids: Sequence[int], pieces: Sequence[str], text: str, ended: bool) -> Text:
+    return Text(tuple(ids), tuple(pieces), text, ended)
 
 
 def _parting(before: Continuation | None, after: Continuation | None) -> int | None:

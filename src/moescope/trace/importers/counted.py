@@ -21,6 +21,7 @@ from moescope.run.aggregates import AggregateShape
 from moescope.run.commit import commit, coverage, finish
 from moescope.run.manifest import Manifest, has_progress, read_manifest
 from moescope.run.options import TraceOptions
+from moescope.run.same import require_same_run
 from moescope.run.state import RunState
 from moescope.trace.importers.common import RefusedError
 from moescope.trace.importers.counts import SUFFIXES, Counted, counts_of
@@ -31,7 +32,6 @@ from moescope.trace.importers.source import (
     corpus_name,
     describe_source,
     fingerprint,
-    require_same,
 )
 
 __all__ = ["CountsImporter"]
@@ -82,7 +82,7 @@ class CountsImporter:
             if not resume:
                 raise RunError(f"{self.run} already holds a run; resume it, or give another folder")
             old = read_manifest(self.run)
-            require_same(self.run, self.manifest, old)
+            require_same_run(self.run, old, self.manifest)
             if old.status == "complete":
                 return self.run
         sums = self._read()

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from moescope.corpus.records import SourceFile
 from moescope.models.anatomy import MoELayer
-from moescope.models.anatomy import _ranges as ranges
 from moescope.trace.importers.common import (
     MAX_TOKENS,
     Item,
@@ -35,7 +34,7 @@ from moescope.trace.importers.common import (
 )
 from moescope.trace.importers.csv_columns import first_row, read_columns
 from moescope.trace.importers.served import ServedModel
-from moescope.words import listing
+from moescope.words import listing, ranges
 
 __all__ = ["NAME", "SUFFIXES", "requests"]
 

@@ -28,6 +28,7 @@ from moescope.run.manifest import (
 )
 from moescope.run.options import TraceOptions
 from moescope.run.reader import stored_state
+from moescope.run.same import require_same_run
 from moescope.run.state import RunState
 from moescope.run.store import read_parquet
 from moescope.trace.importers import llamacpp, sglang, vllm
@@ -43,7 +44,6 @@ from moescope.trace.importers.source import (
     describe_source,
     fingerprint,
     notes,
-    require_same,
 )
 from moescope.trace.record import _token_texts as token_texts
 
@@ -190,7 +190,7 @@ class _Importer:
 
     def _restore(self) -> None:
         old = read_manifest(self.run)
-        require_same(self.run, self.manifest, old)
+        require_same_run(self.run, old, self.manifest)
         self.manifest = old
         self.state = stored_state(self.run, old, self.shape)
         self.done, self.tokens = int(old.progress["documents_read"]), int(old.progress["tokens"])

@@ -9,13 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from moescope.errors import RunError
 from moescope.run.manifest import Manifest, write_manifest
 from moescope.trace.importers import llamacpp, sglang, vllm
 from moescope.trace.importers.files import CaptureFile, beside
 from moescope.trace.importers.rows import ZERO_FILLED
 from moescope.trace.importers.served import ServedModel
-from moescope.words import brief
 
 __all__ = [
     "COUNTS",
@@ -24,7 +22,6 @@ __all__ = [
     "describe_source",
     "fingerprint",
     "notes",
-    "require_same",
 ]
 
 COUNTS = "aggregated counts"
@@ -76,23 +73,6 @@ def _absent(engine: str, ordered: bool) -> dict[str, str]:
             "(import with --ordered if it is by weight)"
         )
     return absent
-
-
-def require_same(run: Path, mine: Manifest, old: Manifest) -> None:
-    """Refuse to go on with a run of another model, options or source.
-
-    Raises:
-        RunError: names the first difference.
-    """
-    for what in ("model", "options", "source"):
-        here, there = getattr(mine, what), getattr(old, what)
-        for key in sorted({*here, *there} - {"name", "notes", "engine_version"}):
-            if here.get(key) != there.get(key):
-                raise RunError(
-                    f"{run} is a run of another {what} ({key}: run has {brief(there.get(key))}, "
-                    f"now {brief(here.get(key))}); resume it with what it was started with, or "
-                    "give another folder"
-                )
 
 
 def begin(run: Path, manifest: Manifest) -> None:

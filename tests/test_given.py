@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from moescope.axes import ExpertRef
-from moescope.cli.config import RunConfig, parse_layers
+from moescope.cli.settings import RunArgs, parse_layers
 from moescope.corpus import CorpusSpec
 from moescope.errors import BadInputError
 from moescope.given import (
@@ -23,7 +23,6 @@ from moescope.given import (
     whole_number,
 )
 from moescope.intervene import measure_damage, steer, sweep, sweep_experts
-from moescope.launch import LaunchOptions
 from moescope.models import LoadedModel
 from moescope.models.edits import bias
 from moescope.run.aggregates import pack, unpack
@@ -35,7 +34,7 @@ WITH_A_SEED: dict[str, Callable[[int], Any]] = {
     "TraceOptions": lambda seed: TraceOptions(seed=seed),
     "CorpusSpec": lambda seed: CorpusSpec(path="texts", seed=seed),
     "SimilarityOptions": lambda seed: SimilarityOptions(seed=seed),
-    "RunConfig": lambda seed: RunConfig(model="m", corpus="c", out="o", seed=seed),
+    "RunArgs": lambda seed: RunArgs(model="m", corpus="c", out="o", seed=seed),
 }
 
 
@@ -46,11 +45,6 @@ def test_a_seed_has_63_bits_wherever_it_is_given(kind: str) -> None:
     for seed in (-1, MAX_SEED + 1, 2**70):
         with pytest.raises(ValidationError):
             WITH_A_SEED[kind](seed)
-
-
-def test_a_launch_has_one_limit_whether_flags_or_python_ask_for_it() -> None:
-    for name in ("workers", "shards"):
-        assert RunConfig.model_fields[name].metadata == LaunchOptions.model_fields[name].metadata
 
 
 def test_no_model_is_trained_with_more_experts_than_a_run_can_hold() -> None:
@@ -105,7 +99,7 @@ def test_what_is_no_number_is_no_setting(number: float, tiny_loaded: LoadedModel
     for settings in (
         lambda: TraceOptions(checkpoint_seconds=number),
         lambda: CorpusSpec(path="texts", test_share=number),
-        lambda: RunConfig(model="m", corpus="c", out="o", worker_cpus=number),
+        lambda: RunArgs(model="m", corpus="c", out="o", worker_cpus=number),
     ):
         with pytest.raises(ValidationError):
             settings()
@@ -120,7 +114,7 @@ def test_only_ascii_digits_are_a_number() -> None:
         for t in ("", "²", "٣", "1e3", "-1", "1_0", "9" * 10, "9" * 5000)
     )
     for text in ("²", "1-٣", "9" * 5000, "0-99999999999", "0-999999999", "3-1", "1-", "-", ""):
-        with pytest.raises(BadInputError, match="--layers"):
+        with pytest.raises(BadInputError, match="`layers`"):
             parse_layers(text)
     assert parse_layers("0, 3,8-11") == (0, 3, 8, 9, 10, 11)
 

@@ -14,7 +14,8 @@ import pytest
 from tests.support.launched import OPTIONS, Place, assert_is_the_run, make_place
 
 from moescope.errors import BadInputError, LaunchError
-from moescope.launch import LaunchOptions, LaunchProgress, launch
+from moescope.launch import LaunchOptions, launch
+from moescope.progress import Progress
 from moescope.run.reader import Run
 
 pytestmark = pytest.mark.slow
@@ -47,9 +48,9 @@ def test_workers_that_are_killed_lose_nothing_and_double_nothing(
     place: Place, tmp_path: Path
 ) -> None:
     killed: list[Path] = []
-    seen: list[LaunchProgress] = []
+    seen: list[Progress] = []
 
-    def kill(at: LaunchProgress) -> None:
+    def kill(at: Progress) -> None:
         seen.append(at)
         for run, pid in holders(tmp_path / "run" / "parts").items():
             if len(killed) < 2 and run not in killed:
@@ -58,12 +59,21 @@ def test_workers_that_are_killed_lose_nothing_and_double_nothing(
 
     folder = launch(place.model, place.corpus, tmp_path / "run", COMMITTING, TWO, on_progress=kill)
     assert len(killed) == 2
-    assert seen[-1].lost == 2
-    assert seen[-1].done == (1, 2, 3)
-    assert seen[-1].share == 1.0
-    assert seen[-1].tokens == Run(place.whole).manifest.progress["tokens"]
+    assert_told(seen, place, lost=2)
     assert not (folder / "parts").exists()
     assert_is_the_run(folder, place)
+
+
+def assert_told(seen: list[Progress], place: Place, lost: int) -> None:
+    """Every shard was said to be done once, every lost worker was told, and all tokens counted."""
+    notes = [at.note for at in seen if at.note]
+    assert sum("a worker died" in note for note in notes) == lost
+    done = sorted(note for note in notes if "is done" in note)
+    assert done == [f"shard {n}/3 is done" for n in (1, 2, 3)]
+    last = [at for at in seen if at.stage.startswith("tracing")][-1]
+    assert last.stage == "tracing, 3/3 shards"
+    assert last.share == 1.0
+    assert last.done == Run(place.whole).manifest.progress["tokens"]
 
 
 def wait_for(what: Callable[[], object], seconds: float = 240.0) -> None:
@@ -156,9 +166,9 @@ def test_a_ray_worker_that_is_killed_loses_nothing_and_doubles_nothing(
     place: Place, tmp_path: Path, ray_here: object
 ) -> None:
     killed: list[int] = []
-    seen: list[LaunchProgress] = []
+    seen: list[Progress] = []
 
-    def kill(at: LaunchProgress) -> None:
+    def kill(at: Progress) -> None:
         seen.append(at)
         for pid in list(holders(tmp_path / "run" / "parts").values())[: 1 - len(killed)]:
             os.kill(pid, signal.SIGKILL)
@@ -167,9 +177,7 @@ def test_a_ray_worker_that_is_killed_loses_nothing_and_doubles_nothing(
     how = LaunchOptions(launcher="ray", workers=1, shards=3)
     folder = launch(place.model, place.corpus, tmp_path / "run", COMMITTING, how, on_progress=kill)
     assert len(killed) == 1
-    assert seen[-1].lost == 1  # Ray gave the shard to another worker; the launcher saw it
-    assert seen[-1].done == (1, 2, 3)
-    assert seen[-1].tokens == Run(place.whole).manifest.progress["tokens"]
+    assert_told(seen, place, lost=1)  # Ray gave the shard to another worker; the launcher saw it
     assert_is_the_run(folder, place)
 
 
@@ -178,7 +186,7 @@ def test_a_shard_over_which_every_ray_worker_dies_is_given_up(
 ) -> None:
     killed: set[int] = set()
 
-    def kill(_at: LaunchProgress) -> None:
+    def kill(_at: Progress) -> None:
         for lock in (tmp_path / "run" / "parts").glob("*-of-*.lock"):
             with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
                 pid = int(json.loads(lock.read_text())["pid"])

@@ -106,7 +106,7 @@ BAD = {
     "no setting": ((), "give --set"),
     "target past the prompt": (("--set", "L1E2=+2", "--target", "99"), "past the prompt"),
     "no such plan": (("--plan", "none.json"), "cannot be read"),
-    "no such chat": (("--set", "L1E2=+2", "--chat"), "no chat template"),
+    "no such chat": (("--set", "L1E2=+2", "--chat-template"), "no chat template"),
     "strengths": (("--set", "L1E2=+2", "--sweep", "4:-4:1"), "FROM:TO:STEP"),
     "sweep of a word": (("--set", "L1E2=mask", "--sweep", "0:1:1"), "gives 0"),
     "s without a sweep": (("--set", "L1E2=+s"), "add --sweep"),

@@ -21,6 +21,7 @@ from moescope.cli.terminal import CleanConsole, bounded, clean
 from moescope.corpus import CorpusSpec
 from moescope.metrics.runs import open_run, table_names
 from moescope.models import ModelSpec, load_model
+from moescope.progress import Progress
 from moescope.run.options import TraceOptions
 from moescope.trace import trace
 
@@ -107,7 +108,7 @@ VERBS = {
     "all profiles": ("profile", "RUN", "--all", "--no-model"),
     "merge": ("merge", "RUN", "OTHER", "-o", "OUT"),
     "compare": ("compare", "RUN", "RUN"),
-    "similarity": ("similarity", "RUN", "-o", "OUT", "--layers", "0", "--tokens", "100"),
+    "similarity": ("similarity", "RUN", "-o", "OUT", "--layers", "0", "--total-tokens", "100"),
     "ablate": ("ablate", "--run", "RUN", "--experts", "L0E1", "-o", "OUT", "--controls", "1"),
     "trace": ("trace", "MODEL", "CORPUS", "-o", "OUT"),
     "analyze": ("analyze", "MODEL", "CORPUS", "-o", "OUT"),
@@ -238,9 +239,7 @@ def test_a_bar_reads_no_markup_in_what_it_shows(monkeypatch: pytest.MonkeyPatch)
     screen = Terminal()
     console = CleanConsole(file=screen, force_terminal=True, width=100)
     monkeypatch.setattr(terminal, "errors", console)
-    with terminal.bar("rate") as shown:
-        shown.add_task(f"[/red]loading [bold]{RED}", total=1, rate="")
-    with terminal.status(f"[/red]merging {TITLE}") as say:
-        say(f"[/x]{RED}")
+    with terminal.progress(f"[/red]merging {TITLE}") as show:
+        show(Progress(f"[/red]loading [bold]{RED}", 1, 2, f"[/x]{RED}", note=f"[/x]{TITLE}"))
     assert "[/red]loading [bold]" in screen.text()
     assert_harmless(screen.text())

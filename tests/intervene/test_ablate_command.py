@@ -16,7 +16,7 @@ from tests.support.saved import write_corpus
 from typer.testing import CliRunner, Result
 
 from moescope.cli import ablate_cmd
-from moescope.cli.ablate_config import resolve_ablation
+from moescope.cli.verb import flagged, resolve
 from moescope.errors import BadInputError, MoescopeError
 from moescope.intervene import measure_damage, sweep_experts
 from moescope.intervene.ablation import ablation_result
@@ -96,10 +96,10 @@ class TestFiles:
     def test_a_run_names_its_model(self, tiny_run: AnalyzedRun) -> None:
         own = str(tiny_run.manifest.model["name"])
         given = {"run": str(tiny_run.path), "each": True}
-        assert resolve_ablation(given, None).model == own
-        assert resolve_ablation({**given, "model": "other"}, None).model == "other"
+        assert resolve(ablate_cmd.AblateArgs, given, None).model == own
+        assert resolve(ablate_cmd.AblateArgs, {**given, "model": "other"}, None).model == "other"
         with pytest.raises(BadInputError, match="model is missing"):
-            resolve_ablation({"corpus": "texts", "each": True, "out": "o"}, None)
+            resolve(ablate_cmd.AblateArgs, {"corpus": "texts", "each": True, "out": "o"}, None)
 
     def test_csv_and_json_are_the_whole_table_and_nothing_else(
         self, ablate: Moescope, texts: Path, tmp_path: Path
@@ -139,7 +139,6 @@ BAD = {
     "no such domain": (
         ("--experts", "L1E0", "--corpus", "TEXTS", "--target", "domain", "-o", "o"), "did you mean",
     ),
-    "too few tokens": (("--each", "--tokens", "0", "--corpus", "t", "-o", "o"), "--tokens"),
     "unknown match": (("--each", "--match", "size", "--experts", "x"), "got --experts and --each"),
 }  # fmt: skip
 
@@ -150,8 +149,9 @@ def test_bad_input_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words, said = BAD[case]
-    with pytest.raises(MoescopeError, match=re.escape(said)) as caught:
+    with pytest.raises(MoescopeError) as caught:
         ablate(*(texts if w == "TEXTS" else w for w in words))
+    assert said in flagged(str(caught.value))
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "o" / "result.json").exists()

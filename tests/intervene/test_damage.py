@@ -27,6 +27,7 @@ from moescope.metrics.rates import mean_interval
 from moescope.models import LoadedModel
 from moescope.models.anatomy import REFUSED
 from moescope.models.edits import Edit
+from moescope.progress import Progress
 
 VARIED = (
     "olmoe", "mixtral", "deepseek_v3", "deepseek_v4", "gemma4_text", "gpt_oss", "granitemoe",
@@ -417,7 +418,7 @@ class TestResuming:
         whole = measure_damage(tiny_loaded, windows, "L1E1", **settings)
         calls = 0
 
-        def stop(done: int, total: int, tokens: int) -> None:
+        def stop(_at: Progress) -> None:
             nonlocal calls
             calls += 1
             if calls == 8:

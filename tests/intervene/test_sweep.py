@@ -17,6 +17,7 @@ from moescope.intervene.expert_sweep.rank_correlation import rank_correlation, r
 from moescope.intervene.expert_sweep.scores import SCORES, domain_bits, largest_lift
 from moescope.intervene.expert_sweep.sweep import ExpertSweep
 from moescope.models.capture import RoutingCapture
+from moescope.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -244,8 +245,8 @@ class TestCost:
     def test_an_interrupted_sweep_ends_in_the_same_numbers(
         self, swept: ExpertSweep, tmp_path: Path
     ) -> None:
-        def stop(done: int, total: int, tokens: int) -> None:
-            if done == 5:
+        def stop(at: Progress) -> None:
+            if at.stage.startswith("measuring, 5/"):
                 raise KeyboardInterrupt
 
         loaded, windows = loaded_of("olmoe"), some_windows()

@@ -112,7 +112,7 @@ BAD = {
     "no tokens": (("run", "--all", "--tokens", "0"), "must be 1 or more, got 0"),
     "tokens without a model": (("run", "--all", "--no-model", "--tokens", "9"), "has none"),
     "another model": (("run", "L1E0", "--model", "other", "--tokens", "77"), "another model"),
-    "no such precision": (("run", "L1E0", "--dtype", "int3"), "dtype 'int3' is unknown"),
+    "no such precision": (("run", "L1E0", "--dtype", "int3"), "--dtype"),
 }
 
 

@@ -18,6 +18,7 @@ from moescope.profiles import measure as measure_module
 from moescope.profiles.cells import Cells, half_of_documents
 from moescope.profiles.lens import FinalScales, find_lens
 from moescope.profiles.measure import Measured, measure
+from moescope.progress import Progress
 from moescope.run.aggregates import AggregateShape
 from moescope.run.options import TraceOptions
 
@@ -287,9 +288,9 @@ def test_no_text_is_refused(olmoe: Setting) -> None:
 
 def test_progress_ends_at_the_number_of_tokens(olmoe: Setting) -> None:
     loaded, windows, cells = olmoe
-    told: list[tuple[int, int]] = []
-    made = measure(loaded, windows, cells, DOMAINS, on_progress=lambda a, b: told.append((a, b)))
+    told: list[Progress] = []
+    made = measure(loaded, windows, cells, DOMAINS, on_progress=told.append)
     total = sum(w.num_tokens for w in windows)
-    assert told[-1] == (total, total)
+    assert told[-1][1:4] == (total, total, "tokens")
     assert made.text.tokens.sum() == total
     assert made.text.documents.tolist() == [3, 3, 3]

@@ -255,8 +255,8 @@ class TestCommandLine:
     ) -> None:
         code, out, err = moescope(
             "similarity", tiny_folder, tiny_corpus, "-o", tmp_path / "alike", "--layers", "1,3",
-            "--method", "cka", "--method", "router", "--tokens", "90", "--memory", "200MB",
-            "--rows", "2", "--format", "json", "--pdf",
+            "--method", "cka", "--method", "router", "--total-tokens", "90",
+            "--output-memory", "200MB", "--rows", "2", "--format", "json", "--pdf",
         )  # fmt: skip
         assert code == 0, err
         rows = [json.loads(line) for line in out.splitlines()]
@@ -275,8 +275,8 @@ class TestCommandLine:
         self, moescope, tiny_run: AnalyzedRun
     ) -> None:
         code, out, err = moescope(
-            "similarity", tiny_run.path, "--tokens", "60", "--map", "none", "--method", "cosine",
-            "--format", "csv",
+            "similarity", tiny_run.path, "--total-tokens", "60", "--map", "none",
+            "--method", "cosine", "--format", "csv",
         )  # fmt: skip
         assert code == 0, err
         assert out.splitlines()[0].startswith("method,a,b,value,ci_low")
@@ -289,7 +289,7 @@ class TestCommandLine:
             (("{model}", "-o", "x"), "cosine and cka need text"),
             (("{run}", "--text-field", "body"), "--text-field says how a corpus is read"),
             (("{model}", "{corpus}", "-o", "x", "--layers", "9"), "is not an MoE layer"),
-            (("{model}", "{corpus}", "-o", "x", "--memory", "lots"), "is no size"),
+            (("{model}", "{corpus}", "-o", "x", "--output-memory", "lots"), "is no size"),
             (("{model}", "nothing.jsonl", "-o", "x"), "nothing.jsonl"),
         ],
     )

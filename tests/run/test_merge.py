@@ -305,7 +305,7 @@ def test_a_run_that_is_not_finished_or_not_there_is_named(
     tiny_loaded: LoadedModel, corpus: Path, three: list[Path], tmp_path: Path
 ) -> None:
     def stop(progress) -> None:  # type: ignore[no-untyped-def]
-        if progress.tokens > 100:
+        if progress.done > 100:
             raise KeyboardInterrupt
 
     spec = CorpusSpec(path=str(corpus), shard="2/3")

@@ -16,11 +16,12 @@ from moescope.errors import RunError
 from moescope.measure.windows import choose_windows, run_windows
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.models import LoadedModel, ModelSpec, load_model
+from moescope.progress import Progress
 from moescope.report.data import report_data
 from moescope.run.manifest import read_manifest
 from moescope.run.merge import merge_runs
 from moescope.run.options import TraceOptions
-from moescope.trace import Progress, trace
+from moescope.trace import trace
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
@@ -148,7 +149,7 @@ def test_an_interrupted_run_keeps_the_count(
     options = TraceOptions(context=250, pool_tokens=60, checkpoint_seconds=0)
 
     def stop(progress: Progress) -> None:
-        if progress.tokens > 150:
+        if progress.done > 150:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -177,7 +177,7 @@ class TestResume:
 
     def stop_after(self, tokens: int) -> Callable[[Any], None]:
         def watch(progress: Any) -> None:
-            if progress.tokens > tokens:
+            if progress.done > tokens:
                 raise Stopped
 
         return watch

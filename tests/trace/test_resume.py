@@ -102,7 +102,7 @@ class StopHere(Exception):
 
 def interrupted(loaded: LoadedModel, corpus: Path, run: Path) -> None:
     def stop(progress) -> None:  # type: ignore[no-untyped-def]
-        if progress.tokens > 300:
+        if progress.done > 300:
             raise StopHere
 
     with pytest.raises(StopHere):

@@ -18,9 +18,10 @@ from moescope.errors import RunError
 from moescope.files import LEDGER
 from moescope.metrics.runs import open_run
 from moescope.models import LoadedModel
+from moescope.progress import Progress
 from moescope.run.options import TraceOptions
 from moescope.run.reader import Run
-from moescope.trace import Progress, trace
+from moescope.trace import trace
 
 OPTIONS = TraceOptions(
     context=40, pool_tokens=128, batch_tokens=64, sample_tokens=300, checkpoint_seconds=0

@@ -102,7 +102,8 @@ def read_prompt(loaded: LoadedModel, text: str, *, chat: bool = False, room: int
     tokenizer = loaded.tokenizer
     if chat and getattr(tokenizer, "chat_template", None) is None:
         raise BadInputError(
-            f"--chat: the tokenizer of {loaded.spec.model} has no chat template; leave --chat out"
+            f"`chat_template`: the tokenizer of {loaded.spec.model} has no chat template; leave it "
+            "out"
         )
     document = Document("prompt", "prompt", text, "--prompt")
     made = tokenize_document(

@@ -271,7 +271,8 @@ class _Importer:
     def _advance(self) -> None:
         packed = any(file.packed for file in self.files)
         total = None if packed else sum(file.size for file in self.files)
-        self.on_progress(Progress("importing", self.bytes, total, "bytes"))
+        expected = self.tokens * total / self.bytes if total and self.bytes else None
+        self.on_progress(Progress("importing", self.tokens, expected, "tokens"))
 
     def _record(self) -> None:
         self.pending.append(self.pool.record(self.state))

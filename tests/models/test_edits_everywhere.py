@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.alike import one_of_each
 from tests.support.multimodal import MULTIMODAL_TYPES, any_model
 from tests.support.tiny import MOE_MODEL_TYPES
 
@@ -60,7 +61,7 @@ class Tiny:
         return kind not in REFUSALS.get(self.type, {})
 
 
-@pytest.fixture(scope="module", params=TYPES)
+@pytest.fixture(scope="module", params=one_of_each(TYPES))
 def tiny(request: pytest.FixtureRequest) -> Tiny:
     return Tiny(request.param)
 
@@ -196,6 +197,7 @@ def test_one_expert_alone_is_the_first_choice(tiny: Tiny) -> None:
     assert (alone.topk_ids == tiny.before.topk_ids).any(-1).all()
 
 
+@pytest.mark.parametrize("tiny", TYPES, indirect=True)  # the caches are as many
 @torch.no_grad()
 def test_a_position_in_the_decoding_is_found_with_every_kind_of_cache(tiny: Tiny) -> None:
     if not tiny.takes("zero"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tests.support.alike import one_of_each
 from tests.support.multimodal import MULTIMODAL_TYPES, any_config, any_model
 from tests.support.replay import replay
 from tests.support.tiny import (
@@ -57,7 +58,7 @@ def _run(model: nn.Module) -> tuple[dict, dict, dict]:
     return routing, seen, made
 
 
-@pytest.mark.parametrize("model_type", SUPPORTED)
+@pytest.mark.parametrize("model_type", one_of_each(SUPPORTED))
 def test_captured_routing_replayed_through_the_weights_gives_what_the_experts_put_out(
     model_type: str,
 ) -> None:
@@ -102,7 +103,7 @@ def test_the_anatomy_from_the_config_alone_equals_that_of_the_model_in_memory(
     assert find_anatomy(empty, empty.config) == find_anatomy(model, model.config)
 
 
-@pytest.mark.parametrize("model_type", SUPPORTED)
+@pytest.mark.parametrize("model_type", one_of_each(SUPPORTED))
 def test_the_observed_scoring_explains_the_weights_that_were_used(model_type: str) -> None:
     from moescope.models.probe import classify
 

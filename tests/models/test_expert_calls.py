@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.alike import one_of_each
 from tests.support.replay import replay
 from tests.support.tiny import MOE_MODEL_TYPES, tiny_model
 
@@ -56,7 +57,7 @@ class Tiny:
         return replay(experts, given.hidden, routing.topk_ids, routing.topk_weights.float())
 
 
-@pytest.fixture(scope="module", params=TYPES)
+@pytest.fixture(scope="module", params=one_of_each(TYPES))
 def tiny(request: pytest.FixtureRequest) -> Tiny:
     return Tiny(request.param)
 

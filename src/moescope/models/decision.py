@@ -16,10 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from moescope.errors import ModelError
 from moescope.models.capture import read_router_output
-from moescope.models.edits.choice import Chosen
-from moescope.models.edits.edit import Edit
-from moescope.models.edits.kinds import KINDS, by_kind
-from moescope.models.edits.layer import LayerEdits
+from moescope.models.edits import KINDS, Edit, by_kind
+from moescope.models.edits.edit import Chosen, LayerEdits
 
 __all__ = ["Decision", "refuse_copy"]
 
@@ -38,12 +36,14 @@ class Decision:
         def decide(without: Sequence[Edit]) -> Chosen:
             return self._decide([e for e in at.edits if e not in without], args, kwargs)[1]
 
+        at.decide = decide
         output, chosen = self._decide(at.edits, args, kwargs)
         for kind, edits in by_kind(at.edits):
             kind.check_choice(edits, chosen, at)
         changed = chosen
         for kind, edits in by_kind(at.edits):
-            changed = kind.on_choice(edits, changed, at, decide)
+            changed = kind.on_choice(edits, changed, at)
+        del at.decide  # it holds what the router was called with
         return output if changed is chosen else self._write(output, changed)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:

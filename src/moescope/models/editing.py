@@ -20,7 +20,7 @@ from moescope.errors import CoverageError, ModelError
 from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.decision import Decision, refuse_copy
 from moescope.models.edits import Edit, by_kind, check_edits, num_chosen
-from moescope.models.edits.layer import LayerEdits
+from moescope.models.edits.edit import LayerEdits
 from moescope.models.window import PassWindow
 
 __all__ = ["HasModel", "edited"]

@@ -6,11 +6,10 @@ An `Edit` is data: which experts, what is done, where in the text. Nothing happe
 """
 
 from moescope.models.edits.bias import bias
-from moescope.models.edits.check import check_edits
 from moescope.models.edits.edit import Edit, WeightEdit
 from moescope.models.edits.experts import check_exist, select_experts
 from moescope.models.edits.force import force
-from moescope.models.edits.kinds import BY_NAME, KINDS, by_kind, num_chosen
+from moescope.models.edits.kinds import BY_NAME, KINDS, by_kind, check_edits, num_chosen
 from moescope.models.edits.mask import mask
 from moescope.models.edits.scale import scale
 from moescope.models.edits.top_k import top_k

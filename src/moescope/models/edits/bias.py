@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
+from torch import Tensor
 
-from moescope.models.edits.choice import wide
-from moescope.models.edits.edit import NUMBER, Edit, Use, finite
+from moescope.models.edits.edit import NUMBER, Edit, LayerEdits, Use, finite, wide
 from moescope.models.edits.experts import Experts, refs
-
-if TYPE_CHECKING:
-    from moescope.models.edits.layer import LayerEdits
 
 __all__ = ["Bias", "bias"]
 
@@ -48,14 +45,12 @@ class Bias(Edit):
         return f"{names} was chosen neither before nor after{more}{turn}."
 
     @classmethod
-    def on_logits(
-        cls, edits: Sequence[Self], logits_TE: torch.Tensor, at: LayerEdits
-    ) -> torch.Tensor:
-        change_TE = torch.zeros_like(wide(logits_TE))
+    def on_logits(cls, edits: Sequence[Self], rows_TE: Tensor, at: LayerEdits) -> Tensor:
+        change_TE = torch.zeros_like(wide(rows_TE))
         for edit in sorted(edits, key=lambda edit: edit.value):
-            change_TE = torch.where(at.cells([edit], logits_TE), change_TE + edit.value, change_TE)
-        biased = (wide(logits_TE) + change_TE).to(logits_TE.dtype)
-        return torch.where(change_TE != 0, biased, logits_TE)
+            change_TE = torch.where(at.cells([edit], rows_TE), change_TE + edit.value, change_TE)
+        biased = (wide(rows_TE) + change_TE).to(rows_TE.dtype)
+        return torch.where(change_TE != 0, biased, rows_TE)
 
 
 def bias(experts: Experts, logits: float) -> Bias:

@@ -6,20 +6,21 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
+from torch import Tensor, nn
 
 from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
 from moescope.models.anatomy import Anatomy, MoELayer
-from moescope.models.edits.choice import Chosen
 from moescope.models.edits.experts import check_exist, whole
+from moescope.models.window import PassWindow
 
-if TYPE_CHECKING:
-    from moescope.models.edits.layer import LayerEdits
-
-__all__ = ["NUMBER", "Decide", "Edit", "Removal", "Use", "WeightEdit", "finite"]
+__all__ = [
+    "NUMBER", "Chosen", "Edit", "LayerEdits", "Removal", "Use", "WeightEdit", "finite", "same_sum",
+    "wide",
+]  # fmt: skip
 
 NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?|\.[0-9]+(?:e[+-]?[0-9]+)?"
 """A number as it is written behind a sign or an x."""
@@ -27,8 +28,14 @@ NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?|\.[0-9]+(?:e[+-]?[0-9]+)?"
 Removal = tuple[Callable[[Sequence[ExpertRef]], "Edit"], str]
 """What takes experts away, and what happens then to a token that would have used one, in words."""
 
-Decide = Callable[[Sequence["Edit"]], Chosen]
-"""What the router chooses without some of the edits."""
+
+class Chosen(NamedTuple):
+    """What a router put out, as rows. ``real_ids`` gives a skip expert its own number."""
+
+    logits: Tensor
+    ids: Tensor
+    weights: Tensor
+    real_ids: Tensor
 
 
 class Use(Protocol):
@@ -169,7 +176,7 @@ class Edit:
 
     @classmethod
     @contextmanager
-    def around(cls, edits: Sequence[Self], at: LayerEdits) -> Iterator[dict[int, torch.Tensor]]:
+    def around(cls, edits: Sequence[Self], at: LayerEdits) -> Iterator[dict[int, Tensor]]:
         """Hold something of the router's otherwise while it decides.
 
         Yields:
@@ -178,11 +185,9 @@ class Edit:
         yield {}
 
     @classmethod
-    def on_logits(
-        cls, edits: Sequence[Self], logits_TE: torch.Tensor, at: LayerEdits
-    ) -> torch.Tensor:
+    def on_logits(cls, edits: Sequence[Self], rows_TE: Tensor, at: LayerEdits) -> Tensor:
         """The logits that the router is to decide by."""
-        return logits_TE
+        return rows_TE
 
     @classmethod
     def check_choice(cls, edits: Sequence[Self], chosen: Chosen, at: LayerEdits) -> None:
@@ -193,9 +198,7 @@ class Edit:
         """
 
     @classmethod
-    def on_choice(
-        cls, edits: Sequence[Self], chosen: Chosen, at: LayerEdits, decide: Decide
-    ) -> Chosen:
+    def on_choice(cls, edits: Sequence[Self], chosen: Chosen, at: LayerEdits) -> Chosen:
         """The experts and weights that the token is to have; ``chosen`` itself if none changes."""
         return chosen
 
@@ -217,6 +220,54 @@ class WeightEdit(Edit):
         )
 
 
+@dataclass
+class LayerEdits:
+    """The edits of one layer, its modules, and how often its router was asked in this pass.
+
+    ``decide``: what the router chooses in this pass without some of the edits.
+    """
+
+    layer: MoELayer
+    window: PassWindow
+    router: nn.Module
+    block: nn.Module
+    experts: nn.Module
+    edits: list[Edit] = field(default_factory=list)
+    calls: int = 0
+    decide: Callable[[Sequence[Edit]], Chosen] = field(init=False)
+
+    @property
+    def name(self) -> str:
+        """Of the router, as an error says it."""
+        return f"{self.layer.site.router} ({type(self.router).__name__})"
+
+    def ids(self, edit: Edit, device: torch.device) -> Tensor:
+        """Numbers of the edit's experts in this layer."""
+        here = [ref.expert for ref in edit.experts if ref.layer_idx == self.layer.layer_idx]
+        return torch.tensor(here, device=device, dtype=torch.long)
+
+    def rows(self, edit: Edit, like: Tensor) -> Tensor:
+        """Which rows the edit concerns, (T, 1) bool."""
+        if edit.positions is None:
+            return torch.ones((like.shape[0], 1), dtype=torch.bool, device=like.device)
+        return self.window.rows(edit.positions, like.shape[0]).to(like.device)[:, None]
+
+    def cells(self, edits: Iterable[Edit], like_TE: Tensor) -> Tensor:
+        """Which experts these edits name at which rows, (T, E) bool."""
+        cells_TE = torch.zeros(like_TE.shape, dtype=torch.bool, device=like_TE.device)
+        for edit in edits:
+            cells_TE[:, self.ids(edit, like_TE.device)] |= self.rows(edit, like_TE)
+        return cells_TE
+
+    def hit(self, edits: Iterable[Edit], ids_TK: Tensor) -> Tensor:
+        """Which of the choices these edits name, (T, K) bool."""
+        hit_TK = torch.zeros(ids_TK.shape, dtype=torch.bool, device=ids_TK.device)
+        for edit in edits:
+            named = torch.isin(ids_TK, self.ids(edit, ids_TK.device))
+            hit_TK = hit_TK | (named & self.rows(edit, ids_TK))
+        return hit_TK
+
+
 def finite(number: float, kind: str, instead: str) -> float:
     """The number, if it is one.
 
@@ -226,3 +277,15 @@ def finite(number: float, kind: str, instead: str) -> float:
     if not math.isfinite(number):
         raise BadInputError(f"{kind} needs a finite number, got {number}; {instead}")
     return float(number)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float32 at least: sums and ratios of half precision would be rounded twice."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def same_sum(new: Tensor, old: Tensor) -> Tensor:
+    """Scale each row of ``new`` to the sum of that row of ``old``; rows of zeros stay."""
+    total = wide(new).sum(-1, keepdim=True)
+    whole = total.where(total > 0, torch.ones_like(total))
+    return (wide(new) * (wide(old).sum(-1, keepdim=True) / whole)).to(new.dtype)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
 from moescope.errors import ModelError
 from moescope.models.anatomy import MoELayer, Scoring
-from moescope.models.edits.choice import Chosen, same_sum, wide
-from moescope.models.edits.edit import Decide, Edit, Use
+from moescope.models.edits.edit import Chosen, Edit, LayerEdits, Use, same_sum, wide
 from moescope.models.edits.experts import Experts, refs
-
-if TYPE_CHECKING:
-    from moescope.models.edits.layer import LayerEdits
 
 __all__ = ["Force", "force"]
 
@@ -41,9 +38,7 @@ class Force(Edit):
         return k
 
     @classmethod
-    def on_choice(
-        cls, edits: Sequence[Self], chosen: Chosen, at: LayerEdits, decide: Decide
-    ) -> Chosen:
+    def on_choice(cls, edits: Sequence[Self], chosen: Chosen, at: LayerEdits) -> Chosen:
         if type(at.router).__name__ in _NO_RATIO:
             raise ModelError(
                 f"{at.name}: the weights of a token do not follow from its scores alone, so a "
@@ -67,7 +62,7 @@ def force(experts: Experts) -> Force:
     return Force(refs(experts))
 
 
-def _scores(logits: torch.Tensor, scoring: Scoring) -> torch.Tensor:
+def _scores(logits: Tensor, scoring: Scoring) -> Tensor:
     """What a token's weights are proportional to, (T, E), in float32 at least."""
     z = wide(logits)
     if scoring == "softmax":
@@ -79,10 +74,10 @@ def _scores(logits: torch.Tensor, scoring: Scoring) -> torch.Tensor:
 
 def _bring_in(
     expert: int,
-    held_TE: torch.Tensor,
+    held_TE: Tensor,
     chosen: Chosen,
     layer: MoELayer,
-    gain_E: torch.Tensor | None,
+    gain_E: Tensor | None,
 ) -> Chosen:
     """Put one expert in the place of the choice of least weight that is not held itself."""
     ids, scores = chosen.ids, _scores(chosen.logits, layer.scoring)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
+from torch import Tensor
 
 from moescope.errors import ModelError
 from moescope.models.anatomy import MoELayer
-from moescope.models.edits.choice import Chosen, wide
-from moescope.models.edits.edit import Decide, Edit, Removal, Use
+from moescope.models.edits.edit import Chosen, Edit, LayerEdits, Removal, Use, wide
 from moescope.models.edits.experts import Experts, refs
-
-if TYPE_CHECKING:
-    from moescope.models.edits.layer import LayerEdits
 
 __all__ = ["Mask", "mask"]
 
@@ -68,7 +65,7 @@ class Mask(Edit):
 
     @classmethod
     @contextmanager
-    def around(cls, edits: Sequence[Self], at: LayerEdits) -> Iterator[dict[int, torch.Tensor]]:
+    def around(cls, edits: Sequence[Self], at: LayerEdits) -> Iterator[dict[int, Tensor]]:
         """No return by the selection bias: masked copies take its place."""
         held = [
             (store, name, tensor)
@@ -96,10 +93,8 @@ class Mask(Edit):
                 store[name] = tensor  # type: ignore[assignment]
 
     @classmethod
-    def on_logits(
-        cls, edits: Sequence[Self], logits_TE: torch.Tensor, at: LayerEdits
-    ) -> torch.Tensor:
-        return logits_TE.masked_fill(at.cells(edits, logits_TE), float("-inf"))
+    def on_logits(cls, edits: Sequence[Self], rows_TE: Tensor, at: LayerEdits) -> Tensor:
+        return rows_TE.masked_fill(at.cells(edits, rows_TE), float("-inf"))
 
     @classmethod
     def check_choice(cls, edits: Sequence[Self], chosen: Chosen, at: LayerEdits) -> None:
@@ -110,9 +105,7 @@ class Mask(Edit):
             )
 
     @classmethod
-    def on_choice(
-        cls, edits: Sequence[Self], chosen: Chosen, at: LayerEdits, decide: Decide
-    ) -> Chosen:
+    def on_choice(cls, edits: Sequence[Self], chosen: Chosen, at: LayerEdits) -> Chosen:
         """Weights as before the masks that keep them, beside the experts that these took out.
 
         A token that had chosen none of these is left alone, a choice that stays keeps its weight,
@@ -121,7 +114,7 @@ class Mask(Edit):
         beside = [edit for edit in edits if not edit.renormalize]
         if not beside:
             return chosen
-        before, layer, weights = decide(beside), at.layer, chosen.weights
+        before, layer, weights = at.decide(beside), at.layer, chosen.weights
         masked_TE = at.cells(beside, chosen.logits)
         hit_T1 = masked_TE.gather(-1, before.real_ids).any(-1, keepdim=True)
         ids = torch.where(hit_T1, chosen.ids, before.ids)

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 
 from moescope.errors import BadInputError
-from moescope.models.edits.choice import Chosen, wide
-from moescope.models.edits.edit import NUMBER, Decide, Removal, Use, WeightEdit, finite
+from moescope.models.edits.edit import (
+    NUMBER,
+    Chosen,
+    LayerEdits,
+    Removal,
+    Use,
+    WeightEdit,
+    finite,
+    wide,
+)
 from moescope.models.edits.experts import Experts, refs
-
-if TYPE_CHECKING:
-    from moescope.models.edits.layer import LayerEdits
 
 __all__ = ["Scale", "scale"]
 
@@ -64,9 +69,7 @@ class Scale(WeightEdit):
         return partial(scale, factor=factor), f"chosen as before, their weight times {factor:g}"
 
     @classmethod
-    def on_choice(
-        cls, edits: Sequence[Self], chosen: Chosen, at: LayerEdits, decide: Decide
-    ) -> Chosen:
+    def on_choice(cls, edits: Sequence[Self], chosen: Chosen, at: LayerEdits) -> Chosen:
         factor = torch.ones_like(wide(chosen.weights))
         for edit in sorted(edits, key=lambda edit: edit.value):
             factor = torch.where(at.hit([edit], chosen.ids), factor * edit.value, factor)

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-import torch
+from torch import Tensor
 
 from moescope.errors import BadInputError, ModelError
 from moescope.models.anatomy import Anatomy, MoELayer
-from moescope.models.edits.choice import Chosen
-from moescope.models.edits.edit import Edit
+from moescope.models.edits.edit import Chosen, Edit, LayerEdits
 from moescope.models.edits.experts import whole
-
-if TYPE_CHECKING:
-    from moescope.models.edits.layer import LayerEdits
 
 __all__ = ["TopK", "top_k"]
 
@@ -75,7 +71,7 @@ class TopK(Edit):
 
     @classmethod
     @contextmanager
-    def around(cls, edits: Sequence[Self], at: LayerEdits) -> Iterator[dict[int, torch.Tensor]]:
+    def around(cls, edits: Sequence[Self], at: LayerEdits) -> Iterator[dict[int, Tensor]]:
         stock_k = at.layer.top_k
         holders = [
             (module, name)

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 
-from moescope.models.edits.choice import Chosen, same_sum
-from moescope.models.edits.edit import Decide, Removal, WeightEdit
+from moescope.models.edits.edit import Chosen, LayerEdits, Removal, WeightEdit, same_sum
 from moescope.models.edits.experts import Experts, refs
-
-if TYPE_CHECKING:
-    from moescope.models.edits.layer import LayerEdits
 
 __all__ = ["Zero", "zero"]
 
@@ -49,9 +45,7 @@ class Zero(WeightEdit):
         return None if words is None else (partial(zero, renormalize=name != "zero"), words)
 
     @classmethod
-    def on_choice(
-        cls, edits: Sequence[Self], chosen: Chosen, at: LayerEdits, decide: Decide
-    ) -> Chosen:
+    def on_choice(cls, edits: Sequence[Self], chosen: Chosen, at: LayerEdits) -> Chosen:
         """Those that hand their share on first: no order but this."""
         weights = chosen.weights
         hit = at.hit([edit for edit in edits if edit.renormalize], chosen.ids)

@@ -73,7 +73,7 @@ def test_a_setting_names_several_experts_by_commas_ranges_and_stars(
 
 def test_the_letter_s_takes_the_strength_and_its_sign(tiny_loaded: LoadedModel) -> None:
     settings = [parse_setting("L1E2=+s"), parse_setting("L1E3=-s"), parse_setting("L2E0=mask")]
-    values = [e.value for e in edits_at(settings, tiny_loaded.anatomy, 1.5)]
+    values = [getattr(e, "value", None) for e in edits_at(settings, tiny_loaded.anatomy, 1.5)]
     assert values[:2] == [1.5, -1.5]
     with pytest.raises(BadInputError, match="add --sweep"):
         edits_at(settings, tiny_loaded.anatomy)

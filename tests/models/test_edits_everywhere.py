@@ -28,8 +28,8 @@ REFUSALS = {
     "phimoe": {"force": "a forced expert has no weight", "top_k": "its number is built in"},
     "zaya": {"force": "a forced expert has no weight"},
     "gemma4_text": {"top_k": "its number is built in"},
-    "inkling_mm_model": dict.fromkeys(("mask", "bias"), "it takes no mask and no bias"),
-    "inkling_text": dict.fromkeys(("mask", "bias"), "it takes no mask and no bias"),
+    "inkling_mm_model": dict.fromkeys(("mask", "bias"), "it takes no bias and no mask"),
+    "inkling_text": dict.fromkeys(("mask", "bias"), "it takes no bias and no mask"),
     "deepseek_v4": {"top_k": "its number is built in"},  # its hash layers; see also below
 }
 

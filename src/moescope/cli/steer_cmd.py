@@ -182,12 +182,12 @@ def _run(
     """One strength in full, and the sweep over all of them where one is asked for."""
     from moescope.intervene import steer, sweep
     from moescope.intervene.steering.settings import edits_at, swept
+    from moescope.models.edits import BY_NAME
 
     opened = swept(settings) if strengths else []
     kind = next((s.kind for s in opened if s.open), "bias")
-    neutral = 1.0 if kind == "scale" else 0.0
     # without a number in --set, the strength that changes most is shown in full
-    shown = max(strengths, key=lambda s: (abs(s - neutral), s)) if strengths else None
+    shown = max(strengths, key=lambda s: (abs(s - BY_NAME[kind].neutral), s)) if strengths else None
     edits = edits_at(settings, loaded.anatomy, shown)
     on_progress(Progress("looking at the prompt, its controls and its text"))
     result = steer(

@@ -239,9 +239,8 @@ def _marked(written: Written, first: int) -> Text:
 
 
 def _sweep(swept: SweepResult) -> None:
-    unit = {"bias": "logits added", "scale": "factor"}.get(swept.kind, "strength")
     table = _table("Sweep over the strength")
-    for name in (unit, "chosen", "KL", "entropy"):
+    for name in (swept.unit, "chosen", "KL", "entropy"):
         table.add_column(name)
     table.add_column("next token", justify="left")
     followed = [i for i, word in enumerate(swept.words) if word.main]
@@ -261,7 +260,7 @@ def _sweep(swept: SweepResult) -> None:
         return
     output.print()
     texts = _table("Text at each strength")
-    texts.add_column(unit)
+    texts.add_column(swept.unit)
     texts.add_column("text", justify="left", overflow="fold")
     for p in swept.points:
         same = p.text is None or p.first_difference is None

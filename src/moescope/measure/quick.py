@@ -241,10 +241,7 @@ def _finite(damage: TokenDamage, edits: Sequence[Edit]) -> TokenDamage:
 
 
 def _factor(edit: Edit) -> float | None:
-    """What the edit multiplies an expert's weight by wherever it is chosen, if that is all."""
-    if edit.positions is not None or (edit.kind == "zero" and edit.renormalize):
-        return None
-    return {"zero": 0.0, "scale": edit.value}.get(edit.kind)
+    return edit.factor if edit.positions is None else None
 
 
 def _small(mean: torch.Tensor, beside: torch.Tensor, share: float) -> bool:

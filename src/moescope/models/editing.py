@@ -18,8 +18,9 @@ from torch import nn
 
 from moescope.errors import CoverageError, ModelError
 from moescope.models.anatomy import Anatomy, MoELayer
-from moescope.models.decision import Decision, LayerEdits, refuse_copy
-from moescope.models.edits import Edit, check_edits, concerns
+from moescope.models.decision import Decision, refuse_copy
+from moescope.models.edits import Edit, by_kind, check_edits, num_chosen
+from moescope.models.edits.edit import LayerEdits
 from moescope.models.window import PassWindow
 
 __all__ = ["HasModel", "edited"]
@@ -30,9 +31,6 @@ REFUSED = {
     ),
 }
 """Routers that cannot be edited, with the reason."""
-
-_LEAST_TOP_K = {"LongcatFlashExperts": 2}
-"""Experts whose own code does not stand fewer choices of a token."""
 
 _KEY = "_moescope_edits"
 
@@ -103,13 +101,14 @@ class _Session:
         check_edits(anatomy, [e for held in self._blocks.values() for e in held] + edits)
         self._blocks[block] = edits
         for layer in anatomy.layers:
-            if any(concerns(e, layer) for e in edits):
-                state = self._states.get(layer.layer_idx) or LayerEdits(layer, self._window)
+            if any(e.concerns(layer) for e in edits):
+                state = self._states.get(layer.layer_idx) or self._new_state(layer)
                 state.edits = self._edits_of(layer)
-                _check_top_k(self._model, state)
-                _check_groups(self._model, state)
+                for kind, own in by_kind(state.edits):
+                    kind.check_router(own, state)
+                _check_groups(state)
                 if layer.layer_idx not in self._states:
-                    self._undo[layer.layer_idx] = _install(self._model, state)
+                    self._undo[layer.layer_idx] = _install(state)
                     self._states[layer.layer_idx] = state
         if self._states and not self._handles:
             self._watch()
@@ -129,8 +128,13 @@ class _Session:
             if self._model.__dict__.get(_KEY) is self:
                 del self._model.__dict__[_KEY]
 
+    def _new_state(self, layer: MoELayer) -> LayerEdits:
+        site, module = layer.site, self._model.get_submodule
+        parts = (module(site.router), module(site.block), module(site.experts))
+        return LayerEdits(layer, self._window, *parts)
+
     def _edits_of(self, layer: MoELayer) -> list[Edit]:
-        return [e for held in self._blocks.values() for e in held if concerns(e, layer)]
+        return [e for held in self._blocks.values() for e in held if e.concerns(layer)]
 
     def _watch(self) -> None:
         """Keep track of each pass: which columns it holds, and whether it asked every router."""
@@ -156,30 +160,21 @@ class _Session:
                 )
 
 
-def _check_top_k(model: nn.Module, state: LayerEdits) -> None:
-    name = type(model.get_submodule(state.layer.site.experts)).__name__
-    least = _LEAST_TOP_K.get(name, 1)
-    for edit in state.of("top_k")[-1:]:
-        if edit.value < least:
-            raise ModelError(
-                f"{state.layer.site.experts} ({name}) cannot run with top_k = {edit.value:g}: its "
-                f"code expects at least {least} experts of each token"
-            )
-
-
-def _check_groups(model: nn.Module, state: LayerEdits) -> None:
+def _check_groups(state: LayerEdits) -> None:
     """Refuse edits under which a router that picks groups first cannot fill its choice.
 
     It would fill it with experts that it ruled out, in whatever order equal scores come.
     """
-    layer, router = state.layer, model.get_submodule(state.layer.site.router)
+    layer, router = state.layer, state.router
     groups, picked = getattr(router, "num_group", None), getattr(router, "topk_group", None)
-    wanted = [int(e.value) for e in state.of("top_k")]
-    refs = {ref for e in state.of("mask") for ref in e.experts if ref.layer_idx == layer.layer_idx}
-    method = getattr(router, "topk_method", None)
-    if not groups or not picked or groups == 1 or method == "greedy" or not (refs or wanted):
+    barred = [e for e in state.edits if e.bars]
+    refs = {ref for e in barred for ref in e.experts if ref.layer_idx == layer.layer_idx}
+    k, method = num_chosen(state.edits, layer), getattr(router, "topk_method", None)
+    if not groups or not picked or groups == 1 or method == "greedy":
         return
-    size, k = layer.num_experts // groups, wanted[-1] if wanted else layer.top_k
+    if not refs and all(e.num_chosen is None for e in state.edits):
+        return
+    size = layer.num_experts // groups
     left = [size - sum(ref.expert // size == g for ref in refs) for g in range(groups)]
     needed = 2 if method is None else 1  # a group counts by its best two, or by its best one
     open_groups = sorted(n for n in left if n >= needed)
@@ -191,16 +186,14 @@ def _check_groups(model: nn.Module, state: LayerEdits) -> None:
         )
 
 
-def _install(model: nn.Module, state: LayerEdits) -> Callable[[], None]:
+def _install(state: LayerEdits) -> Callable[[], None]:
     """Put the edited decision in place of the stock one; returns what takes it out again."""
-    router = model.get_submodule(state.layer.site.router)
-    block = model.get_submodule(state.layer.site.block)
+    router, block = state.router, state.block
     name = type(router).__name__
     if name in REFUSED:
-        raise ModelError(f"{state.layer.site.router} ({name}) cannot be edited: {REFUSED[name]}")
+        raise ModelError(f"{state.name} cannot be edited: {REFUSED[name]}")
     by_block = hasattr(block, "route_tokens_to_experts")
     module, method = (block, "route_tokens_to_experts") if by_block else (router, "forward")
     own = module.__dict__.get(method)  # other tools put a forward of theirs on a module, too
-    decision = Decision(state, router, block, getattr(module, method), by_block=by_block)
-    setattr(module, method, decision)
+    setattr(module, method, Decision(state, getattr(module, method), by_block=by_block))
     return lambda: delattr(module, method) if own is None else setattr(module, method, own)

@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
-from moescope.models.edits import Edit, mask, scale, zero
+from moescope.models.edits import KINDS, Edit
 
 __all__ = ["DamageEdit", "damage_edit"]
-
-NAMES = "zero, zero-renormalize, mask, scale=FACTOR"
 
 
 class DamageEdit(NamedTuple):
@@ -40,34 +38,8 @@ def damage_edit(name: str) -> DamageEdit:
         >>> str(damage_edit("scale=0.5").make([ExpertRef(5, 9)]))
         'L5E9 × 0.5'
     """
-    kind, _, value = name.partition("=")
-    if kind == "scale" and value:
-        return _scaled(name, value)
-    if name == "zero":
-        return DamageEdit(name, zero, "chosen as before, but contributing nothing")
-    if name == "zero-renormalize":
-        return DamageEdit(
-            name,
-            lambda refs: zero(refs, renormalize=True),
-            "chosen as before, but contributing nothing, with the token's other experts scaled up",
-        )
-    if name == "mask":
-        return DamageEdit(name, mask, "not to be chosen, so that the router takes the next best")
-    raise BadInputError(f"--edit {name!r} is unknown; choose {NAMES}")
-
-
-def _scaled(name: str, value: str) -> DamageEdit:
-    try:
-        factor = float(value)
-    except ValueError:
-        raise BadInputError(
-            f"--edit {name!r}: {value!r} is no number; give a factor such as scale=0.5"
-        ) from None
-    if factor == 1.0 or not abs(factor) < 1e6:
-        raise BadInputError(
-            f"--edit {name!r}: nothing can be measured with a factor of {value}; give another, "
-            "such as scale=0.5"
-        )
-    return DamageEdit(
-        name, lambda refs: scale(refs, factor), f"chosen as before, their weight times {factor:g}"
-    )
+    for kind in KINDS:
+        if (found := kind.removal(name)) is not None:
+            return DamageEdit(name, *found)
+    names = ", ".join(name for kind in KINDS for name in kind.removals)
+    raise BadInputError(f"--edit {name!r} is unknown; choose {names}")

@@ -137,11 +137,7 @@ def _unlike(
 
 
 def _takes_away(expert: ExpertRef, edits: Sequence[Edit]) -> bool:
-    return any(
-        edit.only_where_chosen or edit.kind == "mask" or (edit.kind == "bias" and edit.value < 0)
-        for edit in edits
-        if expert in edit.experts
-    )
+    return any(edit.takes_away for edit in edits if expert in edit.experts)
 
 
 def _pool(

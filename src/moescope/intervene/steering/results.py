@@ -11,6 +11,7 @@ from moescope.intervene.steering.controls import Controls
 from moescope.intervene.steering.distributions import Shift
 from moescope.intervene.steering.prompts import Prompt, WordToken, visible
 from moescope.intervene.steering.use import Choice, Effect, ExpertUse
+from moescope.models.edits import BY_NAME
 from moescope.result import Note, Result, plain
 
 __all__ = [
@@ -154,8 +155,7 @@ class SweepResult:
     """An edit over its strength.
 
     Attributes:
-        kind: ``bias`` (logits added; 0 is no edit) or ``scale`` (factor; 1 is no edit) or another
-            word of the caller's.
+        kind: of an edit that takes a number, such as ``bias``, or another word of the caller's.
         words: whose shifts the points hold, in that order.
         points: by ascending strength.
         before: the unedited text.
@@ -165,6 +165,16 @@ class SweepResult:
     words: tuple[WordToken, ...]
     points: tuple[SweepPoint, ...]
     before: Text | None
+
+    @property
+    def unit(self) -> str:
+        """What the strength is, in words."""
+        return BY_NAME[self.kind].unit if self.kind in BY_NAME else "strength"
+
+    @property
+    def neutral(self) -> float | None:
+        """The strength that changes nothing, where the kind of edit has one."""
+        return BY_NAME[self.kind].neutral if self.kind in BY_NAME else None
 
     def to_arrow(self) -> pa.Table:
         """One row per strength; a pair of columns for each word."""
@@ -188,8 +198,7 @@ class SweepResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON values."""
-        made: dict[str, Any] = plain(self)
-        return made
+        return {**plain(self), "unit": self.unit, "neutral": self.neutral}
 
 
 def _on_next(result: SteeringResult) -> str:

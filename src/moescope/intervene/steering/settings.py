@@ -10,26 +10,20 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from moescope.errors import BadInputError
 from moescope.models.anatomy import Anatomy
-from moescope.models.edits import Edit, bias, force, mask, scale, select_experts, zero
+from moescope.models.edits import BY_NAME, KINDS, Edit, WeightEdit, select_experts
 
 __all__ = ["Setting", "check_settings", "edits_at", "parse_setting", "parse_strengths", "swept"]
 
 MOST_STRENGTHS = 101
 """A sweep of more strengths is refused."""
 
-_NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?|\.[0-9]+(?:e[+-]?[0-9]+)?"
-_VALUE = re.compile(
-    rf"(?P<sign>[+-])(?P<add>{_NUMBER}|s)|x(?P<factor>[+-]?(?:{_NUMBER})|s)"
-    r"|(?P<word>mask|zero|force)",
-    re.IGNORECASE,
-)
-_FORMS = (
-    "+2.0 or -1.5 adds to the router's logit (the sign must be there), x0.5 multiplies the weight, "
-    "or one of the words mask, zero, force"
+_WRITTEN = {kind.kind: re.compile(kind.written, re.IGNORECASE) for kind in KINDS if kind.written}
+_FORMS = ", ".join(
+    [kind.form for kind in KINDS if kind.form]
+    + ["or one of the words " + ", ".join(w for w, form in _WRITTEN.items() if w == form.pattern)]
 )
 
 
@@ -40,21 +34,26 @@ class Setting:
     Attributes:
         text: as it was given.
         selectors: names of experts, wildcards included.
-        kind: what is done to them.
+        kind: what is done to them: the name of a kind of edit.
         value: summand or factor; None where the strength of a sweep goes, and for words.
         sign: −1 where the strength of a sweep is to be taken away.
     """
 
     text: str
     selectors: tuple[str, ...]
-    kind: Literal["bias", "scale", "mask", "zero", "force"]
+    kind: str
     value: float | None = None
     sign: int = 1
 
     @property
     def open(self) -> bool:
         """Does the letter s stand for the number?"""
-        return self.kind in ("bias", "scale") and self.value is None
+        return self.unit != "" and self.value is None
+
+    @property
+    def unit(self) -> str:
+        """What the number is; empty where none belongs there."""
+        return BY_NAME[self.kind].unit
 
     def edit(self, anatomy: Anatomy, strength: float | None = None) -> Edit:
         """The edit on this model, at this strength where one is given.
@@ -63,19 +62,16 @@ class Setting:
             BadInputError: an expert that does not exist, or no number to set.
         """
         experts = select_experts(anatomy, self.selectors)
-        if self.kind == "mask":
-            return mask(experts)
-        if self.kind == "zero":
-            return zero(experts)
-        if self.kind == "force":
-            return force(experts)
+        kind = BY_NAME[self.kind]
+        if not kind.unit:
+            return kind(experts)
         value = self.value if strength is None else self.sign * strength
         if value is None:
             raise BadInputError(
                 f"--set {self.text}: s stands for the strength of a sweep; add --sweep, such as "
                 "--sweep -4:4:1, or give a number"
             )
-        return bias(experts, value) if self.kind == "bias" else scale(experts, value)
+        return kind(experts, value=value)  # type: ignore[call-arg]  # as those with a unit take
 
 
 def parse_setting(text: str) -> Setting:
@@ -102,21 +98,20 @@ def parse_setting(text: str) -> Setting:
         raise BadInputError(
             f"--set {text!r}: expected EXPERTS=VALUE, such as L1E9=+2.0 or L1E9=mask"
         )
-    match = _VALUE.fullmatch(value.strip())
+    found = ((kind, form.fullmatch(value.strip())) for kind, form in _WRITTEN.items())
+    kind, match = next(((kind, m) for kind, m in found if m is not None), ("", None))
     if match is None:
         several = "; give --set once for each value" if "=" in value or "," in value else ""
         raise BadInputError(f"--set {text!r}: the value {value!r} is none of: {_FORMS}{several}")
-    if match["word"]:
-        word: Literal["mask", "zero", "force"] = match["word"].lower()  # type: ignore[assignment]
-        return Setting(text.strip(), selectors, word)
-    sign = -1 if match["sign"] == "-" else 1
-    given = match["add"] or match["factor"]
-    kind: Literal["bias", "scale"] = "bias" if match["add"] else "scale"
-    if given.lower() == "s":
+    parts = match.groupdict()
+    if "number" not in parts:
+        return Setting(text.strip(), selectors, kind)
+    sign = -1 if parts.get("sign") == "-" else 1
+    if parts["number"].lower() == "s":
         return Setting(text.strip(), selectors, kind, None, sign)
-    number = float(given)
+    number = float(parts["number"])
     if not math.isfinite(number):
-        raise BadInputError(f"--set {text!r}: {given} is too large a number")
+        raise BadInputError(f"--set {text!r}: {parts['number']} is too large a number")
     return Setting(text.strip(), selectors, kind, sign * number, 1)
 
 
@@ -139,13 +134,13 @@ def check_settings(edits: Sequence[Edit]) -> None:
     Raises:
         BadInputError: names the expert and both edits.
     """
-    removed = {e: edit for edit in edits if edit.kind in ("mask", "zero") for e in edit.experts}
+    removed = {e: edit for edit in edits if edit.removes for e in edit.experts}
     for edit in edits:
         for expert in edit.experts:
             by = removed.get(expert)
-            if by is None or edit.kind in ("mask", "zero"):
+            if by is None or edit.removes:
                 continue
-            if by.kind == "zero" and edit.kind in ("bias", "force"):
+            if isinstance(by, WeightEdit) and not isinstance(edit, WeightEdit):
                 continue  # to choose an expert that gives nothing crowds another one out
             raise BadInputError(
                 f"{expert} is set to {by.kind} and also to {edit.kind}, which then does nothing; "
@@ -163,7 +158,7 @@ def swept(settings: Sequence[Setting]) -> list[Setting]:
     """
     chosen = [s for s in settings if s.open]
     if not chosen:
-        chosen = [s for s in settings if s.kind in ("bias", "scale")]
+        chosen = [s for s in settings if s.unit]
         if len(chosen) != 1:
             raise BadInputError(
                 f"--sweep runs over one number, and --set gives {len(chosen)} that add or multiply;"

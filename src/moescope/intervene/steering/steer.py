@@ -266,10 +266,7 @@ def _bench(
     positions = read.positions(targets)
     for edit in several:
         read.positions(edit.positions or ())
-    numbers = {e.layer_idx for edit in several for e in edit.experts}
-    wide = any(edit.kind == "top_k" and edit.layers is None for edit in several)
-    numbers |= {n for edit in several for n in edit.layers or ()}
-    layers = tuple(m for m in loaded.anatomy.layers if wide or m.layer_idx in numbers)
+    layers = tuple(m for m in loaded.anatomy.layers if any(e.concerns(m) for e in several))
     return _Bench(loaded, read, positions, layers, generate, temperature, seed)
 
 

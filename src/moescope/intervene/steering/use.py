@@ -175,29 +175,8 @@ def _idle(edit: Edit, uses: Sequence[ExpertUse]) -> str | None:
     if not mine:
         return None
     where = f"the {mine[0].positions} tokens" if mine[0].positions > 1 else "the token"
-    if edit.value == 0.0 and edit.kind == "bias":
-        return f"{edit}: adding 0 is no edit."
-    if edit.value == 1.0 and edit.kind == "scale":
-        return f"{edit}: multiplying by 1 is no edit."
-    used = any(u.chosen_before or u.chosen_after for u in mine)
-    if edit.kind in ("zero", "scale") and not used:
-        return (
-            f"{edit}: none of {where} it holds at chose {_named(mine)}, and a weight that is not "
-            "there cannot be multiplied; bias (+2.0) or force brings an expert in."
-        )
-    if edit.kind == "force" and all(u.chosen_before == u.positions for u in mine):
-        return f"{edit}: {where} it holds at chose {_named(mine)} anyway."
-    if edit.kind == "bias" and not used:
-        rank = min(u.rank_before for u in mine)
-        more = f" (its logit is number {rank} from the top)" if len(mine) == 1 else ""
-        turn = "; a larger number may" if edit.value > 0 else ""
-        return f"{edit}: {_named(mine)} was chosen neither before nor after{more}{turn}."
-    if edit.kind == "mask" and not any(u.chosen_before for u in mine):
-        return (
-            f"{edit}: none of {where} it holds at would have chosen {_named(mine)}; what changes, "
-            "if anything, is the share that it held in the router's softmax."
-        )
-    return None
+    why = edit.idle(mine, where, _named(mine))
+    return why and f"{edit}: {why}"
 
 
 def _named(mine: Sequence[ExpertUse]) -> str:

@@ -4,9 +4,8 @@
   const swept = M.data.sweep;
   if (!swept) return;
   const points = swept.points;
-  const unit = { bias: "logits added", scale: "factor" }[swept.kind] || "strength";
-  const neutral = { bias: 0, scale: 1 }[swept.kind];
-  const strength = (v) => (swept.kind === "bias" && v > 0 ? "+" : "") + String(v).replace("-", "−");
+  const { unit, neutral } = swept;
+  const strength = (v) => (neutral === 0 && v > 0 ? "+" : "") + String(v).replace("-", "−");
   const words = swept.words.map((w, i) => ({ ...w, i, shown: M.shown(w.text) }));
   const chosen = words.some((w) => w.main) ? words.filter((w) => w.main) : words;
   const MEASURES = [
@@ -34,7 +33,7 @@
       x: { label: `${unit} →`, labelArrow: "none", tickSize: 3, ticks: Math.max(3, Math.floor(width / 80)), tickFormat: strength, inset: 8 },
       y: { label: measure.axis, labelArrow: "none", grid: true, tickSize: 0, zero: measure.zero, nice: true, ticks: 6, tickFormat: (v) => measure.format(v) },
       marks: [
-        neutral === undefined ? null : Plot.ruleX([neutral], { stroke: "currentColor", strokeDasharray: "4 3", strokeOpacity: 0.6 }),
+        neutral === null ? null : Plot.ruleX([neutral], { stroke: "currentColor", strokeDasharray: "4 3", strokeOpacity: 0.6 }),
         ...lines.map((l) => Plot.line(l.rows, { x: "strength", y: "value", stroke: l.color, strokeWidth: 1.8 })),
         ...lines.map((l) => Plot.dot(l.rows, { x: "strength", y: "value", fill: l.color, r: 3.2 })),
         Plot.tip(rows, Plot.pointer({ x: "strength", y: "value", title: (r) => `${strength(r.strength)} ${unit}\n${r.name} ${measure.format(r.value)}`, maxRadius: 40 })),

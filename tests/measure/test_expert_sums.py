@@ -20,7 +20,7 @@ def test_sums_by_group_and_expert_by_hand() -> None:
             np.array([[1.5, 1.0], [4.0, 0.5]], np.float32),
         ),
     )
-    assert sums.count.tolist() == [[1, 0, 1], [0, 1, 1]]
+    assert sums.chosen.tolist() == [[1, 0, 1], [0, 1, 1]]
     assert sums.weight.tolist() == [[0.75, 0, 0.25], [0, 0.5, 0.5]]
     assert sums.output.tolist() == [[2, 0, 4], [0, 1, 8]]
     assert sums.added.tolist() == [[1.5, 0, 1], [0, 0.5, 4]]

@@ -44,7 +44,7 @@ class Choices(NamedTuple):
 
     def take(self, rows: NDArray[np.bool_]) -> Choices:
         """Some of the rows."""
-        return Choices(*(values[rows] for values in self))
+        return Choices(self.ids[rows], *(values[rows] for values in self[1:]))
 
 
 def measure_choices(
@@ -82,10 +82,10 @@ def measure_choices(
 class ExpertSums(NamedTuple):
     """Sums by group of rows (documents, domains) and expert, each (G, E).
 
-    ``count``: choices. ``weight``: Σ w. ``output``: Σ ‖E(x)‖. ``added``: Σ ‖w·E(x)‖.
+    ``chosen``: choices. ``weight``: Σ w. ``output``: Σ ‖E(x)‖. ``added``: Σ ‖w·E(x)‖.
     """
 
-    count: NDArray[np.int64]
+    chosen: NDArray[np.int64]
     weight: NDArray[np.float64]
     output: NDArray[np.float64]
     added: NDArray[np.float64]
@@ -97,8 +97,8 @@ class ExpertSums(NamedTuple):
 
     def add(self, group_R: NDArray[np.int64], choices: Choices) -> None:
         """Add rows, each to its group."""
-        key = (group_R[:, None] * self.count.shape[1] + choices.ids).reshape(-1)
-        self.count.reshape(-1)[:] += np.bincount(key, minlength=self.count.size)
+        key = (group_R[:, None] * self.chosen.shape[1] + choices.ids).reshape(-1)
+        self.chosen.reshape(-1)[:] += np.bincount(key, minlength=self.chosen.size)
         for sums, values in zip(self[1:], choices[1:], strict=True):
             sums.reshape(-1)[:] += np.bincount(key, values.reshape(-1), sums.size)
 
@@ -109,4 +109,4 @@ class ExpertSums(NamedTuple):
     def means(self) -> tuple[NDArray[np.float64], ...]:
         """Mean w, mean ‖E(x)‖ (EAN) and mean ‖w·E(x)‖ (REAP) where chosen; NaN where never."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return tuple(values / self.count for values in self[1:])
+            return tuple(values / self.chosen for values in self[1:])

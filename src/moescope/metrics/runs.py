@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from moescope.errors import BusyError, RunError, WriteError
 from moescope.files import is_intact
 from moescope.metrics.agreement import agreement
+from moescope.metrics.intervals import mean_interval
 from moescope.metrics.phases import phases
-from moescope.metrics.rates import mean_interval
 from moescope.metrics.tables import TABLES
 from moescope.metrics.view import PhaseView, Rows
 from moescope.run.reader import Run, TokenRows, token_rows

@@ -20,12 +20,12 @@ from torch import nn
 from moescope.errors import CorpusError, ModelError
 from moescope.measure.forward import fitting_batch, run_batches
 from moescope.measure.windows import TextWindow, WindowBatch
+from moescope.metrics.intervals import ratio_interval
 from moescope.models.anatomy import MoELayer
 from moescope.models.expert_calls import ExpertInputs, ExpertLayer, LayerInput
 from moescope.models.loading import LoadedModel
 from moescope.profiles.cells import Cells, half_of_documents
 from moescope.profiles.gather import BatchRows, Candidates, LayerGather
-from moescope.profiles.intervals import ratio_interval
 from moescope.profiles.lens import FinalScales, Lens, find_lens
 from moescope.profiles.residual import first_output
 
@@ -287,7 +287,7 @@ def _finish(gathers: list[LayerGather], places: _Places) -> Measured:
     figures["cosine"] = np.concatenate([n[1] for n in nearest])
     figures["cosine_halves"] = np.concatenate([n[2] for n in nearest], axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        outputs = [g.output_ED.cpu().numpy() / g.sums.total().count[:, None] for g in gathers]
+        outputs = [g.output_ED.cpu().numpy() / g.sums.total().chosen[:, None] for g in gathers]
     figures["output"] = np.concatenate(outputs).astype(np.float32)
     compared = [int(g.compared_2EE.sum(0).max()) for g in gathers]
     return Measured(places.text, figures, compared)
@@ -297,16 +297,16 @@ def _layer_figures(gather: LayerGather, places: _Places) -> dict[str, NDArray[An
     sums, total = gather.sums, gather.sums.total()
     of_domain = [places.cluster_domain == d for d in range(len(places.domains))]
     by_domain, added = (
-        np.stack([v[m].sum(0) for m in of_domain]) for v in (sums.count, sums.added)
+        np.stack([v[m].sum(0) for m in of_domain]) for v in (sums.chosen, sums.added)
     )
-    low, high = ratio_interval(sums.added, sums.count.astype(np.float64), places.cluster_domain)
+    low, high = ratio_interval(sums.added, sums.chosen.astype(np.float64), places.cluster_domain)
     weight, activation, contribution = total.means()
     with np.errstate(divide="ignore", invalid="ignore"):
         per_domain = added / by_domain
         shares = [v / v.sum() for v in (total.added, total.output)]
     return {
-        "count": total.count,
-        "documents": (sums.count > 0).sum(0),
+        "count": total.chosen,
+        "documents": (sums.chosen > 0).sum(0),
         "by_domain": by_domain,
         "weight": weight,
         "contribution": contribution,

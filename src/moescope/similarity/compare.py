@@ -24,7 +24,9 @@ from moescope.corpus import CorpusSpec
 from moescope.errors import BadInputError, ModelError
 from moescope.given import Seed
 from moescope.measure.windows import choose_windows, run_windows
+from moescope.metrics.ranks import RELABELLINGS
 from moescope.metrics.runs import AnalyzedRun
+from moescope.metrics.statistics import add_q
 from moescope.metrics.view import Rows
 from moescope.models import LoadedModel, MoELayer
 from moescope.models.expert_calls import ExpertLayer
@@ -54,8 +56,6 @@ from moescope.similarity.maps import (
 from moescope.similarity.pair_values import PairValues
 from moescope.similarity.result import Similarity, plain
 from moescope.similarity.tables import (
-    PERMUTATIONS,
-    add_q,
     agreement_rows,
     nearest,
     pair_rows,
@@ -341,7 +341,7 @@ class _Comparison:
             },
             "options": self.options.model_dump(mode="json"),
             "text": None if sample is None else self._about_text(sample),
-            "permutations": PERMUTATIONS,
+            "permutations": RELABELLINGS,
             "layers": self.about_layers, "summary": self.summary, "agreement": self.agreement,
             "nearest": self.nearest, "maps": self.about_maps,
         }  # fmt: skip

@@ -98,7 +98,7 @@ class ScoreKeeper:
         sums.add(domain, measure_choices(call, hidden[flat], *chosen))
         total = sums.total()
         return {
-            "counts": sums.count.tolist(),
+            "counts": sums.chosen.tolist(),
             "mass": total.weight.tolist(),
             "norm": total.output.tolist(),
             "weighted": total.added.tolist(),
@@ -121,8 +121,8 @@ class ScoreKeeper:
             sums, tokens = ExpertSums(counts_CE.sum(0), *others), int(tokens_C.sum())
             _, ean, reap = sums.means()
             out[layer.layer_idx] = {
-                "chosen": sums.count,
-                "load": sums.count / max(1, sums.count.sum()),
+                "chosen": sums.chosen,
+                "load": sums.chosen / max(1, sums.chosen.sum()),
                 "gate_mass": sums.weight / tokens,
                 "ean_mean": ean,
                 "ean_sum": sums.output,

@@ -18,12 +18,16 @@ from moescope.errors import BadInputError, ModelError, RunError
 from moescope.intervene import mask, measure_damage, scale, zero
 from moescope.intervene.answers import damage_answers, damage_notes
 from moescope.intervene.damage.edits import damage_edit
-from moescope.intervene.damage.means import contrast, document_means, minimum_detectable
 from moescope.measure.journal import Journal
 from moescope.measure.scoring import PlainScores, compare
 from moescope.measure.trials import Trial, TrialRunner
 from moescope.measure.windows import TextWindow
-from moescope.metrics.rates import mean_interval
+from moescope.metrics.intervals import (
+    contrast,
+    document_means,
+    mean_interval,
+    minimum_detectable,
+)
 from moescope.models import LoadedModel
 from moescope.models.anatomy import REFUSED
 from moescope.models.edits import Edit

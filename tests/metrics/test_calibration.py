@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from moescope.metrics.agreement import unseen_entropy
-from moescope.metrics.rates import difference_interval, mean_interval, rate_interval
+from moescope.metrics.intervals import Interval, mean_interval
+from moescope.metrics.rates import difference_interval, rate_interval
 from moescope.metrics.specialization import split_halves
 from moescope.metrics.vocabulary import vocabulary_specialization
 
@@ -67,9 +68,7 @@ def test_the_difference_of_newcombe_by_hand() -> None:
     a, b = np.array([56 / 70]), np.array([48 / 80])
     one = (np.array([0.6919]), np.array([0.8773]))
     other = (np.array([0.4904]), np.array([0.7004]))
-    from moescope.metrics.rates import RateInterval
-
-    ends = difference_interval(a, RateInterval(*one), b, RateInterval(*other))
+    ends = difference_interval(a, Interval(*one), b, Interval(*other))
     assert ends.low[0] == pytest.approx(0.0524, abs=5e-4)
     assert ends.high[0] == pytest.approx(0.3339, abs=5e-4)
 

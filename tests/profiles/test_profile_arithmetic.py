@@ -6,8 +6,8 @@ import pytest
 
 from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
+from moescope.metrics.intervals import lift_interval, ratio_interval
 from moescope.profiles.cells import Cells, half_of_documents, spread
-from moescope.profiles.intervals import lift_interval, ratio_interval
 from moescope.profiles.partners import MIN_PAIR_COUNT, strongest_partners
 from moescope.profiles.tokens_in import list_overlap, top_tokens, vocabulary_of_experts
 from moescope.run.aggregates import AggregateShape

@@ -10,10 +10,10 @@ from tests.support.saved import save_tiny, write_corpus
 
 from moescope.corpus import CorpusSpec
 from moescope.errors import CorpusError, ModelError
-from moescope.measure import gather as gather_module
 from moescope.measure.windows import TextWindow, choose_windows
 from moescope.models import LoadedModel, ModelSpec, load_model
 from moescope.models.expert_calls import ExpertInputs, ExpertLayer
+from moescope.profiles import gather as gather_module
 from moescope.profiles import measure as measure_module
 from moescope.profiles.cells import Cells, half_of_documents
 from moescope.profiles.lens import FinalScales, find_lens

@@ -15,7 +15,8 @@ from moescope.metrics.balance import balance, cv_by_chance
 from moescope.metrics.chance import expected_jaccard
 from moescope.metrics.coactivation import coactivation as pair_coactivation
 from moescope.metrics.coactivation import flow as layer_flow
-from moescope.metrics.rates import mean_interval, rate_interval
+from moescope.metrics.intervals import mean_interval
+from moescope.metrics.rates import rate_interval
 from moescope.metrics.specialization import domain_specialization as specialization
 from moescope.metrics.specialization import jensen_shannon_pairs, split_halves, token_baselines
 from moescope.metrics.table import Column, table

@@ -31,8 +31,9 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
+from moescope.metrics.intervals import mean_interval
 from moescope.metrics.likeness import document_pairs, domain_p, joined_documents, pairs_p
-from moescope.metrics.rates import mean_interval
+from moescope.metrics.statistics import permutation_p
 
 __all__ = ["Bits", "Information", "SampledText", "layer_information", "previous_tokens"]
 
@@ -243,9 +244,8 @@ class _Layer:
             open_bits - _open_bits(_other_beside(text, rng), self._ids, self._experts)
             for _ in range(shuffles)
         ]
-        hits = int((np.asarray(drawn) >= local.sum() - 1e-6).sum())
         null, most = float(np.mean(drawn)) / text.tokens, self.max_bits
-        p = (1 + hits) / (1 + shuffles)
+        p = float(permutation_p(local.sum(), [np.asarray(drawn)]))
         return self._bits(local, np.arange(text.tokens), null, most, most, p)
 
     def given(self, part: _Part, rng: np.random.Generator, shuffles: int) -> Bits:

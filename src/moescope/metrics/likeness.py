@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from scipy import sparse
 
-from moescope.metrics.statistics import MIN_CLUSTERS
+from moescope.metrics.statistics import MIN_CLUSTERS, permutation_p
 
 __all__ = ["PERMUTATIONS", "document_pairs", "domain_p", "joined_documents", "pairs_p"]
 
@@ -220,12 +220,8 @@ def _permuted(
 ) -> float:
     """Share of labellings, the true one included, whose statistic is at least the true one."""
     columns = np.eye(int(domain_N.max()) + 1)
-    observed = float(statistic(columns[domain_N][None])[0])
-    bar = observed - 1e-9 * (1 + abs(observed))  # what ties is as extreme
-    hits = sum(
-        int((statistic(columns[labels]) >= bar).sum()) for labels in _labellings(domain_N, rng)
-    )
-    return (1 + hits) / (1 + PERMUTATIONS)
+    drawn = (statistic(columns[labels]) for labels in _labellings(domain_N, rng))
+    return float(permutation_p(statistic(columns[domain_N][None])[0], drawn))
 
 
 def _labellings(domain_N: Ints, rng: np.random.Generator) -> Iterator[Ints]:

@@ -21,18 +21,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, Num
 from numpy.typing import NDArray
-from scipy.special import stdtrit  # scipy.stats takes most of a second to import
+
+from moescope.metrics.intervals import MIN_CLUSTERS, Interval, jackknife, joint_df, quantile
 
 __all__ = [
-    "MIN_CLUSTERS",
     "Moments",
-    "RateInterval",
     "Spread",
     "difference_interval",
-    "jackknife",
-    "mean_interval",
     "rate_interval",
-    "ratio_interval",
+    "rate_ratio_interval",
     "residuals",
     "spread",
     "standardised",
@@ -40,19 +37,8 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-MIN_CLUSTERS = 5
-"""With fewer documents no interval and no p-value is given (NaN)."""
-
-_TAIL = 0.975
 _BORROWED = 10.0
 """Hits at which a rate's own design effect counts as much as its family's."""
-
-
-class RateInterval(NamedTuple):
-    """95 % intervals, each end of the shape of the rates."""
-
-    low: Floats
-    high: Floats
 
 
 class Moments(NamedTuple):
@@ -148,7 +134,7 @@ def rate_interval(
     counts_NM: Num[np.ndarray, "N M"],
     tokens_N: Int64[np.ndarray, " N"],
     families: Sequence[int] | None = None,
-) -> RateInterval:
+) -> Interval:
     """95 % interval of Σcounts/Σtokens, the documents being the sample.
 
     Student's t on the logit scale with the jackknife variance over documents.
@@ -166,95 +152,31 @@ def rate_interval(
     Reference:
         Coverage by number of documents: docs/concepts/statistics.md.
     """
-    counts, tokens = _used(counts_NM, tokens_N)
-    if tokens.size < MIN_CLUSTERS:
-        return _unknown(counts_NM.shape[1])
-    total = tokens.sum(keepdims=True)
-    rate, variance, df = jackknife(counts, tokens)
+    used = tokens_N > 0
+    if used.sum() < MIN_CLUSTERS:
+        return Interval.unknown(counts_NM.shape[1])
+    tokens = tokens_N[used].astype(np.float64)
+    rate, variance, df = jackknife(counts_NM[used].astype(np.float64), tokens)
     if df < 1:  # one document is nearly all of the text
-        return _unknown(counts_NM.shape[1])
-    found = _spread(rate, variance, total, df, families)
+        return Interval.unknown(counts_NM.shape[1])
+    found = _spread(rate, variance, tokens.sum(keepdims=True), df, families)
     middle = np.log(found.rate / (1 - found.rate))
-    step = stdtrit(df, _TAIL) / np.sqrt(found.effective * found.rate * (1 - found.rate))
+    step = quantile(df) / np.sqrt(found.effective * found.rate * (1 - found.rate))
     low, high = (1 / (1 + np.exp(-np.clip(middle + s * step, -700, 700))) for s in (-1, 1))
     low[rate <= 0], high[rate >= 1] = 0.0, 1.0
-    return RateInterval(low, high)
+    return Interval(low, high)
 
 
-def mean_interval(
-    sums_NM: Num[np.ndarray, "N M"],
-    tokens_N: Int64[np.ndarray, " N"],
-    lowest: float = -np.inf,
-    highest: float = np.inf,
-) -> RateInterval:
-    """95 % interval of Σsums/Σtokens for means that are no counts: Student's t, jackknife variance.
-
-    Args:
-        sums_NM: sum over the tokens of each document, of M scalars.
-        tokens_N: tokens of each document; documents without any are left out.
-        lowest: the least that the mean can be.
-        highest: the most.
-
-    Returns:
-        Low and high ends, each (M,). NaN below `MIN_CLUSTERS` documents.
-    """
-    sums, tokens = _used(sums_NM, tokens_N)
-    if tokens.size < MIN_CLUSTERS:
-        return _unknown(sums_NM.shape[1])
-    mean, variance, df = jackknife(sums, tokens)
-    if df < 1:
-        return _unknown(sums_NM.shape[1])
-    step = stdtrit(df, _TAIL) * np.sqrt(variance)
-    return RateInterval(
-        np.clip(mean - step, lowest, highest), np.clip(mean + step, lowest, highest)
-    )
-
-
-def _used(sums_NM: NDArray[np.generic], tokens_N: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    used = tokens_N > 0
-    return sums_NM[used].astype(np.float64), tokens_N[used].astype(np.float64)
-
-
-def _unknown(width: int) -> RateInterval:
-    return RateInterval(np.full(width, np.nan), np.full(width, np.nan))
-
-
-def jackknife(sums_NM: Floats, tokens_N: Floats) -> tuple[Floats, Floats, Floats]:
-    """Σsums/Σtokens, its variance from leaving out each document in turn, degrees of freedom.
-
-    Args:
-        sums_NM: sum over the tokens of each document, of M scalars.
-        tokens_N: tokens of each document, none of them 0.
-
-    Returns:
-        Ratio and variance, each (M,); degrees of freedom, a scalar.
-    """
-    total, count = tokens_N.sum(), tokens_N.size
-    ratio = sums_NM.sum(0) / total
-    # a document with all the tokens has no jackknife; its share is held just below 1
-    left = np.maximum(total - tokens_N, 1e-9 * total)[:, None]
-    moved = (sums_NM - tokens_N[:, None] * ratio) / left
-    variance = (count - 1) / count * (moved**2).sum(0)
-    return ratio, variance, np.asarray(total**2 / (tokens_N**2).sum() - 1)
-
-
-def ratio_interval(top: Spread, bottom: Spread) -> RateInterval:
+def rate_ratio_interval(top: Spread, bottom: Spread) -> Interval:
     """95 % interval of the quotient of two independent rates, on the logarithmic scale.
 
     A rate of 0 is no reason for an interval of one point: the ends come from the rates of
     `Spread`, which are never 0. Who has no hit above sets the low end to 0.
     """
     parts = [(1 - s.rate) / (s.effective * s.rate) for s in (top, bottom)]
-    step = stdtrit(_joint_df(parts, (top.df, bottom.df)), _TAIL) * np.sqrt(np.add(*parts))
+    step = quantile(joint_df(parts, (top.df, bottom.df))) * np.sqrt(np.add(*parts))
     middle = np.log(top.rate / bottom.rate)
-    return RateInterval(np.exp(middle - step), np.exp(np.minimum(middle + step, 700)))
-
-
-def _joint_df(variances: Sequence[Floats], dfs: Sequence[Floats]) -> Floats:
-    """Welch–Satterthwaite degrees of freedom of the sum of two independent variances."""
-    bottom = [v**2 / df for v, df in zip(variances, dfs, strict=True)]
-    joint: Floats = np.add(*variances) ** 2 / np.add(*bottom)
-    return joint
+    return Interval(np.exp(middle - step), np.exp(np.minimum(middle + step, 700)))
 
 
 def standardised(one: Spread, other: Spread) -> Floats:
@@ -269,15 +191,13 @@ def standardised(one: Spread, other: Spread) -> Floats:
     """
     parts = [0.25 / s.effective for s in (one, other)]
     difference = np.arcsin(np.sqrt(one.rate)) - np.arcsin(np.sqrt(other.rate))
-    df = _joint_df(parts, (one.df, other.df))
+    df = joint_df(parts, (one.df, other.df))
     squared = difference**2 / np.add(*parts)
     z: Floats = np.sign(difference) * np.sqrt(df * np.log1p(squared / df))
     return z * (8 * df + 1) / (8 * df + 3)
 
 
-def difference_interval(
-    a: Floats, a_ends: RateInterval, b: Floats, b_ends: RateInterval
-) -> RateInterval:
+def difference_interval(a: Floats, a_ends: Interval, b: Floats, b_ends: Interval) -> Interval:
     """95 % interval of a − b from the intervals of two independent rates.
 
     Reference:
@@ -285,4 +205,4 @@ def difference_interval(
     """
     low = a - b - np.hypot(a - a_ends.low, b_ends.high - b)
     high = a - b + np.hypot(a_ends.high - a, b - b_ends.low)
-    return RateInterval(low, high)
+    return Interval(low, high)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from moescope.errors import BusyError, RunError, WriteError
 from moescope.files import is_intact
 from moescope.metrics.agreement import agreement
-from moescope.metrics.rates import mean_interval
+from moescope.metrics.intervals import mean_interval
 from moescope.metrics.table import Table
 from moescope.metrics.tables import TABLES, every_table, find_table
 from moescope.metrics.view import PhaseView, Rows

@@ -15,12 +15,11 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
+from moescope.metrics.intervals import MIN_CLUSTERS, Interval
 from moescope.metrics.rates import (
-    MIN_CLUSTERS,
     Moments,
-    RateInterval,
     rate_interval,
-    ratio_interval,
+    rate_ratio_interval,
     residuals,
     spread,
 )
@@ -134,22 +133,21 @@ def _lift_intervals(
     tokens_N: NDArray[np.int64],
     members: list[NDArray[np.int64]],
     families: Sequence[int] | None,
-) -> list[RateInterval]:
+) -> list[Interval]:
     """Intervals of all lifts; NaN with fewer than `MIN_CLUSTERS` documents inside or outside."""
     tokens = tokens_N.astype(np.float64)
     base = counts_NM.sum(0) / max(tokens.sum(), 1.0)
     parts = residuals(counts_NM.astype(np.float64), tokens, base)
     total, documents = Moments.of(parts.sum(0)), int((tokens_N > 0).sum())
-    nan = np.full(counts_NM.shape[1], np.nan)
     found = []
     for rows in members:
         inside = int((tokens_N[rows] > 0).sum())
         if min(inside, documents - inside) < MIN_CLUSTERS:
-            found.append(RateInterval(nan, nan))
+            found.append(Interval.unknown(counts_NM.shape[1]))
             continue
         own = Moments.of(parts[rows].sum(0))
         sides = [spread(part, base, families) for part in (own, total.without(own))]
-        ends = ratio_interval(*sides)
+        ends = rate_ratio_interval(*sides)
         hits, elsewhere = counts_NM[rows].sum(0), counts_NM.sum(0) - counts_NM[rows].sum(0)
         ends.low[hits == 0], ends.high[elsewhere == 0] = 0.0, np.inf
         found.append(ends)

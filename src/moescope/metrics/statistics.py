@@ -8,20 +8,23 @@ one document unless there are very many. How sure a rate is, and its interval:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 
-from moescope.metrics.rates import MIN_CLUSTERS, Moments, residuals, spread, standardised
+from moescope.metrics.intervals import MIN_CLUSTERS
+from moescope.metrics.rates import Moments, residuals, spread, standardised
 
 __all__ = [
     "MANY_DOMAINS",
     "MIN_CLUSTERS",
     "PermutationTest",
+    "add_q",
     "benjamini_hochberg",
+    "permutation_p",
     "permutation_test",
     "permutations_for",
 ]
@@ -42,6 +45,41 @@ class PermutationTest(NamedTuple):
 
     p: NDArray[np.float64]
     p_max: NDArray[np.float64]
+
+
+def permutation_p(
+    observed: float | NDArray[np.float64],
+    drawn: Iterable[NDArray[np.float64]],
+    *,
+    exact: bool = False,
+    slack: float = 1e-9,
+) -> NDArray[np.float64]:
+    """P of what was observed among what the null gives: (1 + #{drawn ≥ observed}) / (1 + #drawn).
+
+    Args:
+        observed: a statistic, or many; larger is more extreme.
+        drawn: the same under the null, some rounds at a time, (R, …).
+        exact: ``drawn`` is everything that the null can give, the observed included; then
+            p = #{drawn ≥ observed} / #drawn.
+        slack: rounding; what lies below the observed by no more than slack·(1 + |observed|) is
+            as extreme.
+
+    Returns:
+        p, of the shape of ``observed``; never 0.
+
+    Example:
+        >>> float(permutation_p(3.0, [np.array([1.0, 2.0]), np.array([3.0, 4.0])]))
+        0.6
+
+    Reference:
+        Phipson and Smyth 2010, Permutation p-values should never be zero.
+    """
+    bar = observed - slack * (1 + np.abs(observed))
+    itself = 0 if exact else 1
+    hits, rounds = np.full(np.shape(observed), itself), itself
+    for part in drawn:
+        hits, rounds = hits + (part >= bar).sum(0), rounds + len(part)
+    return np.asarray(hits / rounds)
 
 
 def permutations_for(num_tests: int, num_clusters: int) -> int:
@@ -170,3 +208,10 @@ def benjamini_hochberg(p: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
 
         q[known] = false_discovery_control(p[known])
     return q
+
+
+def add_q(rows: Sequence[dict[str, Any]], p: str = "p", q: str = "q") -> None:
+    """Correct the p of all rows together (`benjamini_hochberg`), each in place."""
+    corrected = benjamini_hochberg(np.asarray([row[p] for row in rows], np.float64))
+    for row, value in zip(rows, corrected.tolist(), strict=True):
+        row[q] = value

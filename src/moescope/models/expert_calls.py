@@ -32,6 +32,9 @@ class ExpertLayer:
 
         experts = ExpertLayer(loaded.model, loaded.anatomy.layers[0])
         output_TD = experts(9, hidden_TD)          # what E9 makes of these inputs, unweighted
+
+    Attributes:
+        weighs_input: the family multiplies an expert's input by the weight, not its output.
     """
 
     def __init__(self, model: nn.Module, layer: MoELayer) -> None:
@@ -39,6 +42,7 @@ class ExpertLayer:
         self._experts: Any = model.get_submodule(layer.site.experts)
         self._router = model.get_submodule(layer.site.router)
         self._call = _SPECIAL.get(type(self._experts).__name__, _by_choice)
+        self.weighs_input = self._call is _llama4
 
     @torch.inference_mode()
     def __call__(self, expert: int, hidden_TD: torch.Tensor) -> torch.Tensor:

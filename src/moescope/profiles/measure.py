@@ -19,13 +19,13 @@ from torch import nn
 
 from moescope.errors import CorpusError, ModelError
 from moescope.measure.forward import fitting_batch, run_batches
-from moescope.measure.gather import BatchRows, Candidates, LayerGather
 from moescope.measure.windows import TextWindow, WindowBatch, window_batches
+from moescope.metrics.intervals import ratio_interval
 from moescope.models.anatomy import MoELayer
 from moescope.models.expert_calls import ExpertInputs, ExpertLayer, LayerInput
 from moescope.models.loading import LoadedModel
 from moescope.profiles.cells import Cells, half_of_documents
-from moescope.profiles.intervals import ratio_interval
+from moescope.profiles.gather import BatchRows, Candidates, LayerGather
 from moescope.profiles.lens import FinalScales, Lens, find_lens
 from moescope.profiles.residual import first_output
 from moescope.progress import OnProgress, Progress, quiet
@@ -285,40 +285,35 @@ def _finish(gathers: list[LayerGather], places: _Places) -> Measured:
     figures["nearest"] = np.concatenate([n[0] for n in nearest])
     figures["cosine"] = np.concatenate([n[1] for n in nearest])
     figures["cosine_halves"] = np.concatenate([n[2] for n in nearest], axis=1)
-    outputs = [g.output_ED.cpu().numpy() / _known(g)[:, None] for g in gathers]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        outputs = [g.output_ED.cpu().numpy() / g.sums.total().chosen[:, None] for g in gathers]
     figures["output"] = np.concatenate(outputs).astype(np.float32)
     compared = [int(g.compared_2EE.sum(0).max()) for g in gathers]
     return Measured(places.text, figures, compared)
 
 
-def _known(gather: LayerGather) -> NDArray[np.float64]:
-    """Assignments of each expert, NaN instead of 0."""
-    count = gather.count_NE.sum(0).astype(np.float64)
-    return np.where(count > 0, count, np.nan)
-
-
 def _layer_figures(gather: LayerGather, places: _Places) -> dict[str, NDArray[Any]]:
-    count = _known(gather)
+    sums, total = gather.sums, gather.sums.total()
     of_domain = [places.cluster_domain == d for d in range(len(places.domains))]
-    by_domain = np.stack([gather.count_NE[m].sum(0) for m in of_domain])
-    sums = gather.contribution_NE.sum(0)
-    low, high = ratio_interval(
-        gather.contribution_NE, gather.count_NE.astype(np.float64), places.cluster_domain
+    by_domain, added = (
+        np.stack([v[m].sum(0) for m in of_domain]) for v in (sums.chosen, sums.added)
     )
+    low, high = ratio_interval(sums.added, sums.chosen.astype(np.float64), places.cluster_domain)
+    weight, activation, contribution = total.means()
     with np.errstate(divide="ignore", invalid="ignore"):
-        per_domain = np.stack([gather.contribution_NE[m].sum(0) for m in of_domain]) / by_domain
-        shares = [v / v.sum() for v in (sums, gather.activation_E)]
+        per_domain = added / by_domain
+        shares = [v / v.sum() for v in (total.added, total.output)]
     return {
-        "count": gather.count_NE.sum(0),
-        "documents": (gather.count_NE > 0).sum(0),
+        "count": total.chosen,
+        "documents": (sums.chosen > 0).sum(0),
         "by_domain": by_domain,
-        "weight": gather.weight_E / count,
-        "contribution": sums / count,
+        "weight": weight,
+        "contribution": contribution,
         "contribution_low": low,
         "contribution_high": high,
         "contribution_by_domain": per_domain,
         "contribution_share": shares[0],
-        "activation": gather.activation_E / count,
+        "activation": activation,
         "activation_share": shares[1],
         "peak": gather.peak_E,
         "counted_peak": gather.counted_peak_E,

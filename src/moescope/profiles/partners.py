@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moescope.metrics.intervals import lift_interval
 from moescope.metrics.view import Layer
-from moescope.profiles.intervals import lift_interval
 from moescope.profiles.sampled import SampledDocuments
 
 __all__ = ["MIN_PAIR_COUNT", "Partners", "partner_intervals", "strongest_partners"]

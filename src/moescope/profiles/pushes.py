@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
+from moescope.metrics.ranks import spearman
 from moescope.profiles.lens import Lens
 from moescope.profiles.measure import Pushes
 
@@ -163,16 +163,9 @@ def _look(lens: Lens, vectors: torch.Tensor, rows: int) -> _Seen:
         ids=np.stack([best[side][0].ids.cpu().numpy() for side in (0, 1)]),
         mean=mean.numpy(),
         spread=spread.numpy(),
-        agreement=np.asarray([_spearman(*halves[:, e]) for e in range(experts)]),
+        agreement=spearman(*halves),
         overlap=np.stack([_overlap(best[side][1].ids, best[side][2].ids) for side in (0, 1)]),
     )
-
-
-def _spearman(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    x, y = rankdata(a), rankdata(b)
-    x, y = x - x.mean(), y - y.mean()
-    below = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / below if below > 0 else float("nan")
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> NDArray[np.float64]:

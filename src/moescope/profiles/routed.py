@@ -13,11 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.metrics.rates import RateInterval
+from moescope.metrics.intervals import Interval, ratio_interval
 from moescope.metrics.runs import AnalyzedRun
 from moescope.metrics.view import ALL, Layer, PhaseView
 from moescope.profiles.cells import Cells, spread
-from moescope.profiles.intervals import ratio_interval
 from moescope.profiles.partners import Partners, partner_intervals, strongest_partners
 from moescope.profiles.sampled import SampledDocuments
 from moescope.profiles.tokens_in import (
@@ -82,7 +81,7 @@ class Routed:
             for name, held in zip(run.domains, self.view.domain_tokens, strict=True)
             if held and labelled
         ]
-        self._gates: dict[int, RateInterval] = {}
+        self._gates: dict[int, Interval] = {}
         self._tokens: dict[int, LayerTokens] = {}
         self._partners: dict[tuple[int, int], Partners] = {}
 
@@ -120,7 +119,7 @@ class Routed:
             self.view, tokens
         )  # fmt: skip
 
-    def gate_interval(self, layer: Layer) -> RateInterval:
+    def gate_interval(self, layer: Layer) -> Interval:
         """95 % interval of gate mass over sampled documents, (1 + C, E) each; NaN without."""
         if layer.slot not in self._gates:
             shape = (1 + len(self.domains), layer.num_experts)
@@ -128,10 +127,10 @@ class Routed:
             if self.sampled is not None:
                 for g, ends in enumerate(self._gate_ends(layer, self.sampled)):
                     low[g], high[g] = ends
-            self._gates[layer.slot] = RateInterval(low, high)
+            self._gates[layer.slot] = Interval(low, high)
         return self._gates[layer.slot]
 
-    def _gate_ends(self, layer: Layer, sampled: SampledDocuments) -> Iterator[RateInterval]:
+    def _gate_ends(self, layer: Layer, sampled: SampledDocuments) -> Iterator[Interval]:
         masks = [np.ones(sampled.documents, np.bool_)]
         masks += [sampled.domain_N == self.view.domains.index(n) for n in self.domains]
         weights = sampled.tokens.weights[layer.layer_idx].astype(np.float64)

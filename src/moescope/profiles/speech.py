@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.errors import BadInputError, MissingExtraError
+from moescope.metrics.intervals import ratio_interval
 from moescope.metrics.view import Layer
-from moescope.profiles.intervals import ratio_interval
 from moescope.profiles.options import DEFAULT_PIPELINE
 from moescope.profiles.sampled import SampledDocuments
 from moescope.run.reader import Run, TokenRows

@@ -23,7 +23,9 @@ from moescope.errors import BadInputError, ModelError
 from moescope.measure.identity import identity
 from moescope.measure.journal import open_journal
 from moescope.measure.windows import choose_windows, run_windows
+from moescope.metrics.ranks import RELABELLINGS
 from moescope.metrics.runs import AnalyzedRun
+from moescope.metrics.statistics import add_q
 from moescope.metrics.view import Rows
 from moescope.models import LoadedModel, MoELayer
 from moescope.models.expert_calls import ExpertLayer
@@ -54,8 +56,6 @@ from moescope.similarity.options import SimilarityOptions
 from moescope.similarity.pair_values import PairValues
 from moescope.similarity.result import SIMILARITY, Similarity
 from moescope.similarity.tables import (
-    PERMUTATIONS,
-    add_q,
     agreement_rows,
     nearest,
     pair_rows,
@@ -341,7 +341,7 @@ class _Comparison:
             },
             "options": self.options.model_dump(mode="json"),
             "text": None if sample is None else self._about_text(sample),
-            "permutations": PERMUTATIONS,
+            "permutations": RELABELLINGS,
             **parts,
         }  # fmt: skip
         return dict(plain(made))

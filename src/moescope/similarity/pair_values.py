@@ -16,24 +16,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
-from moescope.metrics.statistics import MIN_CLUSTERS
+from moescope.metrics.intervals import Interval, delete_group_interval
 from moescope.similarity.gram import CosineSums, GramSums
 
 __all__ = [
-    "Jackknife",
     "PairValues",
     "cka_values",
     "cosine_values",
     "debiased_cka",
     "flat_cosines",
-    "jackknife",
 ]
 
 Floats = NDArray[np.float64]
 
-_LEVEL = 0.95
 _CELLS = 2_000_000
 _ROUNDING = 1e-12
 
@@ -43,41 +39,6 @@ class Jackknife(NamedTuple):
 
     low: Floats
     high: Floats
-
-
-def jackknife(value: Floats, left_out: Floats, sizes: NDArray[np.int64]) -> Jackknife:
-    """Interval of a value from the values without each of G groups.
-
-    value ± t(G − 1)·SE with the delete-a-group standard error, which allows groups of unequal
-    size: with h_g = Σsizes/size_g and pseudo-values p_g = h_g·value − (h_g − 1)·left_out_g,
-    SE² = Σ_g (p_g − θ)²/(h_g − 1)/G, where θ = G·value − Σ_g (1 − 1/h_g)·left_out_g.
-
-    Args:
-        value: of all groups together.
-        left_out: one row for each group left out, (G, …).
-        sizes: tokens of each group.
-
-    Returns:
-        Low and high ends. NaN with fewer than `MIN_CLUSTERS` groups, or where a value is unknown.
-
-    Reference:
-        Busing, Meijer and van der Leeden 1999, Delete-m jackknife for unequal m.
-
-    Example:
-        >>> ends = jackknife(np.float64(3.0), np.array([3.5, 3.25, 3.0, 2.75, 2.5]), np.ones(5))
-        >>> round(float(ends.high - 3.0), 3)  # the mean of 1 … 5: t(4)·SD/√5 = 2.776·0.707
-        1.963
-    """
-    count = len(sizes)
-    if count < MIN_CLUSTERS:
-        nan = np.full(np.shape(value), np.nan)
-        return Jackknife(nan, nan.copy())
-    ratio = (sizes.sum() / sizes).reshape(-1, *[1] * np.ndim(value))
-    pseudo = ratio * value - (ratio - 1) * left_out
-    centre = count * value - ((1 - 1 / ratio) * left_out).sum(0)
-    error = np.sqrt(((pseudo - centre) ** 2 / (ratio - 1)).mean(0))
-    reach = float(student.ppf((1 + _LEVEL) / 2, count - 1)) * error
-    return Jackknife(value - reach, value + reach)
 
 
 @dataclass(frozen=True)
@@ -280,12 +241,12 @@ def _values(
     _forget(matrix, undefined)
     own, halves = matrix[:experts, :experts], halves_2FF[:, :experts, :experts]
     left_out = left_out_GFF[:, :experts, :experts]
-    ends = jackknife(own, left_out, sizes)
+    ends = delete_group_interval(own, left_out, sizes)
     known = np.isfinite(own) & np.isfinite(left_out).all(0)
     known &= ~np.eye(experts, dtype=np.bool_)
-    mean = Jackknife(np.full((), np.nan), np.full((), np.nan))
+    mean = Interval.unknown()
     if known.any():
-        mean = jackknife(np.float64(own[known].mean()), left_out[:, known].mean(1), sizes)  # type: ignore[arg-type]
+        mean = delete_group_interval(own[known].mean(), left_out[:, known].mean(1), sizes)
     for e in range(experts):
         own[e, e] = 1.0 if np.isfinite(own[e, e]) else np.nan
     lost = {f: why for f, why in undefined.items() if f < experts}

@@ -11,30 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.stats import rankdata
 
-from moescope.metrics.statistics import benjamini_hochberg
+from moescope.metrics.ranks import mantel, spearman
 from moescope.metrics.view import Rows
 from moescope.similarity.pair_values import PairValues, upper
 
 __all__ = [
-    "PERMUTATIONS",
-    "add_q",
     "agreement_rows",
     "clustered_order",
-    "mantel",
     "nearest",
     "pair_rows",
-    "rank_correlation",
     "summary_row",
 ]
 
 Floats = NDArray[np.float64]
-
-PERMUTATIONS = 999
-"""Relabellings of the experts behind each p of `mantel`."""
-
-_FEWEST_EXPERTS = 4
 
 
 def pair_rows(rows: Rows, layer: int, method: str, made: PairValues, lift: Floats | None) -> None:
@@ -97,13 +87,13 @@ def summary_row(layer: int, method: str, made: PairValues) -> dict[str, Any]:
 
 def _halves(halves_2EE: Floats) -> dict[str, Any]:
     """How far two halves of the documents agree."""
-    first, second = upper(halves_2EE)
-    gap = np.abs(first - second)
-    gap = gap[np.isfinite(gap)]
+    both = upper(halves_2EE)
+    kept = both[:, np.isfinite(both).all(0)]
+    gap = np.abs(kept[0] - kept[1])
     return {
         "halves_mean_difference": float(gap.mean()) if gap.size else None,
         "halves_max_difference": float(gap.max()) if gap.size else None,
-        "halves_rank_correlation": rank_correlation(first, second),
+        "halves_rank_correlation": float(spearman(*kept)) if kept[0].size > 2 else float("nan"),
     }
 
 
@@ -140,85 +130,16 @@ def clustered_order(matrix_EE: Floats) -> list[int]:
     return [*shown[leaves].tolist(), *rest]
 
 
-def rank_correlation(x: Floats, y: Floats) -> float:
-    """Spearman's correlation over the pairs that both know; NaN with fewer than 3, or no spread."""
-    known = np.isfinite(x) & np.isfinite(y)
-    if known.sum() < 3:
-        return float("nan")
-    a, b = rankdata(x[known]), rankdata(y[known])
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / scale if scale > 0 else float("nan")
-
-
-def mantel(
-    x_EE: Floats, y_EE: Floats, rng: np.random.Generator, permutations: int = PERMUTATIONS
-) -> dict[str, Any]:
-    """Do two matrices rank the pairs of the same experts alike?
-
-    Spearman's correlation over pairs, and a two-sided p from giving the experts of one matrix new
-    numbers: pairs that share an expert are not independent, so pairs are never shuffled singly.
-
-    Args:
-        x_EE: one matrix, symmetric; the diagonal is not used.
-        y_EE: the other.
-        rng: random numbers.
-        permutations: relabellings.
-
-    Returns:
-        ``rho``, ``pairs`` behind it, ``experts`` that both matrices know, ``p`` (NaN with fewer
-        than 4 of them). p is never 0: its least value is 1/(1 + permutations).
-
-    Reference:
-        Mantel 1967, The detection of disease clustering and a generalized regression approach.
-    """
-    kept = _known_to_both(x_EE, y_EE)
-    x, y = upper(x_EE[np.ix_(kept, kept)]), upper(y_EE[np.ix_(kept, kept)])
-    rho = rank_correlation(x, y)
-    made = {"rho": rho, "pairs": int(x.size), "experts": len(kept), "p": float("nan")}
-    if len(kept) < _FEWEST_EXPERTS or not np.isfinite(rho):
-        return made
-    ranks_x = rankdata(x) - (x.size + 1) / 2
-    ranks = np.zeros((len(kept), len(kept)))
-    places = np.triu_indices(len(kept), 1)
-    ranks[places] = rankdata(y) - (y.size + 1) / 2
-    ranks += ranks.T
-    observed = abs(float(ranks_x @ ranks[places]))
-    hits = 0
-    for _ in range(permutations):
-        order = rng.permutation(len(kept))
-        drawn = abs(float(ranks_x @ ranks[np.ix_(order, order)][places]))
-        hits += drawn >= observed * (1 - 1e-12)
-    return made | {"p": (1 + hits) / (1 + permutations)}
-
-
 def agreement_rows(
     layer: int, matrices: Mapping[str, Floats], rng: np.random.Generator
 ) -> list[dict[str, Any]]:
     """`mantel` for every two measures of one layer; q is added over all layers by `add_q`."""
     names = list(matrices)
     return [
-        {"layer": layer, "a": a, "b": b, **mantel(matrices[a], matrices[b], rng)}
+        {"layer": layer, "a": a, "b": b, **mantel(matrices[a], matrices[b], rng)._asdict()}
         for i, a in enumerate(names)
         for b in names[i + 1 :]
     ]
-
-
-def add_q(rows: list[dict[str, Any]]) -> None:
-    """Correct the p of all rows together (Benjamini–Hochberg)."""
-    q = benjamini_hochberg(np.asarray([row["p"] for row in rows], np.float64))
-    for row, value in zip(rows, q.tolist(), strict=True):
-        row["q"] = value
-
-
-def _known_to_both(x_EE: Floats, y_EE: Floats) -> NDArray[np.int64]:
-    """The experts whose pairs are all known: those with the most unknown pairs go one by one."""
-    unknown = ~(np.isfinite(x_EE) & np.isfinite(y_EE))
-    np.fill_diagonal(unknown, False)
-    kept = np.arange(x_EE.shape[0])
-    while kept.size and (worst := unknown[np.ix_(kept, kept)].sum(1)).any():
-        kept = np.delete(kept, int(worst.argmax()))
-    return kept
 
 
 def _mean(values: Floats) -> float:

@@ -6,16 +6,21 @@ The document (or the pair of documents) is the unit of the interval and of the t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import comb, ldexp
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
-from moescope.metrics.rates import RateInterval, difference_interval, rate_interval
-from moescope.metrics.statistics import MIN_CLUSTERS, permutation_test, permutations_for
+from moescope.metrics.intervals import Interval, quantile
+from moescope.metrics.rates import difference_interval, rate_interval
+from moescope.metrics.statistics import (
+    MIN_CLUSTERS,
+    permutation_p,
+    permutation_test,
+    permutations_for,
+)
 
 __all__ = [
     "DocumentCounts",
@@ -32,7 +37,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _CELLS = 2_000_000
-_SLACK = 1e-9
 
 
 class DocumentCounts(NamedTuple):
@@ -118,11 +122,10 @@ def _usable(a: DocumentCounts, b: DocumentCounts) -> bool:
 
 def _interval(
     a: DocumentCounts, b: DocumentCounts, paired: bool, families: Sequence[int] | None
-) -> RateInterval:
+) -> Interval:
     """Of the difference: from the interval of each rate, or over pairs."""
-    width = a.counts.shape[1]
     if not _usable(a, b):
-        return RateInterval(np.full(width, np.nan), np.full(width, np.nan))
+        return Interval.unknown(a.counts.shape[1])
     apart = difference_interval(
         _rate(a),
         rate_interval(a.counts, a.tokens, families),
@@ -134,17 +137,17 @@ def _interval(
     found = _paired_interval(a, b)
     # all pairs differ by the same, such as nothing: no proof that others would
     same = found.high - found.low < 1e-12
-    return RateInterval(*(np.where(same, x, y) for x, y in zip(apart, found, strict=True)))
+    return Interval(*(np.where(same, x, y) for x, y in zip(apart, found, strict=True)))
 
 
-def _paired_interval(a: DocumentCounts, b: DocumentCounts) -> RateInterval:
+def _paired_interval(a: DocumentCounts, b: DocumentCounts) -> Interval:
     """Student's t over pairs; unlike lengths leave fewer degrees of freedom."""
     left = _scores(a, b, _rate(a), _rate(b))
     weight = a.tokens / a.tokens.sum() + b.tokens / b.tokens.sum()
     count, df = int((weight > 0).sum()), float(weight.sum() ** 2 / (weight**2).sum() - 1)
-    step = student.ppf(0.975, df) * np.sqrt(count / (count - 1) * (left**2).sum(0))
+    step = quantile(df) * np.sqrt(count / (count - 1) * (left**2).sum(0))
     delta = rate_difference(a, b)
-    return RateInterval(np.clip(delta - step, -1, 1), np.clip(delta + step, -1, 1))
+    return Interval(np.clip(delta - step, -1, 1), np.clip(delta + step, -1, 1))
 
 
 def _scores(a: DocumentCounts, b: DocumentCounts, rate_a: Floats, rate_b: Floats) -> Floats:
@@ -206,18 +209,18 @@ def swap_p(a: DocumentCounts, b: DocumentCounts, rng: np.random.Generator, round
     total = 2**n if exact else rounds
     pooled = (a.counts.sum(0) + b.counts.sum(0)) / (a.tokens.sum() + b.tokens.sum())
     scores = _scores(a, b, pooled, pooled)
-    observed = np.abs(scores.sum(0))
-    hits = np.zeros(width, np.int64)
     step = int(max(1, min(total, _CELLS // max(width, n))))
-    for start in range(0, total, step):
-        size = min(step, total - start)
-        if exact:
-            flips = (np.arange(start, start + size)[:, None] >> np.arange(n)) & 1
-        else:
-            flips = rng.integers(0, 2, size=(size, n))
-        drawn = np.abs((1.0 - 2.0 * flips) @ scores)
-        hits += (drawn >= observed - _SLACK).sum(0)
-    return hits / total if exact else (1 + hits) / (1 + total)
+
+    def drawn() -> Iterator[Floats]:
+        for start in range(0, total, step):
+            size = min(step, total - start)
+            if exact:
+                flips = (np.arange(start, start + size)[:, None] >> np.arange(n)) & 1
+            else:
+                flips = rng.integers(0, 2, size=(size, n))
+            yield np.abs((1.0 - 2.0 * flips) @ scores)
+
+    return permutation_p(np.abs(scores.sum(0)), drawn(), exact=exact)
 
 
 def smallest_p(num_with: int, num_without: int, paired: bool, num_tests: int) -> float:

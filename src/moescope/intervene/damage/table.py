@@ -9,11 +9,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moescope.intervene.damage.choices import Prepared
-from moescope.intervene.damage.means import Means, contrast, document_means, minimum_detectable
 from moescope.intervene.damage.scopes import Scopes
 from moescope.measure.controls import lowest_p
 from moescope.measure.trials import Measured
-from moescope.metrics.statistics import benjamini_hochberg
+from moescope.metrics.intervals import Means, contrast, document_means, minimum_detectable
+from moescope.metrics.statistics import add_q
 
 __all__ = ["MEASURES", "Selectivity", "damage_table", "selectivity"]
 
@@ -143,10 +143,7 @@ def _add_q(rows: list[dict[str, Any]]) -> None:
     ]
     for row in rows:
         row["ce_change_q"] = None
-    if family:
-        q = benjamini_hochberg(np.array([r["ce_change_p_overlap"] for r in family]))
-        for row, value in zip(family, q.tolist(), strict=True):
-            row["ce_change_q"] = value
+    add_q(family, "ce_change_p_overlap", "ce_change_q")
 
 
 def selectivity(

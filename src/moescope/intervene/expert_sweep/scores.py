@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from moescope.errors import ModelError
+from moescope.measure.expert_sums import ExpertSums, measure_choices
 from moescope.measure.head import PlainPass
 from moescope.models.anatomy import MoELayer
 from moescope.models.expert_calls import ExpertLayer
@@ -92,21 +93,15 @@ class ScoreKeeper:
     ) -> dict[str, Any]:
         hidden, routing = plain.seen[layer.layer_idx]
         call = ExpertLayer(self._loaded.model, layer)
-        ids, weights = routing.topk_ids[flat], routing.topk_weights[flat].float()
-        counts = np.zeros((self._num_domains, layer.num_experts), np.int64)
-        np.add.at(counts, (domain[:, None], ids.cpu().numpy()), 1)
-        mass, norm, weighted = (np.zeros(layer.num_experts) for _ in range(3))
-        for expert in np.flatnonzero(counts.sum(0)).tolist():
-            place, slot = torch.nonzero(ids == expert, as_tuple=True)
-            size = call(expert, hidden[flat[place]]).float().norm(dim=-1).cpu().double()
-            gate = weights[place, slot].cpu().double()
-            mass[expert], norm[expert] = float(gate.sum()), float(size.sum())
-            weighted[expert] = float((gate * size).sum())
+        sums = ExpertSums.zeros(self._num_domains, layer.num_experts)
+        chosen = (routing.topk_ids[flat], routing.topk_weights[flat])
+        sums.add(domain, measure_choices(call, hidden[flat], *chosen))
+        total = sums.total()
         return {
-            "counts": counts.tolist(),
-            "mass": mass.tolist(),
-            "norm": norm.tolist(),
-            "weighted": weighted.tolist(),
+            "counts": sums.chosen.tolist(),
+            "mass": total.weight.tolist(),
+            "norm": total.output.tolist(),
+            "weighted": total.added.tolist(),
         }
 
     def scores(self, observed: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -119,24 +114,24 @@ class ScoreKeeper:
         out = {}
         for layer in self._layers:
             parts = [o["layers"][str(layer.layer_idx)] for o in observed]
-            counts_CE, mass, norm, weighted = (
+            counts_CE, *others = (
                 np.sum([p[name] for p in parts], axis=0)
                 for name in ("counts", "mass", "norm", "weighted")
             )
-            chosen, tokens = counts_CE.sum(0), int(tokens_C.sum())
-            with np.errstate(divide="ignore", invalid="ignore"):
-                out[layer.layer_idx] = {
-                    "chosen": chosen,
-                    "load": chosen / max(1, chosen.sum()),
-                    "gate_mass": mass / tokens,
-                    "ean_mean": norm / chosen,
-                    "ean_sum": norm,
-                    "reap": weighted / chosen,
-                    "contribution": weighted / tokens,
-                    "lift": largest_lift(counts_CE, tokens_C),
-                    "domain_bits": domain_bits(counts_CE, tokens_C),
-                    **self._norms(layer),
-                }
+            sums, tokens = ExpertSums(counts_CE.sum(0), *others), int(tokens_C.sum())
+            _, ean, reap = sums.means()
+            out[layer.layer_idx] = {
+                "chosen": sums.chosen,
+                "load": sums.chosen / max(1, sums.chosen.sum()),
+                "gate_mass": sums.weight / tokens,
+                "ean_mean": ean,
+                "ean_sum": sums.output,
+                "reap": reap,
+                "contribution": sums.added / tokens,
+                "lift": largest_lift(counts_CE, tokens_C),
+                "domain_bits": domain_bits(counts_CE, tokens_C),
+                **self._norms(layer),
+            }
         return out
 
     def _norms(self, layer: MoELayer) -> dict[str, NDArray[np.float64]]:

@@ -12,17 +12,13 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from moescope.axes import ExpertRef
-from moescope.intervene.damage.means import document_means, minimum_detectable
 from moescope.intervene.damage.scopes import Scopes
 from moescope.intervene.damage.table import MEASURES
-from moescope.intervene.expert_sweep.rank_correlation import (
-    RankCorrelation,
-    rank_correlation,
-    repeatability,
-)
 from moescope.intervene.expert_sweep.scores import SCORES
 from moescope.measure.trials import Measured
-from moescope.metrics.statistics import benjamini_hochberg
+from moescope.metrics.intervals import document_means, minimum_detectable
+from moescope.metrics.ranks import RankCorrelation, rank_correlation, repeatability
+from moescope.metrics.statistics import add_q
 
 __all__ = ["IMPORTANCE", "correlation_table", "expert_table", "repeatabilities"]
 
@@ -130,16 +126,9 @@ def correlation_table(table: pa.Table, layers: Sequence[int], seed: int) -> pa.T
                     {"basis": basis, "layer": layer, "importance": importance, "score": score}
                     | made._asdict()
                 )
-    _add_q(found)
+    for family in {(r["basis"], r["importance"]) for r in found}:
+        add_q([r for r in found if (r["basis"], r["importance"]) == family])
     return pa.Table.from_pylist(found)
-
-
-def _add_q(rows: list[dict[str, Any]]) -> None:
-    for basis, importance in {(r["basis"], r["importance"]) for r in rows}:
-        family = [r for r in rows if (r["basis"], r["importance"]) == (basis, importance)]
-        q = benjamini_hochberg(np.array([r["p"] for r in family]))
-        for row, value in zip(family, q.tolist(), strict=True):
-            row["q"] = value
 
 
 def repeatabilities(

@@ -1,13 +1,15 @@
 """What one layer's experts do to the tokens that they serve, summed batch by batch.
 
 `LayerGather` is given what the experts of a layer received and decided (`LayerInput`), runs each
-expert on its own tokens once more, and adds up. The first batch is checked: the single outputs,
-weighted, must add up to what the experts put out together, or nothing is measured. It knows torch
-and experts, no text.
+expert on its own tokens once more (`moescope.measure.expert_sums`), and adds up what profiles show
+besides: directions, peaks, likeness, the highest contributions. The first batch is checked: the
+single outputs, weighted, must add up to what the experts put out together, or nothing is measured.
+It knows torch and experts, no text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from moescope.errors import ModelError
+from moescope.measure.expert_sums import Choices, ExpertSums, Served, measure_choices
 from moescope.models.anatomy import MoELayer
 from moescope.models.expert_calls import ExpertLayer, LayerInput
 
@@ -76,8 +79,7 @@ class LayerGather:
         path: factor of the lens from the experts' output to the stream; None leaves the lens out.
 
     Attributes:
-        count_NE, contribution_NE: assignments, and the sum of ‖w·E(x)‖, by cluster.
-        weight_E, activation_E: sums of w and of ‖E(x)‖.
+        sums: by cluster.
         peak_E: largest |component| of E(x) over all tokens read, BOS and the like included;
             ``counted_peak_E``: over counted ones.
         output_ED: sum of w·E(x). push_2ED: by half, the sum of r_t·factor·w·E(x).
@@ -92,13 +94,9 @@ class LayerGather:
         self.layer = layer
         self._experts = ExpertLayer(model, layer)
         self._path = path
-        self._checked = False
-        self._scaled_input = False
         device = next(model.parameters()).device
         size, hidden = layer.num_experts, layer.hidden_size
-        self.count_NE = np.zeros((clusters, size), np.int64)
-        self.contribution_NE = np.zeros((clusters, size))
-        self.weight_E, self.activation_E = np.zeros(size), np.zeros(size)
+        self.sums = ExpertSums.zeros(clusters, size)
         self.peak_E, self.counted_peak_E = np.zeros(size), np.zeros(size)
         self.half_2E = np.zeros((2, size), np.int64)
         self.output_ED = torch.zeros(size, hidden, device=device)
@@ -121,52 +119,33 @@ class LayerGather:
         read = np.flatnonzero(rows.read)
         index = torch.as_tensor(read, device=given.hidden.device)
         hidden, routing = given.hidden[index], given.routing
-        ids_RK, weights_RK = routing.topk_ids[index].long(), routing.topk_weights[index].float()
-        if together is not None and not self._checked:
+        chosen = (routing.topk_ids[index], routing.topk_weights[index])
+        if together is not None:
             rows_given = (-1, given.hidden.shape[0], self.layer.hidden_size)
-            expected = together.float().reshape(rows_given).sum(0)[index]
-            self._check(hidden, ids_RK, weights_RK, expected)
+            self._check(hidden, *chosen, together.float().reshape(rows_given).sum(0)[index])
         cut = rows.cut(read, index)
-        lengths, norms = self._run(hidden, ids_RK, weights_RK, cut)
-        self._add_sums(ids_RK.cpu().numpy(), weights_RK.cpu().numpy(), lengths, norms, cut)
+        choices = measure_choices(self._experts, hidden, *chosen, self._served_by(cut))
+        mine = cut.counted
+        self._add_sums(choices.take(mine), *(v[mine] for v in (cut.cluster, cut.half, cut.place)))
         self._compare(given.hidden, rows)
 
-    def _weighted(self, e: int, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """w·E(x), or E(w·x) where a family multiplies the input."""
-        if self._scaled_input:
-            return self._experts(e, hidden * weight[:, None].to(hidden.dtype)).float()
-        return self._experts(e, hidden).float() * weight[:, None]
+    def _served_by(self, rows: BatchRows) -> Callable[[Served], None]:
+        """Adds an expert's outputs to the sums that keep their direction."""
+        counted = torch.as_tensor(rows.counted, device=self.output_ED.device)
+        half = torch.as_tensor(rows.half, device=self.output_ED.device)
 
-    def _run(
-        self,
-        hidden: torch.Tensor,
-        ids_RK: torch.Tensor,
-        weights_RK: torch.Tensor,
-        rows: BatchRows,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Each expert on its own rows; returns ‖w·E(x)‖ and ‖E(x)‖, both (R, K)."""
-        lengths, norms = torch.zeros_like(weights_RK), torch.zeros_like(weights_RK)
-        counted = torch.as_tensor(rows.counted, device=hidden.device)
-        half = torch.as_tensor(rows.half, device=hidden.device)
-        for e in range(self.layer.num_experts):
-            at, k = torch.nonzero(ids_RK == e, as_tuple=True)
-            if not at.numel():
-                continue
-            weight = weights_RK[at, k]
-            plain = self._experts(e, hidden[at]).float()
-            added = self._weighted(e, hidden[at], weight) if self._scaled_input else (
-                plain * weight[:, None]
-            )  # fmt: skip
-            norms[at, k], lengths[at, k] = plain.norm(dim=-1), added.norm(dim=-1)
+        def add(served: Served) -> None:
+            e, at, added = served.expert, served.row, served.added
             mine = counted[at]
-            self._peaks(e, plain, mine)
+            self._peaks(e, served.output, mine)
             own = mine.float()
             self.output_ED[e] += own @ added
             if rows.scale is not None and self._path is not None:
                 factor = own * rows.scale[at] * self._path
                 by_half = torch.stack([factor * (half[at] == h) for h in (0, 1)])
                 self.push_2ED[:, e] += by_half @ added
-        return lengths.cpu().numpy(), norms.cpu().numpy()
+
+        return add
 
     def _peaks(self, e: int, plain: torch.Tensor, counted: torch.Tensor) -> None:
         largest = plain.abs().amax(dim=-1)
@@ -176,28 +155,17 @@ class LayerGather:
 
     def _add_sums(
         self,
-        ids_RK: NDArray[np.int64],
-        weights_RK: NDArray[np.float32],
-        lengths_RK: NDArray[np.float32],
-        norms_RK: NDArray[np.float32],
-        rows: BatchRows,
+        choices: Choices,
+        cluster: NDArray[np.int64],
+        half: NDArray[np.int64],
+        place: NDArray[np.int64],
     ) -> None:
-        mine = rows.counted
-        ids, size = ids_RK[mine].reshape(-1), self.layer.num_experts
-        top_k = ids_RK.shape[1]
-
-        def each(values: NDArray[np.int64]) -> NDArray[np.int64]:
-            return np.repeat(values[mine], top_k)
-
-        lengths, weights = lengths_RK[mine].reshape(-1), weights_RK[mine].reshape(-1)
-        key = each(rows.cluster) * size + ids
-        cells = self.count_NE.size
-        self.count_NE += np.bincount(key, minlength=cells).reshape(-1, size)
-        self.contribution_NE += np.bincount(key, lengths, cells).reshape(-1, size)
-        self.weight_E += np.bincount(ids, weights, size)
-        self.activation_E += np.bincount(ids, norms_RK[mine].reshape(-1), size)
-        self.half_2E += np.bincount(each(rows.half) * size + ids, minlength=2 * size).reshape(2, -1)
-        new = Candidates(ids, each(rows.place), lengths, weights)
+        self.sums.add(cluster, choices)
+        size, top_k, ids = self.layer.num_experts, choices.ids.shape[1], choices.ids.reshape(-1)
+        key = np.repeat(half, top_k) * size + ids
+        self.half_2E += np.bincount(key, minlength=2 * size).reshape(2, -1)
+        lengths, weights = choices.added.reshape(-1), choices.weight.reshape(-1)
+        new = Candidates(ids, np.repeat(place, top_k), lengths, weights)
         self.candidates = _highest(self.candidates, new)
 
     def _compare(self, hidden: torch.Tensor, rows: BatchRows) -> None:
@@ -222,26 +190,35 @@ class LayerGather:
         weights_RK: torch.Tensor,
         expected: torch.Tensor,
     ) -> None:
-        """Σ_k w·E(x) against what the experts put out; decides where the weight goes in."""
-        errors = []
-        for scaled in (False, True):
-            self._scaled_input = scaled
-            total = torch.zeros_like(expected)
-            for e in range(self.layer.num_experts):
-                at, k = torch.nonzero(ids_RK == e, as_tuple=True)
-                if at.numel():
-                    total.index_add_(0, at, self._weighted(e, hidden[at], weights_RK[at, k]))
-            gap = total - expected
-            gap = gap - gap.mean(0)  # a bias that is added once, for no expert in particular
-            errors.append(float(gap.norm() / expected.norm().clamp_min(1e-30)))
+        """Σ_k w·E(x) against what the experts put out; tries out where the weight goes in."""
+        call, errors = self._experts, []
+        for weighs_input in (call.weighs_input, not call.weighs_input):
+            call.weighs_input = weighs_input
+            errors.append(self._gap(hidden, ids_RK, weights_RK, expected))
             if errors[-1] <= _REPLAY_ERROR:
-                self._checked = True
                 return
         raise ModelError(
             f"layer {self.layer.layer_idx}: the outputs of single experts do not add up to what "
             f"the experts put out together (relative error {min(errors):.3f}); their contributions "
             "cannot be measured in this architecture"
         )
+
+    def _gap(
+        self,
+        hidden: torch.Tensor,
+        ids_RK: torch.Tensor,
+        weights_RK: torch.Tensor,
+        expected: torch.Tensor,
+    ) -> float:
+        total = torch.zeros_like(expected)
+
+        def add(served: Served) -> None:
+            total.index_add_(0, served.row, served.added)
+
+        measure_choices(self._experts, hidden, ids_RK, weights_RK, add)
+        gap = total - expected
+        gap = gap - gap.mean(0)  # a bias that is added once, for no expert in particular
+        return float(gap.norm() / expected.norm().clamp_min(1e-30))
 
 
 def _highest(kept: Candidates, new: Candidates) -> Candidates:

@@ -1,8 +1,8 @@
 """Intervals over documents, of means, ratios, lifts and whatever is computed without one group.
 
 The document is the unit: its variance comes from leaving out each in turn (jackknife), and
-Student's t makes the interval of it. Rates have an interval of their own (`moescope.metrics.rates`). It knows
-arrays only. Shapes: N documents, M things.
+Student's t makes the interval of it. Rates have an interval of their own (`moescope.metrics.rates`).
+It knows arrays only. Shapes: N documents, M things.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, Num
 from numpy.typing import NDArray
+from scipy.special import stdtrit  # scipy.stats takes most of a second to import
 
 __all__ = [
     "MIN_CLUSTERS",

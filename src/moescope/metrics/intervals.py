@@ -1,7 +1,7 @@
 """Intervals over documents, of means, ratios, lifts and whatever is computed without one group.
 
 The document is the unit: its variance comes from leaving out each in turn (jackknife), and
-Student's t makes the interval of it. Rates have an interval of their own (`moescope.metrics.rates`).
+Student's t makes the interval of it. Rates have their own (`moescope.metrics.rates`).
 It knows arrays only. Shapes: N documents, M things.
 """
 

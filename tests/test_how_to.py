@@ -1,5 +1,6 @@
 """The how-tos for adding things, walked as they are written."""
 
+import json
 import os
 import re
 import shlex
@@ -112,37 +113,53 @@ class TestAddAnEdit:
                 text = kinds.read_text(encoding="utf-8")
                 assert text.count(old) == 1
                 kinds.write_text(text.replace(old, new), encoding="utf-8")
+        commands = [
+            ([str(tiny_folder) if word == "MODEL" else word for word in words], says)
+            for words, says in commands_of(blocks)
+        ]
+        (tmp_path / "walk.py").write_text(WALK)
+        words = json.dumps([words for words, _ in commands])
         env = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "COLUMNS": "1000"}
+        done = subprocess.run(
+            [sys.executable, "walk.py", words, str(tiny_folder)],
+            cwd=tmp_path, env=env, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        codes, limited = json.loads(done.stdout.splitlines()[-1])
+        assert codes == [2 if says else 0 for _, says in commands]
+        said = " ".join(done.stderr.split())
+        parts = [part.strip() for _, says in commands for part in says.split("…")]
+        assert [part for part in parts if part not in said] == []
+        assert limited
 
-        def run(*words: str) -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, *words]
-            return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
-        for words, says in commands_of(blocks):
-            here = [str(tiny_folder) if word == "MODEL" else word for word in words]
-            done = run("-m", *here)
-            assert done.returncode == (2 if says else 0), done.stderr
-            said = " ".join(done.stderr.split())
-            assert [part for part in says.split("…") if part.strip() not in said] == []
-        script = """
-            import sys, torch
-            from moescope.models import ModelSpec, load_model
-            from moescope.models.capture import RoutingCapture
-            from moescope.models.edits.cap import cap
-            from moescope.models.editing import edited
+WALK = """
+import json, sys
 
-            loaded = load_model(ModelSpec(sys.argv[1]))
-            sites = [layer.site for layer in loaded.anatomy.layers]
-            with edited(loaded, cap(["L1E0", "L1E1"], 0.01)), RoutingCapture(
-                loaded.model, sites
-            ) as seen:
-                loaded.model(torch.arange(3, 60)[None])
-                made = seen.take()[1]
-            named, weights = made.topk_ids < 2, made.topk_weights
-            assert named.any() and (weights[named] <= 0.01).all() and (weights > 0.01).any()
-        """
-        capturing = run("-c", dedent(script), str(tiny_folder))
-        assert capturing.returncode == 0, capturing.stderr
+import torch
+
+from moescope.cli.main import run
+from moescope.models import ModelSpec, load_model
+from moescope.models.capture import RoutingCapture
+from moescope.models.editing import edited
+from moescope.models.edits.cap import cap
+
+codes = []
+_, words, folder = sys.argv
+for sys.argv in json.loads(words):
+    try:
+        run()
+    except SystemExit as stopped:
+        codes.append(stopped.code or 0)
+loaded = load_model(ModelSpec(folder))
+sites = [layer.site for layer in loaded.anatomy.layers]
+with edited(loaded, cap(["L1E0", "L1E1"], 0.01)), RoutingCapture(loaded.model, sites) as seen:
+    loaded.model(torch.arange(3, 60)[None])
+    made = seen.take()[1]
+named, weights = made.topk_ids < 2, made.topk_weights
+limited = bool(named.any() and (weights[named] <= 0.01).all() and (weights > 0.01).any())
+print(json.dumps([codes, limited]))
+"""
 
 
 class TestAddAnArchitecture:

@@ -388,7 +388,7 @@ class TestRefusals:
         [
             ({"experts": "L9E0"}, "layer 9 is not an MoE layer"),
             ({"experts": "first"}, "names no expert"),
-            ({"edit": "remove"}, "choose zero, zero-renormalize, mask, scale=FACTOR"),
+            ({"edit": "remove"}, "choose mask, zero, zero-renormalize, scale=FACTOR"),
             ({"edit": "scale=half"}, "'half' is no number"),
             ({"edit": "scale=1"}, "nothing can be measured"),
             ({"targets": ["dom2"]}, "no domain 'dom2'.*did you mean dom"),

@@ -196,6 +196,14 @@ class TestOfAPackageThatFails:
         assert not (run.path / "tables" / "top_share.parquet").exists()
         assert run.table("load").num_rows
 
+    def test_a_damaged_run_is_not_blamed_on_the_package(self, site: Path, run: AnalyzedRun) -> None:
+        code = TOP_SHARE.replace("    rows = Rows()", "    rows = Rows()\n    view.run.documents")
+        install(site, "own_tables", code)
+        (run.path / run.manifest.documents[0].file).write_bytes(b"torn")
+        with pytest.raises(RunError) as error:
+            run.table("top_share")
+        assert "own_tables" not in str(error.value)
+
     def test_no_rows_at_all_and_columns_of_unlike_lengths(
         self, site: Path, run: AnalyzedRun
     ) -> None:

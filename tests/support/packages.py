@@ -1,7 +1,10 @@
 """A small package as pip would install it: a module, and the folder that says what it provides."""
 
+import tomllib
 from pathlib import Path
 from textwrap import dedent
+
+GROUP = "moescope.tables"
 
 
 def install(
@@ -18,9 +21,21 @@ def install(
     """
     site.mkdir(exist_ok=True)
     (site / f"{module}.py").write_text(dedent(code))
-    for old in site.glob(f"{module}-*.dist-info/*"):
+    register(site, module, version, {"own": entry or module})
+
+
+def install_project(folder: Path) -> None:
+    """What ``pip install -e .`` does in a folder of ``sys.path``, without the network."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    register(folder, project["name"], project["version"], project["entry-points"][GROUP])
+
+
+def register(site: Path, name: str, version: str, points: dict[str, str]) -> None:
+    """Say in a folder of ``sys.path`` that a package is installed there."""
+    for old in site.glob(f"{name}-*.dist-info/*"):
         old.unlink()
-    about = site / f"{module}-{version}.dist-info"
+    about = site / f"{name}-{version}.dist-info"
     about.mkdir(exist_ok=True)
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: {version}\n")
-    (about / "entry_points.txt").write_text(f"[moescope.tables]\nown = {entry or module}\n")
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    lines = [f"[{GROUP}]", *(f"{key} = {value}" for key, value in points.items())]
+    (about / "entry_points.txt").write_text("\n".join(lines) + "\n")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from moescope.errors import BadInputError
+from moescope.errors import BadInputError, MoescopeError
 from moescope.metrics.view import PhaseView, Rows
 from moescope.run.aggregates import ABSENT
 
@@ -91,6 +91,8 @@ class Table:
             rows = self.make(view)
             unknown = [c for c in rows.columns if c not in self.columns and c not in COMMON]
             sizes = {c: len(values) for c, values in rows.columns.items()}
+        except MoescopeError:  # of the run, not of the package
+            raise
         except Exception as error:
             raise self._broken(f"{type(error).__name__}: {error}") from error
         if unknown:

@@ -1,6 +1,7 @@
 """Shared fixtures; shape annotations of the array functions are checked while tests run."""
 
 import os
+from collections.abc import Iterator
 
 from jaxtyping import install_import_hook
 
@@ -22,6 +23,7 @@ from pathlib import Path  # noqa: E402
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from tests.support.processes import Starter  # noqa: E402
 from tests.support.saved import save_tiny, write_corpus  # noqa: E402
 
 from moescope.corpus import CorpusSpec  # noqa: E402
@@ -33,6 +35,14 @@ from moescope.trace import trace  # noqa: E402
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("busy machine", deadline=None)
 hypothesis.settings.load_profile("busy machine")
+
+
+@pytest.fixture(scope="session")
+def starter() -> Iterator[Starter]:
+    """Starts moescope in processes of their own."""
+    one = Starter()
+    yield one
+    one.close()
 
 
 @pytest.fixture(scope="session")

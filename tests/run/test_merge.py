@@ -64,7 +64,10 @@ def three(
     return shards(tiny_loaded, corpus, 3, tmp_path_factory.mktemp("three"))
 
 
-@pytest.mark.parametrize("total", [1, 2, 3, 5, 16])
+MORE = [pytest.param(total, marks=pytest.mark.slow) for total in (2, 5)]
+
+
+@pytest.mark.parametrize("total", [1, 3, 16, *MORE])
 def test_merged_shards_equal_the_run_of_the_whole(
     total: int, tiny_loaded: LoadedModel, corpus: Path, whole: AnalyzedRun, tmp_path: Path
 ) -> None:

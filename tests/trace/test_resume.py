@@ -3,13 +3,11 @@
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from tests.support.processes import Started, Starter
 from tests.support.saved import save_tiny, write_corpus
 
 from moescope.corpus import CorpusSpec
@@ -23,8 +21,6 @@ from moescope.trace import trace
 SCRIPT = """
 import sys
 from pathlib import Path
-import torch
-torch.set_num_threads(1)
 from moescope.corpus import CorpusSpec
 from moescope.models import ModelSpec, open_model
 from moescope.run.options import TraceOptions
@@ -40,13 +36,10 @@ trace(loaded, CorpusSpec(path=corpus), Path(run), options, resume=True)
 """
 
 
-def start(model: Path, corpus: Path, run: Path, engine: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", SCRIPT, str(model), str(corpus), str(run), engine]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=dict(os.environ)
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline().strip() == "loaded"
+def start(starter: Starter, model: Path, corpus: Path, run: Path, engine: str) -> Started:
+    words = [str(model), str(corpus), str(run), engine]
+    process = starter.start(words, model.parent, SCRIPT)
+    assert process.prints("loaded"), process.said
     return process
 
 
@@ -58,29 +51,29 @@ def tables_of(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("engine", ["resident", pytest.param("streamed", marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_resumed_gives_the_same_bytes(
-    engine: str, tmp_path: Path
+    engine: str, tmp_path: Path, starter: Starter
 ) -> None:
     model = save_tiny("olmoe", tmp_path / "model")
     corpus = write_corpus(tmp_path / "texts.jsonl", documents_per_domain=60, domains=3)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = start(model, corpus, whole, engine)
+    process = start(starter, model, corpus, whole, engine)
     began = time.monotonic()  # start-up is not counted: the kills must fall into the trace
     assert process.wait() == 0
     lasted = time.monotonic() - began
     rng, killed, seen, scratch = random.Random(7), 0, [], []
     while killed < 6:
-        process = start(model, corpus, broken, engine)
+        process = start(starter, model, corpus, broken, engine)
         time.sleep(rng.uniform(0.02, 0.12) * (1 + killed / 6) * lasted)
         if process.poll() is not None:
             break
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
         killed += 1
         manifest = broken / "manifest.json"
         seen.append(json.loads(manifest.read_text())["progress"] if manifest.exists() else {})
         scratch.append(any((broken / "streaming").glob("hidden-*")))
     assert killed >= 5, "the run finished before it was killed five times"
-    assert start(model, corpus, broken, engine).wait() == 0
+    assert start(starter, model, corpus, broken, engine).wait() == 0
     reached = [p.get("tokens", 0) for p in seen]
     assert reached == sorted(reached)
     assert reached[-1] > 0 or any(scratch)  # a streamed pool is committed whole, layers before

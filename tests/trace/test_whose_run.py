@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file, save_file
+from tests.support.processes import Starter
 
 from moescope.cli import main
 from moescope.corpus import CorpusSpec
@@ -201,40 +201,34 @@ def test_a_users_files_in_a_run_outlive_its_end(tiny_loaded: LoadedModel, tmp_pa
 
 
 def test_of_two_processes_on_one_folder_one_writes_and_the_other_says_who(
-    tiny_folder: Path, tmp_path: Path
+    tiny_folder: Path, tmp_path: Path, starter: Starter
 ) -> None:
     spec = write(tmp_path / "a.jsonl", TEXTS * 8)
-    command = [
-        sys.executable, "-m", "moescope", "trace", str(tiny_folder), spec.path,
-        "-o", str(tmp_path / "run"), "--context", "40", "--checkpoint-seconds", "0",
-        "--pool-tokens", "256",
+    words = [
+        "trace", str(tiny_folder), spec.path, "-o", str(tmp_path / "run"),
+        "--context", "40", "--checkpoint-seconds", "0", "--pool-tokens", "256",
     ]  # fmt: skip
-    both = [
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
-        )
-        for _ in range(2)
-    ]
-    said = [process.communicate(timeout=300)[1] for process in both]
-    codes = [process.returncode for process in both]
+    both = [starter.start(words, tmp_path) for _ in range(2)]
+    codes = [process.wait() for process in both]
+    said = [process.said for process in both]
     assert 0 in codes
     [other] = [i for i in (0, 1) if codes[i] != 0]
     # it came while the first one wrote, or after it had finished
     assert codes[other] == (1 if "being written by process" in said[other] else 2)
     assert f"process {both[1 - other].pid} on " in said[other] or "holds a run" in said[other]
     assert len(said[other].splitlines()) == 1
-    trace_again = subprocess.run([*command, "--resume"], capture_output=True, check=False)
-    assert trace_again.returncode == 0
+    assert starter.start([*words, "--resume"], tmp_path).wait() == 0
 
 
-def test_a_killed_process_leaves_no_lock_that_holds(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_lock_that_holds(
+    tiny_folder: Path, tmp_path: Path, starter: Starter
+) -> None:
     spec = write(tmp_path / "a.jsonl", TEXTS * 20)  # it commits far longer than a look takes
-    command = [
-        sys.executable, "-m", "moescope", "trace", str(tiny_folder), spec.path,
-        "-o", str(tmp_path / "run"), "--context", "40", "--checkpoint-seconds", "0",
-        "--pool-tokens", "256",
+    words = [
+        "trace", str(tiny_folder), spec.path, "-o", str(tmp_path / "run"),
+        "--context", "40", "--checkpoint-seconds", "0", "--pool-tokens", "256",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = starter.start(words, tmp_path)
     deadline = time.monotonic() + 120
     try:
         while not (tmp_path / "run" / "manifest.json").exists():
@@ -245,8 +239,6 @@ def test_a_killed_process_leaves_no_lock_that_holds(tiny_folder: Path, tmp_path:
         process.kill()
     assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
     assert (tmp_path / "run" / ".moescope.lock").exists()
-    done = subprocess.run(
-        [*command, "--resume"], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    again = starter.start([*words, "--resume"], tmp_path)
+    assert again.wait() == 0, again.said
     assert not (tmp_path / "run" / ".moescope.lock").exists()

@@ -159,15 +159,18 @@ def register(app: typer.Typer) -> None:
 def ablate(settings: AblateArgs, resume: bool) -> None:
     """Measure, write, and print what was found."""
     experts = None if settings.each else _experts(settings)
-    folder = settings.folder()
+    folder, corpus = settings.folder(), settings.corpus
+    if corpus is not None:
+        settings.corpus_spec(corpus)
+    from moescope.intervene.damage.edits import damage_edit
+
+    damage_edit(settings.edit)
     from moescope.files import claim
     from moescope.intervene.ablation_files import ablation_data, save_ablation
-    from moescope.intervene.damage.edits import damage_edit
     from moescope.measure.journal import ABLATION_KIND
     from moescope.report.ablation_page import write_ablation_page
 
-    damage_edit(settings.edit)
-    reads = [] if settings.corpus is None else [settings.corpus]
+    reads = [] if corpus is None else [corpus]
     with claim(folder, ABLATION_KIND, reads=reads):
         with progress(f"loading {settings.model}") as show:
             loaded = settings.load()

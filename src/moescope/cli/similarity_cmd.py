@@ -114,7 +114,7 @@ def register(app: typer.Typer) -> None:
 
 def similarity(settings: SimilarityArgs) -> None:
     """Compare, write, and print the most similar pairs."""
-    options, folder = settings.options(), settings.folder()
+    options, folder, source = settings.options(), settings.folder(), settings.source()
     from moescope.files import claim
     from moescope.report.similarity_figures import require_matplotlib, write_similarity_figures
     from moescope.report.similarity_page import write_similarity_page
@@ -122,7 +122,6 @@ def similarity(settings: SimilarityArgs) -> None:
 
     if settings.pdf:
         require_matplotlib()
-    source = settings.source()
     reads = [source.path] if isinstance(source, CorpusSpec) else []
     with claim(folder, "similarity", reads=reads):
         with progress(f"loading {settings.model}") as show:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, Num
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit  # scipy.stats takes half a second to import
 
 __all__ = [
     "MIN_CLUSTERS",
@@ -175,7 +175,7 @@ def rate_interval(
         return _unknown(counts_NM.shape[1])
     found = _spread(rate, variance, total, df, families)
     middle = np.log(found.rate / (1 - found.rate))
-    step = student.ppf(_TAIL, df) / np.sqrt(found.effective * found.rate * (1 - found.rate))
+    step = stdtrit(df, _TAIL) / np.sqrt(found.effective * found.rate * (1 - found.rate))
     low, high = (1 / (1 + np.exp(-np.clip(middle + s * step, -700, 700))) for s in (-1, 1))
     low[rate <= 0], high[rate >= 1] = 0.0, 1.0
     return RateInterval(low, high)
@@ -204,7 +204,7 @@ def mean_interval(
     mean, variance, df = jackknife(sums, tokens)
     if df < 1:
         return _unknown(sums_NM.shape[1])
-    step = student.ppf(_TAIL, df) * np.sqrt(variance)
+    step = stdtrit(df, _TAIL) * np.sqrt(variance)
     return RateInterval(
         np.clip(mean - step, lowest, highest), np.clip(mean + step, lowest, highest)
     )
@@ -245,7 +245,7 @@ def ratio_interval(top: Spread, bottom: Spread) -> RateInterval:
     `Spread`, which are never 0. Who has no hit above sets the low end to 0.
     """
     parts = [(1 - s.rate) / (s.effective * s.rate) for s in (top, bottom)]
-    step = student.ppf(_TAIL, _joint_df(parts, (top.df, bottom.df))) * np.sqrt(np.add(*parts))
+    step = stdtrit(_joint_df(parts, (top.df, bottom.df)), _TAIL) * np.sqrt(np.add(*parts))
     middle = np.log(top.rate / bottom.rate)
     return RateInterval(np.exp(middle - step), np.exp(np.minimum(middle + step, 700)))
 

@@ -83,7 +83,7 @@ class AnalyzedRun(Run):
         file = f"{_TABLES}/{name}.parquet"
         with contextlib.suppress(pa.ArrowInvalid, OSError, RunError):
             if is_intact(self.path, file):
-                table = pq.read_table(self.path / file)
+                table = pq.ParquetFile(self.path / file).read()  # read_table imports pandas
                 if (table.schema.metadata or {}).get(b"moescope") == self._mark():
                     return table
         return None

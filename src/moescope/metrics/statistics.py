@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control
 
 from moescope.metrics.rates import MIN_CLUSTERS, Moments, residuals, spread, standardised
 
@@ -167,5 +166,7 @@ def benjamini_hochberg(p: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
     q = np.full(p.shape, np.nan)
     known = np.isfinite(p)
     if known.any():
+        from scipy.stats import false_discovery_control  # half a second, and often not needed
+
         q[known] = false_discovery_control(p[known])
     return q

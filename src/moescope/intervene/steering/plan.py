@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,7 +18,9 @@ from moescope.errors import BadInputError, RunError
 from moescope.files import usable_path, write_bytes
 from moescope.given import first_problem, parse_json, read_text
 from moescope.intervene.steering.settings import parse_setting
-from moescope.models.loading import LoadedModel
+
+if TYPE_CHECKING:
+    from moescope.models.loading import LoadedModel
 
 __all__ = ["SteeringPlan", "read_plan", "require_model_of_plan", "write_plan"]
 

@@ -51,8 +51,12 @@ class SimilarityArgs(ModelArgs, TextArgs, FormatArgs):
     output_memory: str = "1GB"
     """for outputs beside the model; what does not fit goes to a file"""
     reference: int = of(SimilarityOptions, "reference")
-    map: tuple[Literal["pca", "umap", "none"], ...] | None = None
-    """2-D map of outputs: pca, umap, none; may be repeated; by default pca, with text"""
+    map: tuple[Literal["pca", "umap", "none"], ...] | None = Field(
+        None,
+        description="2-D map of outputs: pca, umap, none; may be repeated; by default pca, with "
+        "text",
+        json_schema_extra={"setting": "maps"},
+    )
     map_points: int = of(SimilarityOptions, "map_points")
     pdf: bool = False
     """figures for a paper too, in FOLDER/figures"""

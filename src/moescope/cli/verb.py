@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import typer
 import yaml
@@ -129,6 +129,7 @@ def verb(
         marks: names of which one lies in the verb's folder as soon as something is kept there.
         advice: how to go on from there, if not with ``--resume``.
     """
+    _Named.all.append(kind)
     resumes = "resume" in inspect.signature(body).parameters
 
     def command(config: Path | None, resume: bool = False, **given: Any) -> None:
@@ -273,26 +274,25 @@ def _first_problem(
 
 
 class _Named:
-    """The settings of the verb that runs, by which messages of the library are spelt."""
+    """The settings of the verb that runs and of all, by which messages are spelt."""
 
     kind: type[Settings] | None = None
+    all: ClassVar[list[type[Settings]]] = []
 
 
 def flagged(line: str) -> str:
     """A message of the library, whose settings stand in backticks, as the verb spells them.
 
     ```limit``` becomes ``--limit``, ```engine=resident``` becomes ``--engine resident``. What the
-    verb has no flag for stays as it is.
+    verb has no flag for may be one of another, such as the one that made a run; else it stays.
     """
-    kind = _Named.kind
-    if kind is None:
-        return line
 
     def spell(found: re.Match[str]) -> str:
         name, value = found[1], found[2]
-        try:
-            shown = _spelt(kind, name)
-        except KeyError:
+        kinds = [_Named.kind] if _Named.kind else []
+        spelt = (_spelt(kind, name) for kind in [*kinds, *_Named.all])
+        shown = next((s for s in spelt if s), "--resume" if name == "resume" else None)
+        if shown is None:
             return found[0]
         if value == "False":
             return shown.replace("--", "--no-", 1)
@@ -301,11 +301,11 @@ def flagged(line: str) -> str:
     return re.sub(r"`([a-z]\w*)(?:=([^`]+))?`", spell, line)
 
 
-def _spelt(kind: type[Settings], name: str) -> str:
+def _spelt(kind: type[Settings], name: str) -> str | None:
     """How a setting is given on the command line, by its own name or by that of the library."""
     for own, field in kind.model_fields.items():
         extra = field.json_schema_extra
         if name in (own.rstrip("_"), extra.get("setting") if isinstance(extra, dict) else None):
             place = _mark(field, Argument)
             return place.metavar if place else "--" + own.rstrip("_").replace("_", "-")
-    raise KeyError(name)
+    return None

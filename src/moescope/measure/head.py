@@ -141,14 +141,14 @@ def plain_pass(
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"out of memory on a batch of {ids.shape[0]} × {ids.shape[1]} tokens; use a smaller "
-            "--batch-tokens"
+            "`batch_tokens`"
         ) from error
     target = ids.roll(-1, dims=1).reshape(-1)[rows]
     scores = PlainScores(pick(raw, rows, ids.numel()), target)
     if not bool(torch.isfinite(scores.ce).all()):
         raise ModelError(
             "the plain model predicts some tokens with a loss that is no finite number; its damage "
-            "cannot be measured (try --dtype float32)"
+            "cannot be measured (try `dtype=float32`)"
         )
     return PlainPass(batch, resumable, rows, scores, raw, seen)
 

@@ -138,7 +138,7 @@ class Anatomy:
         unknown = sorted(set(layer_numbers) - set(self.layer_numbers))
         if unknown:
             raise ModelError(
-                f"--layers names {unknown}, which are no MoE layers of this {self.model_type} "
+                f"`layers` names {unknown}, which are no MoE layers of this {self.model_type} "
                 f"model; its MoE layers are {_ranges(self.layer_numbers)}"
             )
         return tuple(layer for layer in self.layers if layer.layer_idx in set(layer_numbers))

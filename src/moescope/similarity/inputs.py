@@ -240,7 +240,7 @@ def _forward(forward: Any, ids: torch.Tensor, mask: torch.Tensor) -> None:
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"out of memory on a batch of {ids.shape[0]} × {ids.shape[1]} tokens; use a smaller "
-            "--window or --memory"
+            "`window` or `memory`"
         ) from error
 
 

@@ -164,7 +164,7 @@ class ResidentEngine:
                     raise
                 raise ModelError(
                     f"this model cannot generate here ({' '.join(str(error).split())[:160]}); run "
-                    "without --generate"
+                    "without `generate`"
                 ) from error
             steps = capture.take_steps()[1:]
         return GenerationResult(output[:, ids.shape[1] :].cpu().numpy(), steps)
@@ -178,7 +178,7 @@ def _call(forward: Any, ids: torch.Tensor, mask: torch.Tensor) -> Any:
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"out of memory on a batch of {ids.shape[0]} × {ids.shape[1]} tokens; use a smaller "
-            "--batch-tokens or --context"
+            "`batch_tokens` or `context`"
         ) from error
 
 

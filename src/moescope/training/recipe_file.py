@@ -68,7 +68,7 @@ def _yaml(text: str, label: str) -> Any:
 def _override(data: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise BadInputError(f"--set {_short(text)} is not of the form section.key=value")
+        raise BadInputError(f"`set` {_short(text)} is not of the form section.key=value")
     *parents, last = key.split(".")
     for name in parents:
         nested = data.get(name)
@@ -77,10 +77,10 @@ def _override(data: dict[str, Any], text: str) -> None:
         data[name] = nested = {} if nested is None else nested
         if not isinstance(nested, dict):
             raise BadInputError(
-                f"--set {_short(text)}: {_short(name)} is {_short(nested)}, not a section"
+                f"`set` {_short(text)}: {_short(name)} is {_short(nested)}, not a section"
             )
         data = nested
-    data[last] = _yaml(value, f"--set {_short(text)}")
+    data[last] = _yaml(value, f"`set` {_short(text)}")
     if key in _PATHS and isinstance(data[last], str):
         data[last] = _resolved(data[last], Path.cwd())
 

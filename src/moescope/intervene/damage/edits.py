@@ -53,7 +53,7 @@ def damage_edit(name: str) -> DamageEdit:
         )
     if name == "mask":
         return DamageEdit(name, mask, "not to be chosen, so that the router takes the next best")
-    raise BadInputError(f"--edit {name!r} is unknown; choose {NAMES}")
+    raise BadInputError(f"`edit` {name!r} is unknown; choose {NAMES}")
 
 
 def _scaled(name: str, value: str) -> DamageEdit:
@@ -61,11 +61,11 @@ def _scaled(name: str, value: str) -> DamageEdit:
         factor = float(value)
     except ValueError:
         raise BadInputError(
-            f"--edit {name!r}: {value!r} is no number; give a factor such as scale=0.5"
+            f"`edit` {name!r}: {value!r} is no number; give a factor such as scale=0.5"
         ) from None
     if factor == 1.0 or not abs(factor) < 1e6:
         raise BadInputError(
-            f"--edit {name!r}: nothing can be measured with a factor of {value}; give another, "
+            f"`edit` {name!r}: nothing can be measured with a factor of {value}; give another, "
             "such as scale=0.5"
         )
     return DamageEdit(

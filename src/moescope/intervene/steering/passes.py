@@ -178,7 +178,7 @@ def _generate(
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise ModelError(
             f"this model cannot generate here ({' '.join(str(error).split())[:160]}); use "
-            "--generate 0"
+            "`generate=0`"
         ) from error
     return made
 

@@ -40,7 +40,7 @@ class SteeringPlan(BaseModel):
     weights_sha256: str | None = Field(
         None, description="of a selection of the model's weights; None: any of this configuration"
     )
-    settings: list[str] = Field(description="as for --set")
+    settings: list[str] = Field(description="as for `set`")
     experts: list[dict[str, Any]] = Field(default=[], description="why each was chosen")
     found_by: dict[str, Any] = Field(default={}, description="how they were found")
 
@@ -60,30 +60,30 @@ def read_plan(path: str | Path, value: str | None = None) -> SteeringPlan:
     try:
         text = read_text(file)
     except BadInputError as error:
-        raise RunError(f"--plan: {error}") from error
+        raise RunError(f"`plan`: {error}") from error
     try:
         content = parse_json(text)
     except BadInputError as error:
-        raise RunError(f"--plan {file}: {error}") from error
+        raise RunError(f"`plan` {file}: {error}") from error
     if isinstance(content, dict) and "schema_version" in content:
         return _of_experts(ExpertPlan.read(file), file, value)
     if not isinstance(content, dict) or content.get("kind") != "steering plan":
         raise RunError(
-            f"--plan {file} is no steering plan; make one with: moescope contrast … -o {file.name}"
+            f"`plan` {file} is no steering plan; make one with: moescope contrast … -o {file.name}"
         )
     if value is not None:
-        raise RunError(f"--as {value}: {file} says itself what to do to each expert; leave it out")
+        raise RunError(f"`as` {value}: {file} says itself what to do to each expert; leave it out")
     try:
         plan = SteeringPlan(**content)
     except ValidationError as error:
-        raise RunError(f"--plan {file}: {first_problem(error)}") from error
+        raise RunError(f"`plan` {file}: {first_problem(error)}") from error
     for setting in plan.settings:
         try:
             parse_setting(setting)
         except BadInputError as error:
-            raise RunError(f"--plan {file}: {error}") from error
+            raise RunError(f"`plan` {file}: {error}") from error
     if not plan.settings:
-        raise RunError(f"--plan {file} has no settings: nothing was found to steer by")
+        raise RunError(f"`plan` {file} has no settings: nothing was found to steer by")
     return plan
 
 
@@ -91,8 +91,8 @@ def _of_experts(plan: ExpertPlan, file: Path, value: str | None) -> SteeringPlan
     names = ",".join(map(str, plan.experts))
     if value is None:
         raise RunError(
-            f"--plan {file} names {len(plan.experts)} experts and not what to do to them; add --as,"
-            " such as --as +2.0 or --as mask"
+            f"`plan` {file} names {len(plan.experts)} experts and not what to do to them; add `as`,"
+            " such as `as=+2.0` or `as=mask`"
         )
     parse_setting(f"{names}={value}")
     return SteeringPlan(
@@ -110,7 +110,7 @@ def require_model_of_plan(loaded: LoadedModel, plan: SteeringPlan, path: str | P
         theirs = getattr(plan, f"{what}_sha256")
         if theirs is not None and getattr(loaded, f"{what}_hash") != theirs:
             raise RunError(
-                f"--plan {path} was made on another model ({plan.model}): its {what} differ from "
+                f"`plan` {path} was made on another model ({plan.model}): its {what} differ from "
                 f"that of {loaded.spec.model}, whose experts are others; give that model, or make "
                 "a plan on this one with moescope contrast"
             )

@@ -24,7 +24,7 @@ from moescope.trace.importers.common import MAX_ARRAY_BYTES, Item, RefusedError,
 
 __all__ = ["CaptureFile", "beside", "find_captures", "read_items"]
 
-_ADVICE = "mend it, or use --on-error skip to leave it out"
+_ADVICE = "mend it, or use `on_error=skip` to leave it out"
 
 
 class CaptureFile(NamedTuple):

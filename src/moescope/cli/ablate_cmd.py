@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from moescope.cli.settings import Format, FormatArgs, Layers, ModelArgs, TextArgs
 from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, output, progress
-from moescope.cli.verb import Flag, of, verb
+from moescope.cli.verb import Flag, flagged, note, of, verb
 from moescope.errors import BadInputError
 from moescope.files import usable_path
 from moescope.progress import Progress
@@ -218,14 +218,14 @@ def _print(result: Damage | ExpertSweep, data: dict[str, Any], form: Format) -> 
     """Sentences and tables; as csv and json the whole table of damages alone."""
     from moescope.intervene import ExpertSweep
 
-    for note in data["notes"]:
-        style = "yellow" if note["level"] == "warn" else ""
-        errors.print(f"note: {note['text']}", style=style, soft_wrap=True)
+    for remark in data["notes"]:
+        style = "yellow" if remark["level"] == "warn" else ""
+        note(remark["text"], style)
     if form != "table":
         print_table(result.to_arrow(), form)
         return
     for answer in data["answers"]:
-        output.print(answer, soft_wrap=True)
+        output.print(flagged(answer), soft_wrap=True)
     if isinstance(result, ExpertSweep):
         _print_sweep(result)
     else:

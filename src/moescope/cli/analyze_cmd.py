@@ -12,7 +12,7 @@ import typer
 from moescope.cli.resume import RUN_MARKS
 from moescope.cli.settings import RunArgs, is_begun
 from moescope.cli.terminal import errors, output, progress
-from moescope.cli.verb import verb
+from moescope.cli.verb import note, verb
 
 if TYPE_CHECKING:
     from moescope.progress import OnProgress
@@ -86,7 +86,7 @@ def launch_shards(settings: RunArgs, resume: bool, on_progress: OnProgress) -> P
         on_progress=on_progress,
     )
     if settings.limit is not None:
-        errors.print(f"note: --limit {settings.limit} counts in each shard by itself")
+        note(f"`limit={settings.limit}` counts in each shard by itself", "")
     return folder
 
 
@@ -103,21 +103,19 @@ def summarize(run: Run) -> None:
     missing = coverage.get("shards_missing")
     if isinstance(missing, list) and missing:
         shown = ", ".join(map(str, missing[:12])) + (" …" if len(missing) > 12 else "")
-        errors.print(f"note: shards not merged: {shown}", style="yellow")
+        note(f"shards not merged: {shown}")
     if model["dtype"] != model["stored_dtype"]:
-        errors.print(f"note: run in {model['dtype']}, stored in {model['stored_dtype']}")
+        note(f"run in {model['dtype']}, stored in {model['stored_dtype']}", "")
     never = coverage.get("experts_never_chosen")
     if isinstance(never, dict) and never:
         count = sum(len(v) for v in never.values())
         first, experts = next(iter(never.items()))
-        errors.print(
-            f"note: experts never chosen: {count}, first L{first}E{experts[0]}", style="yellow"
-        )
+        note(f"experts never chosen: {count}, first L{first}E{experts[0]}")
     skipped = coverage.get("skipped_records")
     if isinstance(skipped, dict) and skipped:
         reasons = ", ".join(f"{n} × {reason}" for reason, n in skipped.items())
-        errors.print(f"note: records left out: {reasons}", style="yellow")
+        note(f"records left out: {reasons}")
     progress = run.manifest.progress
     found = progress.get("spelt_out", {}), progress.get("unknown_marks", {})
-    for note in notes_on_marks(*found):
-        errors.print(f"note: {note}", style="yellow", soft_wrap=True)
+    for remark in notes_on_marks(*found):
+        note(remark)

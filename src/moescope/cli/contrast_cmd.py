@@ -16,7 +16,7 @@ from rich.text import Text
 from moescope.cli.settings import CorpusArgs, Format, FormatArgs, LayersArgs, ModelArgs
 from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, output, progress, write
-from moescope.cli.verb import Flag, verb
+from moescope.cli.verb import Flag, flagged, verb
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ def _tables(made: ContrastResult, top: int, strength: float) -> None:
         f"with: {n:,} texts, {t:,} tokens; without: {m:,} texts, {u:,} tokens"
         f"{' (pairs' + counted[made.span] + ')' if made.paired else ''}"
     )
-    for note in made.notes:
-        output.print(Text.assemble(("note ", "bold yellow"), (note, "yellow")))
+    for remark in made.notes:
+        output.print(Text.assemble(("note ", "bold yellow"), (flagged(remark), "yellow")))
     output.print()
     _differences(made, top)
     a, b = made.shared_tokens

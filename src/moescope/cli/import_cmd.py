@@ -12,7 +12,7 @@ from moescope.cli.analyze_cmd import summarize
 from moescope.cli.resume import RUN_MARKS
 from moescope.cli.settings import LayersArgs, MetaArgs
 from moescope.cli.terminal import errors, output, progress
-from moescope.cli.verb import Argument, Flag, of, verb
+from moescope.cli.verb import Argument, Flag, note, of, verb
 from moescope.given import Seed
 from moescope.run.options import TraceOptions
 
@@ -97,5 +97,5 @@ def _explain(run: Run) -> None:
     """Say on stderr what the run does not know."""
     for reason in run.absent.values():
         errors.print(f"absent: {reason}", soft_wrap=True)
-    for note in run.manifest.source["notes"]:
-        errors.print(f"note: {note}", soft_wrap=True)
+    for remark in run.manifest.source["notes"]:
+        note(remark, "")

@@ -36,7 +36,7 @@ from moescope.cli import (
 )
 from moescope.cli.resume import INTERRUPTED
 from moescope.cli.terminal import bounded, clean, errors, tolerate
-from moescope.cli.verb import flagged
+from moescope.cli.verb import flagged, note
 from moescope.errors import BadInputError, MoescopeError, lacks_memory
 from moescope.given import first_problem
 from moescope.kernels import keep_few_kernels
@@ -106,9 +106,9 @@ def _main(
     ] = False,
 ) -> None:
     """See which experts of a Mixture-of-Experts model serve which text, layer by layer."""
-    note = untested()
-    if note and context.invoked_subcommand not in _FILES_ONLY and "--help" not in sys.argv:
-        errors.print(f"note: {note}", style="yellow", soft_wrap=True)
+    remark = untested()
+    if remark and context.invoked_subcommand not in _FILES_ONLY and "--help" not in sys.argv:
+        note(remark)
 
 
 def run() -> None:
@@ -158,7 +158,7 @@ def _run() -> int:
 def _warn(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """A warning of ours is a line like every other; those of libraries stay as they are."""
     if category.__module__.partition(".")[0] == "moescope":
-        errors.print(f"note: {message}", style="yellow", soft_wrap=True)
+        note(str(message))
     else:
         _show_warning(message, category, *where, **more)
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from moescope.cli.settings import FormatArgs, Layers, ModelArgs, TextArgs
 from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, progress
-from moescope.cli.verb import Argument, Flag, of, verb
+from moescope.cli.verb import Argument, Flag, note, of, verb
 from moescope.corpus import CorpusSpec
 from moescope.errors import BadInputError
 from moescope.files import usable_path
@@ -178,23 +178,19 @@ def _warn(made: Similarity, wanted: int) -> None:
         )
         if text["tokens"] < wanted:
             longest = made.about["options"]["window_tokens"]
-            errors.print(
-                f"note: windows of at most {longest} tokens of this text hold no more; {wanted:,} "
-                "were asked for (--total-tokens, --window)",
-                style="yellow",
+            note(
+                f"windows of at most {longest} tokens of this text hold no more; {wanted:,} were "
+                "asked for (`total_tokens`, `window`)"
             )
         if len(text["group_sizes"]) < 5:
-            errors.print("note: fewer than 5 documents: no intervals", style="yellow")
+            note("fewer than 5 documents: no intervals")
     for row in made.about["layers"]:
         name = f"layer {row['layer']}"
         for method, why in row["not_computed"].items():
-            errors.print(f"note: {name}: no {method}: {why}", style="yellow")
-        for note in row["notes"]:
-            errors.print(f"note: {name}: {note}", style="yellow")
+            note(f"{name}: no {method}: {why}")
+        for remark in row["notes"]:
+            note(f"{name}: {remark}")
         for method, experts in row["undefined"].items():
             first, why = next(iter(experts.items()))
             count = f"{len(experts)} experts" if len(experts) > 1 else "one expert"
-            errors.print(
-                f"note: {name}: {count} without {method}, first L{row['layer']}E{first}: {why}",
-                style="yellow",
-            )  # fmt: skip
+            note(f"{name}: {count} without {method}, first L{row['layer']}E{first}: {why}")

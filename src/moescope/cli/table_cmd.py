@@ -12,7 +12,7 @@ from pydantic import Field
 from moescope.cli.settings import Format, FormatArgs
 from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, output
-from moescope.cli.verb import Argument, verb
+from moescope.cli.verb import Argument, note, verb
 from moescope.errors import BadInputError
 
 _HELP = """Print a table of a run; without NAME, list the tables.
@@ -60,7 +60,7 @@ def table(settings: TableArgs) -> None:
     if settings.about:
         output.print(_descriptions()[settings.name])
         return
-    note = note_of(data)
+    remark = note_of(data)
     data = _filtered(data, layer=settings.layer, domain=settings.domain)
     if settings.sort is not None:
         _require(data, settings.sort)
@@ -72,8 +72,8 @@ def table(settings: TableArgs) -> None:
     if not total and opened.manifest.options["keep"] == "aggregates":
         errors.print("empty: this run kept aggregates only; trace it with --keep sample or all")
     print_table(data, form)
-    if note:
-        errors.print(f"note: {note}", soft_wrap=True)
+    if remark:
+        note(remark, "")
     if data.num_rows < total:
         errors.print(f"{data.num_rows} of {total:,} rows; --rows 0 shows all")
 

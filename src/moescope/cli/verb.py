@@ -25,10 +25,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from moescope.cli.resume import resumable
+from moescope.cli.terminal import errors
 from moescope.errors import BadInputError
 from moescope.given import parse_yaml, read_text
 
-__all__ = ["Argument", "Flag", "Settings", "flagged", "of", "resolve", "verb"]
+__all__ = ["Argument", "Flag", "Settings", "flagged", "note", "of", "resolve", "verb"]
 
 _MOST_BYTES = 1 << 17
 
@@ -259,7 +260,9 @@ def _read(path: Path, kind: type[Settings]) -> dict[str, Any]:
 def _first_problem(
     error: ValidationError, kind: type[Settings], flags: dict[str, Any], file: Path | None
 ) -> str:
-    problem = error.errors()[0]
+    # a slip in a name explains why another is missing
+    order = {"extra_forbidden": 0, "missing": 2}
+    problem = min(error.errors(), key=lambda one: order.get(one["type"], 1))
     name = str(problem["loc"][0]) if problem["loc"] else ""
     where = f"{file}: " if file and name not in flags else ""
     if problem["type"] == "extra_forbidden":
@@ -271,6 +274,11 @@ def _first_problem(
         return f"{where}{name} is missing; give {_spelt(kind, name)} or set it in --config"
     shown = name if where else _spelt(kind, name)
     return f"{where}{shown}: {problem['msg']}, got {problem['input']!r}"
+
+
+def note(line: str, style: str = "yellow") -> None:
+    """Say on stderr what a reader of the output should know."""
+    errors.print(f"note: {flagged(line)}", style=style, soft_wrap=True)
 
 
 class _Named:

@@ -9,31 +9,13 @@ import errno
 import os
 import sys
 import warnings
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from moescope import __version__
-from moescope.cli import (
-    ablate_cmd,
-    analyze_cmd,
-    capacity_cmd,
-    compare_cmd,
-    contrast_cmd,
-    demo_cmd,
-    import_cmd,
-    inspect_cmd,
-    merge_cmd,
-    paths_cmd,
-    profile_cmd,
-    report_cmd,
-    similarity_cmd,
-    steer_cmd,
-    table_cmd,
-    trace_cmd,
-    train_cmd,
-)
 from moescope.cli.resume import INTERRUPTED
 from moescope.cli.terminal import bounded, clean, errors, tolerate
 from moescope.cli.verb import flagged, note
@@ -66,26 +48,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for module in (
-    inspect_cmd,
-    analyze_cmd,
-    demo_cmd,
-    trace_cmd,
-    merge_cmd,
-    table_cmd,
-    report_cmd,
-    compare_cmd,
-    paths_cmd,
-    train_cmd,
-    capacity_cmd,
-    contrast_cmd,
-    steer_cmd,
-    similarity_cmd,
-    ablate_cmd,
-    profile_cmd,
-    import_cmd,
-):
-    module.register(app)
+VERBS = (
+    "inspect", "analyze", "demo", "trace", "merge", "table", "report", "compare", "paths", "train",
+    "capacity", "contrast", "steer", "similarity", "ablate", "profile", "import",
+)  # fmt: skip
+"""In the order of the help; each is a module ``moescope.cli.NAME_cmd`` with a ``register``."""
+
+for _verb in VERBS:
+    import_module(f"moescope.cli.{_verb}_cmd").register(app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import pyarrow as pa
-import typer
 from pydantic import Field, model_validator
 
 from moescope.cli.settings import Format, FormatArgs, Layers, ModelArgs, TextArgs
@@ -25,17 +24,6 @@ if TYPE_CHECKING:
     from moescope.measure.windows import TextWindow
     from moescope.models import LoadedModel
     from moescope.progress import OnProgress
-
-_HELP = """Take experts away and measure the damage, by domain, beside random experts of like load.
-
-Say which with --plan or --experts, or take each expert of --layers on its own with --each, which
-ranks them and tells which routing statistics would have foretold it. Writes ablation.json, tables
-and a page. Interrupted, it goes on with --resume.
-
-Example: moescope ablate MODEL --experts L5E9,L3E0-3 --corpus texts/ --target law -o removed
-
-Example: moescope ablate MODEL --each --layers 3 --corpus texts/ -o layer3
-"""
 
 _PLAN_COLUMNS = {
     "text": "text", "ce_change": "ΔCE", "ce_change_low": "low", "ce_change_high": "high",
@@ -151,13 +139,18 @@ class AblateArgs(ModelArgs, TextArgs, FormatArgs):
         }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, AblateArgs, ablate, help=_HELP, marks=("measured.jsonl",))
-
-
+@verb(marks=("measured.jsonl",))
 def ablate(settings: AblateArgs, resume: bool) -> None:
-    """Measure, write, and print what was found."""
+    """Take experts away and measure the damage, by domain, beside random experts of like load.
+
+    Say which with --plan or --experts, or take each expert of --layers on its own with --each,
+    which ranks them and tells which routing statistics would have foretold it. Writes
+    ablation.json, tables and a page. Interrupted, it goes on with --resume.
+
+    Example: moescope ablate MODEL --experts L5E9,L3E0-3 --corpus texts/ --target law -o removed
+
+    Example: moescope ablate MODEL --each --layers 3 --corpus texts/ -o layer3
+    """
     experts = None if settings.each else _experts(settings)
     folder, corpus = settings.folder(), settings.corpus
     if corpus is not None:

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from moescope.cli.resume import RUN_MARKS
 from moescope.cli.settings import RunArgs, is_begun
 from moescope.cli.terminal import errors, output, progress
@@ -18,25 +16,19 @@ if TYPE_CHECKING:
     from moescope.progress import OnProgress
     from moescope.run.reader import Run
 
-_HELP = """Trace a corpus through a model, compute the tables, write the report.
-
-The corpus is domain-labelled text: jsonl, parquet, csv or txt, a folder with one file or
-sub-folder per domain, or hf:owner/name.
-
-Example: moescope analyze allenai/OLMoE-1B-7B-0924 texts/ -o my-run
-"""
-
 _LOCK_SECONDS = 120.0
 """A network file system needs so long to notice that the machine of a lock is gone."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, RunArgs, analyze, help=_HELP, marks=RUN_MARKS)
-
-
+@verb(marks=RUN_MARKS)
 def analyze(settings: RunArgs, resume: bool) -> None:
-    """Run the main job and print the path of the report."""
+    """Trace a corpus through a model, compute the tables, write the report.
+
+    The corpus is domain-labelled text: jsonl, parquet, csv or txt, a folder with one file or
+    sub-folder per domain, or hf:owner/name.
+
+    Example: moescope analyze allenai/OLMoE-1B-7B-0924 texts/ -o my-run
+    """
     corpus, options = settings.corpus_spec(settings.corpus), settings.trace_options()
     from moescope.jobs import analyze as analyze_corpus
     from moescope.jobs import report_on

@@ -7,7 +7,6 @@ import shlex
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
-import typer
 from pydantic import Field, model_validator
 from rich import box
 from rich.table import Table
@@ -21,15 +20,6 @@ from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
     from moescope.intervene.contrast.compare import ContrastResult
-
-_HELP = """Find the experts that work on one set of texts more than on another, to steer by them.
-
-The difference of two rates: of the tokens with the property, and of those without, the share that
-chose the expert. With at least 20 texts on each side, experts are chosen on one half and tested on
-the other. Confirmed ones are printed as settings for moescope steer, and -o keeps them as a plan.
-
-Example: moescope contrast MODEL --with safe.jsonl --without unsafe.jsonl --paired -o plan.json
-"""
 
 
 class ContrastArgs(ModelArgs, CorpusArgs, LayersArgs, FormatArgs):
@@ -63,13 +53,17 @@ class ContrastArgs(ModelArgs, CorpusArgs, LayersArgs, FormatArgs):
         return self
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, ContrastArgs, contrast, help=_HELP)
-
-
+@verb()
 def contrast(settings: ContrastArgs) -> None:
-    """Print the differences and the settings to steer by."""
+    """Find the experts that work on one set of texts more than on another, to steer by them.
+
+    The difference of two rates: of the tokens with the property, and of those without, the share
+    that chose the expert. With at least 20 texts on each side, experts are chosen on one half and
+    tested on the other. Confirmed ones are printed as settings for moescope steer, and -o keeps
+    them as a plan.
+
+    Example: moescope contrast MODEL --with safe.jsonl --without unsafe.jsonl --paired -o plan.json
+    """
     from moescope.files import require_replaceable
 
     sides = [

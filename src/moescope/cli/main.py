@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from moescope import __version__
 from moescope.cli.resume import INTERRUPTED
 from moescope.cli.terminal import bounded, clean, errors, tolerate
-from moescope.cli.verb import flagged, note
+from moescope.cli.verb import VERBS, flagged, note
 from moescope.errors import BadInputError, MoescopeError, lacks_memory
 from moescope.given import first_problem
 from moescope.kernels import keep_few_kernels
@@ -48,14 +48,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-VERBS = (
+NAMES = (
     "inspect", "analyze", "demo", "trace", "merge", "table", "report", "compare", "paths", "train",
     "capacity", "contrast", "steer", "similarity", "ablate", "profile", "import",
 )  # fmt: skip
-"""In the order of the help; each is a module ``moescope.cli.NAME_cmd`` with a ``register``."""
+"""Of the verbs, in the order of the help; each has a module ``moescope.cli.NAME_cmd``."""
 
-for _verb in VERBS:
-    import_module(f"moescope.cli.{_verb}_cmd").register(app)
+for _name in NAMES:
+    import_module(f"moescope.cli.{_name}_cmd")
+    app.command(_name, help=VERBS[_name].help)(VERBS[_name].command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import typer
 from pydantic import Field, model_validator
 
 from moescope.cli.settings import FormatArgs, Layers, ModelArgs, TextArgs
@@ -23,16 +22,6 @@ if TYPE_CHECKING:
 
     from moescope.metrics.runs import AnalyzedRun
     from moescope.similarity.result import Similarity
-
-_HELP = """Compare the experts of each layer: outputs on identical inputs, weights, router rows.
-
-Give MODEL and a CORPUS, MODEL and a RUN, or a RUN alone, whose model and text are then used.
-cosine and cka (linear CKA) compare outputs on the same tokens; weights and router compare
-parameters and need no text. Writes similarity.json, similarity.parquet, maps.parquet and
-similarity.html, and prints the most similar pairs.
-
-Example: moescope similarity allenai/OLMoE-1B-7B-0924 texts/ -o alike --layers 1,7,15 --method cka
-"""
 
 
 class SimilarityArgs(ModelArgs, TextArgs, FormatArgs):
@@ -111,13 +100,17 @@ class SimilarityArgs(ModelArgs, TextArgs, FormatArgs):
         )  # fmt: skip
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, SimilarityArgs, similarity, help=_HELP)
-
-
+@verb()
 def similarity(settings: SimilarityArgs) -> None:
-    """Compare, write, and print the most similar pairs."""
+    """Compare the experts of each layer: outputs on identical inputs, weights, router rows.
+
+    Give MODEL and a CORPUS, MODEL and a RUN, or a RUN alone, whose model and text are then used.
+    cosine and cka (linear CKA) compare outputs on the same tokens; weights and router compare
+    parameters and need no text. Writes similarity.json, similarity.parquet, maps.parquet and
+    similarity.html, and prints the most similar pairs.
+
+    Example: moescope similarity allenai/OLMoE-1B-7B-0924 texts/ -o alike --layers 1,7 --method cka
+    """
     options, folder, source = settings.options(), settings.folder(), settings.source()
     from moescope.files import claim
     from moescope.report.similarity_figures import require_matplotlib, write_similarity_figures

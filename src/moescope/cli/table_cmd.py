@@ -6,7 +6,6 @@ from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import typer
 from pydantic import Field
 
 from moescope.cli.settings import Format, FormatArgs
@@ -14,11 +13,6 @@ from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, output
 from moescope.cli.verb import Argument, note, verb
 from moescope.errors import BadInputError
-
-_HELP = """Print a table of a run; without NAME, list the tables.
-
-Example: moescope table my-run load --layer 3 --domain ndis_policy --format csv
-"""
 
 _SHOWN = 40
 
@@ -43,13 +37,12 @@ class TableArgs(FormatArgs):
     """say what the columns mean"""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, TableArgs, table, help=_HELP)
-
-
+@verb()
 def table(settings: TableArgs) -> None:
-    """Print a table."""
+    """Print a table of a run; without NAME, list the tables.
+
+    Example: moescope table my-run load --layer 3 --domain ndis_policy --format csv
+    """
     from moescope.metrics.runs import note_of, open_run
 
     opened, form = open_run(settings.run), settings.format

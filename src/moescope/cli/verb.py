@@ -14,6 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -29,7 +30,7 @@ from moescope.cli.terminal import errors
 from moescope.errors import BadInputError
 from moescope.given import parse_yaml, read_text
 
-__all__ = ["Argument", "Flag", "Settings", "flagged", "note", "of", "resolve", "verb"]
+__all__ = ["VERBS", "Argument", "Flag", "Settings", "flagged", "note", "of", "resolve", "verb"]
 
 _MOST_BYTES = 1 << 17
 
@@ -110,50 +111,54 @@ def _attributes(source: type) -> dict[str, str]:
     return dict(found)
 
 
+class Verb(NamedTuple):
+    """A command as typer takes it, and what its help says."""
+
+    command: Callable[..., None]
+    help: str
+
+
+VERBS: dict[str, Verb] = {}
+"""Every verb whose module was imported, by name."""
+
+
 def verb(
-    app: typer.Typer,
-    kind: type[_Settings],
-    body: Callable[..., None],
-    *,
-    help: str,
-    marks: tuple[str, ...] = (),
-    advice: str | None = None,
-) -> None:
-    """Add a verb.
+    *, marks: tuple[str, ...] = (), advice: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a verb of a function of ``settings``, a `Settings`; its docstring is the help.
+
+    One that takes ``resume`` too has ``--resume``.
 
     Args:
-        app: gets the command.
-        kind: its settings.
-        body: called with the settings; and with ``resume``, where it has such a parameter, which
-            makes the flag.
-        help: what it does; its last paragraph is an example.
         marks: names of which one lies in the verb's folder as soon as something is kept there.
         advice: how to go on from there, if not with ``--resume``.
     """
-    _Named.all.append(kind)
-    resumes = "resume" in inspect.signature(body).parameters
 
-    def command(config: Path | None, resume: bool = False, **given: Any) -> None:
-        _Named.kind = kind
-        settings = resolve(kind, {k: v for k, v in given.items() if v not in (None, [])}, config)
-        more = {"resume": resume} if resumes else {}
-        if not marks:
-            body(settings, **more)
-            return
-        with resumable(settings.folder(), *marks, advice=advice):
-            body(settings, **more)
+    def make(body: Callable[..., None]) -> Callable[..., None]:
+        taken = inspect.signature(body, eval_str=True).parameters
+        kind, resumes = taken["settings"].annotation, "resume" in taken
 
-    parameters = [*_parameters(kind)]
-    if resumes:
-        what = typer.Option("--resume", help="go on with an interrupted run")
-        parameters.append(_parameter("resume", Annotated[bool, what], False))
-    file = typer.Option("--config", help="YAML file with any of these settings; flags win")
-    parameters.append(_parameter("config", Annotated[Path | None, file], None))
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    command.__doc__ = body.__doc__
-    name = body.__name__.rstrip("_")
-    app.command(name, help=help)(command)
+        def command(config: Path | None, resume: bool = False, **given: Any) -> None:
+            settings = resolve(
+                kind, {k: v for k, v in given.items() if v not in (None, [])}, config
+            )
+            held = resumable(settings.folder(), *marks, advice=advice) if marks else nullcontext()
+            with held:
+                body(settings, **({"resume": resume} if resumes else {}))
+
+        parameters = [*_parameters(kind)]
+        if resumes:
+            what = typer.Option("--resume", help="go on with an interrupted run")
+            parameters.append(_parameter("resume", Annotated[bool, what], False))
+        file = typer.Option("--config", help="YAML file with any of these settings; flags win")
+        parameters.append(_parameter("config", Annotated[Path | None, file]))
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        VERBS[body.__name__.rstrip("_")] = Verb(command, inspect.cleandoc(body.__doc__ or ""))
+        _Named.all.append(kind)
+        return body
+
+    return make
 
 
 def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:

@@ -34,7 +34,7 @@ _WHERE = {
     "build_report": "moescope.report.page",
     "compare_routes": "moescope.trace.routes",
     "compare_runs": "moescope.metrics.runs",
-    "contrast": "moescope.intervene",
+    "contrast": "moescope.intervene.contrast.compare",
     "edited": "moescope.intervene",
     "import_traces": "moescope.trace.importers",
     "load_meta": "moescope.models",

@@ -63,15 +63,15 @@ def test_a_domain_is_one_line(jsonl: Write) -> None:
 def test_a_single_file_of_records_without_domain_says_how_to_name_one(jsonl: Write) -> None:
     path = jsonl([{"text": "one", "topic": "law"}])
     assert complaint(path) == (
-        f"{path}:1: no domain in field 'domain' (its fields: text, topic); use --domain LABEL to "
-        "give all records one, or --domain-field NAME to say which field holds it"
+        f"{path}:1: no domain in field 'domain' (its fields: text, topic); use `domain=LABEL` to "
+        "give all records one, or `domain_field=NAME` to say which field holds it"
     )
 
 
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        ({"txet": "one"}, "no field 'text' (did you mean txet?); name it with --text-field"),
+        ({"txet": "one"}, "no field 'text' (did you mean txet?); name it with `text_field`"),
         ({"text": 5}, "text is not a string (got int)"),
         ({"text": None}, "text is not a string (got null)"),
         ({"text": " \n"}, "empty text (field 'text')"),

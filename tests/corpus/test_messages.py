@@ -155,5 +155,5 @@ def test_what_is_no_chat_is_one_line_or_skipped(value: Any, complaint: str, tmp_
 
 
 def test_a_list_without_turns_names_the_choice(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="--turns all or --turns assistant"):
+    with pytest.raises(CorpusError, match="`turns=all` or `turns=assistant`"):
         corpus(tmp_path, CHATS)

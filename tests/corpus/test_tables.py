@@ -70,7 +70,7 @@ def test_parquet_dictionaries_serve_as_domains(tmp_path: Path) -> None:
 def test_parquet_without_the_text_column_lists_what_there_is(tmp_path: Path) -> None:
     path = table(tmp_path / "t.parquet", body=["a"], id=[1])
     assert complaint(path) == (
-        f"{path}: no column 'text'; there is: body, id; name the text column with --text-field"
+        f"{path}: no column 'text'; there is: body, id; name the text column with `text_field`"
     )
     assert texts(path, text_field="body", domain="web") == ["a"]
 

@@ -16,7 +16,7 @@ from tests.support.saved import write_corpus
 from typer.testing import CliRunner, Result
 
 from moescope.cli import ablate_cmd
-from moescope.cli.verb import flagged, resolve
+from moescope.cli.verb import VERBS, flagged, resolve
 from moescope.errors import BadInputError, MoescopeError
 from moescope.intervene import measure_damage, sweep_experts
 from moescope.intervene.ablation import ablation_result
@@ -36,7 +36,7 @@ def ablate(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> Moescope:
     """The verb on the tiny model; errors of the library are left to the test."""
     app = typer.Typer(pretty_exceptions_enable=False)
     app.callback()(lambda: None)
-    ablate_cmd.register(app)
+    app.command("ablate")(VERBS["ablate"].command)
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*words: object) -> Result:

@@ -372,9 +372,9 @@ def test_a_budget_of_tokens_leaves_whole_texts_out_and_says_so(tiny_loaded: Load
 
 
 def test_what_cannot_be_compared_is_refused(tiny_loaded: LoadedModel, tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="--with has 6, --without 5"):
+    with pytest.raises(CorpusError, match="`with` has 6, `without` 5"):
         contrast(tiny_loaded, GREEN, COURT[:5], paired=True)
-    with pytest.raises(BadInputError, match="needs --paired"):
+    with pytest.raises(BadInputError, match="needs `paired`"):
         contrast(tiny_loaded, GREEN, COURT, span="shared")
     with pytest.raises(BadInputError, match="at least 10 texts"):
         contrast(tiny_loaded, GREEN, COURT, holdout=True)

@@ -75,7 +75,7 @@ def test_the_letter_s_takes_the_strength_and_its_sign(tiny_loaded: LoadedModel) 
     settings = [parse_setting("L1E2=+s"), parse_setting("L1E3=-s"), parse_setting("L2E0=mask")]
     values = [getattr(e, "value", None) for e in edits_at(settings, tiny_loaded.anatomy, 1.5)]
     assert values[:2] == [1.5, -1.5]
-    with pytest.raises(BadInputError, match="add --sweep"):
+    with pytest.raises(BadInputError, match="add `sweep`"):
         edits_at(settings, tiny_loaded.anatomy)
 
 
@@ -104,7 +104,7 @@ def test_strengths_hold_both_ends() -> None:
 
 @pytest.mark.parametrize("text", ["", "a:b:c", "1:2", "4:-4:1", "0:1:0", "0:1:-1", "0:1:0.001"])
 def test_strengths_of_another_form_are_refused(text: str) -> None:
-    with pytest.raises(BadInputError, match="--sweep"):
+    with pytest.raises(BadInputError, match="`sweep`"):
         parse_strengths(text)
 
 

@@ -105,7 +105,7 @@ class TestWhichAreDrawn:
         assert made.ratios.tolist() == [1.0, 1.0]
 
     def test_a_plan_of_more_than_half_a_layer_is_refused_in_one_line(self) -> None:
-        with pytest.raises(BadInputError, match=r"layer 0: the plan takes 5 of 8.*--controls 0"):
+        with pytest.raises(BadInputError, match=r"layer 0: the plan takes 5 of 8.*`controls=0`"):
             draw_controls(refs(0, 0, 1, 2, 3, 4), COUNTS, 20, rng())
 
 

@@ -209,5 +209,5 @@ def test_more_weights_than_the_machine_has_memory_are_not_read(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moescope.models.checks.machine_memory", lambda: 100_000)
-    with pytest.raises(ModelError, match=r"parameters, .* of memory; use --engine streamed"):
+    with pytest.raises(ModelError, match=r"parameters, .* of memory; use `engine=streamed`"):
         load_model(ModelSpec(str(tiny_folder)))

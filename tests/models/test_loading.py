@@ -95,7 +95,7 @@ def test_padding_that_the_model_does_not_know_is_not_used(folder: Path, tmp_path
     ("name", "message"),
     [
         ("model.layers.2.mlp.gate.weight", r"the routing of layer 2 .* for \d+ of \d+ tokens"),
-        ("lm_head.weight", r"the loss .* --dtype bfloat16"),
+        ("lm_head.weight", r"the loss .* `dtype=bfloat16`"),
     ],
     ids=["router", "head"],
 )

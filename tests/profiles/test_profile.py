@@ -255,7 +255,7 @@ class TestRefusals:
 
     def test_a_model_that_is_gone(self, tiny_run: AnalyzedRun) -> None:
         spec = ModelSpec("./not-here")
-        with pytest.raises(ModelError, match=r"--model .* --no-model"):
+        with pytest.raises(ModelError, match=r"`model` .* `no_model`"):
             profile_expert(tiny_run, "L1E0", ProfileOptions(model=spec, pipeline=None))
 
     def test_another_model(self, tiny_run: AnalyzedRun, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ class TestRefusals:
         corpus = write_corpus(tmp_path / "texts.jsonl")
         trace(tiny_loaded, CorpusSpec(path=str(corpus)), tmp_path / "run", TraceOptions(context=40))
         write_corpus(corpus, seed=5)
-        with pytest.raises(RunError, match="--no-model"):
+        with pytest.raises(RunError, match="`no_model`"):
             profile_expert(open_run(tmp_path / "run"), "L1E0", ProfileOptions(tiny_loaded))
 
 

@@ -207,7 +207,7 @@ def test_sums_alone_can_be_merged(tiny_loaded: LoadedModel, corpus: Path, tmp_pa
 def test_a_part_of_the_shards_is_merged_only_when_asked_and_says_what_is_missing(
     three: list[Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(RunError, match=r"1 of 3 shards are not there: 2; .* --partial"):
+    with pytest.raises(RunError, match=r"1 of 3 shards are not there: 2; .* `partial`"):
         merge_runs([three[0], three[2]], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
     merged = open_run(merge_runs([three[0], three[2]], tmp_path / "merged", partial=True))

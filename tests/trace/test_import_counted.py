@@ -208,7 +208,7 @@ class TestLlamaCpp:
         path = write_activations(tmp_path / "a.csv", request, case.layers[:-1])
         with path.open("a") as stream:
             stream.write("3,0\n3,1\n3,2\n")
-        with pytest.raises(CorpusError, match=r"layer 3: rows of 1 tokens.*--layers 0-2"):
+        with pytest.raises(CorpusError, match=r"layer 3: rows of 1 tokens.*`layers` 0-2"):
             import_traces("llamacpp", [path], tmp_path / "run", case.spec)
         options = TraceOptions(layers=(0, 1, 2))
         run = open_run(import_traces("llamacpp", [path], tmp_path / "run", case.spec, options))

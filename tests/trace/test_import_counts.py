@@ -154,7 +154,7 @@ class TestSpellings:
     def test_some_layers(self, case: Case, tmp_path: Path) -> None:
         rows = [r for r in rows_of(case.traced) if r["layer_id"] in (1, 2)]
         path = write_rows(tmp_path / "c.csv", rows)
-        with pytest.raises(CorpusError, match=r"layer 0: 0 choices.*choose layers by --layers"):
+        with pytest.raises(CorpusError, match=r"layer 0: 0 choices.*choose layers by `layers`"):
             imported(case, path, tmp_path / "run")
         run = imported(case, path, tmp_path / "run", options=TraceOptions(layers=(1, 2)))
         assert run.shape.layers == (1, 2)

@@ -100,7 +100,7 @@ def test_what_is_left_of_each_domain_is_said(
 def test_a_length_that_no_document_has_leaves_nothing_behind(
     tiny_loaded: LoadedModel, texts: CorpusSpec, tmp_path: Path
 ) -> None:
-    with pytest.raises(CorpusError, match="no document has the 9000 tokens of --match-length"):
+    with pytest.raises(CorpusError, match="no document has the 9000 tokens of `match_length`"):
         run(tiny_loaded, texts, tmp_path / "run", match_length=9000)
     assert not (tmp_path / "run").exists()
     assert run(tiny_loaded, texts, tmp_path / "run", match_length=8).documents.num_rows

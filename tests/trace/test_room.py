@@ -53,7 +53,7 @@ def test_a_text_whose_sums_do_not_fit_is_refused_before_anything_is_written(
     spec: ModelSpec, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(StreamedNeed, "sums", 1000)
-    with pytest.raises(BadInputError, match=r"--memory leaves 0 MB .* need .* domains.*give"):
+    with pytest.raises(BadInputError, match=r"`memory` leaves 0 MB .* need .* domains.*give"):
         trace(load_streamed(spec), CorpusSpec(path=str(tiny_corpus)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

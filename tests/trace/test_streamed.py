@@ -189,7 +189,7 @@ def test_the_engine_is_chosen_by_what_fits(tmp_path: Path) -> None:
     spec = ModelSpec(str(save_tiny("olmoe", tmp_path / "m")))
     assert open_model(spec).streamed is None
     assert open_model(spec, engine="streamed").streamed is not None
-    with pytest.raises(ModelError, match=r"too little to hold.*--engine streamed"):
+    with pytest.raises(ModelError, match=r"too little to hold.*`engine=streamed`"):
         open_model(spec, engine="resident", memory="10MB")
     with pytest.raises(ModelError, match=r"too little to stream.*it needs .* for a layer"):
         open_model(spec, memory="10MB")
@@ -198,7 +198,7 @@ def test_the_engine_is_chosen_by_what_fits(tmp_path: Path) -> None:
 def test_generation_is_refused(corpus: CorpusSpec, tmp_path: Path) -> None:
     spec = ModelSpec(str(save_tiny("olmoe", tmp_path / "m")))
     options = OPTIONS.model_copy(update={"generate": 3})
-    with pytest.raises(BadInputError, match="--engine resident"):
+    with pytest.raises(BadInputError, match="`engine=resident`"):
         trace(load_streamed(spec), corpus, tmp_path / "run", options)
 
 

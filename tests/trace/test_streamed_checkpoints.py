@@ -105,7 +105,7 @@ def test_quantised_checkpoints_are_refused(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(ModelError, match=r"quantised.*cannot be streamed; use --engine resident"):
+    with pytest.raises(ModelError, match=r"quantised.*cannot be streamed; use `engine=resident`"):
         load_streamed(ModelSpec(str(folder)))
 
 

@@ -56,11 +56,7 @@ def _help_lines(text: str) -> list[str]:
 
 
 def _usage(name: str, command: Any) -> str:
-    words = [
-        (p.metavar or p.name.upper()) if p.required else f"[{(p.metavar or p.name).strip('[]')}]"
-        for p in command.params
-        if p.param_type_name == "argument"
-    ]
+    words = [p.metavar for p in command.params if p.param_type_name == "argument"]
     return f"Usage: `moescope {' '.join([name, *words])} [OPTIONS]`"
 
 
@@ -94,6 +90,8 @@ def _kind(annotation: Any) -> str:
         return "–"
     if origin is Literal:
         return " | ".join(f"`{v}`" for v in inner)
+    if origin is list:
+        return f"{_kind(inner[0])}, repeatable"
     if origin in (typing.Union, types.UnionType):
         return _kind(next(t for t in inner if t is not type(None)))
     return _WORDS.get(annotation, str(annotation))

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import pyarrow as pa
-import typer
 from pydantic import Field, model_validator
 
 from moescope.cli.settings import Format, FormatArgs, Layers, ModelArgs, TextArgs
 from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, output, progress
-from moescope.cli.verb import Flag, of, verb
+from moescope.cli.verb import Flag, flagged, note, of, verb
 from moescope.errors import BadInputError
 from moescope.files import usable_path
 from moescope.progress import Progress
@@ -26,17 +25,6 @@ if TYPE_CHECKING:
     from moescope.models import LoadedModel
     from moescope.progress import OnProgress
     from moescope.result import Result
-
-_HELP = """Take experts away and measure the damage, by domain, beside random experts of like load.
-
-Say which with --plan or --experts, or take each expert of --layers on its own with --each, which
-ranks them and tells which routing statistics would have foretold it. Writes ablation.json, tables
-and a page. Interrupted, it goes on with --resume.
-
-Example: moescope ablate MODEL --experts L5E9,L3E0-3 --corpus texts/ --target law -o removed
-
-Example: moescope ablate MODEL --each --layers 3 --corpus texts/ -o layer3
-"""
 
 _PLAN_COLUMNS = {
     "text": "text", "ce_change": "ΔCE", "ce_change_low": "low", "ce_change_high": "high",
@@ -152,24 +140,32 @@ class AblateArgs(ModelArgs, TextArgs, FormatArgs):
         }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, AblateArgs, ablate, help=_HELP, marks=("measured.jsonl",))
-
-
+@verb(marks=("measured.jsonl",))
 def ablate(settings: AblateArgs, resume: bool) -> None:
-    """Measure, write, and print what was found."""
+    """Take experts away and measure the damage, by domain, beside random experts of like load.
+
+    Say which with --plan or --experts, or take each expert of --layers on its own with --each,
+    which ranks them and tells which routing statistics would have foretold it. Writes
+    result.json, tables and a page. Interrupted, it goes on with --resume.
+
+    Example: moescope ablate MODEL --experts L5E9,L3E0-3 --corpus texts/ --target law -o removed
+
+    Example: moescope ablate MODEL --each --layers 3 --corpus texts/ -o layer3
+    """
     experts = None if settings.each else _experts(settings)
-    folder = settings.folder()
+    folder, corpus = settings.folder(), settings.corpus
+    if corpus is not None:
+        settings.corpus_spec(corpus)
+    from moescope.intervene.damage.edits import damage_edit
+
+    damage_edit(settings.edit)
     from moescope.files import claim
     from moescope.intervene.ablation import ablation_result
-    from moescope.intervene.damage.edits import damage_edit
     from moescope.intervene.damage.measure import ABLATION
     from moescope.report.ablation_page import ablation_page
     from moescope.report.page import write_page
 
-    damage_edit(settings.edit)
-    reads = [] if settings.corpus is None else [settings.corpus]
+    reads = [] if corpus is None else [corpus]
     with claim(folder, ABLATION, reads=reads):
         with progress(f"loading {settings.model}") as show:
             loaded = settings.load()
@@ -217,14 +213,13 @@ def _print(found: Damage | ExpertSweep, result: Result, form: Format) -> None:
     """Sentences and tables; as csv and json the whole table of damages alone."""
     from moescope.intervene import ExpertSweep
 
-    for note in result.notes:
-        style = "yellow" if note.level == "warn" else ""
-        errors.print(f"note: {note.text}", style=style, soft_wrap=True)
+    for remark in result.notes:
+        note(remark.text, "yellow" if remark.level == "warn" else "")
     if form != "table":
         print_table(found.to_arrow(), form)
         return
     for answer in result.answers:
-        output.print(answer, soft_wrap=True)
+        output.print(flagged(answer), soft_wrap=True)
     if isinstance(found, ExpertSweep):
         _print_sweep(found)
     else:

@@ -7,36 +7,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from moescope.cli.resume import RUN_MARKS
 from moescope.cli.settings import RunArgs, is_begun
 from moescope.cli.terminal import errors, output, progress
-from moescope.cli.verb import verb
+from moescope.cli.verb import note, verb
 
 if TYPE_CHECKING:
     from moescope.progress import OnProgress
     from moescope.run.reader import Run
 
-_HELP = """Trace a corpus through a model, compute the tables, write the report.
-
-The corpus is domain-labelled text: jsonl, parquet, csv or txt, a folder with one file or
-sub-folder per domain, or hf:owner/name.
-
-Example: moescope analyze allenai/OLMoE-1B-7B-0924 texts/ -o my-run
-"""
-
 _LOCK_SECONDS = 120.0
 """A network file system needs so long to notice that the machine of a lock is gone."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, RunArgs, analyze, help=_HELP, marks=RUN_MARKS)
-
-
+@verb(marks=RUN_MARKS)
 def analyze(settings: RunArgs, resume: bool) -> None:
-    """Run the main job and print the path of the report."""
+    """Trace a corpus through a model, compute the tables, write the report.
+
+    The corpus is domain-labelled text: jsonl, parquet, csv or txt, a folder with one file or
+    sub-folder per domain, or hf:owner/name.
+
+    Example: moescope analyze allenai/OLMoE-1B-7B-0924 texts/ -o my-run
+    """
     corpus, options = settings.corpus_spec(settings.corpus), settings.trace_options()
     from moescope.jobs import analyze as analyze_corpus
     from moescope.jobs import report_on
@@ -86,7 +78,7 @@ def launch_shards(settings: RunArgs, resume: bool, on_progress: OnProgress) -> P
         on_progress=on_progress,
     )
     if settings.limit is not None:
-        errors.print(f"note: --limit {settings.limit} counts in each shard by itself")
+        note(f"`limit={settings.limit}` counts in each shard by itself", "")
     return folder
 
 
@@ -103,21 +95,19 @@ def summarize(run: Run) -> None:
     missing = coverage.get("shards_missing")
     if isinstance(missing, list) and missing:
         shown = ", ".join(map(str, missing[:12])) + (" …" if len(missing) > 12 else "")
-        errors.print(f"note: shards not merged: {shown}", style="yellow")
+        note(f"shards not merged: {shown}")
     if model["dtype"] != model["stored_dtype"]:
-        errors.print(f"note: run in {model['dtype']}, stored in {model['stored_dtype']}")
+        note(f"run in {model['dtype']}, stored in {model['stored_dtype']}", "")
     never = coverage.get("experts_never_chosen")
     if isinstance(never, dict) and never:
         count = sum(len(v) for v in never.values())
         first, experts = next(iter(never.items()))
-        errors.print(
-            f"note: experts never chosen: {count}, first L{first}E{experts[0]}", style="yellow"
-        )
+        note(f"experts never chosen: {count}, first L{first}E{experts[0]}")
     skipped = coverage.get("skipped_records")
     if isinstance(skipped, dict) and skipped:
         reasons = ", ".join(f"{n} × {reason}" for reason, n in skipped.items())
-        errors.print(f"note: records left out: {reasons}", style="yellow")
+        note(f"records left out: {reasons}")
     progress = run.manifest.progress
     found = progress.get("spelt_out", {}), progress.get("unknown_marks", {})
-    for note in notes_on_marks(*found):
-        errors.print(f"note: {note}", style="yellow", soft_wrap=True)
+    for remark in notes_on_marks(*found):
+        note(remark)

@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-import typer
 from pydantic import Field, model_validator
 from rich.table import Table
 from rich.text import Text
@@ -19,11 +18,6 @@ from moescope.given import MOST_TOKENS
 
 if TYPE_CHECKING:
     from moescope.training.overflow import LayerOverflow
-
-_HELP = """Show what a capacity limit does to a text: who overflows, and where those tokens go.
-
-Example: moescope capacity MODEL "the plan pays for the chair and the ramp" --capacity 3 --top-k 1
-"""
 
 
 class CapacityArgs(ModelArgs):
@@ -54,13 +48,12 @@ class CapacityArgs(ModelArgs):
         return self
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, CapacityArgs, capacity, help=_HELP)
-
-
+@verb()
 def capacity(settings: CapacityArgs) -> None:
-    """Print the queues."""
+    """Show what a capacity limit does to a text: who overflows, and where those tokens go.
+
+    Example: moescope capacity MODEL "the plan pays for the chair" --capacity 3 --top-k 1
+    """
     from moescope.training.overflow import explain_overflow
 
     loaded = settings.load()

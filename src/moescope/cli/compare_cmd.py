@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from moescope.cli.settings import FormatArgs
 from moescope.cli.tables import print_table
 from moescope.cli.verb import Argument, verb
-
-_HELP = """Router saturation and agreement of two runs over the same text (two checkpoints, say).
-
-Example: moescope compare run-at-10-percent run-at-end
-"""
 
 
 class CompareArgs(FormatArgs):
@@ -25,13 +18,12 @@ class CompareArgs(FormatArgs):
     """run folder"""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, CompareArgs, compare, help=_HELP)
-
-
+@verb()
 def compare(settings: CompareArgs) -> None:
-    """Print the comparison."""
+    """Router saturation and agreement of two runs over the same text (two checkpoints, say).
+
+    Example: moescope compare run-at-10-percent run-at-end
+    """
     from moescope.metrics.runs import compare_runs, open_run
 
     made = compare_runs(open_run(settings.run_a), open_run(settings.run_b))

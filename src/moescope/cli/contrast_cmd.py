@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
-import typer
 from pydantic import Field, model_validator
 from rich import box
 from rich.table import Table
@@ -18,20 +17,11 @@ from rich.text import Text
 from moescope.cli.settings import CorpusArgs, Format, FormatArgs, LayersArgs, ModelArgs
 from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, output, progress, write
-from moescope.cli.verb import Flag, verb
+from moescope.cli.verb import Flag, flagged, verb
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
     from moescope.intervene.contrast.compare import ContrastResult
-
-_HELP = """Find the experts that work on one set of texts more than on another, to steer by them.
-
-The difference of two rates: of the tokens with the property, and of those without, the share that
-chose the expert. With at least 20 texts on each side, experts are chosen on one half and tested on
-the other. Confirmed ones are printed as settings for moescope steer, and -o keeps them as a plan.
-
-Example: moescope contrast MODEL --with safe.jsonl --without unsafe.jsonl --paired -o plan.json
-"""
 
 
 class ContrastArgs(ModelArgs, CorpusArgs, LayersArgs, FormatArgs):
@@ -65,13 +55,17 @@ class ContrastArgs(ModelArgs, CorpusArgs, LayersArgs, FormatArgs):
         return self
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, ContrastArgs, contrast, help=_HELP, marks=("measured.jsonl",))
-
-
+@verb(marks=("measured.jsonl",))
 def contrast(settings: ContrastArgs, resume: bool) -> None:
-    """Print the differences and the settings to steer by."""
+    """Find the experts that work on one set of texts more than on another, to steer by them.
+
+    The difference of two rates: of the tokens with the property, and of those without, the share
+    that chose the expert. With at least 20 texts on each side, experts are chosen on one half and
+    tested on the other. Confirmed ones are printed as settings for moescope steer; -o keeps tables,
+    page and a plan.
+
+    Example: moescope contrast MODEL --with safe.jsonl --without unsafe.jsonl --paired -o safety
+    """
     out = settings.out
     if resume and out is None:
         raise BadInputError("`resume` goes on with what was kept; it needs -o FOLDER")
@@ -133,8 +127,8 @@ def _tables(made: ContrastResult, top: int, strength: float) -> None:
         f"with: {n:,} texts, {t:,} tokens; without: {m:,} texts, {u:,} tokens"
         f"{' (pairs' + counted[made.span] + ')' if made.paired else ''}"
     )
-    for note in made.notes:
-        output.print(Text.assemble(("note ", "bold yellow"), (note, "yellow")))
+    for remark in made.notes:
+        output.print(Text.assemble(("note ", "bold yellow"), (flagged(remark), "yellow")))
     output.print()
     _differences(made, top)
     a, b = made.shared_tokens

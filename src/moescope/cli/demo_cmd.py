@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import typer
-
 from moescope.cli.analyze_cmd import summarize
 from moescope.cli.resume import RUN_MARKS
 from moescope.cli.terminal import errors, output, progress
 from moescope.cli.verb import Flag, Settings, of, verb
 from moescope.run.options import TraceOptions
-
-_HELP = """Analyze the shipped small MoE on the shipped text; needs no network.
-
-queries: questions on NDIS policy, its legal context and support coordination, and everyday ones.
-samples: 13 domains from code to German. The model is small and measures methods; it gives no
-advice.
-
-Example: moescope demo -o demo-run
-"""
 
 _AGAIN = "the same command goes on from there"
 
@@ -36,13 +25,17 @@ class DemoArgs(Settings):
     """the model as it was at this training step (in a clone only: 44, 440, 1760)"""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, DemoArgs, demo, help=_HELP, marks=RUN_MARKS, advice=_AGAIN)
-
-
+@verb(marks=RUN_MARKS, advice=_AGAIN)
 def demo(settings: DemoArgs) -> None:
-    """Run the demo and print the path of the report."""
+    """Analyze the shipped small MoE on the shipped text; needs no network.
+
+    queries: questions on NDIS policy, its legal context and support coordination, and everyday
+    ones.
+    samples: 13 domains from code to German. The model is small and measures methods; it gives no
+    advice.
+
+    Example: moescope demo -o demo-run
+    """
     from moescope.demo import run_demo
     from moescope.run.manifest import claim_run
 

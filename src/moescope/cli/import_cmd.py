@@ -5,28 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
 from pydantic import Field
 
 from moescope.cli.analyze_cmd import summarize
 from moescope.cli.resume import RUN_MARKS
 from moescope.cli.settings import LayersArgs, MetaArgs
 from moescope.cli.terminal import errors, output, progress
-from moescope.cli.verb import Argument, Flag, of, verb
+from moescope.cli.verb import Argument, Flag, note, of, verb
 from moescope.given import Seed
 from moescope.run.options import TraceOptions
 
 if TYPE_CHECKING:
     from moescope.run.reader import Run
-
-_HELP = """Make a run of routed-expert ids that vLLM, SGLang or llama.cpp captured while serving.
-
-Ids are all that engines return: weights, entropy and losses are absent from the run, and, without
---ordered, so is which of a token's experts was first. Of counts (layer, expert, count) single
-tokens, documents, intervals and tests are absent too.
-
-Example: moescope import vllm captured.jsonl -o served-run --model allenai/OLMoE-1B-7B-0924
-"""
 
 
 class ImportArgs(MetaArgs, LayersArgs):
@@ -55,13 +45,16 @@ class ImportArgs(MetaArgs, LayersArgs):
     checkpoint_seconds: float = of(TraceOptions, "checkpoint_seconds")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, ImportArgs, import_, help=_HELP, marks=RUN_MARKS)
-
-
+@verb(marks=RUN_MARKS)
 def import_(settings: ImportArgs, resume: bool) -> None:
-    """Import, and print the run folder."""
+    """Make a run of routed-expert ids that vLLM, SGLang or llama.cpp captured while serving.
+
+    Ids are all that engines return: weights, entropy and losses are absent from the run, and,
+    without --ordered, so is which of a token's experts was first. Of counts (layer, expert, count)
+    single tokens, documents, intervals and tests are absent too.
+
+    Example: moescope import vllm captured.jsonl -o served-run --model allenai/OLMoE-1B-7B-0924
+    """
     from moescope.files import nothing_of_bad_input
     from moescope.run.manifest import claim_run, has_progress
     from moescope.run.reader import Run
@@ -97,5 +90,5 @@ def _explain(run: Run) -> None:
     """Say on stderr what the run does not know."""
     for reason in run.absent.values():
         errors.print(f"absent: {reason}", soft_wrap=True)
-    for note in run.manifest.source["notes"]:
-        errors.print(f"note: {note}", soft_wrap=True)
+    for remark in run.manifest.source["notes"]:
+        note(remark, "")

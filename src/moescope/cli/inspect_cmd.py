@@ -5,30 +5,23 @@ from __future__ import annotations
 import json
 
 import pyarrow as pa
-import typer
 
 from moescope.cli.settings import FormatArgs, MetaArgs
 from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, output, write
 from moescope.cli.verb import verb
 
-_HELP = """Show routers, experts and parameters of a model; reads no weights.
-
-Example: moescope inspect allenai/OLMoE-1B-7B-0924
-"""
-
 
 class InspectArgs(MetaArgs, FormatArgs):
     """Everything that `inspect` can be told."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, InspectArgs, inspect, help=_HELP)
-
-
+@verb()
 def inspect(settings: InspectArgs) -> None:
-    """Print the anatomy."""
+    """Show routers, experts and parameters of a model; reads no weights.
+
+    Example: moescope inspect allenai/OLMoE-1B-7B-0924
+    """
     from moescope.models import load_meta
 
     anatomy, form = load_meta(settings.model_spec()), settings.format

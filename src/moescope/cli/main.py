@@ -9,34 +9,16 @@ import errno
 import os
 import sys
 import warnings
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from moescope import __version__
-from moescope.cli import (
-    ablate_cmd,
-    analyze_cmd,
-    capacity_cmd,
-    compare_cmd,
-    contrast_cmd,
-    demo_cmd,
-    import_cmd,
-    inspect_cmd,
-    merge_cmd,
-    paths_cmd,
-    profile_cmd,
-    report_cmd,
-    similarity_cmd,
-    steer_cmd,
-    table_cmd,
-    trace_cmd,
-    train_cmd,
-)
 from moescope.cli.resume import INTERRUPTED
 from moescope.cli.terminal import bounded, clean, errors, tolerate
-from moescope.cli.verb import flagged
+from moescope.cli.verb import VERBS, flagged, note
 from moescope.errors import BadInputError, MoescopeError, lacks_memory
 from moescope.given import first_problem
 from moescope.kernels import keep_few_kernels
@@ -66,26 +48,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for module in (
-    inspect_cmd,
-    analyze_cmd,
-    demo_cmd,
-    trace_cmd,
-    merge_cmd,
-    table_cmd,
-    report_cmd,
-    compare_cmd,
-    paths_cmd,
-    train_cmd,
-    capacity_cmd,
-    contrast_cmd,
-    steer_cmd,
-    similarity_cmd,
-    ablate_cmd,
-    profile_cmd,
-    import_cmd,
-):
-    module.register(app)
+NAMES = (
+    "inspect", "analyze", "demo", "trace", "merge", "table", "report", "compare", "paths", "train",
+    "capacity", "contrast", "steer", "similarity", "ablate", "profile", "import",
+)  # fmt: skip
+"""Of the verbs, in the order of the help; each has a module ``moescope.cli.NAME_cmd``."""
+
+for _name in NAMES:
+    import_module(f"moescope.cli.{_name}_cmd")
+    app.command(_name, help=VERBS[_name].help)(VERBS[_name].command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -106,9 +77,9 @@ def _main(
     ] = False,
 ) -> None:
     """See which experts of a Mixture-of-Experts model serve which text, layer by layer."""
-    note = untested()
-    if note and context.invoked_subcommand not in _FILES_ONLY and "--help" not in sys.argv:
-        errors.print(f"note: {note}", style="yellow", soft_wrap=True)
+    remark = untested()
+    if remark and context.invoked_subcommand not in _FILES_ONLY and "--help" not in sys.argv:
+        note(remark)
 
 
 def run() -> None:
@@ -158,7 +129,7 @@ def _run() -> int:
 def _warn(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """A warning of ours is a line like every other; those of libraries stay as they are."""
     if category.__module__.partition(".")[0] == "moescope":
-        errors.print(f"note: {message}", style="yellow", soft_wrap=True)
+        note(str(message))
     else:
         _show_warning(message, category, *where, **more)
 

@@ -7,21 +7,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from pydantic import field_validator
 
 from moescope.cli.analyze_cmd import summarize
 from moescope.cli.terminal import output, progress
 from moescope.cli.verb import Argument, Flag, Settings, verb
 from moescope.errors import BadInputError
-
-_HELP = """Join finished runs of one model into one run, exactly.
-
-Shards of one corpus (`trace --shard i/n`) become the run of that corpus; a shard that is missing or
-given twice is refused. Runs of different texts can be joined if no document is in two of them.
-
-Example: moescope merge parts/01-of-16 parts/02-of-16 -o my-run --partial
-"""
 
 
 class MergeArgs(Settings):
@@ -43,13 +34,16 @@ class MergeArgs(Settings):
         return runs
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, MergeArgs, merge, help=_HELP)
-
-
+@verb()
 def merge(settings: MergeArgs) -> None:
-    """Merge and print the folder."""
+    """Join finished runs of one model into one run, exactly.
+
+    Shards of one corpus (`trace --shard i/n`) become the run of that corpus; a shard that is
+    missing or given twice is refused. Runs of different texts can be joined if no document is in
+    two of them.
+
+    Example: moescope merge parts/01-of-16 parts/02-of-16 -o my-run --partial
+    """
     from moescope.run.manifest import claim_run
     from moescope.run.merge import merge_runs
     from moescope.run.reader import Run

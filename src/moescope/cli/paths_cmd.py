@@ -5,18 +5,12 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
 from moescope.cli.settings import ModelArgs, TableOrJson
 from moescope.cli.terminal import output, write
 from moescope.cli.verb import Argument, verb
-
-_HELP = """Show the routes of two texts token by token, and where they part.
-
-Example: moescope paths MODEL "the plan covers therapy" "the new plan covers therapy"
-"""
 
 
 class PathsArgs(ModelArgs):
@@ -30,13 +24,12 @@ class PathsArgs(ModelArgs):
     """how to print"""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, PathsArgs, paths, help=_HELP)
-
-
+@verb()
 def paths(settings: PathsArgs) -> None:
-    """Print the comparison."""
+    """Show the routes of two texts token by token, and where they part.
+
+    Example: moescope paths MODEL "the plan covers therapy" "the new plan covers therapy"
+    """
     from moescope.trace.routes import RouteComparison, compare_routes
 
     made: RouteComparison = compare_routes(settings.load(), settings.left, settings.right)

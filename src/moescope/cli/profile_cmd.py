@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-import typer
 from pydantic import model_validator
 
 from moescope.cli.settings import ModelArgs, TableOrJson
@@ -19,14 +18,6 @@ from moescope.progress import Progress
 
 if TYPE_CHECKING:
     from moescope.metrics.runs import AnalyzedRun
-
-_HELP = """Profile experts: what they serve, where they contribute most, what they push towards.
-
-Each profile is written to RUN/profiles as JSON and as a page; --all writes an index of every
-expert to browse. What needs the model is measured once, for all experts, and kept beside the run.
-
-Example: moescope profile my-run L5E9
-"""
 
 
 class ProfileArgs(ModelArgs):
@@ -80,13 +71,16 @@ class ProfileArgs(ModelArgs):
         )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, ProfileArgs, profile, help=_HELP)
-
-
+@verb()
 def profile(settings: ProfileArgs) -> None:
-    """Write and print profiles."""
+    """Profile experts: what they serve, where they contribute most, what they push towards.
+
+    Each profile is written to RUN/profiles as JSON and as a page; --all writes an index of every
+    expert to browse. What needs the model is measured once, for all experts, and kept beside the
+    run.
+
+    Example: moescope profile my-run L5E9
+    """
     from moescope.metrics.runs import open_run
 
     opened = open_run(settings.run)

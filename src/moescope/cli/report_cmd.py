@@ -6,15 +6,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from moescope.cli.terminal import output
 from moescope.cli.verb import Argument, Flag, Settings, verb
-
-_HELP = """Write RUN/report.html, one self-contained file; with --figures also PDF and PNG.
-
-Example: moescope report my-run --figures paper/figures
-"""
 
 
 class ReportArgs(Settings):
@@ -28,13 +21,12 @@ class ReportArgs(Settings):
     """folder for PDF and PNG figures"""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, ReportArgs, report, help=_HELP)
-
-
+@verb()
 def report(settings: ReportArgs) -> None:
-    """Write the report."""
+    """Write RUN/report.html, one self-contained file; with --figures also PDF and PNG.
+
+    Example: moescope report my-run --figures paper/figures
+    """
     from moescope.files import claim
     from moescope.metrics.runs import open_run
     from moescope.report.page import build_report

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from moescope.cli.verb import Argument, Flag, Settings, of
-from moescope.corpus import CorpusSpec, Split, Turns
+from moescope.corpus import CorpusSpec, Split, Turns, open_corpus
 from moescope.corpus.text_files import TextUnit
 from moescope.errors import BadInputError
 from moescope.given import Seed, whole_number
@@ -148,8 +148,10 @@ class CorpusArgs(Settings):
         return self
 
     def corpus_spec(self, path: str, **more: Any) -> CorpusSpec:
-        """What to read, and how."""
-        return self.given(CorpusSpec, path=path, **more)  # type: ignore[no-any-return]
+        """What to read, and how; text that is not there is refused before a model is loaded."""
+        spec: CorpusSpec = self.given(CorpusSpec, path=path, **more)
+        open_corpus(spec)
+        return spec
 
     def trace_options(self) -> TraceOptions:
         """How text is run through the model."""

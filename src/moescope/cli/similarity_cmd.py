@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import typer
 from pydantic import Field, model_validator
 
 from moescope.cli.settings import FormatArgs, Layers, ModelArgs, TextArgs
 from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, progress
-from moescope.cli.verb import Argument, Flag, of, verb
+from moescope.cli.verb import Argument, Flag, note, of, verb
 from moescope.corpus import CorpusSpec
 from moescope.errors import BadInputError
 from moescope.files import usable_path
@@ -23,16 +22,6 @@ if TYPE_CHECKING:
 
     from moescope.metrics.runs import AnalyzedRun
     from moescope.similarity.result import Similarity
-
-_HELP = """Compare the experts of each layer: outputs on identical inputs, weights, router rows.
-
-Give MODEL and a CORPUS, MODEL and a RUN, or a RUN alone, whose model and text are then used.
-cosine and cka (linear CKA) compare outputs on the same tokens; weights and router compare
-parameters and need no text. Writes similarity.json, similarity.parquet, maps.parquet and
-similarity.html, and prints the most similar pairs.
-
-Example: moescope similarity allenai/OLMoE-1B-7B-0924 texts/ -o alike --layers 1,7,15 --method cka
-"""
 
 
 class SimilarityArgs(ModelArgs, TextArgs, FormatArgs):
@@ -51,8 +40,12 @@ class SimilarityArgs(ModelArgs, TextArgs, FormatArgs):
     output_memory: str = "1GB"
     """for outputs beside the model; what does not fit goes to a file"""
     reference: int = of(SimilarityOptions, "reference")
-    map: tuple[Literal["pca", "umap", "none"], ...] | None = None
-    """2-D map of outputs: pca, umap, none; may be repeated; by default pca, with text"""
+    map: tuple[Literal["pca", "umap", "none"], ...] | None = Field(
+        None,
+        description="2-D map of outputs: pca, umap, none; may be repeated; by default pca, with "
+        "text",
+        json_schema_extra={"setting": "maps"},
+    )
     map_points: int = of(SimilarityOptions, "map_points")
     pdf: bool = False
     """figures for a paper too, in FOLDER/figures"""
@@ -107,14 +100,18 @@ class SimilarityArgs(ModelArgs, TextArgs, FormatArgs):
         )  # fmt: skip
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, SimilarityArgs, similarity, help=_HELP, marks=("measured.jsonl",))
-
-
+@verb(marks=("measured.jsonl",))
 def similarity(settings: SimilarityArgs, resume: bool) -> None:
-    """Compare, write, and print the most similar pairs."""
-    options, folder = settings.options(), settings.folder()
+    """Compare the experts of each layer: outputs on identical inputs, weights, router rows.
+
+    Give MODEL and a CORPUS, MODEL and a RUN, or a RUN alone, whose model and text are then used.
+    cosine and cka (linear CKA) compare outputs on the same tokens; weights and router compare
+    parameters and need no text. Writes result.json, tables and similarity.html, and prints the most
+    similar pairs.
+
+    Example: moescope similarity allenai/OLMoE-1B-7B-0924 texts/ -o alike --layers 1,7 --method cka
+    """
+    options, folder, source = settings.options(), settings.folder(), settings.source()
     from moescope.files import claim
     from moescope.report.similarity_figures import require_matplotlib, write_similarity_figures
     from moescope.report.similarity_page import write_similarity_page
@@ -123,7 +120,6 @@ def similarity(settings: SimilarityArgs, resume: bool) -> None:
 
     if settings.pdf:
         require_matplotlib()
-    source = settings.source()
     reads = [source.path] if isinstance(source, CorpusSpec) else []
     with claim(folder, SIMILARITY, reads=reads):
         with progress(f"loading {settings.model}") as show:
@@ -176,23 +172,19 @@ def _warn(made: Similarity, wanted: int) -> None:
         )
         if text["tokens"] < wanted:
             longest = made.about["options"]["window_tokens"]
-            errors.print(
-                f"note: windows of at most {longest} tokens of this text hold no more; {wanted:,} "
-                "were asked for (--total-tokens, --window)",
-                style="yellow",
+            note(
+                f"windows of at most {longest} tokens of this text hold no more; {wanted:,} were "
+                "asked for (`total_tokens`, `window`)"
             )
         if len(text["group_sizes"]) < 5:
-            errors.print("note: fewer than 5 documents: no intervals", style="yellow")
+            note("fewer than 5 documents: no intervals")
     for row in made.about["layers"]:
         name = f"layer {row['layer']}"
         for method, why in row["not_computed"].items():
-            errors.print(f"note: {name}: no {method}: {why}", style="yellow")
-        for note in row["notes"]:
-            errors.print(f"note: {name}: {note}", style="yellow")
+            note(f"{name}: no {method}: {why}")
+        for remark in row["notes"]:
+            note(f"{name}: {remark}")
         for method, experts in row["undefined"].items():
             first, why = next(iter(experts.items()))
             count = f"{len(experts)} experts" if len(experts) > 1 else "one expert"
-            errors.print(
-                f"note: {name}: {count} without {method}, first L{row['layer']}E{first}: {why}",
-                style="yellow",
-            )  # fmt: skip
+            note(f"{name}: {count} without {method}, first L{row['layer']}E{first}: {why}")

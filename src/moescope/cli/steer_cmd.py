@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-import typer
 from pydantic import Field, model_validator
 
 from moescope.cli.settings import ModelArgs, TableOrJson
@@ -25,16 +24,6 @@ if TYPE_CHECKING:
     from moescope.models import LoadedModel
     from moescope.plan import Plan
     from moescope.progress import OnProgress
-
-_HELP = """Boost or ablate experts at one token or everywhere; see what becomes of the text.
-
---set EXPERTS=VALUE says which experts and what: L1E9=+2.0 or L1E9=-1.5 adds to the router's logit
-(the sign must be there), L1E9=x0.5 multiplies the weight, L1E9=mask keeps it from being chosen,
-L1E9=zero lets it be chosen but give nothing, L1E9=force brings it in. L1E0-7, L1E* and L*E3 name
-several, commas join them. --sweep follows the number over a range.
-
-Example: moescope steer MODEL --prompt "Data collected by Barack Obama" --target 4 --set L1E9=+2.0
-"""
 
 
 class SteerArgs(ModelArgs):
@@ -90,13 +79,17 @@ class SteerArgs(ModelArgs):
         }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, SteerArgs, steer, help=_HELP, marks=("measured.jsonl",))
-
-
+@verb(marks=("measured.jsonl",))
 def steer(settings: SteerArgs, resume: bool) -> None:
-    """Print the comparison."""
+    """Boost or ablate experts at one token or everywhere; see what becomes of the text.
+
+    --set EXPERTS=VALUE says which experts and what: L1E9=+2.0 or L1E9=-1.5 adds to the router's
+    logit (the sign must be there), L1E9=x0.5 multiplies the weight, L1E9=mask keeps it from being
+    chosen, L1E9=zero lets it be chosen but give nothing, L1E9=force brings it in. L1E0-7, L1E* and
+    L*E3 name several, commas join them. --sweep follows the number over a range.
+
+    Example: moescope steer MODEL --prompt "Data collected by Obama" --target 4 --set L1E9=+2.0
+    """
     from moescope.intervene.steering.settings import parse_setting, parse_strengths
     from moescope.plan import Plan
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moescope.cli.terminal import output
+from moescope.cli.verb import flagged
 from moescope.intervene.steering.prompts import visible
 from moescope.intervene.steering.results import percent
 
@@ -54,7 +55,7 @@ def _head(result: SteeringResult) -> None:
         line.append("]  " if hit else "  ", style="not dim bold")
     output.print(line)
     for note in result.effect.notes:
-        output.print(Text.assemble(("note    ", "bold yellow"), (note, "yellow")))
+        output.print(Text.assemble(("note    ", "bold yellow"), (flagged(note), "yellow")))
     output.print()
     for sentence in result.summary():
         output.print(Text(sentence, style="bold"))

@@ -6,22 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import typer
 from pydantic import Field
 
 from moescope.cli.settings import FormatArgs
 from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, output
-from moescope.cli.verb import Argument, verb
+from moescope.cli.verb import Argument, note, verb
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
     from moescope.metrics.table import Table
-
-_HELP = """Print a table of a run; without NAME, list the tables.
-
-Example: moescope table my-run load --layer 3 --domain ndis_policy --format csv
-"""
 
 _SHOWN = 40
 
@@ -46,13 +40,12 @@ class TableArgs(FormatArgs):
     """say what the columns mean"""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, TableArgs, table, help=_HELP)
-
-
+@verb()
 def table(settings: TableArgs) -> None:
-    """Print a table."""
+    """Print a table of a run; without NAME, list the tables.
+
+    Example: moescope table my-run load --layer 3 --domain ndis_policy --format csv
+    """
     from moescope.metrics.runs import note_of, open_run
     from moescope.metrics.tables import every_table, find_table
 
@@ -68,7 +61,7 @@ def table(settings: TableArgs) -> None:
     if settings.about:
         _print_about(find_table(settings.name), data.column_names)
         return
-    note = note_of(data)
+    remark = note_of(data)
     data = _filtered(data, layer=settings.layer, domain=settings.domain)
     if settings.sort is not None:
         _require(data, settings.sort)
@@ -80,8 +73,8 @@ def table(settings: TableArgs) -> None:
     if not total and opened.manifest.options["keep"] == "aggregates":
         errors.print("empty: this run kept aggregates only; trace it with --keep sample or all")
     print_table(data, form)
-    if note:
-        errors.print(f"note: {note}", soft_wrap=True)
+    if remark:
+        note(remark, "")
     if data.num_rows < total:
         errors.print(f"{data.num_rows} of {total:,} rows; --rows 0 shows all")
 

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import typer
-
 from moescope.cli.analyze_cmd import launch_shards, output_of, summarize
 from moescope.cli.resume import RUN_MARKS
 from moescope.cli.settings import RunArgs
 from moescope.cli.terminal import output, progress
 from moescope.cli.verb import verb
 
-_HELP = """Record how every MoE layer routes every token of a corpus, into a run folder.
 
-Example: moescope trace allenai/OLMoE-1B-7B-0924 texts/ -o my-run --keep all --limit 100000
-"""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, RunArgs, trace, help=_HELP, marks=RUN_MARKS)
-
-
+@verb(marks=RUN_MARKS)
 def trace(settings: RunArgs, resume: bool) -> None:
-    """Run the trace and print the run folder."""
+    """Record how every MoE layer routes every token of a corpus, into a run folder.
+
+    Example: moescope trace allenai/OLMoE-1B-7B-0924 texts/ -o my-run --keep all --limit 100000
+    """
     corpus, options = settings.corpus_spec(settings.corpus), settings.trace_options()
     from moescope.run.reader import Run
     from moescope.trace import trace as trace_corpus

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.table import Table
 
 from moescope.cli.terminal import errors, output, progress
@@ -13,14 +12,6 @@ from moescope.models import ModelSpec
 
 if TYPE_CHECKING:
     from moescope.training.trainer import Trained
-
-_HELP = """Train a small MoE from a recipe; routers, balancing and capacity are its knobs.
-
-The folder gets model/ (a stock transformers model), log/*.parquet and training.html, a page that
-follows the run. Interrupted, it goes on with --resume and ends in the same numbers.
-
-Example: moescope train recipe.yaml -o my-moe --set train.steps=500 --set router.kind=noisy_topk
-"""
 
 
 class TrainArgs(Settings):
@@ -35,13 +26,15 @@ class TrainArgs(Settings):
     device: str = of(ModelSpec, "device")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    verb(app, TrainArgs, train, help=_HELP, marks=("checkpoint", "checkpoint.old"))
-
-
+@verb(marks=("checkpoint", "checkpoint.old"))
 def train(settings: TrainArgs, resume: bool) -> None:
-    """Train, show progress, and print the held-out losses and the folder of the model."""
+    """Train a small MoE from a recipe; routers, balancing and capacity are its knobs.
+
+    The folder gets model/ (a stock transformers model), log/*.parquet and training.html, a page
+    that follows the run. Interrupted, it goes on with --resume and ends in the same numbers.
+
+    Example: moescope train recipe.yaml -o my-moe --set train.steps=500 --set router.kind=noisy_topk
+    """
     from moescope.training.recipe_file import load_recipe
 
     recipe = load_recipe(settings.recipe, settings.set_)

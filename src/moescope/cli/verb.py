@@ -14,8 +14,9 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import typer
 import yaml
@@ -25,10 +26,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from moescope.cli.resume import resumable
+from moescope.cli.terminal import errors
 from moescope.errors import BadInputError
 from moescope.given import parse_yaml, read_text
 
-__all__ = ["Argument", "Flag", "Settings", "flagged", "of", "resolve", "verb"]
+__all__ = ["VERBS", "Argument", "Flag", "Settings", "flagged", "note", "of", "resolve", "verb"]
 
 _MOST_BYTES = 1 << 17
 
@@ -110,50 +112,55 @@ def _attributes(source: type) -> dict[str, str]:
     return dict(found)
 
 
+class Verb(NamedTuple):
+    """A command as typer takes it, and what its help says."""
+
+    command: Callable[..., None]
+    help: str
+
+
+VERBS: dict[str, Verb] = {}
+"""Every verb whose module was imported, by name."""
+
+
 def verb(
-    app: typer.Typer,
-    kind: type[_Settings],
-    body: Callable[..., None],
-    *,
-    help: str,
-    marks: tuple[str, ...] = (),
-    advice: str | None = None,
-) -> None:
-    """Add a verb.
+    *, marks: tuple[str, ...] = (), advice: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a verb of a function of ``settings``, a `Settings`; its docstring is the help.
+
+    One that takes ``resume`` too has ``--resume``.
 
     Args:
-        app: gets the command.
-        kind: its settings.
-        body: called with the settings; and with ``resume``, where it has such a parameter, which
-            makes the flag.
-        help: what it does; its last paragraph is an example.
         marks: names of which one lies in the verb's folder as soon as something is kept there.
         advice: how to go on from there, if not with ``--resume``.
     """
-    resumes = "resume" in inspect.signature(body).parameters
 
-    def command(config: Path | None, resume: bool = False, **given: Any) -> None:
-        _Named.kind = kind
-        settings = resolve(kind, {k: v for k, v in given.items() if v not in (None, [])}, config)
-        more = {"resume": resume} if resumes else {}
-        folder = settings.folder()
-        if folder is None:
-            body(settings, **more)
-            return
-        with resumable(folder, *marks, advice=advice):
-            body(settings, **more)
+    def make(body: Callable[..., None]) -> Callable[..., None]:
+        taken = inspect.signature(body, eval_str=True).parameters
+        kind, resumes = taken["settings"].annotation, "resume" in taken
 
-    parameters = [*_parameters(kind)]
-    if resumes:
-        what = typer.Option("--resume", help="go on with an interrupted run")
-        parameters.append(_parameter("resume", Annotated[bool, what], False))
-    file = typer.Option("--config", help="YAML file with any of these settings; flags win")
-    parameters.append(_parameter("config", Annotated[Path | None, file], None))
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    command.__doc__ = body.__doc__
-    name = body.__name__.rstrip("_")
-    app.command(name, help=help)(command)
+        def command(config: Path | None, resume: bool = False, **given: Any) -> None:
+            settings = resolve(
+                kind, {k: v for k, v in given.items() if v not in (None, [])}, config
+            )
+            folder = settings.folder()
+            held = nullcontext() if folder is None else resumable(folder, *marks, advice=advice)
+            with held:
+                body(settings, **({"resume": resume} if resumes else {}))
+
+        parameters = [*_parameters(kind)]
+        if resumes:
+            what = typer.Option("--resume", help="go on with an interrupted run")
+            parameters.append(_parameter("resume", Annotated[bool, what], False))
+        file = typer.Option("--config", help="YAML file with any of these settings; flags win")
+        parameters.append(_parameter("config", Annotated[Path | None, file]))
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        VERBS[body.__name__.rstrip("_")] = Verb(command, inspect.cleandoc(body.__doc__ or ""))
+        _Named.all.append(kind)
+        return body
+
+    return make
 
 
 def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
@@ -260,7 +267,9 @@ def _read(path: Path, kind: type[Settings]) -> dict[str, Any]:
 def _first_problem(
     error: ValidationError, kind: type[Settings], flags: dict[str, Any], file: Path | None
 ) -> str:
-    problem = error.errors()[0]
+    # a slip in a name explains why another is missing
+    order = {"extra_forbidden": 0, "missing": 2}
+    problem = min(error.errors(), key=lambda one: order.get(one["type"], 1))
     name = str(problem["loc"][0]) if problem["loc"] else ""
     where = f"{file}: " if file and name not in flags else ""
     if problem["type"] == "extra_forbidden":
@@ -274,27 +283,31 @@ def _first_problem(
     return f"{where}{shown}: {problem['msg']}, got {problem['input']!r}"
 
 
+def note(line: str, style: str = "yellow") -> None:
+    """Say on stderr what a reader of the output should know."""
+    errors.print(f"note: {flagged(line)}", style=style, soft_wrap=True)
+
+
 class _Named:
-    """The settings of the verb that runs, by which messages of the library are spelt."""
+    """The settings of the verb that runs and of all, by which messages are spelt."""
 
     kind: type[Settings] | None = None
+    all: ClassVar[list[type[Settings]]] = []
 
 
 def flagged(line: str) -> str:
     """A message of the library, whose settings stand in backticks, as the verb spells them.
 
     ```limit``` becomes ``--limit``, ```engine=resident``` becomes ``--engine resident``. What the
-    verb has no flag for stays as it is.
+    verb has no flag for may be one of another, such as the one that made a run; else it stays.
     """
-    kind = _Named.kind
-    if kind is None:
-        return line
 
     def spell(found: re.Match[str]) -> str:
         name, value = found[1], found[2]
-        try:
-            shown = _spelt(kind, name)
-        except KeyError:
+        kinds = [_Named.kind] if _Named.kind else []
+        spelt = (_spelt(kind, name) for kind in [*kinds, *_Named.all])
+        shown = next((s for s in spelt if s), "--resume" if name == "resume" else None)
+        if shown is None:
             return found[0]
         if value == "False":
             return shown.replace("--", "--no-", 1)
@@ -303,11 +316,11 @@ def flagged(line: str) -> str:
     return re.sub(r"`([a-z]\w*)(?:=([^`]+))?`", spell, line)
 
 
-def _spelt(kind: type[Settings], name: str) -> str:
+def _spelt(kind: type[Settings], name: str) -> str | None:
     """How a setting is given on the command line, by its own name or by that of the library."""
     for own, field in kind.model_fields.items():
         extra = field.json_schema_extra
         if name in (own.rstrip("_"), extra.get("setting") if isinstance(extra, dict) else None):
             place = _mark(field, Argument)
             return place.metavar if place else "--" + own.rstrip("_").replace("_", "-")
-    raise KeyError(name)
+    return None

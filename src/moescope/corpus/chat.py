@@ -91,7 +91,7 @@ def render_messages(tokenizer: Any, document: Document) -> tuple[str, list[tuple
             raise CorpusError(
                 f"{document.source}: the chat template changes message {number} ({message.role}), "
                 "so its tokens cannot be told from the template's; take the record out, or trace "
-                "the rendered text (--chat-text)"
+                "the rendered text (`chat_text`)"
             )
         at = begin + len(text)
         spans.append((begin, at))

@@ -83,7 +83,7 @@ def notes_on_marks(spelt_out: Mapping[str, int], unknown: Mapping[str, int]) -> 
         made.append(
             f"The text holds control tokens that were read as plain characters "
             f"({_listed(spelt_out)}). If a chat template wrote them, have them read as control "
-            "tokens (--chat-text)."
+            "tokens (`chat_text`)."
         )
     if unknown:
         made.append(

@@ -42,8 +42,8 @@ RESERVED_DOMAIN = "all"
 """The name of the total over every domain in all tables."""
 
 _FIRST_SOURCES = 5
-_SKIP = "mend it, or use --on-error skip to leave it out"
-_CHATS = "if it is a list of messages, say which turns count: --turns all or --turns assistant"
+_SKIP = "mend it, or use `on_error=skip` to leave it out"
+_CHATS = "if it is a list of messages, say which turns count: `turns=all` or `turns=assistant`"
 
 
 class Document(NamedTuple):
@@ -263,7 +263,7 @@ class Corpus:
                 f"no field {field!r}",
                 record.source,
                 near_names(field, record.fields),
-                "name it with --text-field, or use --on-error skip to leave the record out",
+                "name it with `text_field`, or use `on_error=skip` to leave the record out",
             )
         text = record.values[field]
         if self.spec.turns is not None:
@@ -292,7 +292,7 @@ class Corpus:
             f"no domain in field {self._fields.domain!r}",
             record.source,
             f"its fields: {listing(record.fields)}",
-            "use --domain LABEL to give all records one, or --domain-field NAME to say which "
+            "use `domain=LABEL` to give all records one, or `domain_field=NAME` to say which "
             "field holds it",
         )
 
@@ -309,7 +309,7 @@ class Corpus:
             "duplicate id",
             document.source,
             f"{document.doc_id!r}{where}",
-            "make ids unique, name another field with --id-field, or use --on-error skip",
+            "make ids unique, name another field with `id_field`, or use `on_error=skip`",
         )
 
     def _require_some(self, total: int, kept: int) -> None:
@@ -346,7 +346,7 @@ def open_corpus(spec: CorpusSpec) -> Corpus:
             called "all", which is the name of the total.
     """
     if spec.domain is not None:
-        _refuse_reserved(_label(spec.domain), "--domain")
+        _refuse_reserved(_label(spec.domain), "`domain`")
     if not spec.path.strip():
         raise CorpusError("the path of the corpus is empty; give a file, a folder or hf:owner/name")
     if spec.path.startswith(HUB_PREFIX) or is_saved_dataset(Path(spec.path)):

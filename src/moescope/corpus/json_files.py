@@ -15,7 +15,7 @@ __all__ = ["MAX_JSON_BYTES", "read_json", "read_jsonl"]
 MAX_JSON_BYTES = 512 << 20
 """A JSON list cannot be streamed, so a longer one is refused."""
 
-_SKIP = "mend it, or use --on-error skip to leave it out"
+_SKIP = "mend it, or use `on_error=skip` to leave it out"
 
 
 def read_jsonl(file: SourceFile) -> Iterator[Record | Problem]:

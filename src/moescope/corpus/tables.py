@@ -20,7 +20,7 @@ _BATCH_ROWS = 256
 # The csv module holds four bytes per character of the cell at hand: an unclosed quote near the
 # start of a large file must end before it fills the memory.
 _MAX_CELL = 64 << 20
-_SKIP = "mend it, or use --on-error skip to leave it out"
+_SKIP = "mend it, or use `on_error=skip` to leave it out"
 
 
 def read_csv(file: SourceFile, fields: Fields, delimiter: str) -> Iterator[Record | Problem]:
@@ -124,7 +124,7 @@ def require_column(label: str, columns: list[str], fields: Fields) -> None:
     if fields.text not in columns:
         raise corpus_error(
             f"{label}: no column {fields.text!r}; {near_names(fields.text, columns)}; "
-            "name the text column with --text-field"
+            "name the text column with `text_field`"
         )
     for name, count in Counter(columns).items():
         if count > 1 and name in fields:

@@ -130,7 +130,7 @@ class _Builder:
                 "not valid UTF-8",
                 source,
                 self._fault,
-                "convert the file to UTF-8, or use --on-error skip to leave the passage out",
+                "convert the file to UTF-8, or use `on_error=skip` to leave the passage out",
             )
             self._fault = ""
         elif text.strip():

@@ -3,14 +3,21 @@
 The edits themselves live in `moescope.models.edits` and are re-exported here::
 
     from moescope.intervene import edited, mask, zero, scale, bias, force, top_k
+
+Names are resolved when first used: the words of an edit are read without torch.
 """
 
-from moescope.intervene.contrast.compare import ContrastResult, contrast
-from moescope.intervene.damage.measure import Damage, measure_damage
-from moescope.intervene.expert_sweep.sweep import ExpertSweep, sweep_experts
-from moescope.intervene.steering.steer import SteeringResult, SweepResult, steer, sweep
-from moescope.models.editing import edited
-from moescope.models.edits import Edit, bias, force, mask, scale, select_experts, top_k, zero
+from typing import TYPE_CHECKING
+
+from moescope.lazy import lazily
+
+if TYPE_CHECKING:
+    from moescope.intervene.contrast.compare import ContrastResult
+    from moescope.intervene.damage.measure import Damage, measure_damage
+    from moescope.intervene.expert_sweep.sweep import ExpertSweep, sweep_experts
+    from moescope.intervene.steering.steer import SteeringResult, SweepResult, steer, sweep
+    from moescope.models.editing import edited
+    from moescope.models.edits import Edit, bias, force, mask, scale, select_experts, top_k, zero
 
 __all__ = [
     "ContrastResult",
@@ -20,7 +27,6 @@ __all__ = [
     "SteeringResult",
     "SweepResult",
     "bias",
-    "contrast",
     "edited",
     "force",
     "mask",
@@ -33,3 +39,18 @@ __all__ = [
     "top_k",
     "zero",
 ]
+
+_STEER, _DAMAGE = "moescope.intervene.steering.steer", "moescope.intervene.damage.measure"
+_EACH = "moescope.intervene.expert_sweep.sweep"
+
+__getattr__ = lazily(
+    __name__,
+    {
+        **dict.fromkeys(__all__, "moescope.models.edits"),
+        **dict.fromkeys(("SteeringResult", "SweepResult", "steer", "sweep"), _STEER),
+        **dict.fromkeys(("Damage", "measure_damage"), _DAMAGE),
+        **dict.fromkeys(("ExpertSweep", "sweep_experts"), _EACH),
+        "ContrastResult": "moescope.intervene.contrast.compare",
+        "edited": "moescope.models.editing",
+    },
+)

@@ -138,7 +138,7 @@ def damage_notes(damage: Damage) -> list[Note]:
                 "warn",
                 f"None of the {controls.possible:,} possible controls has a load within a factor "
                 f"of {CALIPER} of the plan's in every layer: its experts have no like partners, so "
-                "nothing says whether others of their load would do less harm. --match size "
+                "nothing says whether others of their load would do less harm. `match=size` "
                 "compares with others whatever their load.",
             )
         )
@@ -198,8 +198,8 @@ def _few_documents(rows: Sequence[dict[str, Any]]) -> list[Note]:
         Note(
             "warn",
             f"Fewer than {MIN_CLUSTERS} documents: {names}{more}. The document is the unit of "
-            "every interval, so these have none; give more text with --tokens or a shorter "
-            "--window.",
+            "every interval, so these have none; give more text with `tokens` or a shorter "
+            "`window`.",
         )
     ]
 
@@ -273,7 +273,7 @@ def sweep_notes(sweep: ExpertSweep) -> list[Note]:
                 "warn",
                 f"The ranking by importance hardly repeats between halves of the documents "
                 f"({named}): on other text of this kind other experts may come first. Measure on "
-                "more text (--tokens).",
+                "more text (`tokens`).",
             )
         )
     first = [r for r in sweep.table.to_pylist() if r["name"] == rows[0]["name"]]

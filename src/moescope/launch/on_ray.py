@@ -47,7 +47,7 @@ def with_ray(how: LaunchOptions) -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise MissingExtraError("ray", "ray", "--launcher ray") from error
+        raise MissingExtraError("ray", "ray", "`launcher=ray`") from error
     if ray.is_initialized():
         yield ray
         return

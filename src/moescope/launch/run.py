@@ -102,7 +102,7 @@ def _trace_parts(
             run_on_ray(ray, job, Watch(parts, on_progress), how, workers)
         return parts
     if how.workers is None:
-        raise BadInputError("--launcher local needs --workers N: how many processes at a time")
+        raise BadInputError("`launcher=local` needs `workers=N`: how many processes at a time")
     parts = _prepare(job, run, how.shards or how.workers, how, resume)
     run_local(job, Watch(parts, on_progress), how.workers)
     return parts

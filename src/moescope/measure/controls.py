@@ -130,7 +130,7 @@ def require_room(plan: Iterable[ExpertRef], sizes: Mapping[int, int]) -> None:
             raise BadInputError(
                 f"layer {layer}: the plan takes {len(taken)} of {sizes[layer]} experts, which "
                 "leaves too few for a control of the same size; take fewer experts, or measure "
-                "without controls (--controls 0)"
+                "without controls (`controls=0`)"
             )
 
 

@@ -142,7 +142,7 @@ def plain_pass(
     if not bool(torch.isfinite(scores.ce).all()):
         raise ModelError(
             "the plain model predicts some tokens with a loss that is no finite number; its damage "
-            "cannot be measured (try dtype float32)"
+            "cannot be measured (try `dtype=float32`)"
         )
     return PlainPass(batch, resumable, rows, scores, raw, seen)
 

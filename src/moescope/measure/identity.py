@@ -41,7 +41,7 @@ def require_resident(loaded: LoadedModel) -> None:
     if loaded.streamed is not None:
         raise ModelError(
             "damage is measured by many passes, so all weights must be in memory; load the model "
-            "with load_model, in --dtype bfloat16 if memory is short"
+            "with load_model, in `dtype=bfloat16` if memory is short"
         )
 
 

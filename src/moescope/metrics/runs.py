@@ -166,7 +166,7 @@ def compare_runs(run_a: Run, run_b: Run) -> pa.Table:
     if not rows.columns:
         raise RunError(
             f"{run_a.path} and {run_b.path} share no token: they must see the same documents with "
-            "the same tokenizer, --context and --seed"
+            "the same tokenizer, `context` and `seed`"
         )
     return _arrow(rows)
 
@@ -219,7 +219,7 @@ def _kept_tokens(run: Run, phase: str = "prefill") -> TokenRows:
     else:
         sampled = run.tokens(phase)
         if sampled is None:
-            raise RunError(f"{run.path} kept aggregates only; trace it with --keep sample or all")
+            raise RunError(f"{run.path} kept aggregates only; trace it with `keep=sample` or all")
         rows = sampled
     return rows
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, Literal
 
 from moescope.axes import require_layers
 from moescope.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["Anatomy", "MoELayer", "Scoring", "Site", "find_sites", "refuse_type"]
 

@@ -32,8 +32,8 @@ def refuse_quantised(spec: ModelSpec, config: Any) -> None:
     method, known = quant_method(config)
     if known:
         raise ModelError(
-            f"{spec.model} is quantised ({method}), so it cannot be streamed; use --engine "
-            "resident, or a copy in bfloat16"
+            f"{spec.model} is quantised ({method}), so it cannot be streamed; use "
+            "`engine=resident`, or a copy in bfloat16"
         )
 
 
@@ -45,7 +45,7 @@ def refuse_giant(spec: ModelSpec, config: Any, anatomy: Anatomy, dtype: Any) -> 
     if need > machine_memory():
         raise ModelError(
             f"{spec.model} has {anatomy.total_params:,} parameters, {readable(need)}, and this "
-            f"machine {readable(machine_memory())} of memory; use --engine streamed"
+            f"machine {readable(machine_memory())} of memory; use `engine=streamed`"
         )
 
 

@@ -147,7 +147,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         model = model.to(device).eval()
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            f"{spec.model} does not fit on {device}; use --engine streamed, or --device cpu"
+            f"{spec.model} does not fit on {device}; use `engine=streamed`, or `device=cpu`"
         ) from error
     refuse_foreign_ids(spec, model)
     tokenizer = load_tokenizer(spec)
@@ -201,8 +201,8 @@ def open_model(
             return load_model(spec)
         if engine == "resident":
             raise ModelError(
-                f"--memory {memory} is too little to hold this model: it needs {readable(need)}; "
-                "use --engine streamed"
+                f"`memory` {memory} is too little to hold this model: it needs {readable(need)}; "
+                "use `engine=streamed`"
             )
     return load_streamed(spec, memory=budget, batch_tokens=batch_tokens, window=window)
 
@@ -377,6 +377,6 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
         raise ModelError(
-            f"device {name!r} cannot be used here ({first}); try --device cpu"
+            f"device {name!r} cannot be used here ({first}); try `device=cpu`"
         ) from error
     return device

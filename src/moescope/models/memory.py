@@ -113,7 +113,7 @@ def plan_streaming(
         if need.total <= memory:
             return replace(need, spare=memory - need.total)
     raise ModelError(
-        f"--memory {readable(memory)} is too little to stream this {anatomy.model_type} model: it "
+        f"`memory` {readable(memory)} is too little to stream this {anatomy.model_type} model: it "
         f"needs {need}"
     )
 

@@ -66,7 +66,7 @@ def _product(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
     if hidden.dtype != dtype:
         raise ModelError(
             f"this model rounds its last states to {hidden.dtype}, the dtype of its head; use "
-            "--engine resident"
+            "`engine=resident`"
         )
     rows, width = head.weight.shape
     bias = head._parameters["bias"]

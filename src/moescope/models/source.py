@@ -206,7 +206,7 @@ def guard(
 def _explain(spec: ModelSpec, error: BaseException, reads: tuple[str, ...]) -> str:
     first = " ".join(str(error).split())
     if "trust_remote_code" in first:
-        return f"{spec.model} brings its own Python code; if you trust it, add --trust-remote-code"
+        return f"{spec.model} brings its own Python code; if you trust it, add `trust_remote_code`"
     if Path(spec.model).exists():
         return fault_in(spec.model, reads, error)
     if spec.model.startswith((".", "/", "~")):

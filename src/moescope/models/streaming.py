@@ -82,8 +82,8 @@ class StreamedModel:
         model_type = str(getattr(_text_config(model), "model_type", ""))
         if model_type in UNSTREAMED:
             raise ModelError(
-                f"{model_type} models cannot be streamed: {UNSTREAMED[model_type]}; use --engine "
-                "resident"
+                f"{model_type} models cannot be streamed: {UNSTREAMED[model_type]}; use "
+                "`engine=resident`"
             )
         self.model: Any = model
         self.dtype, self.device = dtype, device
@@ -446,7 +446,7 @@ def _stack_of(block: str) -> str:
     if match is None:
         raise ModelError(
             f"the MoE block {block} is in no stack of layers that could be read one by one; use "
-            "--engine resident"
+            "`engine=resident`"
         )
     return match[0].rstrip(".").rpartition(".")[0]
 

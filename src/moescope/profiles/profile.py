@@ -129,7 +129,7 @@ def _measures(routed: Routed, options: ProfileOptions, on_progress: OnProgress) 
             loaded, run, tokens_per_domain=tokens, window_tokens=options.window_tokens
         )
     except (CorpusError, RunError) as error:
-        raise type(error)(f"{error}; --no-model profiles without it") from error
+        raise type(error)(f"{error}; `no_model` profiles without it") from error
     seed = int(run.manifest.options["seed"])
     made = measure(loaded, windows, routed.cells, run.domains, on_progress)
     on_progress(Progress("looking through the lens"))
@@ -170,8 +170,8 @@ def _load(
         return load_model(chosen)
     except ModelError as error:
         raise ModelError(
-            f"{error}; say with --model where the run's model is, or leave out what needs it with "
-            "--no-model"
+            f"{error}; say with `model` where the run's model is, or leave out what needs it with "
+            "`no_model`"
         ) from error
 
 
@@ -182,7 +182,7 @@ def _speech(
     if pipeline is None:
         return None, "parts of speech were not asked for"
     if routed.sampled is None:
-        return None, "the run kept aggregates only; trace it with --keep sample or all"
+        return None, "the run kept aggregates only; trace it with `keep=sample` or all"
     try:
         on_progress(Progress("tagging parts of speech"))
         return tag_tokens(routed.run, routed.sampled.tokens, pipeline), ""

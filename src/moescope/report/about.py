@@ -185,7 +185,7 @@ def _say_loss(loss: dict[str, list[Any]], say: Any) -> None:
 
 
 def _say_cut(run: Run, say: Any) -> None:
-    """With --match-length what is left is the longer documents, and of some domains nothing."""
+    """With `match_length` what is left is the longer documents, and of some domains nothing."""
     length = run.manifest.options.get("match_length")
     if length is None:
         return
@@ -219,7 +219,7 @@ def _say_lengths(run: Run, domains: list[str], say: Any) -> None:
             f"Documents differ in length: {number(medians[short])} tokens in {short}, "
             f"{number(medians[long])} in {long} (medians). Where in a text a token stands and how "
             "much it has read before can change its routing, so a difference between these domains "
-            "may be one of length. --match-length N compares documents cut alike: here with N up "
+            "may be one of length. match_length=N compares documents cut alike: here with N up "
             f"to {number(medians[short])}, if half of {short} is to be left.",
         )
 

@@ -181,7 +181,7 @@ def _plan_shards(parts: list[_Part], partial: bool) -> _Plan:
         shown = listing(missing)
         raise RunError(
             f"{len(missing)} of {count} shards are not there: {shown}; give them too, or merge "
-            "what there is with --partial"
+            "what there is with `partial`"
         )
     parts.sort(key=lambda p: p.shard or Shard(0, 0))
     return _Plan(parts, count, missing)
@@ -290,7 +290,7 @@ def _require_own_documents(part: _Part, ids: list[str], owner: dict[str, Path]) 
         if doc_id in owner:
             raise RunError(
                 f"{owner[doc_id]} and {part.path} both hold the document {brief(doc_id)}; it "
-                "would be counted twice; give the texts ids of their own (--id-field)"
+                "would be counted twice; give the texts ids of their own (`id_field`)"
             )
     owner.update(dict.fromkeys(ids, part.path))
 

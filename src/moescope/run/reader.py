@@ -63,7 +63,7 @@ class Run:
         self.manifest: Manifest = read_manifest(self.path)
         if require_complete and self.manifest.status != "complete":
             tokens = self.manifest.progress.get("tokens", 0)
-            again = "" if self.manifest.merged else " and --resume"
+            again = "" if self.manifest.merged else " and `resume`"
             raise RunError(
                 f"{path} is not finished ({tokens:,} tokens so far); finish it with the command "
                 f"that began it{again}"

@@ -139,8 +139,8 @@ class _Comparison:
         if self.reads_text and text is None:
             wanted = [*self.output_methods, *(f"a {m} map" for m in options.maps)]
             raise BadInputError(
-                f"{' and '.join(wanted)} need text: give a corpus or a run, or compare --method "
-                "weights and --method router only, with --map none"
+                f"{' and '.join(wanted)} need text: give a corpus or a run, or compare "
+                "`methods=weights` and `methods=router` only, with `maps=none`"
             )
         self._on_progress, self._done, self._total = on_progress, 0.0, 1.0
 

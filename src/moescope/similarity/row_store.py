@@ -67,7 +67,7 @@ class RowStore:
             size = math.prod(self.shape) * self.dtype.itemsize / 1e9
             raise WriteError(
                 f"the disk is full: the outputs of a layer need {size:,.1f} GB beside the results; "
-                "make room, give another folder with -o, or fewer --tokens"
+                "make room, give another folder with -o, or fewer `tokens`"
             ) from error
 
     def read(self, item: int, start: int, stop: int) -> torch.Tensor:

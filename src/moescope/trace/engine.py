@@ -165,7 +165,7 @@ class ResidentEngine:
                     raise
                 raise ModelError(
                     f"this model cannot generate here ({said_by(error, 160)}); run "
-                    "without --generate"
+                    "without `generate`"
                 ) from error
             steps = capture.take_steps()[1:]
         return GenerationResult(output[:, ids.shape[1] :].cpu().numpy(), steps)

@@ -323,7 +323,7 @@ class _Tracer:
             reason = (
                 "the text is empty once special tokens are left out"
                 if length is None
-                else f"no document has the {length} tokens of --match-length; give a smaller number"
+                else f"no document has the {length} tokens of `match_length`; give a smaller number"
             )
             raise CorpusError(f"{self.corpus_spec.path}: no token was counted; {reason}")
         manifest.coverage = coverage(self.state, self.tokens, ("prefill",))
@@ -365,7 +365,7 @@ def _engine(
         return ResidentEngine(loaded, layers, **asked)
     if options.generate:
         raise BadInputError(
-            "--generate needs the whole model in memory; use --engine resident, or leave it out"
+            "`generate` needs the whole model in memory; use `engine=resident`, or leave it out"
         )
     return StreamedEngine(loaded, layers, run / STREAMING, on_layer=on_layer, **asked)
 
@@ -383,8 +383,8 @@ def context_length(loaded: LoadedModel, options: TraceOptions) -> int:
     if options.context is None and room >= 2:
         return min(room, _DEFAULT_CONTEXT)
     if options.context is None or options.context > room:
-        wanted = f"--context {options.context}" if options.context else "a window of 2"
-        and_text = f" and --generate {options.generate}" if options.generate else ""
+        wanted = f"`context` {options.context}" if options.context else "a window of 2"
+        and_text = f" and `generate` {options.generate}" if options.generate else ""
         raise BadInputError(
             f"{wanted}{and_text} do not fit this model's context of {longest} tokens"
         )

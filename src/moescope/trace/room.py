@@ -76,9 +76,9 @@ def require_room(
     need = sums_need(shape, options, documents, characters)
     if need > room:
         raise BadInputError(
-            f"--memory leaves {readable(room)} for the sums of a run, and those of this text need "
+            f"`memory` leaves {readable(room)} for the sums of a run, and those of this text need "
             f"{readable(need)} or more ({len(documents):,} domains, "
             f"{sum(documents.values()):,} documents, {len(shape.layers)} layers); give "
-            f"{readable(need - room)} more, fewer domains or --layers, or --keep aggregates, which "
+            f"{readable(need - room)} more, fewer domains or `layers`, or `keep=aggregates`, which "
             "keeps no sample of tokens"
         )

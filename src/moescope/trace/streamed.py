@@ -93,7 +93,7 @@ class StreamedEngine:
         """Refused: every generated token would read the whole model from disk."""
         raise ModelError(
             "the streamed engine does not generate: each token would read all layers again; use "
-            "--engine resident, or leave --generate out"
+            "`engine=resident`, or leave `generate` out"
         )
 
     def run(self, batches: Iterable[Batch]) -> Iterator[BatchResult]:
@@ -265,7 +265,7 @@ def _flatten(output: Any) -> dict[str, torch.Tensor]:
     if strange:
         raise ModelError(
             f"a decoder layer of this model hands on a {strange[0]}, so it cannot be run on its "
-            "own; use --engine resident"
+            "own; use `engine=resident`"
         )
     length = torch.tensor(len(output))
     return {"length": length, **{name: p.contiguous().cpu() for name, p in parts.items()}}

@@ -74,7 +74,7 @@ def explain_overflow(
         BadInputError: an empty text, an unknown layer, a capacity below 1, a top_k out of range.
     """
     if capacity is not None and capacity < 1:
-        raise BadInputError(f"--capacity {capacity}: an expert takes at least 1 token")
+        raise BadInputError(f"`capacity` {capacity}: an expert takes at least 1 token")
     chosen = loaded.anatomy.select(None if layer is None else (layer,))
     pieces, all_facts = route_text(loaded, text)
     by_layer = dict(zip(loaded.anatomy.layer_numbers, all_facts, strict=True))
@@ -84,7 +84,7 @@ def explain_overflow(
         count = each.top_k if top_k is None else top_k
         if not 1 <= count <= each.top_k:
             raise BadInputError(
-                f"--top-k {count}: layer {each.layer_idx} gives a token {each.top_k} experts; "
+                f"`top_k` {count}: layer {each.layer_idx} gives a token {each.top_k} experts; "
                 f"choose from 1 to {each.top_k}"
             )
         limit = capacity

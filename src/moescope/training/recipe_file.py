@@ -68,7 +68,7 @@ def _yaml(text: str, label: str) -> Any:
 def _override(data: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise BadInputError(f"--set {brief(text)} is not of the form section.key=value")
+        raise BadInputError(f"`set` {brief(text)} is not of the form section.key=value")
     *parents, last = key.split(".")
     for name in parents:
         nested = data.get(name)
@@ -77,10 +77,10 @@ def _override(data: dict[str, Any], text: str) -> None:
         data[name] = nested = {} if nested is None else nested
         if not isinstance(nested, dict):
             raise BadInputError(
-                f"--set {brief(text)}: {brief(name)} is {brief(nested)}, not a section"
+                f"`set` {brief(text)}: {brief(name)} is {brief(nested)}, not a section"
             )
         data = nested
-    data[last] = _yaml(value, f"--set {brief(text)}")
+    data[last] = _yaml(value, f"`set` {brief(text)}")
     if key in _PATHS and isinstance(data[last], str):
         data[last] = _resolved(data[last], Path.cwd())
 

@@ -115,7 +115,7 @@ def contrast(
     if span not in ("all", "differing", "shared"):
         raise BadInputError(f"span {span!r} is unknown; choose all, differing or shared")
     if span != "all" and not paired:
-        raise BadInputError(f"--span {span} compares the members of a pair; it needs --paired")
+        raise BadInputError(f"`span` {span} compares the members of a pair; it needs `paired`")
     if candidates < 1 or tokens < 1:
         raise BadInputError("candidates and tokens must be at least 1")
     wanted = loaded.anatomy.select(None if layers is None else tuple(layers))
@@ -153,7 +153,7 @@ def _holds_out(sets: tuple[TextSet, TextSet], asked: bool | None) -> bool:
     fewest = min(len(s.documents) for s in sets)
     if asked and fewest < 2 * MIN_CLUSTERS:
         raise BadInputError(
-            f"--holdout needs at least {2 * MIN_CLUSTERS} texts on each side, so that "
+            f"`holdout` needs at least {2 * MIN_CLUSTERS} texts on each side, so that "
             f"{MIN_CLUSTERS} are left to test on; the smaller side has {fewest}"
         )
     return fewest >= HOLDOUT_DOCUMENTS if asked is None else asked
@@ -323,7 +323,7 @@ def _notes(
     notes = []
     left = sum(s.left_out for s in sets)
     if left:
-        notes.append(f"{left} texts were left out: the budget of tokens (--tokens) was used up.")
+        notes.append(f"{left} texts were left out: the budget of tokens (`tokens`) was used up.")
     idle = [int((c.tokens == 0).sum()) for c in counts]
     if sum(idle):
         notes.append(

@@ -130,7 +130,7 @@ class ContrastResult:
         return out
 
     def settings(self, strength: float = 2.0) -> list[str]:
-        """What ``moescope steer --set`` takes; empty when no candidate was confirmed.
+        """What ``moescope steer --set``` takes; empty when no candidate was confirmed.
 
         Experts that are more active with the property are boosted, the others suppressed.
 

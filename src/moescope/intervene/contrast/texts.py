@@ -129,8 +129,8 @@ def read_texts(
     (a, keys_a), (b, _) = sides
     if paired and len(a) != len(b):
         raise CorpusError(
-            f"--paired needs as many texts on both sides; --with has {len(a)}, --without {len(b)} "
-            "(a paragraph is a text in .txt files; --text-unit line takes lines)"
+            f"`paired` needs as many texts on both sides; `with` has {len(a)}, `without` {len(b)} "
+            "(a paragraph is a text in .txt files; `text_unit=line` takes lines)"
         )
     if paired:
         counted = _pair_spans(a, b, span)
@@ -218,7 +218,7 @@ def _pair_spans(
         if not any(m.any() for m in side):
             why = "has no token that its partner lacks" if span == "differing" else "shares none"
             raise CorpusError(
-                f"--span {span}: no token of --{name} counts: no text of it {why}; take another "
+                f"`span` {span}: no token of `{name}` counts: no text of it {why}; take another "
                 "span"
             )
     return both
@@ -259,7 +259,7 @@ def route_texts(
     """
     windows, owner = text_windows(texts)
     if not windows:
-        raise CorpusError("no token of a set counts within the budget; raise --tokens")
+        raise CorpusError("no token of a set counts within the budget; raise `tokens`")
     batches = list(window_batches(windows, BATCH_TOKENS, loaded.pad_id))
     pending = [n for n in range(len(batches)) if journal.find(side, n) is None]
     numbers = iter(pending)

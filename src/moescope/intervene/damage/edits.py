@@ -42,4 +42,4 @@ def damage_edit(name: str) -> DamageEdit:
         if (found := kind.removal(name)) is not None:
             return DamageEdit(name, *found)
     names = ", ".join(name for kind in KINDS for name in kind.removals)
-    raise BadInputError(f"--edit {name!r} is unknown; choose {names}")
+    raise BadInputError(f"`edit` {name!r} is unknown; choose {names}")

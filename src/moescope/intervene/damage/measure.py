@@ -200,7 +200,7 @@ def measure_damage(
         require_room(plan.experts, dict(zip(plan.layers, plan.num_experts, strict=True)))
     scopes, batch = Scopes(windows, targets), batch_budget(loaded, batch_tokens)
     if match == "target-load" and not scopes.targets:
-        raise BadInputError("--match target-load needs a target; name one with --target DOMAIN")
+        raise BadInputError("`match=target-load` needs a target; name one with `target=DOMAIN`")
     on = scopes.windows_on_target() if match == "target-load" else np.ones(len(windows), np.bool_)
     settings = {
         "batch_tokens": batch,

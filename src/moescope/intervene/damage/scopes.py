@@ -67,7 +67,7 @@ class Scopes:
         if self.targets and len(self.targets) == len(self.domains):
             raise BadInputError(
                 "every domain of the text is a target, so nothing is off target; name fewer with "
-                "--target, or give text of other domains too"
+                "`target`, or give text of other domains too"
             )
 
     @property

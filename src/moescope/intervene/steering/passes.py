@@ -178,7 +178,7 @@ def _generate(
         )
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise ModelError(
-            f"this model cannot generate here ({said_by(error, 160)}); use --generate 0"
+            f"this model cannot generate here ({said_by(error, 160)}); use `generate=0`"
         ) from error
     return made
 

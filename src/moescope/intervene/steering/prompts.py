@@ -50,7 +50,7 @@ class Prompt:
         for target in targets:
             if not -len(self) <= target < len(self):
                 raise BadInputError(
-                    f"--target {target} is past the prompt, whose tokens are 0 to {len(self) - 1} "
+                    f"`target` {target} is past the prompt, whose tokens are 0 to {len(self) - 1} "
                     f"(or -1 to -{len(self)} from the end): {self.numbered()}"
                 )
             found.add(target % len(self))
@@ -98,14 +98,14 @@ def read_prompt(loaded: LoadedModel, text: str, *, chat: bool = False, room: int
         BadInputError: no text, no chat template, or more than the context holds.
     """
     if not text.strip():
-        raise BadInputError('the prompt is empty; give text in quotes: --prompt "…"')
+        raise BadInputError("the prompt is empty; give text in quotes: `prompt=TEXT`")
     tokenizer = loaded.tokenizer
     if chat and getattr(tokenizer, "chat_template", None) is None:
         raise BadInputError(
             f"`chat_template`: the tokenizer of {loaded.spec.model} has no chat template; leave it "
             "out"
         )
-    document = Document("prompt", "prompt", text, "--prompt")
+    document = Document("prompt", "prompt", text, "`prompt`")
     made = tokenize_document(
         tokenizer, document, 0, context_length=_LONGEST, chat_template=chat, count_template=False
     )
@@ -125,7 +125,7 @@ def _check_room(loaded: LoadedModel, length: int, room: int) -> None:
     inner = config.get_text_config() if hasattr(config, "get_text_config") else config
     longest = getattr(inner, "max_position_embeddings", None)
     if isinstance(longest, int) and length + room > longest:
-        more = f" and --generate {room}" if room else ""
+        more = f" and `generate` {room}" if room else ""
         raise BadInputError(
             f"a prompt of {length} tokens{more} does not fit this model's context of {longest}"
         )
@@ -178,7 +178,7 @@ def word_tokens(tokenizer: Any, words: Iterable[str], prompt: Prompt) -> list[Wo
                 forms[spaced] = ids
         if not forms:
             raise BadInputError(
-                f"--words: this tokenizer has no token for {word!r} (it reads it as unknown)"
+                f"`words`: this tokenizer has no token for {word!r} (it reads it as unknown)"
             )
         main = (not after_blank) if (not after_blank) in forms else next(iter(forms))
         for spaced, ids in forms.items():

@@ -68,8 +68,8 @@ class Setting:
         value = self.value if strength is None else self.sign * strength
         if value is None:
             raise BadInputError(
-                f"--set {self.text}: s stands for the strength of a sweep; add --sweep, such as "
-                "--sweep -4:4:1, or give a number"
+                f"`set` {self.text}: s stands for the strength of a sweep; add `sweep`, such as "
+                "`sweep=-4:4:1`, or give a number"
             )
         return kind(experts, value=value)  # type: ignore[call-arg]  # as those with a unit take
 
@@ -96,13 +96,13 @@ def parse_setting(text: str) -> Setting:
     selectors = tuple(n.strip() for n in names.split(",") if n.strip())
     if not equals or not selectors:
         raise BadInputError(
-            f"--set {text!r}: expected EXPERTS=VALUE, such as L1E9=+2.0 or L1E9=mask"
+            f"`set` {text!r}: expected EXPERTS=VALUE, such as L1E9=+2.0 or L1E9=mask"
         )
     found = ((kind, form.fullmatch(value.strip())) for kind, form in _WRITTEN.items())
     kind, match = next(((kind, m) for kind, m in found if m is not None), ("", None))
     if match is None:
-        several = "; give --set once for each value" if "=" in value or "," in value else ""
-        raise BadInputError(f"--set {text!r}: the value {value!r} is none of: {_FORMS}{several}")
+        several = "; give `set` once for each value" if "=" in value or "," in value else ""
+        raise BadInputError(f"`set` {text!r}: the value {value!r} is none of: {_FORMS}{several}")
     parts = match.groupdict()
     if "number" not in parts:
         return Setting(text.strip(), selectors, kind)
@@ -111,7 +111,7 @@ def parse_setting(text: str) -> Setting:
         return Setting(text.strip(), selectors, kind, None, sign)
     number = float(parts["number"])
     if not math.isfinite(number):
-        raise BadInputError(f"--set {text!r}: {parts['number']} is too large a number")
+        raise BadInputError(f"`set` {text!r}: {parts['number']} is too large a number")
     return Setting(text.strip(), selectors, kind, sign * number, 1)
 
 
@@ -161,11 +161,11 @@ def swept(settings: Sequence[Setting]) -> list[Setting]:
         chosen = [s for s in settings if s.unit]
         if len(chosen) != 1:
             raise BadInputError(
-                f"--sweep runs over one number, and --set gives {len(chosen)} that add or multiply;"
+                f"`sweep` runs over one number, and `set` gives {len(chosen)} that add or multiply;"
                 " write s in the place of the number to sweep, such as L1E9=+s or L1E9=xs"
             )
     if len({s.kind for s in chosen}) > 1:
-        raise BadInputError("--sweep: s stands for a summand in one --set and a factor in another")
+        raise BadInputError("`sweep`: s stands for a summand in one `set` and a factor in another")
     return [
         Setting(s.text, s.selectors, s.kind) if s in chosen and not s.open else s for s in settings
     ]
@@ -181,7 +181,7 @@ def parse_strengths(text: str) -> tuple[float, ...]:
         >>> parse_strengths("0:1:0.25")
         (0.0, 0.25, 0.5, 0.75, 1.0)
     """
-    problem = f"--sweep {text!r}: expected FROM:TO:STEP, such as -4:4:1, or a list such as -4,0,4"
+    problem = f"`sweep` {text!r}: expected FROM:TO:STEP, such as -4:4:1, or a list such as -4,0,4"
     plain = text.replace("−", "-")
     parts = plain.split(":") if ":" in plain else plain.split(",")
     try:
@@ -199,11 +199,11 @@ def parse_strengths(text: str) -> tuple[float, ...]:
         steps = (high - low) / step  # may be infinite
         if steps >= MOST_STRENGTHS:
             raise BadInputError(
-                f"--sweep {text!r} has {steps:.3g} strengths; at most {MOST_STRENGTHS}, so "
+                f"`sweep` {text!r} has {steps:.3g} strengths; at most {MOST_STRENGTHS}, so "
                 "take a larger step"
             )
         count = math.floor(steps + 1e-9) + 1
         values = [round(low + i * step, 12) + 0.0 for i in range(count)]
     if len(values) > MOST_STRENGTHS:
-        raise BadInputError(f"--sweep has {len(values)} strengths; at most {MOST_STRENGTHS}")
+        raise BadInputError(f"`sweep` has {len(values)} strengths; at most {MOST_STRENGTHS}")
     return tuple(values)

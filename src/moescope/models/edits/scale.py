@@ -59,11 +59,11 @@ class Scale(WeightEdit):
             factor = float(value)
         except ValueError:
             raise BadInputError(
-                f"--edit {name!r}: {value!r} is no number; give a factor such as scale=0.5"
+                f"`edit` {name!r}: {value!r} is no number; give a factor such as scale=0.5"
             ) from None
         if factor == cls.neutral or not abs(factor) < 1e6:
             raise BadInputError(
-                f"--edit {name!r}: nothing can be measured with a factor of {value}; give another, "
+                f"`edit` {name!r}: nothing can be measured with a factor of {value}; give another, "
                 "such as scale=0.5"
             )
         return partial(scale, factor=factor), f"chosen as before, their weight times {factor:g}"

@@ -135,7 +135,7 @@ def label_of(item: Item, default_domain: str | None) -> tuple[str, str]:
     if not domain:
         fields = listing(item.values)
         refuse("no domain in field 'domain'", item.where, f"its fields: {fields}",
-               "use --domain LABEL to give all requests one")  # fmt: skip
+               "use `domain=LABEL` to give all requests one")  # fmt: skip
     if domain == "all":
         refuse("the domain 'all' is reserved", item.where, "it is the name of the total")
     for name, text in (("id", str(given)), ("domain", domain)):
@@ -159,7 +159,7 @@ def token_ids(value: Any, name: str, where: str, served: ServedModel) -> NDArray
     if int(made.min()) < 0 or int(made.max()) >= size:
         bad = int(made.min()) if int(made.min()) < 0 else int(made.max())
         refuse(f"{name} is outside the vocabulary", where, f"got {bad}, expected 0 to {size - 1}",
-               "give the model that was served by --model")  # fmt: skip
+               "give the model that was served by `model`")  # fmt: skip
     return made.astype(np.int64)
 
 
@@ -234,7 +234,7 @@ def expert_array(value: Any, where: str) -> NDArray[Any]:
     if value is None:
         refuse(f"no {name}", where, "the field is missing or null",
                "start the engine with routed experts on; an aborted request has none (leave it out "
-               "by --on-error skip)")  # fmt: skip
+               "by `on_error=skip`)")  # fmt: skip
     if isinstance(value, str):
         return _npy(unpacked(value, name, where), where)
     if isinstance(value, Mapping):

@@ -139,7 +139,7 @@ class CountsImporter:
                     f"{key[0]}, {key[1]}, layer {layer.layer_idx}: {tokens * layer.top_k:,.0f} "
                     f"choices, expected {most * layer.top_k:,.0f} as in the other layers, a "
                     f"multiple of {layer.top_k}); give the files of all ranks, or choose layers "
-                    "by --layers"
+                    "by `layers`"
                 )
         return int(most)
 

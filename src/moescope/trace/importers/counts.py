@@ -35,7 +35,7 @@ _NAMES = {
 }
 _READ = {"prefill": "prefill", "prompt": "prefill", "decode": "decode", "": "prefill"}
 _EXPECTED = "expected layer, expert and count, if known also domain and phase"
-_OTHER_MODEL = "give the model that was served by --model"
+_OTHER_MODEL = "give the model that was served by `model`"
 _MOST = 1 << 53
 """Of one count; sums of that many still are whole numbers."""
 

@@ -25,7 +25,7 @@ from moescope.words import listing, said_by
 
 __all__ = ["CaptureFile", "beside", "find_captures", "read_items"]
 
-_ADVICE = "mend it, or use --on-error skip to leave it out"
+_ADVICE = "mend it, or use `on_error=skip` to leave it out"
 
 
 class CaptureFile(NamedTuple):

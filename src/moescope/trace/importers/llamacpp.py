@@ -140,11 +140,11 @@ def _in_order(
 
 def _refuse_short(layer: int, sizes: tuple[float, float], others: str | None, where: str) -> None:
     got, expected = sizes
-    advice = "trace again, or give the model that was traced by --model"
+    advice = "trace again, or give the model that was traced by `model`"
     if others and 0 < got < expected:
         advice = (
             "llama.cpp computes the last layer only for tokens whose logits are asked for; leave "
-            f"it out by --layers {others.replace(' ', '')}"
+            f"it out by `layers` {others.replace(' ', '')}"
         )
     refuse("a layer without K experts for each token", where,
            f"layer {layer}: rows of {got:g} tokens, expected {expected:g}", advice)  # fmt: skip
@@ -157,7 +157,7 @@ def _by_token(
     chosen = np.isin(table["layer"], [m.layer_idx for m in layers])
     if not chosen.any():
         refuse("no row of a MoE layer", where, f"its layers: {listing(np.unique(table['layer']))}",
-               "give the model that was traced by --model")  # fmt: skip
+               "give the model that was traced by `model`")  # fmt: skip
     tokens = np.unique(table["token"][chosen])
     start, size = int(tokens[0]), int(tokens[-1]) - int(tokens[0]) + 1
     if start < 0 or tokens.size != size:
@@ -171,7 +171,7 @@ def _by_token(
             bad = int((each != layer.top_k).argmax())
             refuse("a layer without K experts for each token", where,
                    f"layer {layer.layer_idx}, token {start + bad}: got {each[bad]}, expected "
-                   f"{layer.top_k}", "leave the layer out by --layers, or trace again")  # fmt: skip
+                   f"{layer.top_k}", "leave the layer out by `layers`, or trace again")  # fmt: skip
         rank = table["rank"][mine] if "rank" in table else np.zeros(int(mine.sum()), np.int64)
         order = np.lexsort((rank, table["token"][mine]))
         made.append(table["expert"][mine][order].reshape(-1, layer.top_k))

@@ -114,11 +114,11 @@ def import_traces(
         raise BadInputError(f"engine {engine!r} is unknown; choose {', '.join(ENGINES)}")
     label = " ".join((domain or "").split()) or None
     if label == "all":
-        raise BadInputError("--domain all: that is the name of the total; call it otherwise")
+        raise BadInputError("`domain` all: that is the name of the total; call it otherwise")
     source = {"domain": label, "ordered": ordered, "on_error": on_error}
     asked = _import_options(options or TraceOptions())
     if engine == "counts" and ordered:
-        raise BadInputError("--ordered is about a token's experts; counts have no tokens")
+        raise BadInputError("`ordered` is about a token's experts; counts have no tokens")
     with claim_run(run) as folder:
         kind = CountsImporter if engine == "counts" else _Importer
         maker = kind(engine, files, folder, model, asked, source, on_progress)
@@ -154,7 +154,7 @@ class _Importer:
         if len({m.top_k for m in self.layers}) > 1:
             raise BadInputError(
                 "layers with different numbers of experts per token cannot be imported together; "
-                "choose some by --layers"
+                "choose some by `layers`"
             )
         self.files = find_captures(files, _READERS[engine].SUFFIXES)
         described = describe_source(engine, self.files, source)

@@ -22,7 +22,7 @@ __all__ = ["ZERO_FILLED", "CountedRequest", "PhaseRows", "count_request", "slots
 ZERO_FILLED = "tokens whose routing was filled with zeros"
 """Why a token was left out; see `moescope.trace.importers.uncaptured.zero_filled`."""
 
-_OTHER_MODEL = "give the model that was served by --model"
+_OTHER_MODEL = "give the model that was served by `model`"
 
 
 class PhaseRows(NamedTuple):

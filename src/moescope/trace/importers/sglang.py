@@ -154,5 +154,5 @@ def _experts(value: Any, rows: int, where: str, served: ServedModel) -> NDArray[
         refuse("routed_experts is cut short, or of another model", where,
                f"got {len(data):,} bytes, expected {rows * row:,}: {rows} tokens × {slots[0]} "
                f"layers × {top_k} experts of int32",
-               "capture it again, or give the model that was served by --model")  # fmt: skip
+               "capture it again, or give the model that was served by `model`")  # fmt: skip
     return np.frombuffer(data, "<i4").reshape(whole, slots[0], top_k)

@@ -70,7 +70,7 @@ def _absent(engine: str, ordered: bool) -> dict[str, str]:
     elif not ordered:
         absent["order"] = (
             f"{only}, and in which order {name} names a token's experts is not known "
-            "(import with --ordered if it is by weight)"
+            "(import with `ordered` if it is by weight)"
         )
     return absent
 

@@ -118,7 +118,7 @@ def contrast(
         raise BadInputError("--resume goes on with what was kept; it needs -o FOLDER")
     reads = [with_path, without_path]
     place = nullcontext() if out is None else claim(out, CONTRAST, reads=reads)
-    with place, resumable(out or "", JOURNAL):
+    with place, resumable(out, JOURNAL):
         with status("loading the model"):
             loaded = load_model(ModelSpec(model, revision, dtype, device, trust_remote_code))
         with _progress() as count:

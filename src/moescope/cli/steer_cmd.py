@@ -124,7 +124,7 @@ def steer(
     if resume and not (out and strengths):
         raise BadInputError("--resume goes on with a sweep that was kept; it needs --sweep and -o")
     place = nullcontext() if out is None else claim(out, "steering")
-    with place, resumable(out or "", JOURNAL):
+    with place, resumable(out, JOURNAL):
         with status("loading the model"):
             loaded = load_model(ModelSpec(model, revision, dtype, device, trust_remote_code))
             if found_plan is not None:

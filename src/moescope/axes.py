@@ -19,7 +19,7 @@ from typing import NamedTuple
 from moescope.errors import BadInputError
 from moescope.given import WHOLE
 
-__all__ = ["ExpertRef", "require_experts", "require_layers"]
+__all__ = ["ExpertRef", "ranges", "require_experts", "require_layers"]
 
 _PATTERN = re.compile(rf"^L({WHOLE})E({WHOLE})$", re.IGNORECASE)
 
@@ -74,8 +74,7 @@ def require_layers(layers: Iterable[int], known: Sequence[int], model: str) -> N
     unknown = sorted(set(layers) - set(known))
     if unknown:
         raise BadInputError(
-            f"layer {unknown[0]} is not an MoE layer of {model}; its MoE layers are "
-            f"{_ranges(known)}"
+            f"layer {unknown[0]} is not an MoE layer of {model}; its MoE layers are {ranges(known)}"
         )
 
 
@@ -107,8 +106,13 @@ def require_experts(experts: Iterable[ExpertRef], sizes: Mapping[int, int], mode
             )
 
 
-def _ranges(numbers: Iterable[int]) -> str:
-    """``(0, 1, 2, 5)`` → ``0-2, 5``."""
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers in short.
+
+    Example:
+        >>> ranges([0, 1, 2, 5])
+        '0-2, 5'
+    """
     parts: list[list[int]] = []
     for n in sorted(numbers):
         if parts and n == parts[-1][-1] + 1:

@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from moescope.axes import ranges
 from moescope.corpus.records import SourceFile, listing
 from moescope.models.anatomy import MoELayer
-from moescope.models.anatomy import _ranges as ranges
 from moescope.trace.importers.common import (
     MAX_TOKENS,
     Item,

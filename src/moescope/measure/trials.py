@@ -157,7 +157,7 @@ class TrialRunner:
     def _measure(self, number: int, plain: PlainPass, trial: Trial) -> None:
         began = time.perf_counter()
         quick = self.quick.measure(plain, trial.edits)
-        sums = {
+        sums: dict[str, Any] = {
             name: _by_window(plain, quick.reached, values)
             for name, values in zip(quick.damage._fields, quick.damage, strict=True)
         }

@@ -82,8 +82,8 @@ VERBS = {
     "report": ("report RUN", "moescope.report.page:build_report"),
     "compare": ("compare RUN OTHERRUN", "moescope.metrics.runs:compare_runs"),
     "profile": ("profile RUN L0E1", "moescope.profiles.profile:profile_experts"),
-    "steer": ("steer MOE --prompt plan --set L1E3=+2", "moescope.intervene:steer"),
-    "contrast": ("contrast MOE --with TEXTS --without TEXTS",
+    "steer": ("steer MOE --prompt plan --set L1E3=+2 -o r", "moescope.intervene:steer"),
+    "contrast": ("contrast MOE --with TEXTS --without TEXTS -o r",
                  "moescope.intervene.contrast.compare:contrast"),
     "paths": ("paths MOE a b", "moescope.trace.routes:compare_routes"),
     "capacity": ("capacity MOE a", "moescope.training.overflow:explain_overflow"),
@@ -91,7 +91,8 @@ VERBS = {
 }  # fmt: skip
 """A command line of each verb, and the function below it that does the work."""
 
-MARKS = {"train": "checkpoint", "ablate": "measured.jsonl"}
+JOURNALS = ("ablate", "similarity", "steer", "contrast")
+MARKS = {"train": "checkpoint", **dict.fromkeys(JOURNALS, "measured.jsonl")}
 """What lies in the folder as soon as something was kept; a manifest, unless said here."""
 
 

@@ -10,6 +10,9 @@ import pytest
 from tests.support.saved import WORDS, save_tiny
 
 from moescope.cli import main
+from moescope.plan import Plan
+from moescope.report.contrast_page import contrast_page
+from moescope.result import read_result
 
 PROMPT = "the plan covers support for daily living"
 
@@ -59,10 +62,11 @@ def test_the_comparison_is_printed_and_written(moescope: Callable[..., Done], pl
     for said in ("L1E2 +6 logits", "0 <s>", "Next token", "tea", "KL(before‖after)", "Sweep"):
         assert said in done.stdout
     assert "of the prompt only" in done.stdout
-    stored = json.loads((place / "out" / "steering.json").read_text(encoding="utf-8"))
+    stored = read_result(place / "out", "steering").about
     assert [p["strength"] for p in stored["sweep"]["points"]] == [-4.0, 0.0, 4.0]
     assert stored["targets"] == [len(stored["prompt"]["ids"]) - 1]
     assert (place / "out" / "steering.html").is_file()
+    assert not (place / "out" / "measured.jsonl").exists()
 
 
 def test_json_holds_everything_on_one_line(moescope: Callable[..., Done]) -> None:
@@ -81,26 +85,57 @@ def test_a_contrast_becomes_a_plan_that_steer_takes(
     moescope: Callable[..., Done], place: Path
 ) -> None:
     texts = ("--with", "a.txt", "--without", "b.txt", "--text-unit", "line")
-    done = moescope("contrast", "moe", *texts, "-o", "plan.json")
+    done = moescope("contrast", "moe", *texts, "-o", "told")
     assert done.returncode == 0, done.stderr
     assert "moescope steer moe --prompt" in done.stdout
-    plan = json.loads((place / "plan.json").read_text(encoding="utf-8"))
-    assert plan["settings"]
-    steered = moescope("steer", "moe", "--prompt", PROMPT, "--plan", "plan.json", "--generate", 2)
+    result = read_result(place / "told", "contrast")
+    assert contrast_page(result) == (place / "told" / "contrast.html").read_text()
+    assert result.tables["differences"].num_rows == 8 * 4
+    kept, plan = place / "told" / "plan.json", Plan.read(place / "told" / "plan.json")
+    steered = moescope("steer", "moe", "--prompt", PROMPT, "--plan", kept, "--generate", 2)
     assert steered.returncode == 0, steered.stderr
-    assert plan["experts"][0]["expert"] in steered.stdout
-    other = moescope("steer", "other", "--prompt", PROMPT, "--plan", "plan.json")
+    assert str(plan.experts[0]) in steered.stdout
+    other = moescope("steer", "other", "--prompt", PROMPT, "--plan", kept)
     assert other.returncode == 2
-    assert "made on another model" in other.stderr
+    assert "the plan was made for moe" in other.stderr
     rows = moescope("contrast", "moe", *texts, "--format", "csv").stdout.splitlines()
     assert rows[0].startswith("layer,expert,name,rate_with")
     assert len(rows) == 1 + 8 * 4
     found = json.loads(moescope("contrast", "moe", *texts, "--format", "json").stdout)
-    assert found["settings"] == plan["settings"]
+    assert found["settings"] == plan.settings() == result.about["settings"]
+
+
+def test_experts_of_a_contrast_can_be_taken_away(
+    moescope: Callable[..., Done], place: Path
+) -> None:
+    texts = ("--with", "a.txt", "--without", "b.txt", "--text-unit", "line")
+    assert moescope("contrast", "moe", *texts, "-o", "to-ablate").returncode == 0
+    done = moescope(
+        "ablate", "moe", "--plan", "to-ablate/plan.json", "--corpus", "a.txt", "--controls", 0,
+        "-o", "removed",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    experts = read_result(place / "removed", "ablation").about["experts"]
+    assert {e["expert"] for e in experts} == set(
+        map(str, Plan.read(place / "to-ablate" / "plan.json").experts)
+    )
+    assert all("active with the property" in e["reason"] for e in experts)
+
+
+def test_without_a_confirmed_expert_there_is_a_result_and_no_plan(
+    moescope: Callable[..., Done], place: Path
+) -> None:
+    texts = ("--with", "a.txt", "--without", "b.txt")
+    assert moescope("contrast", "moe", *texts, "--text-unit", "line", "-o", "two").returncode == 0
+    done = moescope("contrast", "moe", *texts, "-o", "two")  # a paragraph a side
+    assert done.returncode == 0, done.stderr
+    assert "no plan was written" in done.stderr
+    assert "nothing to steer by" in read_result(place / "two", "contrast").answers[0]
+    assert not (place / "two" / "plan.json").exists()  # that of the earlier one is no longer so
 
 
 BAD = {
-    "no such expert": (("--set", "L1E9=+2"), "layer 1 has experts E0 to E7"),
+    "no such expert": (("--set", "L1E9=+2"), "has experts E0 to E7"),
     "no such layer": (("--set", "L9E1=+2"), "its MoE layers are 0-3"),
     "no sign": (("--set", "L1E2=2"), "the sign must be there"),
     "no setting": ((), "give --set"),

@@ -117,7 +117,8 @@ class TestNumbers:
         spilt = similarity(tiny_loaded, corpus, tight, folder=tmp_path / "new")
         a, b = kept.to_pandas().value, spilt.to_pandas().value
         np.testing.assert_allclose(a, b, atol=1e-6)
-        assert list((tmp_path / "new").iterdir()) == []
+        left = {path.name for path in (tmp_path / "new").iterdir()}
+        assert left == {"measured", "measured.jsonl", "moescope.sha256"}
 
     def test_the_same_seed_gives_the_same_bytes_and_another_moves_only_the_reference(
         self, tiny_loaded: LoadedModel, corpus: CorpusSpec, made: Similarity
@@ -313,12 +314,12 @@ class TestRunsAndFiles:
         np.testing.assert_array_equal(again.matrix(1, "cka"), made.matrix(1, "cka"))
 
     def test_a_changed_file_is_refused(self, made: Similarity, tmp_path: Path) -> None:
-        with pytest.raises(RunError, match=r"holds no similarity\.json"):
+        with pytest.raises(RunError, match=r"holds no result\.json"):
             open_similarity(tmp_path)
         made.save(tmp_path)
-        with (tmp_path / "similarity.parquet").open("ab") as file:
+        with (tmp_path / "pairs.parquet").open("ab") as file:
             file.write(b"x")
-        with pytest.raises(RunError, match="was changed"):
+        with pytest.raises(RunError, match="was truncated or altered"):
             open_similarity(tmp_path)
 
     def test_asking_for_what_is_not_there_lists_what_is(self, made: Similarity) -> None:

@@ -96,7 +96,7 @@ def test_the_choice_is_recorded_and_another_is_not_resumed(
 ) -> None:
     run = traced(loaded, chats(place, "assistant"), tmp_path / "run")
     assert run.manifest.corpus["turns"] == "assistant"
-    with pytest.raises(RunError, match="turns: run has 'assistant', now 'all'"):
+    with pytest.raises(RunError, match="corpus turns was 'assistant', now 'all'"):
         trace(loaded, chats(place, "all"), tmp_path / "run",
               TraceOptions(keep="all", context=250), resume=True)  # fmt: skip
     every = traced(loaded, chats(place, "all"), tmp_path / "all")
@@ -138,7 +138,7 @@ def test_read_as_chats_they_have_their_control_tokens_and_nothing_is_said(
     assert "spelt_out" not in read.manifest.progress
     assert read.manifest.progress["tokens"] < run.manifest.progress["tokens"]
     assert not any("chat template" in a["text"] for a in report_data(read)["alerts"])
-    with pytest.raises(RunError, match="chat_text: run has True, now None"):
+    with pytest.raises(RunError, match="option chat_text was True, now None"):
         trace(loaded, texts(place), tmp_path / "read",
               TraceOptions(keep="all", context=250), resume=True)  # fmt: skip
 

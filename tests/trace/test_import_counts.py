@@ -209,7 +209,7 @@ def test_a_finished_import_is_left_as_it_is_and_another_is_refused(
     assert imported(case, path, tmp_path / "run", resume=True).manifest.state == state
     with pytest.raises(RunError, match="already holds a run"):
         imported(case, path, tmp_path / "run")
-    with pytest.raises(RunError, match=r"a run of another source .domain"):
+    with pytest.raises(RunError, match=r"run: source domain was None, now 'd'"):
         imported(case, path, tmp_path / "run", domain="d", resume=True)
 
 

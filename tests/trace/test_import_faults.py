@@ -212,7 +212,7 @@ class TestResume:
                 on_progress=self.stop_after(300),
             )  # fmt: skip
         write_lines(lines, [plain(r) for r in case.requests[1:]])
-        with pytest.raises(RunError, match=r"another source.*files"):
+        with pytest.raises(RunError, match=r"cannot resume .*run: source files was "):
             import_traces("vllm", [lines], tmp_path / "run", case.spec, self.options(), resume=True)
 
     def test_a_run_is_not_overwritten(self, case: Case, imported: AnalyzedRun) -> None:

@@ -29,11 +29,11 @@ class Interrupted(MoescopeError):
 
 
 @contextmanager
-def resumable(folder: str | Path, *marks: str, advice: str | None = None) -> Iterator[None]:
+def resumable(folder: str | Path | None, *marks: str, advice: str | None = None) -> Iterator[None]:
     """Add how to go on to an error that leaves something to go on from.
 
     Args:
-        folder: where the verb writes.
+        folder: where the verb writes; None keeps nothing.
         marks: names in it, of which one is there as soon as something was kept.
         advice: how to go on, if not with ``--resume``.
 
@@ -53,7 +53,9 @@ def resumable(folder: str | Path, *marks: str, advice: str | None = None) -> Ite
         raise
 
 
-def _begun(folder: str | Path, marks: tuple[str, ...]) -> bool:
+def _begun(folder: str | Path | None, marks: tuple[str, ...]) -> bool:
+    if folder is None:
+        return False
     try:
         return any((Path(folder) / mark).exists() for mark in marks)
     except OSError:

@@ -14,7 +14,6 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -143,9 +142,7 @@ def verb(
             settings = resolve(
                 kind, {k: v for k, v in given.items() if v not in (None, [])}, config
             )
-            folder = settings.folder()
-            held = nullcontext() if folder is None else resumable(folder, *marks, advice=advice)
-            with held:
+            with resumable(settings.folder(), *marks, advice=advice):
                 body(settings, **({"resume": resume} if resumes else {}))
 
         parameters = [*_parameters(kind)]

@@ -8,8 +8,6 @@ do not: docs/concepts/similarity.md.
 
 from __future__ import annotations
 
-from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,14 @@ from moescope.errors import BadInputError, ModelError
 from moescope.measure.identity import identity
 from moescope.measure.journal import open_journal
 from moescope.measure.windows import choose_windows, run_windows
-from moescope.metrics.ranks import RELABELLINGS
 from moescope.metrics.runs import AnalyzedRun
-from moescope.metrics.statistics import add_q
 from moescope.metrics.view import Rows
 from moescope.models import LoadedModel, MoELayer
 from moescope.models.expert_calls import ExpertLayer
 from moescope.progress import OnProgress, Progress, quiet
 from moescope.result import plain
 from moescope.run.options import TraceOptions
+from moescope.similarity.about import about_layers, about_options, about_text
 from moescope.similarity.gram import TokenGroups
 from moescope.similarity.inputs import (
     LayerSample,
@@ -167,7 +164,11 @@ class _Comparison:
                 pieces.append(record)
                 for name, table in journal.tables(*key).items():
                     tables[name].append(table)
-        about = self._about(sample, pieces)
+        about = {
+            **about_options(self.loaded, self.options.model_dump(mode="json")),
+            "text": None if sample is None else about_text(sample, self.text, self.trace_options),
+            **about_layers(pieces),
+        }
         if not about["summary"] and not about["maps"]:
             missing = about["layers"][0]["not_computed"]
             raise ModelError("; ".join(f"{m}: {why}" for m, why in missing.items()))
@@ -322,50 +323,6 @@ class _Comparison:
         for about in maps:
             about["neighbours"] = [f for f in found if f["space"] in ("outputs", about["map"])]
         return _table(rows), plain(maps)
-
-    def _about(self, sample: TokenSample | None, pieces: list[Record]) -> dict[str, Any]:
-        loaded = self.loaded
-        parts = {
-            name: [row for piece in pieces for row in piece[name]]
-            for name in ("layers", "summary", "agreement", "nearest", "maps")
-        }
-        add_q(parts["agreement"])
-        made = {
-            "versions": {n: version(n) for n in ("moescope", "torch", "transformers", "numpy")},
-            "model": {
-                "name": loaded.spec.model, "revision": loaded.revision,
-                "model_type": loaded.anatomy.model_type, "dtype": loaded.dtype,
-                "stored_dtype": loaded.stored_dtype, "device": loaded.device,
-                "config_sha256": loaded.config_hash, "tokenizer_sha256": loaded.tokenizer_hash,
-                "weights_sha256": loaded.weights_hash,
-            },
-            "options": self.options.model_dump(mode="json"),
-            "text": None if sample is None else self._about_text(sample),
-            "permutations": RELABELLINGS,
-            **parts,
-        }  # fmt: skip
-        return dict(plain(made))
-
-    def _about_text(self, sample: TokenSample) -> dict[str, Any]:
-        run, tokens = self.run, Counter(sample.domain.tolist())
-        documents = Counter(w.domain for w in {w.doc: w for w in sample.windows}.values())
-        options = TraceOptions(**run.manifest.options) if run else self.trace_options
-        corpus: Any = self.text
-        return {
-            "run": None if run is None else str(run.path),
-            "run_state_sha256": run.manifest.state.sha256 if run and run.manifest.state else None,
-            "corpus": run.manifest.corpus if run else corpus.model_dump(mode="json"),
-            "context": options.context, "chat_template": options.chat_template,
-            "count_template": options.count_template, "seed": options.seed,
-            **({"chat_text": True} if options.chat_text else {}),
-            "tokens": sample.num_tokens, "documents": len(sample.documents),
-            "windows": len(sample.windows), "group_sizes": sample.group_sizes,
-            "domains": [
-                {"name": name, "tokens": tokens[d], "documents": documents[name]}
-                for d, name in enumerate(sample.domains)
-            ],
-            "sample_sha256": sample.sha256,
-        }  # fmt: skip
 
     def _say(self, what: str, operations: float) -> None:
         self._done = min(self._done + operations, self._total)

@@ -21,13 +21,15 @@ FOLDERS = [
     "ablate MOE --each --corpus TEXTS --resume",
     "similarity MOE TEXTS",
     "steer MOE --prompt hello --set L1E3=+2.0",
+    "contrast MOE --with TEXTS --without OTHERTEXTS",
+    "contrast MOE --with TEXTS --without OTHERTEXTS --resume",
 ]
 """Commands that write a folder."""
 
 FIGURES = ["report RUN"]
 """Commands that write a folder of figures besides."""
 
-FILES = ["report RUN", "contrast MOE --with TEXTS --without OTHERTEXTS"]
+FILES = ["report RUN"]
 """Commands that write a file."""
 
 PLANTED = (
@@ -39,7 +41,8 @@ PLANTED = (
     "config.yaml", "manifest.json", "documents.parquet", "sample.parquet", "vocabulary.json",
     "report.html", "training.html", "ablation.json", "ablation.html", "measured.jsonl",
     "damage.parquet", "similarity.json", "similarity.html", "pairs.parquet", "maps.parquet",
-    "steering.json", "steering.html", "manifest.json.partial", ".moescope.lock.mine", "plan.json",
+    "steering.json", "steering.html", "result.json", "contrast.html", "measured/with-0.parquet",
+    "manifest.json.partial", ".moescope.lock.mine", "plan.json",
 )  # fmt: skip
 """A user's files of the very names that moescope writes."""
 

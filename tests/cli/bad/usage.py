@@ -52,6 +52,8 @@ CASES = [
     case("a layer below zero", 'capacity MOE "a b" --layer -1', "0-3"),
     case("a capacity of 80 bits", f'capacity MOE "a b" --capacity {2**80}', "capacity"),
     case("csv of sets", 'capacity MOE "a b" --format csv', "csv"),
+    case("resume of nothing", f"{STEER} --set L1E3=+2 --resume", "--sweep"),
+    case("resume without a folder", "contrast MOE --with TEXTS --without TEXTS --resume", "-o"),
     case("text flags for a run", "similarity RUN --text-field body", "--text-field"),
     case("outputs without text", "similarity MOE -o r --method cka", "--method"),
     case("nowhere to write", "similarity MOE TEXTS", "-o"),

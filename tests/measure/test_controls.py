@@ -22,6 +22,11 @@ def rng(seed: int = 0) -> np.random.Generator:
 COUNTS = {0: np.array([100, 10, 95, 90, 400, 105, 20, 30])}
 
 
+def test_a_plan_without_experts_has_no_controls() -> None:
+    with pytest.raises(BadInputError, match=r"^the plan names no expert"):
+        draw_controls([], COUNTS, 3, rng())
+
+
 class TestWhichAreDrawn:
     def test_the_matched_ones_of_all_that_there_are(self) -> None:
         """By hand: 100 against 95, 90 and 105 is within 1.25; 400, 10, 20 and 30 are not."""

@@ -30,9 +30,9 @@ class TestAgreement:
         x = rng.standard_normal((9, 9))
         x += x.T
         found = mantel(x, x + 0.3 * (lambda m: m + m.T)(rng.standard_normal((9, 9))), rng)
-        assert found["rho"] > 0.8
-        assert found["p"] == 0.001
-        assert found["pairs"] == 36
+        assert found.rho > 0.8
+        assert found.p == 0.001
+        assert found.pairs == 36
 
     def test_experts_without_a_value_are_left_out(self) -> None:
         x = np.arange(36.0).reshape(6, 6)
@@ -40,8 +40,8 @@ class TestAgreement:
         y = x.copy()
         y[2, :] = y[:, 2] = np.nan
         found = mantel(x, y, np.random.default_rng(0), 99)
-        assert (found["experts"], found["pairs"]) == (5, 10)
-        assert found["rho"] == pytest.approx(1.0)
+        assert (found.experts, found.pairs) == (5, 10)
+        assert found.rho == pytest.approx(1.0)
         assert 2 not in [w for w in nearest(y)[0] if w is not None]
         assert clustered_order(np.where(np.eye(6) > 0, 1.0, y / 100))[-1] != 2
         y[2, 2] = np.nan

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,12 @@ __all__ = [
     "CALIPER",
     "DEFAULT_CONTROLS",
     "Controls",
+    "distinct",
     "draw_controls",
     "exceed_chance",
     "lowest_p",
     "require_room",
+    "substitutes",
 ]
 
 CALIPER = 1.25
@@ -45,6 +47,7 @@ _LEAST_CHOICE = 5
 _SIMULATIONS = 20_000
 
 Refs = tuple[ExpertRef, ...]
+Draw = TypeVar("Draw")
 
 
 class Controls(NamedTuple):
@@ -90,7 +93,8 @@ def draw_controls(
         See `Controls`.
 
     Raises:
-        BadInputError: the plan leaves fewer experts in a layer than it takes there.
+        BadInputError: a plan without experts, or one that leaves fewer in a layer than it takes
+            there.
     """
     require_room(plan, {layer: counts_E.size for layer, counts_E in counts.items()})
     pools = [_Pool(layer, experts, counts[layer]) for layer, experts in _by_layer(plan)]
@@ -123,9 +127,12 @@ def require_room(plan: Iterable[ExpertRef], sizes: Mapping[int, int]) -> None:
         sizes: how many experts each layer has.
 
     Raises:
-        BadInputError: names the layer.
+        BadInputError: names the layer, or the plan has no expert.
     """
-    for layer, taken in _by_layer(plan):
+    layers = _by_layer(plan)
+    if not layers:
+        raise BadInputError("the plan names no expert, so there is nothing to draw controls for")
+    for layer, taken in layers:
         if sizes[layer] < 2 * len(taken):
             raise BadInputError(
                 f"layer {layer}: the plan takes {len(taken)} of {sizes[layer]} experts, which "
@@ -190,14 +197,33 @@ def _some_of(
 ) -> list[tuple[tuple[int, ...], ...]]:
     """Different random plans, many more than wanted, so that enough of them are matched."""
     wanted = 20 * num if by_load else num
-    found: dict[tuple[tuple[int, ...], ...], None] = {}
-    for attempt in range(10 * wanted):
-        if len(found) >= wanted:
+    # where near ones are soon exhausted, any others complete the number
+    near = (by_load and attempt < 5 * wanted for attempt in range(10 * wanted))
+    return distinct((tuple(p.near(rng) if n else p.any(rng) for p in pools) for n in near), wanted)
+
+
+def distinct(draws: Iterable[Draw | None], number: int) -> list[Draw]:
+    """The first different ones among some draws, at most so many; a draw may fail (None)."""
+    found: dict[Draw, None] = {}
+    for made in draws:
+        if made is not None:
+            found[made] = None
+        if len(found) == number:
             break
-        # where near ones are soon exhausted, any others complete the number
-        near = by_load and attempt < 5 * wanted
-        found[tuple(p.near(rng) if near else p.any(rng) for p in pools)] = None
     return list(found)
+
+
+def substitutes(
+    pools: Mapping[ExpertRef, Sequence[ExpertRef]], rng: np.random.Generator
+) -> Refs | None:
+    """For each expert one of its pool, none twice; None where one finds its pool used up."""
+    chosen: list[ExpertRef] = []
+    for pool in pools.values():
+        free = [e for e in pool if e not in chosen]
+        if not free:
+            return None
+        chosen.append(free[int(rng.integers(len(free)))])
+    return tuple(chosen)
 
 
 def lowest_p(chance: Sequence[float]) -> float:

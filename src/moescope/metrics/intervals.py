@@ -1,14 +1,14 @@
 """Intervals over documents, of means, ratios, lifts and whatever is computed without one group.
 
-The document is the unit: its variance comes from leaving out each in turn (jackknife), and
-Student's t makes the interval of it. Rates have their own (`moescope.metrics.rates`).
-It knows arrays only. Shapes: N documents, M things.
+The document is the unit: the variance comes from leaving out each in turn (jackknife), and the
+interval is Student's. Rates have intervals of their own (`moescope.metrics.rates`). It knows arrays
+only. Shapes: N documents, M things.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Num
@@ -44,8 +44,8 @@ _POWER_FACTOR = 1.959964 + 0.841621
 class Interval(NamedTuple):
     """95 % intervals, each end of the shape of the values."""
 
-    low: Floats
-    high: Floats
+    low: Any
+    high: Any
 
     @classmethod
     def unknown(cls, *shape: int) -> Interval:
@@ -77,10 +77,9 @@ class Contrast(NamedTuple):
     high: Floats
 
 
-def quantile(df: Floats | float) -> Floats:
+def quantile(df: Any) -> Any:
     """Student's t at 97.5 %: half the width of a 95 % interval in standard errors."""
-    made: Floats = stdtrit(df, 0.975)
-    return made
+    return stdtrit(df, 0.975)
 
 
 def jackknife(sums_NM: Floats, tokens_N: Floats) -> tuple[Floats, Floats, Floats]:
@@ -276,7 +275,7 @@ def _around(
     return Interval(*ends)
 
 
-def delete_group_interval(value: Floats, left_out: Floats, sizes: NDArray[np.int64]) -> Interval:
+def delete_group_interval(value: Any, left_out: Floats, sizes: NDArray[Any]) -> Interval:
     """Interval of a value from the values without each of G groups.
 
     value ± t(G − 1)·SE with the delete-a-group standard error, which allows groups of unequal

@@ -7,7 +7,7 @@ would then pass for agreement. It knows arrays only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class Mantel(NamedTuple):
     p: float
 
 
-def spearman(x: NDArray[np.floating], y: NDArray[np.floating]) -> Floats:
+def spearman(x: NDArray[Any], y: NDArray[Any]) -> Any:
     """Spearman's ρ along the last axis, ties sharing the mean of their ranks.
 
     Returns:
@@ -72,12 +72,11 @@ def spearman(x: NDArray[np.floating], y: NDArray[np.floating]) -> Floats:
     return _of_ranks(rankdata(x, axis=-1), rankdata(y, axis=-1))
 
 
-def _of_ranks(a: Floats, b: Floats) -> Floats:
+def _of_ranks(a: Floats, b: Floats) -> Any:
     """Pearson's correlation along the last axis."""
     a, b = (x - x.mean(-1, keepdims=True) for x in (a, b))
     with np.errstate(divide="ignore", invalid="ignore"):
-        made: Floats = (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
-    return made
+        return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
 
 
 def rank_correlation(
@@ -109,12 +108,12 @@ def rank_correlation(
     return RankCorrelation(rho, float(low), float(high), p, experts)
 
 
-def _resampled(score: Floats, importance: Floats, rng: np.random.Generator) -> Floats:
+def _resampled(score: Floats, importance: Floats, rng: np.random.Generator) -> Any:
     drawn = rng.integers(score.size, size=(_SAMPLES, score.size))
     return spearman(score[drawn], importance[drawn])
 
 
-def _permuted(score: Floats, importance: Floats, rng: np.random.Generator) -> Floats:
+def _permuted(score: Floats, importance: Floats, rng: np.random.Generator) -> Any:
     ranks = np.tile(rankdata(importance), (_PERMUTATIONS, 1))
     return _of_ranks(rankdata(score), rng.permuted(ranks, axis=1))
 

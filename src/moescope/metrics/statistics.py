@@ -48,7 +48,7 @@ class PermutationTest(NamedTuple):
 
 
 def permutation_p(
-    observed: float | NDArray[np.float64],
+    observed: Any,
     drawn: Iterable[NDArray[np.float64]],
     *,
     exact: bool = False,

@@ -157,7 +157,7 @@ class _Places:
         domain_of = [d for d, _ in known]
         half = half_of_documents([doc for _, doc in known], domain_of)
         limit = max(8, _MAX_CLUSTER_CELLS // (cells * max(len(self.domains), 1)))
-        cluster, self.cluster_domain = _clusters(domain_of, limit)
+        cluster, self.cluster_domain = _clusters(np.asarray(domain_of, np.int64), limit)
         doc_W = np.asarray([index[self.domains.index(w.domain), w.doc] for w in windows], np.int64)
         self.half_W, self.cluster_W = half[doc_W], cluster[doc_W]
         self.start_W = np.cumsum([0, *(len(w.token_ids) for w in windows)])
@@ -196,20 +196,16 @@ class _Places:
         )
 
 
-def _clusters(domain_of: list[int], limit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cluster of each document, and domain of each cluster: one document each, up to a limit."""
-    cluster = np.zeros(len(domain_of), np.int64)
-    domains: list[int] = []
-    mine: dict[int, list[int]] = {}
-    seen: dict[int, int] = {}
-    for i, d in enumerate(domain_of):
-        have = mine.setdefault(d, [])
-        if len(have) < limit:
-            have.append(len(domains))
-            domains.append(d)
-        cluster[i] = have[seen.get(d, 0) % limit]
-        seen[d] = seen.get(d, 0) + 1
-    return cluster, np.asarray(domains, np.int64)
+def _clusters(
+    domain_N: NDArray[np.int64], limit: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cluster of each document, and domain of each cluster: one document each, up to a limit.
+
+    Documents come by domain; those beyond the limit join the clusters of their domain in turn.
+    """
+    turn = (np.arange(domain_N.size) - np.searchsorted(domain_N, domain_N)) % limit
+    _, first, cluster = np.unique(domain_N * limit + turn, return_index=True, return_inverse=True)
+    return cluster.astype(np.int64), domain_N[first]
 
 
 def _run(

@@ -15,6 +15,8 @@ import numpy as np
 
 from moescope.axes import ExpertRef
 from moescope.intervene.steering.passes import Look
+from moescope.measure.controls import distinct, substitutes
+from moescope.metrics.statistics import permutation_p
 from moescope.models.anatomy import Anatomy
 from moescope.models.edits import Edit
 
@@ -95,23 +97,16 @@ def draw_controls(
     pools = {e: _pool(anatomy, e, experts, edits, plain) for e in experts}
     limited = any(_takes_away(e, edits) for e in experts)
     rng = np.random.default_rng(seed)
-    drawn: dict[tuple[ExpertRef, ...], Substitutes] = {}
-    for _ in range(_ATTEMPTS * number):
-        if len(drawn) == number:
-            break
-        made = _one(experts, pools, rng)
-        if made is None:
-            continue
-        drawn.setdefault(tuple(made[e] for e in experts), made)
-    sizes = {m.layer_idx: m.num_experts for m in anatomy.layers}
-    whole = {
-        n
-        for n in {e.layer_idx for e in experts}
-        if sizes[n] == sum(e.layer_idx == n for e in experts)
-    }
-    if whole:
-        return [], limited, f"No control: the edit names every expert of layer {min(whole)}."
-    return list(drawn.values()), limited, _shortage(len(drawn), number, limited)
+    drawn = distinct((substitutes(pools, rng) for _ in range(_ATTEMPTS * number)), number)
+    for layer in anatomy.select(tuple(sorted({e.layer_idx for e in experts}))):
+        if layer.num_experts == sum(e.layer_idx == layer.layer_idx for e in experts):
+            return (
+                [],
+                limited,
+                f"No control: the edit names every expert of layer {layer.layer_idx}.",
+            )
+    made: list[Substitutes] = [dict(zip(experts, others, strict=True)) for others in drawn]
+    return made, limited, _shortage(len(made), number, limited)
 
 
 def _shortage(found: int, asked: int, limited: bool) -> str:
@@ -173,20 +168,6 @@ def _times_chosen(
     return total
 
 
-def _one(
-    experts: Sequence[ExpertRef],
-    pools: Mapping[ExpertRef, list[ExpertRef]],
-    rng: np.random.Generator,
-) -> dict[ExpertRef, ExpertRef] | None:
-    made: dict[ExpertRef, ExpertRef] = {}
-    for expert in experts:
-        free = [e for e in pools[expert] if e not in made.values()]
-        if not free:
-            return None
-        made[expert] = free[int(rng.integers(len(free)))]
-    return made
-
-
 def substituted(edits: Sequence[Edit], by: Substitutes) -> list[Edit]:
     """The same edits on the substitutes."""
     return [replace(e, experts=tuple(sorted(by[x] for x in e.experts))) for e in edits]
@@ -199,9 +180,8 @@ def stand(value: float, controls: Sequence[float]) -> Standing:
         >>> stand(3.0, [1.0, 2.0, 3.0, 4.0])       # one above, one equal
         Standing(rank=2, p=0.6)
     """
-    above = sum(c > value for c in controls)
-    at_least = sum(c >= value for c in controls)
-    return Standing(1 + above, (1 + at_least) / (1 + len(controls)))
+    p = permutation_p(value, [np.asarray(controls)], slack=0.0)
+    return Standing(1 + sum(c > value for c in controls), float(p))
 
 
 def run_controls(

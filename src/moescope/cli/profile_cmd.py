@@ -14,6 +14,7 @@ from moescope.cli.terminal import bar, output, write
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
+    from moescope.profiles.facts import Profiles
     from moescope.profiles.profile import ProfileOptions
 
 _HELP = """Profile experts: what they serve, where they contribute most, what they push towards.
@@ -79,7 +80,7 @@ def profile(
             )
         stage("writing")
         write_profiles(opened, made, index=every)
-        parts = [made] if every else [[one] for one in made]
+        parts = [made] if every else [made[i : i + 1] for i in range(len(made))]
         pages = [build_profile_page(opened, part) for part in parts]
     if form == "json":
         for one in made:
@@ -142,7 +143,7 @@ def _progress() -> Iterator[tuple[Any, Any]]:
         yield stage, progress
 
 
-def _print_counts(made: list[Any]) -> None:
+def _print_counts(made: Profiles) -> None:
     """What stands out, counted."""
     from collections import Counter
 
@@ -151,9 +152,9 @@ def _print_counts(made: list[Any]) -> None:
     table = Table(title=f"{len(made):,} experts", title_justify="left", header_style="bold")
     table.add_column("what stands out")
     table.add_column("experts", justify="right")
-    for kind, count in Counter(p.role.kind for p in made).most_common():
+    for kind, count in Counter(made.column("role_kind")).most_common():
         table.add_row(_KINDS.get(kind, kind), f"{count:,}")
-    for flag, count in sorted(Counter(f for p in made for f in p.flags).items()):
+    for flag, count in sorted(Counter(f for own in made.column("flags") for f in own).items()):
         table.add_row(f"flag: {flag}", f"{count:,}")
     output.print(table)
 

@@ -7,7 +7,7 @@ model is loaded only when its part has not been measured before.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,8 @@ from moescope.files import write_bytes
 from moescope.measure.windows import run_windows
 from moescope.metrics.runs import AnalyzedRun
 from moescope.models.loading import LoadedModel, ModelSpec, load_model
-from moescope.profiles.assemble import Assembly
 from moescope.profiles.contexts import WindowTexts, token_texts
-from moescope.profiles.facts import Profile
+from moescope.profiles.facts import Profile, Profiles
 from moescope.profiles.measure import measure
 from moescope.profiles.routed import Routed
 from moescope.profiles.speech import DEFAULT_PIPELINE, SpeechTags, tag_tokens
@@ -37,6 +36,8 @@ from moescope.profiles.stored import (
     measure_key,
     read_measures,
 )
+from moescope.profiles.tables import profile_tables
+from moescope.run.store import write_parquet
 
 __all__ = ["ProfileOptions", "profile_all", "profile_expert", "profile_experts", "write_profiles"]
 
@@ -106,7 +107,7 @@ def profile_all(
     *,
     on_stage: Stage | None = None,
     on_progress: Progress | None = None,
-) -> list[Profile]:
+) -> Profiles:
     """Profiles of every expert, by layer and number; see `profile_expert`."""
     return profile_experts(run, None, options, on_stage=on_stage, on_progress=on_progress)
 
@@ -118,7 +119,7 @@ def profile_experts(
     *,
     on_stage: Stage | None = None,
     on_progress: Progress | None = None,
-) -> list[Profile]:
+) -> Profiles:
     """Profiles of these experts in order, each once, or of all (None); see `profile_expert`."""
     options = options or ProfileOptions()
     say = on_stage or (lambda _: None)
@@ -137,8 +138,7 @@ def profile_experts(
     measured = _measures(routed, options, say, on_progress) if options.use_model else None
     tags, why = _speech(routed, options.pipeline, say)
     say("putting profiles together")
-    assembly = Assembly(routed, measured, tags, why)
-    return [assembly.profile(cell) for cell in wanted]
+    return profile_tables(routed, measured, tags, why, wanted)
 
 
 def _measures(
@@ -220,13 +220,14 @@ def _speech(routed: Routed, pipeline: str | None, say: Stage) -> tuple[SpeechTag
         return None, str(error)
 
 
-def write_profiles(run: AnalyzedRun, profiles: Sequence[Profile], *, index: bool = False) -> Path:
-    """Write one JSON for each profile under ``RUN/profiles``, and with ``index`` an index of all.
+def write_profiles(run: AnalyzedRun, profiles: Profiles, *, index: bool = False) -> Path:
+    """Write one JSON for each profile under ``RUN/profiles``, and with ``index`` what holds all.
 
     Args:
         run: the run.
         profiles: what to write.
-        index: write ``index.json`` too: expert, role, flags, sureness and summary of each.
+        index: write the tables too, as ``NAME.parquet`` (see `moescope.profiles.columns`), and
+            ``index.json``: expert, role, flags, sureness and summary of each.
 
     Returns:
         The folder.
@@ -240,6 +241,8 @@ def write_profiles(run: AnalyzedRun, profiles: Sequence[Profile], *, index: bool
             content = _json(profile.to_dict())
             write_bytes(folder / f"{profile.expert}.json", content, flush=False)
         if index:
+            for name, table in profiles.tables.items():
+                write_parquet(folder / f"{name}.parquet", table)
             write_bytes(folder / "index.json", _json([_entry(p) for p in profiles]))
     return folder
 

@@ -6,11 +6,10 @@ Like the report it loads nothing, and text of a corpus enters it as text only (s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from moescope.metrics.runs import AnalyzedRun
-from moescope.profiles.facts import Profile
+from moescope.profiles.facts import Profiles
 from moescope.profiles.stored import FOLDER
 from moescope.report.page import fill_page, write_page
 from moescope.report.profile_data import profiles_data
@@ -25,7 +24,7 @@ _SCRIPTS = (
 
 
 def build_profile_page(
-    run: AnalyzedRun, profiles: Sequence[Profile], path: str | Path | None = None
+    run: AnalyzedRun, profiles: Profiles, path: str | Path | None = None
 ) -> Path:
     """Write the page of all experts, or of one.
 
@@ -49,7 +48,7 @@ def build_profile_page(
         return write_page(folder / FOLDER / name, page)
 
 
-def render_profile_page(run: AnalyzedRun, profiles: Sequence[Profile]) -> str:
+def render_profile_page(run: AnalyzedRun, profiles: Profiles) -> str:
     """The text of the page; see `build_profile_page`."""
     total = sum(run.shape.num_experts)
     if len(profiles) not in (1, total):

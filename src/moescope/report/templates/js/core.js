@@ -88,7 +88,7 @@ const M = {};
     return text === undefined ? `#${id}` : text;
   };
   // For tables: spaces and line ends made visible.
-  M.tokenShown = (id) => M.tokenText(id).replace(/^ /, "␣").replace(/ $/, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥") || "∅";
+  M.tokenShown = (text) => text.replace(/^ /, "␣").replace(/ $/, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥") || "∅";
   M.shorten = (text, size) => (text.length > size ? `${text.slice(0, size - 1)}…` : text);
 
   // State: every section says which parts of it it depends on.

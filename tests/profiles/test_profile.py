@@ -17,6 +17,7 @@ from moescope.errors import BadInputError, ModelError, RunError
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.models import LoadedModel, ModelSpec, load_model
 from moescope.profiles import profile as profile_module
+from moescope.profiles.columns import COLUMNS
 from moescope.profiles.facts import Absent, Profiles
 from moescope.profiles.profile import (
     ProfileOptions,

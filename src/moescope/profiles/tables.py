@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from moescope.metrics.view import Layer
 from moescope.metrics.vocabulary import MIN_TOKEN_COUNT
-from moescope.profiles.cells import Cells
 from moescope.profiles.columns import COLUMNS, schema_of
 from moescope.profiles.contexts import AROUND, MAX_PER_DOCUMENT
 from moescope.profiles.facts import Profiles
@@ -48,6 +47,28 @@ _SUPER_PERCENTILE = 99.5
 _SUPER_OF_LARGEST = 0.1
 _SUPER_DEPTH = 0.75
 
+# Columns of the tables, by the names that they have in the run's tables and in what was measured.
+_LOAD = {
+    "count": "count", "tokens": "tokens", "load": "load", "rate": "activation_rate",
+    "rate_low": "ci_low", "rate_high": "ci_high", "gate_mass": "gate_mass",
+    "first_share": "first_share",
+}  # fmt: skip
+_DOMAIN_LOAD = {
+    "count": "count", "tokens": "tokens", "rate": "activation_rate", "low": "ci_low",
+    "high": "ci_high", "gate_mass": "gate_mass",
+}  # fmt: skip
+_SPECIAL = {
+    "others": "others", "lift": "lift_over_others", "lift_low": "lift_low",
+    "lift_high": "lift_high", "q": "q", "by_token": "by_token",
+}  # fmt: skip
+_CONTRIBUTION = {
+    "mean": "contribution", "low": "contribution_low", "high": "contribution_high",
+    "share": "contribution_share", "documents": "documents", "weight": "weight",
+    "activation": "activation", "activation_share": "activation_share", "peak": "peak",
+    "counted_peak": "counted_peak",
+}  # fmt: skip
+_DOMAINS_AND_ALL = (slice(1, None), 0)
+
 Array = NDArray[Any]
 Columns = dict[str, Any]
 
@@ -69,35 +90,22 @@ def profile_tables(
         wanted: cells, in the order wanted.
     """
     slots = np.asarray([routed.cells.slot_of(cell) for cell in wanted], np.int64)
-    layers = []
+    made = []
     for layer in (routed.cells.layers[s] for s in np.unique(slots).tolist()):
         own = np.asarray(wanted)[slots == layer.slot] - routed.cells.offsets[layer.slot]
-        layers.append(_LayerTables(routed, measured, layer, np.sort(own)))
-    made = [layer.tables(tags, why_no_tags) for layer in layers]
-    place = {cell: i for i, cell in enumerate(wanted)}
+        made.append(_LayerTables(routed, measured, layer, np.sort(own)).tables(tags, why_no_tags))
     tables = {
-        name: _in_order(
-            pa.concat_tables([schema_of(name).empty_table(), *(part[name] for part in made)]),
-            routed.cells,
-            place,
-        )
+        name: pa.concat_tables([schema_of(name).empty_table(), *(part[name] for part in made)])
         for name in COLUMNS
     }
     bare = Profiles(tables, _source(routed, measured), CONSTANTS)
     ruled = [describe(profile) for profile in bare]
-    experts = tables["experts"]
-    for at, field in enumerate(experts.schema):
+    for at, field in enumerate(schema_of("experts")):
         if ruled and field.name in ruled[0]:
             values = pa.array([r[field.name] for r in ruled], field.type)
-            experts = experts.set_column(at, field, values)
-    return Profiles(tables | {"experts": experts}, bare.source, CONSTANTS)
-
-
-def _in_order(table: pa.Table, cells: Cells, place: Mapping[int, int]) -> pa.Table:
-    start = {layer.layer_idx: cells.offsets[layer.slot] for layer in cells.layers}
-    own = zip(table["layer"].to_pylist(), table["expert"].to_pylist(), strict=True)
-    places = np.asarray([place[start[n] + e] for n, e in own], np.int64)
-    return table.take(pa.array(np.argsort(places, kind="stable")))
+            tables["experts"] = tables["experts"].set_column(at, field, values)
+    place = np.argsort(np.argsort(wanted))  # of each wanted cell among the sorted ones
+    return Profiles(tables, bare.source, CONSTANTS).some(place.tolist())
 
 
 def _source(routed: Routed, measured: StoredMeasures | None) -> dict[str, Any]:
@@ -139,18 +147,20 @@ class _LayerTables:
         return {name: self._table(name, listed[name]) for name in COLUMNS}
 
     def _table(self, name: str, columns: Columns) -> pa.Table:
+        """A table with the columns of its schema, rows of an expert side by side."""
         schema = schema_of(name)
         if not columns:
             return schema.empty_table()
-        size = len(columns["expert"])
-        whole = {"layer": np.full(size, self._layer.layer_idx), **columns}
+        expert = np.asarray(columns["expert"])
+        columns["layer"] = np.full(expert.size, self._layer.layer_idx)
         arrays = [
-            pa.array(whole[field.name], field.type)
-            if field.name in whole
-            else pa.nulls(size, field.type)
-            for field in schema
+            pa.array(columns[f.name], f.type)
+            if f.name in columns
+            else pa.nulls(expert.size, f.type)
+            for f in schema
         ]
-        return pa.Table.from_arrays(arrays, schema=schema)
+        whole = pa.Table.from_arrays(arrays, schema=schema)
+        return whole.take(pa.array(np.argsort(expert, kind="stable")))
 
     def _say(self, part: str, reason: str, which: Array | None = None) -> None:
         """These experts, or all, have no such part."""
@@ -181,20 +191,13 @@ class _LayerTables:
         self._experts |= {
             "expert": self._own,
             "name": [f"L{layer.layer_idx}E{e}" for e in self._own.tolist()],
-            "count": load["count"][0, at].astype(np.int64),
-            "tokens": load["tokens"][0, at].astype(np.int64),
             "documents": self._routed.documents[0, at],
             "top_k": np.full(size, layer.top_k),
-            "load": load["load"][0, at],
             "even": np.full(size, 1 / layer.num_experts),
-            "rate": load["activation_rate"][0, at],
-            "rate_low": load["ci_low"][0, at],
-            "rate_high": load["ci_high"][0, at],
             "rate_chance": np.full(size, layer.top_k / layer.num_experts),
-            "gate_mass": load["gate_mass"][0, at],
             "gate_low": low[0, self._own],
             "gate_high": high[0, self._own],
-            "first_share": load["first_share"][0, at],
+            **{name: load[column][0, at] for name, column in _LOAD.items()},
         }
 
     def _domains(self) -> Columns:
@@ -202,44 +205,25 @@ class _LayerTables:
         if not names:
             self._say("domains", "the text of the run carries no domains")
             return {}
-        load = {n: v[1:, at] for n, v in routed.load.items()}
-        special = {n: v[:, at] for n, v in routed.special.items()}
         low, high = (ends[1:, self._own] for ends in routed.gate_interval(self._layer))
         columns = {
-            "tokens": load["tokens"].astype(np.int64),
-            "count": load["count"].astype(np.int64),
             "documents": routed.documents[1:, at],
-            "rate": load["activation_rate"],
-            "low": load["ci_low"],
-            "high": load["ci_high"],
-            "others": special["others"],
-            "lift": special["lift_over_others"],
-            "lift_low": special["lift_low"],
-            "lift_high": special["lift_high"],
-            "q": special["q"],
-            "of_expert": _ratio(load["count"], routed.load["count"][0, at]),
-            "of_text": _ratio(load["tokens"], routed.load["tokens"][0, at]),
-            "gate_mass": load["gate_mass"],
+            "of_expert": _ratio(*(routed.load["count"][g, at] for g in _DOMAINS_AND_ALL)),
+            "of_text": _ratio(*(routed.load["tokens"][g, at] for g in _DOMAINS_AND_ALL)),
             "gate_low": low,
             "gate_high": high,
-            "by_token": special["by_token"],
-            "contribution": self._domain_contributions(names),
+            **{name: routed.load[column][1:, at] for name, column in _DOMAIN_LOAD.items()},
+            **{name: routed.special[column][:, at] for name, column in _SPECIAL.items()},
         }
+        if self._measured is not None:
+            known = self._measured.about["text"]["domains"]
+            by_domain = self._measured.arrays["contribution_by_domain"][:, at]
+            columns["contribution"] = by_domain[[known.index(name) for name in names]]
         return {
             "expert": np.repeat(self._own, len(names)),
             "domain": list(names) * at.size,
             **{name: values.T.reshape(-1) for name, values in columns.items()},
         }
-
-    def _domain_contributions(self, names: Sequence[str]) -> Array:
-        out = np.full((len(names), self._own.size), np.nan)
-        if self._measured is not None:
-            known = self._measured.about["text"]["domains"]
-            by_domain = self._measured.arrays["contribution_by_domain"][:, self._cells]
-            for d, name in enumerate(names):
-                if name in known:
-                    out[d] = by_domain[known.index(name)]
-        return out
 
     def _tokens(self) -> Columns:
         made, own = self._routed.layer_tokens(self._layer), self._own
@@ -248,24 +232,19 @@ class _LayerTables:
             self._need(part, count, MIN_ASSIGNMENTS)
         known = self._known("tokens_in")
         self._figures("tokens_in", {"assignments": count, "overlap": made.overlap[own]})
+        figures = ("value", "null", "excess", "top_share", "half_types")
         self._figures(
             "vocabulary",
             {
-                "value": v.value[own],
-                "null": v.null[own],
-                "excess": v.excess[own],
+                **{name: getattr(v, name)[own] for name in figures},
                 "excess_half_a": made.excess_halves[0, own],
                 "excess_half_b": made.excess_halves[1, own],
                 "top_token": self._texts(v.top_id[own]),
-                "top_share": v.top_share[own],
-                "half_types": v.half_types[own],
                 "text_half_types": v.text_half_types,
             },
         )
-        columns = {
-            "token_id": lists.ids, "count": lists.counts, "share": lists.share,
-            "of_token": lists.of_token, "lift": lists.lift, "documents": made.documents,
-        }  # fmt: skip
+        columns = {"token_id": lists.ids, "count": lists.counts, "documents": made.documents}
+        columns |= {name: getattr(lists, name) for name in ("share", "of_token", "lift")}
         rows = self._listed(known[:, None] & (lists.ids[own] >= 0), columns)
         rows["token"] = self._texts(rows["token_id"])
         rows["documents"] = pa.array(rows["documents"], mask=rows["documents"] < 0)
@@ -280,7 +259,7 @@ class _LayerTables:
         """Columns (E, R) as rows, those that are kept."""
         at, rank = np.nonzero(keep_nR)
         named = {name: values[self._own[at], rank] for name, values in columns.items()}
-        return {"expert": self._own[at], "rank": rank, **named}
+        return {**named, "expert": self._own[at], "rank": rank}
 
     def _partners(self) -> Columns:
         layers, layer = self._routed.cells.layers, self._layer
@@ -305,10 +284,7 @@ class _LayerTables:
 
     def _partners_in(self, where: str, beside: Layer) -> Columns:
         made = self._routed.partners(self._layer, beside)
-        columns = {
-            "partner": made.expert, "count": made.times, "given": made.given, "lift": made.lift,
-            "low": made.low, "high": made.high,
-        }  # fmt: skip
+        columns = made._asdict() | {"partner": made.expert, "count": made.times}
         rows = self._listed(made.expert[self._own] >= 0, columns)
         names = [f"L{beside.layer_idx}E{e}" for e in rows["partner"].tolist()]
         named = np.asarray(names, dtype=object)
@@ -324,12 +300,12 @@ class _LayerTables:
         self._need("parts_of_speech", total, MIN_ASSIGNMENTS, "tagged assignments")
         self._figures("parts_of_speech", {"assignments": total, "pipeline": tags.pipeline})
         order = np.argsort(-made.share, axis=1, kind="stable")
-        ordered = {
-            "tag": np.broadcast_to(np.asarray(made.names, dtype=object), made.share.shape),
-            "count": made.times, "share": made.share, "low": made.low, "high": made.high,
-            "text_share": np.broadcast_to(made.text_share, made.share.shape), "lift": made.lift,
-        }  # fmt: skip
-        columns = {n: np.take_along_axis(v, order, 1) for n, v in ordered.items()}
+        named = np.asarray(made.names, dtype=object)
+        ordered = made._asdict() | {"tag": named, "count": made.times}
+        columns = {
+            name: np.take_along_axis(np.broadcast_to(ordered[name], order.shape), order, 1)
+            for name in ("tag", "count", "share", "low", "high", "text_share", "lift")
+        }
         known = np.repeat(self._known("parts_of_speech")[:, None], len(made.names), axis=1)
         return self._listed(known, columns)
 
@@ -356,18 +332,10 @@ class _LayerTables:
         total = int(a["count"][self._routed.cells.of_layer(self._layer)].sum())
         columns = {
             "tokens": count,
-            "documents": a["documents"][at],
-            "mean": a["contribution"][at],
-            "low": a["contribution_low"][at],
-            "high": a["contribution_high"][at],
-            "share": a["contribution_share"][at],
             "load_share": count / max(total, 1),
             "peak_ratio": peak[at] / (np.median(peak[peak > 0]) if known.any() else np.nan),
             "super_rule": self._super_rule(peak)[at],
-            **{
-                n: a[n][at]
-                for n in ("weight", "activation", "activation_share", "peak", "counted_peak")
-            },
+            **{name: a[column][at] for name, column in _CONTRIBUTION.items()},
         }
         self._figures("contribution", columns)
 

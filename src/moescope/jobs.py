@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from moescope.corpus import CorpusSpec
 from moescope.metrics.runs import AnalyzedRun, open_run, table_names
 from moescope.models import LoadedModel, ModelSpec, open_model
-from moescope.report.page import build_report
+from moescope.report.report_page import build_report
 from moescope.report.training_page import write_training_page
 from moescope.run.options import TraceOptions
 from moescope.trace import Progress, trace

@@ -30,7 +30,7 @@ def report(
     from moescope.files import claim
     from moescope.metrics.runs import open_run
     from moescope.report.figures import write_figures
-    from moescope.report.page import build_report
+    from moescope.report.report_page import build_report
 
     opened = open_run(run)
     with nullcontext() if figures is None else claim(figures, "figures"):

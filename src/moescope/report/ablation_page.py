@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from moescope.report.about import label
-from moescope.report.frames import tidy
+from moescope.report.frames import settings, tidy
 from moescope.report.page import fill_page, write_page
 
 __all__ = ["ablation_page", "write_ablation_page"]
 
-_SCRIPTS = (
-    "core.js", "theme.js", "controls.js", "tables.js", "ablation_core.js",
-    "ablation_plan.js", "ablation_each.js", "ablation_scores.js", "main.js",
-)  # fmt: skip
+_SCRIPTS = ("ablation_core.js", "ablation_plan.js", "ablation_each.js", "ablation_scores.js")
 _MEASURES = ("ce_change", "kl", "flips")
 _ENDS = ("", "_low", "_high")
 
@@ -48,7 +45,6 @@ def ablation_page(data: Mapping[str, Any]) -> str:
     figures = _plan_figures(data) if plan else _each_figures(data)
     return fill_page(
         "ablation.html.j2",
-        ("style.css",),
         _SCRIPTS,
         tidy({"phases": ["text"], "kind": data["kind"], "edit": data["edit_words"], **figures}),
         plan=plan,
@@ -56,7 +52,7 @@ def ablation_page(data: Mapping[str, Any]) -> str:
         title=_title(data),
         subtitle=_subtitle(data),
         answers=data["answers"],
-        notes=data["notes"],
+        alerts=data["notes"],
         cost=data["cost"],
         facts=_facts(data),
         targets=data["targets"],
@@ -153,7 +149,7 @@ def _facts(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     model, source = data["model"], data["source"]
     shown = ("model_type", "revision", "dtype", "config_sha256", "weights_sha256")
     text = {**source, "corpus": label(source.get("corpus")), "run": label(source.get("run"))}
-    settings = {
+    chosen = {
         "edit": data["edit"],
         "targets": ", ".join(data["targets"]),
         "seed": data["seed"],
@@ -162,14 +158,7 @@ def _facts(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     sections = {
         "Model": {"name": label(model["name"]), **{n: model[n] for n in shown}},
         "Text": text,
-        "Settings": settings,
+        "Settings": chosen,
         "Versions": data["versions"],
     }
-    return [
-        (title, [(k.replace("_", " "), _plain(v)) for k, v in entries.items()])
-        for title, entries in sections.items()
-    ]
-
-
-def _plain(value: Any) -> str:
-    return "–" if value in (None, "") else str(value)
+    return settings(sections)

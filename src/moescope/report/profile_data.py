@@ -18,10 +18,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from moescope.metrics.balance import COLD_SHARE, DEAD_SHARE
 from moescope.metrics.runs import AnalyzedRun
+from moescope.metrics.statistics import MIN_CLUSTERS
 from moescope.metrics.view import ALL
 from moescope.profiles.facts import Profiles
-from moescope.profiles.summary import Q_LEVEL, REPEATED_OVERLAP, STANDOUT_LIFT, TYPICAL_LIFT
+from moescope.profiles.pushes import AGREED_TOKENS
+from moescope.profiles.summary import (
+    HIGH_ASSIGNMENTS,
+    HIGH_DOCUMENTS,
+    MIN_ASSIGNMENTS,
+    MODERATE_ASSIGNMENTS,
+    MODERATE_DOCUMENTS,
+    Q_LEVEL,
+    REPEATED_OVERLAP,
+    STANDOUT_LIFT,
+    SUPER_RATIO,
+    TYPICAL_LIFT,
+)
 from moescope.report.about import FEW_DOCUMENTS, about
 from moescope.report.frames import number, tidy
 
@@ -61,6 +75,21 @@ LEVELS = (
 )
 """From all that there is to the least; the first that fits is taken."""
 
+
+RULES = {
+    "q": Q_LEVEL,
+    "lift": STANDOUT_LIFT,
+    "typical": TYPICAL_LIFT,
+    "dead": DEAD_SHARE,
+    "cold": COLD_SHARE,
+    "super": SUPER_RATIO,
+    "few_assignments": MIN_ASSIGNMENTS,
+    "few_documents": MIN_CLUSTERS,
+    "moderate": (MODERATE_ASSIGNMENTS, MODERATE_DOCUMENTS),
+    "high": (HIGH_ASSIGNMENTS, HIGH_DOCUMENTS),
+    "agreed": AGREED_TOKENS,
+}
+"""The thresholds that the page names and applies."""
 
 _DRAWN = {
     "absent": "part reason",
@@ -104,7 +133,7 @@ def profiles_data(run: AnalyzedRun, profiles: Profiles) -> dict[str, Any]:
         "domains": domains,
         "compared": len(pc.unique(profiles.tables["domains"]["domain"])),
         "roles": [kind for kind, _ in Counter(profiles.column("role_kind")).most_common()],
-        "rules": {"q": Q_LEVEL, "lift": STANDOUT_LIFT, "typical": TYPICAL_LIFT},
+        "rules": RULES,
         "constants": profiles.constants,
         "measured": profiles.source["measured"] if len(profiles) else None,
         "cut": None,

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["steering_data", "steering_page", "write_steering"]
 
 _SCRIPTS = (
-    "core.js", "theme.js", "controls.js", "tables.js", "heatmap.js", "steering.js",
-    "steering_controls.js", "steering_text.js", "steering_sweep.js", "main.js",
+    "heatmap.js", "steering.js", "steering_controls.js", "steering_text.js", "steering_sweep.js"
 )  # fmt: skip
 _TITLE = 90
 
@@ -57,19 +56,20 @@ def write_steering(result: SteeringResult, swept: SweepResult | None, folder: st
 
 def steering_page(result: SteeringResult, swept: SweepResult | None = None) -> str:
     """The page of a steering, with its sweep where there is one."""
-    data = steering_data(result, swept)
+    silent = result.effect.kind != "some"
+    alerts = [{"level": "warn", "text": note, "word": "Note."} for note in result.effect.notes]
+    if silent and alerts:
+        alerts[0] |= {"level": "bad", "word": "No effect."}
     return fill_page(
         "steering.html.j2",
-        ("style.css", "steering.css"),
         _SCRIPTS,
-        data,
+        steering_data(result, swept),
+        style="steering.css",
+        alerts=alerts,
         title=_shortened("; ".join(result.edits)),
-        model=label(result.model),
-        where=result.where(),
+        subtitle=f"{label(result.model)} · {result.where()}",
         summary=result.summary(),
-        page_notes=list(result.effect.notes),
-        silent=result.effect.kind != "some",
-        cards=_cards(result),
+        facts=_cards(result),
         several=len(result.uses) > 1,
         has={
             "words": bool(result.words),

@@ -20,7 +20,7 @@
     const color = M.css(part.color);
     const plot = Plot.plot({
       width, height: 190, marginLeft: 52, marginRight: 12, marginBottom: 36, marginTop: 12,
-      style: { background: "transparent", fontSize: "11px", fontFamily: "inherit" }, ariaLabel: `Bits ${part.title} by layer`,
+      style: M.style, ariaLabel: `Bits ${part.title} by layer`,
       x: { type: "point", domain: points.map((p) => p.layer), label: "layer →", labelArrow: "none", ticks: M.layerTicks(width), tickSize: 0 },
       y: { domain: [low, high * 1.08], grid: true, ticks: 4, tickSize: 0, label: "bits", labelAnchor: "top", labelArrow: "none" },
       marks: [

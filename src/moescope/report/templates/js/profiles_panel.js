@@ -8,13 +8,7 @@
     const measured = M.data.measured;
     const text = measured ? ` · measured with the model on ${M.fmt.count(d3.sum(measured.text.tokens))} of them` : "";
     M.id("subtitle").textContent = `${single ? `${M.profile(0).name} of ` : ""}${M.fmt.count(d3.sum(M.layers, (l) => l.experts))} experts in ${M.layers.length} MoE layer${M.layers.length > 1 ? "s" : ""} · ${M.fmt.count(about.tokens)} tokens of ${M.fmt.count(about.documents)} documents from ${about.corpus.path || "the corpus"}${text}`;
-  }, () => {
-    M.id("tools").append(M.themeControl());
-    const words = { bad: "Incomplete.", warn: "Careful.", note: "Note." };
-    const alerts = [...M.data.alerts, ...(M.data.cut ? [{ level: "note", text: M.data.cut }] : [])];
-    M.fill(M.id("alerts"), alerts.map((a) => M.h("p", { class: `alert ${a.level}`, role: a.level === "bad" ? "alert" : null }, M.h("b", {}, words[a.level]), a.text)));
   });
-  if (!single) M.section("short", ["never"], () => M.fill(M.id("plot-short"), M.data.short.map((s) => M.h("li", {}, s))));
 
   // Choose an expert. quiet: step by step, so that going back does not walk all the way.
   M.choose = function (index, quiet) {
@@ -54,7 +48,7 @@
     const lines = [`${M.fmt.count(p.sure_assignments)} assignments in ${M.fmt.count(p.sure_documents)} documents of the run stand behind load, domains, tokens and partners.`];
     if (!p.absent.contribution) lines.push(`${M.fmt.count(p.contribution_tokens)} assignments in ${M.fmt.count(p.contribution_documents)} documents were measured with the model.`);
     if (!p.absent.tokens_in) lines.push(p.tokens_in_overlap === null ? "The token list could not be compared between halves of the documents." : `Token list: two halves of the documents share ${M.fmt.percent(p.tokens_in_overlap)}.`);
-    if (!p.absent.pushes) lines.push(`Promoted tokens: the halves share ${M.fmt.percent(p.pushes_promoted_overlap)} of the top 20, rank correlation ${M.fmt.two(p.pushes_agreement)}.`);
+    if (!p.absent.pushes) lines.push(`Promoted tokens: the halves share ${M.fmt.percent(p.pushes_promoted_overlap)} of the top ${M.data.rules.agreed}, rank correlation ${M.fmt.two(p.pushes_agreement)}.`);
     lines.push("Lists show the strongest entries of many, so their true size is likely somewhat smaller.");
     return M.part("How sure this is", null, M.h("ul", { class: "sure-list" }, lines.map((t) => M.h("li", {}, t))));
   }

@@ -32,7 +32,7 @@
   M.parts.pushes = (p) => M.partOf("Pushes towards and away from", p, "pushes", ({ promoted, suppressed }) => {
     const size = d3.max([...promoted, ...suppressed], (r) => Math.max(Math.abs(r.beyond), Math.abs(r.half_a || 0), Math.abs(r.half_b || 0))) || 1;
     const notes = [
-      `Mean change of a token's logit by what it adds, minus the mean over the vocabulary; ranked by what goes beyond the layer's other experts. Ticks: each half of the documents. ${M.fmt.count(p.pushes_tokens)} measured assignments; halves agree with a rank correlation of ${M.fmt.two(p.pushes_agreement)} over the vocabulary, and share ${M.fmt.percent(p.pushes_promoted_overlap)} of the promoted and ${M.fmt.percent(p.pushes_suppressed_overlap)} of the suppressed top 20.`,
+      `Mean change of a token's logit by what it adds, minus the mean over the vocabulary; ranked by what goes beyond the layer's other experts. Ticks: each half of the documents. ${M.fmt.count(p.pushes_tokens)} measured assignments; halves agree with a rank correlation of ${M.fmt.two(p.pushes_agreement)} over the vocabulary, and share ${M.fmt.percent(p.pushes_promoted_overlap)} of the promoted and ${M.fmt.percent(p.pushes_suppressed_overlap)} of the suppressed top ${M.data.rules.agreed}.`,
     ];
     if (p.pushes_factor !== 1) notes.push(` The experts' output enters the stream times ${p.pushes_factor}.`);
     if (p.pushes_note) notes.push(` Note: ${p.pushes_note}.`);

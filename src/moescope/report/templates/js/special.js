@@ -29,7 +29,7 @@
     const ends = points.flatMap((p) => [p.low, p.high, p.words, p.lift_over_others, 1]).filter((v) => v);
     const plot = Plot.plot({
       width, height: points.length * 22 + 62, marginLeft: room, marginRight: 14, marginTop: 8,
-      style: { background: "transparent", fontSize: "11px", fontFamily: "inherit" }, ariaLabel: "Lift of the top cells with 95 % intervals",
+      style: M.style, ariaLabel: "Lift of the top cells with 95 % intervals",
       x: { type: "log", domain: [Math.max(floor, d3.min(ends) * 0.92), d3.max(ends) * 1.08], label: "lift over the other domains (log scale) →", labelArrow: "none", grid: true, ticks: width < 560 ? 4 : 8, tickFormat: (v) => `${+v.toPrecision(2)}` },
       y: { domain: points.map((p) => p.key), label: null, tickSize: 0, tickFormat: (k) => M.shorten(k, width < 560 ? 20 : 40) },
       marks: [

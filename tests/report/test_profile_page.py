@@ -1,5 +1,6 @@
 """The page of profiles: one safe file of bounded size that a person can browse."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -267,6 +268,40 @@ class TestBrowser:
         assert "data-errors" not in root(text)
         assert "Made without the model" in text
         assert "Absent: made without the model." in text
+
+    def test_every_figure_stands_where_its_words_say(
+        self, run: AnalyzedRun, profiles: Profiles, tmp_path: Path
+    ) -> None:
+        """Low before high, the lift beside the rate of the others, text before and after."""
+        one = profiles[13:14]
+        one = altered(one, "experts", rate=0.155, rate_low=0.111, rate_high=0.222, gate_mass=0.5)
+        one = altered(one, "experts", rate_chance=0.25, gate_low=0.333, gate_high=0.777)
+        one = altered(one, "experts", contribution_low=2.22, contribution_high=4.44)
+        one = altered(one, "domains", rate=0.34, low=0.31, high=0.37, others=0.044, lift=7.73)
+        one = altered(one, "domains", lift_low=6.61, lift_high=8.85, by_token=0.088)
+        one = altered(one, "contexts", before="what came before ", token="it", after=" what came")
+        one = altered(one, "partners", lift=2.5, given=0.123, count=456)
+        one = altered(one, "tokens", share=0.654, lift=3.21, count=1234, documents=56)
+        one = altered(one, "similar", cosine=0.45, half_a=0.41, half_b=0.49)
+        one = altered(one, "pushes", own=0.7, others=0.1, beyond=0.6, half_a=0.55, half_b=0.65)
+        text = dom(self.page(render_profile_page(run, one), tmp_path), tmp_path)
+        assert "data-errors" not in root(text)
+        shown = html.unescape(re.sub(r"<[^>]*>", "", text.split('id="data"')[0]))
+        assert "15.5 %of tokens choose it11.1–22.2 %, chance 25.0 %" in shown
+        assert "0.500gate mass per token0.333–0.777" in shown
+        assert "(REAP)2.22–4.44" in shown
+        assert "34.0 % of its tokens (95 %: 31.0–37.0 %); red: chance 25.0 %; others 4.4 %" in text
+        assert "34.0 %7.73× [6.61, 8.85]" in shown
+        assert "what came before it what came" in shown
+        assert "<p>what came before <mark>it</mark> what came</p>" in text
+        assert "65.4 %3.21×1,23456" in shown
+        assert "456 tokens together; 12.3 % of its tokens" in text
+        assert "2.50×12.3 %" in shown
+        assert "0.450.41 · 0.49" in shown
+        assert "own 0.700, the layer's others 0.100; halves 0.550 and 0.650" in text
+        bars = re.findall(r'class="whisker" x1="([\d.]+)" y1="9" x2="([\d.]+)"', text)
+        assert bars
+        assert all(float(low) < float(high) for low, high in bars)
 
     def test_hostile_text_is_shown_as_text(
         self, run: AnalyzedRun, profiles: Profiles, tmp_path: Path

@@ -216,15 +216,15 @@ def _cut_text(text: str, size: int, side: int) -> str:
     return "…" + text[-size:] if side < 0 else text[:size] + "…"
 
 
-def pack(data: Any) -> dict[str, Any]:
-    """JSON as raw deflate in base64: ``size`` (bytes unpacked) and ``bytes``."""
+def pack(data: Any) -> dict[str, str]:
+    """JSON as raw deflate in base64, as ``bytes``."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     deflate = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
     made = deflate.compress(text.encode("ascii")) + deflate.flush()
-    return {"size": len(text), "bytes": base64.b64encode(made).decode("ascii")}
+    return {"bytes": base64.b64encode(made).decode("ascii")}
 
 
-def unpack(packed: dict[str, Any]) -> Any:
+def unpack(packed: dict[str, str]) -> Any:
     """What `pack` was given."""
     raw = zlib.decompress(base64.b64decode(packed["bytes"]), -zlib.MAX_WBITS)
     return json.loads(raw)

@@ -1,6 +1,6 @@
 "use strict";
 // Contents, drawing, and drawing again when the width changes.
-(function () {
+M.when(function () {
   const links = [...document.querySelectorAll("main > section")].map((section) =>
     M.h("a", { href: `#${section.id}` }, section.querySelector("h2").textContent));
   M.fill(M.id("toc"), links);
@@ -25,4 +25,4 @@
   }
   M.drawn.forEach((after) => after());
   document.documentElement.dataset.ready = "yes";
-})();
+});

@@ -1,6 +1,6 @@
 "use strict";
 // Profiles as rows of the page's tables: the figures of an expert by column name, and its lists.
-(function () {
+M.when(function () {
   const tables = M.data.tables;
   const columns = Object.fromEntries(Object.entries(tables).map(([name, t]) => [name, Object.keys(t).filter((c) => c !== "starts")]));
   const row = (name, at) => Object.fromEntries(columns[name].map((c) => [c, tables[name][c][at]]));
@@ -77,4 +77,4 @@
   };
   M.found = () => d3.range(M.size).filter(M.matches);
   M.filtered = () => Boolean(M.state.search.trim() || M.state.role || M.state.flag || M.state.domain);
-})();
+});

@@ -1,6 +1,6 @@
 "use strict";
 // The experts that match a search, and moving from one to the next.
-(function () {
+M.when(function () {
   if (M.size < 2) return;
   const STEP = 80;
   let shown = STEP;
@@ -97,4 +97,4 @@
     next.focus({ preventScroll: false });
     M.choose(Number(next.dataset.expert), true);
   }
-})();
+});

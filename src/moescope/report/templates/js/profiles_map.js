@@ -1,6 +1,6 @@
 "use strict";
 // Layer × expert: every expert a cell, coloured by a chosen quantity; click or arrow keys choose one.
-(function () {
+M.when(function () {
   if (M.size < 2) return;
   const widest = d3.max(M.layers, (l) => l.experts);
   const ROLES = {
@@ -154,4 +154,4 @@
     M.id("controls-map").append(M.choice("Colour", "color", options, 10));
     ["expert", "search", "role", "domain", "flag"].forEach((key) => M.watch(key, () => draw()));
   });
-})();
+});

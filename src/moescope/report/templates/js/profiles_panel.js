@@ -1,6 +1,6 @@
 "use strict";
 // The chosen expert: head, summary and parts; the address names it, so that a link finds it again.
-(function () {
+M.when(function () {
   const about = M.data.about;
   const single = M.size === 1;
 
@@ -84,4 +84,4 @@
     const best = d3.greatest(clear, (i) => M.profile(i).top_lift);
     return best === undefined ? 0 : best;
   }
-})();
+});

@@ -1,6 +1,6 @@
 "use strict";
 // Parts of a profile that are numbers: how often, domains, parts of speech, partners, weights.
-(function () {
+M.when(function () {
   const SVG = "http://www.w3.org/2000/svg";
   function shape(tag, attributes) {
     const element = document.createElementNS(SVG, tag);
@@ -129,4 +129,4 @@
   M.parts.weights = (p) => M.partOf("Weights", p, "weights", (rows) =>
     M.part("Weights", "Frobenius norms beside the layer's mean; z is the distance from it in standard deviations of the layer's experts.",
       M.table([{ key: "tensor", label: "tensor", mono: true }, { key: "norm", label: "norm", format: M.fmt.two }, { key: "layer_mean", label: "layer mean", format: M.fmt.two }, { key: "z", label: "z", format: M.fmt.two }], rows, { fixed: true, label: "Norms of its weights" })));
-})();
+});

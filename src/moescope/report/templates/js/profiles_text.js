@@ -1,6 +1,6 @@
 "use strict";
 // Parts of a profile that are text: tokens in, contexts, what it pushes towards and away from.
-(function () {
+M.when(function () {
   const { cellOf: cell, headOf: head } = M;
   const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\r/g, "␍");
   const token = (text) => M.h("span", { class: "token", title: visible(text) }, visible(text).replace(/^ +| +$/g, (s) => "␣".repeat(s.length)) || "∅");
@@ -48,4 +48,4 @@
       M.h("p", {}, c.before.replace(/^\s+/, ""), M.h("mark", {}, c.token === "" ? "∅" : c.token.replace(/\n/g, "⏎\n")), c.after)));
     return M.part("Where it contributes most", "The tokens with the largest ‖w·E(x)‖ in their text; the same token between the same neighbours is shown once, a document at most twice.", M.h("ol", { class: "contexts" }, items));
   });
-})();
+});

@@ -22,6 +22,7 @@ import jinja2
 from markupsafe import Markup
 
 from moescope.files import usable_path, write_bytes
+from moescope.profiles.summary import Q_LEVEL
 
 __all__ = ["SIGNATURE", "embed_json", "fill_page", "write_page"]
 
@@ -57,7 +58,7 @@ def write_page(path: str | Path, page: str) -> Path:
 def fill_page(
     template: str,
     scripts: tuple[str, ...],
-    data: Any,
+    data: Mapping[str, Any],
     *,
     title: str,
     subtitle: str = "",
@@ -70,7 +71,7 @@ def fill_page(
     Args:
         template: body under ``templates/``.
         scripts: the page's own files under ``templates/js/``, in order.
-        data: what `embed_json` takes.
+        data: by name, what `embed_json` takes; the level of tests goes with it.
         title: heading of the page.
         subtitle: a line under it.
         alerts: what a reader must know first: ``level`` (bad, warn, note), ``text``, and ``word``
@@ -92,7 +93,7 @@ def fill_page(
         policy=_policy(sources),
         style=Markup("\n".join(styles)),
         scripts=[Markup(s) for s in sources],
-        data=Markup(embed_json(data)),
+        data=Markup(embed_json({**data, "level": Q_LEVEL})),
         title=title,
         subtitle=subtitle,
         alerts=alerts,

@@ -77,7 +77,6 @@ LEVELS = (
 
 
 RULES = {
-    "q": Q_LEVEL,
     "lift": STANDOUT_LIFT,
     "typical": TYPICAL_LIFT,
     "dead": DEAD_SHARE,

@@ -26,7 +26,7 @@ M.when(function () {
   M.size = tables.experts.name.length;
   M.indexOf = new Map(tables.experts.name.map((name, i) => [name, i]));
   M.domainIndex = new Map(M.data.domains.map((name, i) => [name, i]));
-  M.standsOut = (d) => d.q !== null && d.q < M.data.rules.q;
+  M.standsOut = (d) => d.q !== null && d.q < M.data.level;
 
   // Eight colours, and eight paler ones for the next domains; after sixteen they come round again.
   M.domainInk = (i) => (i % 16 < 8 ? M.css(`d${i % 8}`) : d3.interpolateRgb(M.css(`d${i % 8}`), M.css("panel"))(0.5));

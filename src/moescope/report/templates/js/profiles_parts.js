@@ -83,7 +83,7 @@ M.when(function () {
         cell("num wide soft", `${M.fmt.percent(r.by_token)}`), measured ? cell("num wide soft extra", M.fmt.two(r.contribution)) : null,
       ];
     });
-    const notes = [`Share of each domain's tokens that choose it, with 95 % intervals over documents; the red line is chance, ${M.fmt.percent(chance)}. Bold: q < ${M.data.rules.q}.`];
+    const notes = [`Share of each domain's tokens that choose it, with 95 % intervals over documents; the red line is chance, ${M.fmt.percent(chance)}. Bold: q < ${M.data.level}.`];
     if (rows.length < M.data.compared) notes.push(` The ${rows.length} of ${M.data.compared} domains that stand out most.`);
     return M.part("Domains", notes.join(""), M.h("div", { class: `rows domains-rows${measured ? " measured" : ""}` },
       head([["domain"], ["rate"], ["", "num"], ["lift over others", "num wide"], ["", "num"], ["gate mass", "num wide"], ["by words", "num wide"], ...(measured ? [["‖w·E(x)‖", "num wide extra"]] : [])]), cells));

@@ -36,7 +36,7 @@ from moescope.profiles.summary import (
     SUPER_RATIO,
     TYPICAL_LIFT,
 )
-from moescope.report.about import FEW_DOCUMENTS, about
+from moescope.report.about import about, say_basics
 from moescope.report.frames import number, tidy
 
 __all__ = ["PAGE_BYTES", "Caps", "pack", "profiles_data", "unpack"]
@@ -249,23 +249,8 @@ def _cut(caps: Caps) -> str:
 
 def _alerts(run: AnalyzedRun, facts: dict[str, Any], profiles: Profiles) -> list[dict[str, str]]:
     """What a reader must know first; ``level`` is bad, warn or note."""
-    out = []
-    coverage = facts["coverage"]
-    if coverage.get("routers_seen") != coverage.get("routers_expected"):
-        text = (
-            f"Only {coverage.get('routers_seen')} of {coverage.get('routers_expected')} routers "
-            "were seen: profiles of the others say nothing."
-        )
-        out.append({"level": "bad", "text": text})
-    small = [d for d in facts["domains"] if 0 < d["documents"] < FEW_DOCUMENTS]
-    if small:
-        names = ", ".join(f"{d['name']} ({d['documents']})" for d in small[:8])
-        more = f" and {len(small) - 8} more" if len(small) > 8 else ""
-        text = (
-            f"Few documents: {names}{more}. The document is the unit of every interval and test; "
-            "with so few only large differences can be seen."
-        )
-        out.append({"level": "warn", "text": text})
+    out: list[dict[str, str]] = []
+    say_basics(facts, lambda level, text: out.append({"level": level, "text": text}))
     if len(profiles) and profiles.source["measured"] is None:
         text = (
             "Made without the model: contributions, contexts, promoted tokens, similar experts and "

@@ -31,7 +31,7 @@ _WHERE = {
     "SimilarityOptions": "moescope.similarity.compare",
     "TraceOptions": "moescope.run.options",
     "analyze": "moescope.jobs",
-    "build_report": "moescope.report.page",
+    "build_report": "moescope.report.report_page",
     "compare_routes": "moescope.trace.routes",
     "compare_runs": "moescope.metrics.runs",
     "contrast": "moescope.intervene.contrast.compare",

@@ -15,7 +15,7 @@ from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.metrics.tables import TABLES
 from moescope.models import LoadedModel, ModelSpec, open_model
 from moescope.progress import OnProgress, Progress, quiet
-from moescope.report.page import build_report
+from moescope.report.report_page import build_report
 from moescope.report.training_page import write_training_page
 from moescope.run.options import TraceOptions
 from moescope.trace import trace

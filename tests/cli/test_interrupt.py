@@ -79,7 +79,7 @@ VERBS = {
     "demo": ("demo -o r", "moescope.demo:run_demo"),
     "similarity": ("similarity MOE TEXTS -o r", "moescope.similarity.compare:similarity"),
     "table": ("table RUN", "moescope.metrics.runs:open_run"),
-    "report": ("report RUN", "moescope.report.page:build_report"),
+    "report": ("report RUN", "moescope.report.report_page:build_report"),
     "compare": ("compare RUN OTHERRUN", "moescope.metrics.runs:compare_runs"),
     "profile": ("profile RUN L0E1", "moescope.profiles.profile:profile_experts"),
     "steer": ("steer MOE --prompt plan --set L1E3=+2 -o r", "moescope.intervene:steer"),

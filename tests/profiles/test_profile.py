@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tests.support.saved import save_tiny, write_corpus
@@ -16,7 +17,8 @@ from moescope.errors import BadInputError, ModelError, RunError
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.models import LoadedModel, ModelSpec, load_model
 from moescope.profiles import profile as profile_module
-from moescope.profiles.facts import Absent, Profile
+from moescope.profiles.columns import COLUMNS
+from moescope.profiles.facts import Absent, Profiles
 from moescope.profiles.profile import (
     ProfileOptions,
     profile_all,
@@ -48,17 +50,15 @@ def options(tiny_loaded: LoadedModel) -> ProfileOptions:
 
 
 @pytest.fixture(scope="module")
-def profiles(run: AnalyzedRun, options: ProfileOptions) -> list[Profile]:
+def profiles(run: AnalyzedRun, options: ProfileOptions) -> Profiles:
     return profile_all(run, options)
 
 
-def test_every_expert_has_one_in_order(run: AnalyzedRun, profiles: list[Profile]) -> None:
+def test_every_expert_has_one_in_order(run: AnalyzedRun, profiles: Profiles) -> None:
     assert [str(p.expert) for p in profiles] == [f"L{n}E{e}" for n in range(4) for e in range(8)]
 
 
-def test_load_and_domains_are_those_of_the_tables(
-    run: AnalyzedRun, profiles: list[Profile]
-) -> None:
+def test_load_and_domains_are_those_of_the_tables(run: AnalyzedRun, profiles: Profiles) -> None:
     load = run.table("load").to_pandas().set_index(["layer", "expert", "domain"])
     special = run.table("domain_specialization").to_pandas()
     special = special.set_index(["layer", "expert", "domain"])
@@ -81,7 +81,7 @@ def test_load_and_domains_are_those_of_the_tables(
             assert d.gate_low < d.gate_high
 
 
-def test_tokens_in_are_counted_from_the_sample(run: AnalyzedRun, profiles: list[Profile]) -> None:
+def test_tokens_in_are_counted_from_the_sample(run: AnalyzedRun, profiles: Profiles) -> None:
     tokens = run.tokens()
     assert tokens is not None
     for p in profiles:
@@ -99,7 +99,7 @@ def test_tokens_in_are_counted_from_the_sample(run: AnalyzedRun, profiles: list[
             assert row.token == run.token_text(row.token_id)
 
 
-def test_partners_are_counted_over_all_pairs(run: AnalyzedRun, profiles: list[Profile]) -> None:
+def test_partners_are_counted_over_all_pairs(run: AnalyzedRun, profiles: Profiles) -> None:
     tokens = run.tokens()
     assert tokens is not None
     size = tokens.doc.size
@@ -151,7 +151,7 @@ def test_intervals_of_domains_that_were_sampled_unevenly_are_of_the_runs_mix(
 def test_what_was_measured_is_read_back_without_the_model(
     run: AnalyzedRun,
     options: ProfileOptions,
-    profiles: list[Profile],
+    profiles: Profiles,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -164,7 +164,7 @@ def test_what_was_measured_is_read_back_without_the_model(
 
 
 def test_another_budget_or_precision_is_another_measurement(
-    run: AnalyzedRun, options: ProfileOptions, profiles: list[Profile], tiny_loaded: LoadedModel
+    run: AnalyzedRun, options: ProfileOptions, profiles: Profiles, tiny_loaded: LoadedModel
 ) -> None:
     few = profile_expert(
         run, "L1E1", ProfileOptions(tiny_loaded, tokens_per_domain=300, pipeline=None)
@@ -178,7 +178,7 @@ def test_another_budget_or_precision_is_another_measurement(
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors", "-lens.parquet", "-contexts.parquet"])
 def test_a_measurement_that_was_damaged_is_made_again(
-    run: AnalyzedRun, options: ProfileOptions, profiles: list[Profile], suffix: str
+    run: AnalyzedRun, options: ProfileOptions, profiles: Profiles, suffix: str
 ) -> None:
     for path in (run.path / "profiles").glob(f"measured-*{suffix}"):
         path.write_bytes(b"half of a fi")
@@ -186,7 +186,7 @@ def test_a_measurement_that_was_damaged_is_made_again(
 
 
 def test_without_the_model_its_parts_are_absent_and_say_so(
-    run: AnalyzedRun, profiles: list[Profile]
+    run: AnalyzedRun, profiles: Profiles
 ) -> None:
     made = profile_all(run, NO_MODEL)
     for p, whole in zip(made, profiles, strict=True):
@@ -231,7 +231,7 @@ def test_text_of_one_domain_is_profiled_but_domains_are_not_compared(
 
 
 def test_json_holds_no_nan_and_every_expert_has_a_file(
-    run: AnalyzedRun, profiles: list[Profile]
+    run: AnalyzedRun, profiles: Profiles
 ) -> None:
     folder = write_profiles(run, profiles, index=True)
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
@@ -345,7 +345,7 @@ def test_a_planted_domain_expert_gets_the_right_sentence(planted: Planted) -> No
     made = profile_expert(run, "L0E5", NO_MODEL)
     from moescope.profiles.summary import role_of
 
-    role = role_of(made.load, [], made.domains, made.vocabulary)
+    role = role_of(made, [])
     assert (role.kind, role.about) == ("domain", "domain1")
 
 
@@ -384,3 +384,35 @@ def test_where_domains_are_only_labels_few_experts_are_called_theirs(
         runs_with_any += bool(claimed[-1])
     assert np.mean(claimed) <= 0.05
     assert runs_with_any <= 3  # 0.75 expected of 15; P(≥ 4 | 5 %) is below 0.6 %
+
+
+def test_the_tables_are_written_and_every_column_has_a_meaning(
+    run: AnalyzedRun, profiles: Profiles
+) -> None:
+    folder = write_profiles(run, profiles, index=True)
+    for name, columns in COLUMNS.items():
+        table = pq.read_table(folder / f"{name}.parquet")
+        meant = [column for names in columns for column in names.split()]
+        assert table.column_names == ["layer", "expert", *meant]
+        assert all(meaning for _, meaning in columns.values())
+    experts = pq.read_table(folder / "experts.parquet").to_pandas().set_index("name")
+    kept = json.loads((folder / "L2E5.json").read_text(encoding="utf-8"))
+    assert experts.summary["L2E5"] == kept["summary"]
+    assert experts.contribution_mean["L2E5"] == pytest.approx(kept["contribution"]["mean"])
+    pushes = pq.read_table(folder / "pushes.parquet").to_pandas()
+    first = pushes[(pushes.layer == 2) & (pushes.expert == 5) & (pushes.side == "promoted")]
+    assert first.token.tolist() == [r["token"] for r in kept["pushes"]["promoted"]]
+
+
+def test_some_experts_come_in_the_order_asked_for(run: AnalyzedRun, profiles: Profiles) -> None:
+    made = profile_experts(run, ["L3E1", "L0E2", "L3E0", "L0E2"], NO_MODEL)
+    assert [str(p.expert) for p in made] == ["L3E1", "L0E2", "L3E0"]
+    whole = {str(p.expert): p for p in profiles}
+    for p in [*made, *made[1:2]]:
+        assert (p.load, p.domains[0].tokens) == (
+            whole[str(p.expert)].load,
+            whole[str(p.expert)].domains[0].tokens,
+        )
+        assert p.tokens_in == whole[str(p.expert)].tokens_in
+        assert p.following == whole[str(p.expert)].following
+    assert len(profile_experts(run, [], NO_MODEL)) == 0

@@ -1,80 +1,55 @@
 """The summary says what the numbers say, by rule, and no more."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from moescope.profiles.facts import (
-    Absent,
-    Contribution,
-    DomainUse,
-    Load,
-    Profile,
-    PushedToken,
-    PushList,
-    TokenList,
-    TokenUse,
-    VocabularyUse,
-    plain,
-)
-from moescope.profiles.summary import flags_of, quote, role_of, summarize, sureness
+from moescope.profiles.facts import Absent, Part, plain
+from moescope.profiles.summary import describe, flags_of, quote, sureness
 
 NAN = math.nan
-LOAD = Load(
-    count=8112, tokens=200_000, documents=96, load=0.0101, even=1 / 64, rate=0.04, rate_low=0.03,
-    rate_high=0.05, rate_chance=0.125, gate_mass=0.01, gate_low=NAN, gate_high=NAN, first_share=0.1,
+LOAD = Part(
+    count=8112, tokens=200_000, top_k=8, documents=96, load=0.0101, even=1 / 64, rate_chance=0.125,
 )  # fmt: skip
-VOCABULARY = VocabularyUse(0.3, 0.1, 0.2, (0.2, 0.2), " the", 0.1, 20, 90, 10)
-CONTRIBUTION = Contribution(
-    tokens=5000, documents=50, mean=1.0, low=0.9, high=1.1, share=0.02, load_share=0.01,
-    weight=0.1, activation=10.0, activation_share=0.01, peak=5.0, counted_peak=5.0,
-    peak_ratio=1.0, super_rule=False,
-)  # fmt: skip
+VOCABULARY = Part(top_token=" the", top_share=0.1)
+CONTRIBUTION = Part(peak_ratio=1.0, super_rule=False)
 
 
-def domain(name: str, lift: float, q: float, **changes: Any) -> DomainUse:
-    made = DomainUse(
+def domain(name: str, lift: float, q: float, **changes: Any) -> Part:
+    made = Part(
         domain=name, tokens=1000, count=100, documents=20, rate=0.1 * lift, low=NAN, high=NAN,
         others=0.1, lift=lift, lift_low=lift * 0.9, lift_high=lift * 1.15, q=q, of_expert=0.31,
         of_text=0.078, gate_mass=0.1, gate_low=NAN, gate_high=NAN, by_token=0.1,
     )  # fmt: skip
-    return replace(made, **changes)
+    return made | changes
 
 
-def tokens(*rows: tuple[str, float, float], overlap: float = 0.9) -> TokenList:
-    used = [TokenUse(t, n, 100, share, 0.5, lift, 20) for n, (t, share, lift) in enumerate(rows)]
-    return TokenList(used, 8112, 10, overlap)
+def tokens(*rows: tuple[str, float, float], overlap: float = 0.9) -> Part:
+    used = [Part(token=t, share=share, lift=lift) for t, share, lift in rows]
+    return Part(rows=used, overlap=overlap)
 
 
-def pushes(*names: str, overlap: float = 0.8) -> PushList:
-    rows = [PushedToken(t, n, 0.5, 0.1, 0.4, 0.4, 0.4) for n, t in enumerate(names)]
-    return PushList(rows, rows, 5000, 0.9, overlap, overlap, 0.1, 1.0, "")
+def pushes(*names: str, overlap: float = 0.8) -> Part:
+    return Part(promoted=[Part(token=t) for t in names], promoted_overlap=overlap)
 
 
 TYPICAL = tokens((" return", 0.3, 8.0), (" def", 0.2, 7.0), ("self", 0.1, 6.0))
 
 
-def sentence(
-    load: Load = LOAD,
-    domains: Any = None,
-    listed: Any = TYPICAL,
-    vocabulary: Any = VOCABULARY,
-    pushed: Any = None,
-    contribution: Any = CONTRIBUTION,
-    top_k: int = 8,
-) -> str:
-    domains = (
-        [domain("code", 4.1, 0.0004), domain("text", 0.9, 0.6)] if domains is None else domains
-    )
-    pushed = pushes(" self", " None") if pushed is None else pushed
-    flags = flags_of(load, top_k, vocabulary, contribution)
-    role = role_of(load, flags, domains, vocabulary)
-    return summarize(
-        "L3E17", role, sureness(load), flags, load, domains, listed, vocabulary, pushed,
-        contribution,
-    )  # fmt: skip
+DOMAINS = [domain("code", 4.1, 0.0004), domain("text", 0.9, 0.6)]
+PROFILE = Part(
+    expert="L3E17", load=LOAD, domains=DOMAINS, tokens_in=TYPICAL, vocabulary=VOCABULARY,
+    pushes=pushes(" self", " None"), contribution=CONTRIBUTION,
+)  # fmt: skip
+
+
+def sentence(**parts: Any) -> str:
+    return str(describe(PROFILE | parts)["summary"])
+
+
+def flags(load: Part = LOAD, contribution: Part = CONTRIBUTION) -> list[str]:
+    return flags_of(PROFILE | {"load": load, "contribution": contribution})
 
 
 def test_an_expert_of_a_domain() -> None:
@@ -101,7 +76,7 @@ def test_the_domain_with_the_surest_lift_leads_not_the_largest() -> None:
         ([domain("code", 0.7, 0.001)], "no domain stands out"),
     ],
 )
-def test_what_does_not_pass_is_not_claimed(used: list[DomainUse], says: str) -> None:
+def test_what_does_not_pass_is_not_claimed(used: list[Part], says: str) -> None:
     text = sentence(domains=used)
     assert text.startswith(f"L3E17: {says}")
     assert "serves" not in text
@@ -120,25 +95,25 @@ def test_a_domain_that_no_other_text_uses_has_no_number_for_a_lift() -> None:
 
 
 def test_a_token_expert_is_called_one_whatever_its_domains() -> None:
-    vocabulary = replace(VOCABULARY, top_token=" the", top_share=0.7)
-    text = sentence(vocabulary=vocabulary, listed=tokens((" the", 0.7, 9.0), (" a", 0.1, 5.0)))
+    vocabulary = VOCABULARY | {"top_token": " the", "top_share": 0.7}
+    text = sentence(vocabulary=vocabulary, tokens_in=tokens((" the", 0.7, 9.0), (" a", 0.1, 5.0)))
     assert text.startswith(
         "L3E17 is a token expert: 70 % of its assignments are ‘ the’; then ‘ a’; it pushes"
     )
 
 
 def test_dead_cold_and_never_chosen_need_enough_text() -> None:
-    dead = replace(LOAD, count=3, load=0.00001, documents=2)
+    dead = LOAD | {"count": 3, "load": 0.00001, "documents": 2}
     assert sentence(load=dead).startswith(
         "L3E17 is dead on 200,000 tokens: chosen 3 times, 0.001 % of the layer's assignments"
     )
-    never = replace(LOAD, count=0, load=0.0, documents=0)
+    never = LOAD | {"count": 0, "load": 0.0, "documents": 0}
     assert "was never chosen on 200,000 tokens" in sentence(load=never)
-    cold = replace(LOAD, load=0.004, count=6400)
+    cold = LOAD | {"load": 0.004, "count": 6400}
     assert "Cold: 0.4 % of the layer's assignments on 200,000 tokens" in sentence(load=cold)
-    short = replace(dead, tokens=1000)  # 8,000 assignments: at 0.1 % one expects 8, at 0.5 % 40
-    assert flags_of(short, 8, VOCABULARY, CONTRIBUTION) == ["cold"]
-    assert flags_of(replace(short, tokens=200), 8, VOCABULARY, CONTRIBUTION) == []
+    short = dead | {"tokens": 1000}  # 8,000 assignments: at 0.1 % one expects 8, at 0.5 % 40
+    assert flags(short) == ["cold"]
+    assert flags(short | {"tokens": 200}) == []
     assert "served too few tokens to say more: 3 assignments in 2 documents" in sentence(load=short)
 
 
@@ -148,11 +123,11 @@ def test_dead_cold_and_never_chosen_need_enough_text() -> None:
      (299, 10, "low"), (100, 5, "low"), (99, 50, "none"), (5000, 4, "none")],
 )  # fmt: skip
 def test_how_sure_follows_assignments_and_documents(count: int, documents: int, level: str) -> None:
-    assert sureness(replace(LOAD, count=count, documents=documents)).level == level
+    assert sureness(LOAD | {"count": count, "documents": documents}).level == level
 
 
 def test_lists_that_do_not_repeat_are_not_named() -> None:
-    text = sentence(listed=replace(TYPICAL, overlap=0.3), pushed=pushes(" x", overlap=0.4))
+    text = sentence(tokens_in=TYPICAL | {"overlap": 0.3}, pushes=pushes(" x", overlap=0.4))
     assert "its tokens do not repeat between halves of the documents (overlap 0.30)" in text
     assert "what it pushes towards does not repeat" in text
     assert "‘ return’" not in text
@@ -162,24 +137,26 @@ def test_lists_that_do_not_repeat_are_not_named() -> None:
 def test_mostly_is_said_of_half_of_the_assignments_only() -> None:
     some = tokens((" return", 0.10, 8.0), (" def", 0.05, 7.0), ("the", 0.9, 1.1))
     assert "most typical tokens ‘ return’, ‘ def’ (15 % of its assignments)" in sentence(
-        listed=some
+        tokens_in=some
     )
-    assert "no token stands out" in sentence(listed=tokens(("the", 0.9, 1.2)))
+    assert "no token stands out" in sentence(tokens_in=tokens(("the", 0.9, 1.2)))
 
 
 def test_super_experts_need_the_rule_and_the_distance() -> None:
-    rule = replace(CONTRIBUTION, super_rule=True)
-    assert flags_of(LOAD, 8, VOCABULARY, rule) == []  # the rule alone always names one
-    assert flags_of(LOAD, 8, VOCABULARY, replace(rule, peak_ratio=60.0)) == ["super"]
-    assert "60× the median expert's" in sentence(contribution=replace(rule, peak_ratio=60.0))
-    assert flags_of(LOAD, 8, VOCABULARY, replace(CONTRIBUTION, peak_ratio=60.0)) == []
+    rule = CONTRIBUTION | {"super_rule": True}
+    assert flags(contribution=rule) == []  # the rule alone always names one
+    assert flags(contribution=rule | {"peak_ratio": 60.0}) == ["super"]
+    assert "60× the median expert's" in sentence(contribution=rule | {"peak_ratio": 60.0})
+    assert flags(contribution=CONTRIBUTION | {"peak_ratio": 60.0}) == []
 
 
 def test_what_is_absent_is_left_out_of_the_sentence() -> None:
     none = Absent("made without the model")
-    text = sentence(pushed=none, contribution=none, listed=none, domains=Absent("one domain only"))
+    text = sentence(
+        pushes=none, contribution=none, tokens_in=none, domains=Absent("one domain only")
+    )
     assert text == "L3E17: one domain only. Sure: high (8,112 assignments, 96 documents)."
-    untested = [replace(domain("code", 2.0, NAN), lift_low=NAN, lift_high=NAN)]
+    untested = [domain("code", 2.0, NAN) | {"lift_low": NAN, "lift_high": NAN}]
     assert "domains were not compared" in sentence(domains=untested)
 
 
@@ -192,4 +169,3 @@ def test_tokens_are_quoted_with_their_blanks_made_visible() -> None:
 def test_what_is_not_a_number_leaves_as_none() -> None:
     made = plain({"a": [NAN, math.inf, 1 / 3], "b": (True, 2), "c": Absent("so")})
     assert made == {"a": [None, None, 0.333333], "b": [True, 2], "c": {"absent": "so"}}
-    assert set(Profile.__dataclass_fields__) >= {"summary", "sure", "flags", "pushes"}

@@ -11,7 +11,7 @@ from tests.report.large import InventedRun
 
 from moescope.metrics.runs import AnalyzedRun
 from moescope.report.data import report_data
-from moescope.report.page import build_report, render_page
+from moescope.report.report_page import build_report, render_report
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -41,7 +41,7 @@ def dom(page: Path, folder: Path) -> str:
 
 def used(run: AnalyzedRun, folder: Path) -> str:
     """The page after ``use.js``; the policy gives way, as it rightly refuses a foreign script."""
-    text = render_page(report_data(run))
+    text = render_report(report_data(run))
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
     page = folder / "used.html"
     page.write_text(
@@ -109,7 +109,7 @@ def test_hostile_names_are_shown_as_text(hostile_run: AnalyzedRun, tmp_path: Pat
 def test_sixty_layers_of_256_experts_still_open(tmp_path: Path) -> None:
     run = InventedRun(layers=60, experts=256, top_k=8, domains=10)
     page = tmp_path / "large.html"
-    page.write_text(render_page(report_data(cast(AnalyzedRun, run))), encoding="utf-8")
+    page.write_text(render_report(report_data(cast(AnalyzedRun, run))), encoding="utf-8")
     text = dom(page, tmp_path)
     assert 'data-ready="yes"' in root(text)
     assert "data-errors" not in root(text)

@@ -99,6 +99,32 @@ class TestSelfContained:
         assert str(made.about["text"]["run"]) not in text
 
 
+@pytest.mark.parametrize(
+    ("intervals", "above", "below"),
+    [
+        ([(0.30, 0.40), (0.30, 0.40), (0.01, 0.02)], 2, 1),
+        ([(0.01, 0.02), (0.01, 0.02), (0.15, 0.40)], 0, 2),  # the last touches the reference
+    ],
+)
+def test_the_sentence_says_which_layers_are_above_the_shuffled_experts_and_which_below(
+    made: Similarity, intervals: list[tuple[float, float]], above: int, below: int
+) -> None:
+    """Shuffled experts have 0.10 to 0.20: a layer is above or below when its interval is."""
+    about = copy.deepcopy(made.about)
+    for row in about["summary"]:
+        if row["method"] == "cosine":
+            row |= {"reference": 0.15, "reference_low": 0.10, "reference_high": 0.20}
+            row["mean_low"], row["mean_high"] = 0.12, 0.18
+    rows = [r for r in about["summary"] if r["method"] == "cosine"]
+    for row, (low, high) in zip(rows, intervals, strict=False):
+        row["mean_low"], row["mean_high"] = low, high
+    said = words(similarity_page(Similarity(made.pairs, about, made.maps)))
+    assert (
+        f"the mean is clearly above those in {above} of {len(rows)} layers and clearly below in "
+        f"{below}."
+    ) in said
+
+
 class TestData:
     def test_values_are_those_of_the_table_in_thousandths(self, made: Similarity) -> None:
         data = json.loads(Page(similarity_page(made)).data)

@@ -1,4 +1,5 @@
 // Opens an expert by link, walks by keys, searches, presses every button and choice.
+M.when(() => {
 const told = document.documentElement.dataset;
 const key = (e, name) => e.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true }));
 const shown = () => document.getElementById("panel-name").firstChild.textContent;
@@ -45,3 +46,4 @@ for (const a of document.querySelectorAll(".partner-rows a")) {
   if (!document.querySelector(`#plot-list a[href="${a.getAttribute("href")}"]`)) throw new Error("a partner leads nowhere");
 }
 told.used = "yes";
+});

@@ -20,7 +20,7 @@ from moescope.corpus import CorpusSpec, open_corpus
 from moescope.errors import RunError
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.models import LoadedModel, ModelSpec, load_model
-from moescope.report.page import build_report
+from moescope.report.report_page import build_report
 from moescope.run import merge as merge_module
 from moescope.run.aggregates import AggregateShape
 from moescope.run.merge import merge_runs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import model_validator
 
@@ -18,6 +18,7 @@ from moescope.progress import Progress
 
 if TYPE_CHECKING:
     from moescope.metrics.runs import AnalyzedRun
+    from moescope.profiles.facts import Profiles
 
 
 class ProfileArgs(ModelArgs):
@@ -94,7 +95,7 @@ def profile(settings: ProfileArgs) -> None:
         show(Progress("writing"))
         with opened.writing():
             settings.write_to(write_profiles(opened, made, index=settings.all))
-        parts = [made] if settings.all else [[one] for one in made]
+        parts = [made] if settings.all else [made[i : i + 1] for i in range(len(made))]
         pages = [build_profile_page(opened, part) for part in parts]
     if settings.format == "json":
         for one in made:
@@ -111,7 +112,7 @@ def profile(settings: ProfileArgs) -> None:
         output.print(str(page), soft_wrap=True)
 
 
-def _print_counts(made: list[Any]) -> None:
+def _print_counts(made: Profiles) -> None:
     """What stands out, counted."""
     from collections import Counter
 
@@ -120,9 +121,9 @@ def _print_counts(made: list[Any]) -> None:
     table = Table(title=f"{len(made):,} experts", title_justify="left", header_style="bold")
     table.add_column("what stands out")
     table.add_column("experts", justify="right")
-    for kind, count in Counter(p.role.kind for p in made).most_common():
+    for kind, count in Counter(made.column("role_kind")).most_common():
         table.add_row(_KINDS.get(kind, kind), f"{count:,}")
-    for flag, count in sorted(Counter(f for p in made for f in p.flags).items()):
+    for flag, count in sorted(Counter(f for own in made.column("flags") for f in own).items()):
         table.add_row(f"flag: {flag}", f"{count:,}")
     output.print(table)
 

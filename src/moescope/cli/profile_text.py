@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moescope.cli.terminal import output
-from moescope.profiles.facts import Absent, PartnerList, Profile, PushList
+from moescope.profiles.facts import Absent, Part, Profile
 from moescope.profiles.summary import quote
 
 __all__ = ["print_profile"]
@@ -91,7 +91,7 @@ def _print_lists(profile: Profile) -> None:
         output.print(f"parts of speech: {parts}")
 
 
-def _print_pushes(pushes: PushList) -> None:
+def _print_pushes(pushes: Part) -> None:
     rows = (
         ("towards", pushes.promoted, pushes.promoted_overlap),
         ("away from", pushes.suppressed, pushes.suppressed_overlap),
@@ -122,7 +122,7 @@ def _print_partners(profile: Profile) -> None:
         ("after", profile.following),
     )
     for words, part in named:
-        if isinstance(part, PartnerList) and part.rows:
+        if not isinstance(part, Absent) and part.rows:
             listed = "  ".join(
                 f"{r.expert} {r.lift:.2f}× {_between(r.low, r.high, _num)}" for r in part.rows[:3]
             )

@@ -29,7 +29,7 @@ def report(settings: ReportArgs) -> None:
     """
     from moescope.files import claim
     from moescope.metrics.runs import open_run
-    from moescope.report.page import build_report
+    from moescope.report.report_page import build_report
 
     opened, figures = open_run(settings.run), settings.figures
     with nullcontext() if figures is None else claim(figures, "figures"):

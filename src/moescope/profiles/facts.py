@@ -1,42 +1,41 @@
-"""The parts of a profile as plain records: what is known of one expert, and how sure it is.
+"""Profiles as rows of tables, and one profile as the rows of one expert.
 
-A part that could not be measured is an `Absent` with the reason, never a zero. It knows nothing of
-where numbers come from.
+`Profiles` holds the tables that a researcher reads with pandas (see `moescope.profiles.tables` for
+their columns). A single `Profile` is made from its rows when it is asked for: figures by name, in
+parts. A part that could not be measured is an `Absent` with the reason, never a zero.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
 
 from moescope.axes import ExpertRef
 
-__all__ = [
-    "Absent",
-    "ContextList",
-    "Contribution",
-    "DomainUse",
-    "Load",
-    "PartnerList",
-    "PartnerUse",
-    "Profile",
-    "PushList",
-    "PushedToken",
-    "Role",
-    "SimilarExpert",
-    "SimilarList",
-    "SpeechList",
-    "SpeechUse",
-    "Sureness",
-    "TokenList",
-    "TokenUse",
-    "VocabularyUse",
-    "WeightNorm",
-    "plain",
-]
+__all__ = ["LISTS", "PARTS", "Absent", "Part", "Profile", "Profiles", "plain"]
 
+PARTS = (
+    "role", "sure", "domains", "tokens_in", "vocabulary", "coactivated", "previous", "following",
+    "parts_of_speech", "contribution", "contexts", "pushes", "similar", "weights",
+)  # fmt: skip
+"""Parts of a profile. A column ``contribution_mean`` of ``experts`` is the figure ``mean`` of the
+part ``contribution``; columns of no part say how often the expert is used (the part ``load``)."""
+
+LISTS = {
+    "domains": "domains", "tokens_in": "tokens", "coactivated": "partners",
+    "previous": "partners", "following": "partners", "parts_of_speech": "speech",
+    "contexts": "contexts", "pushes": "pushes", "similar": "similar", "weights": "weights",
+}  # fmt: skip
+"""Part → the table that holds its rows."""
+
+_KEYS = ("layer", "expert", "rank", "where", "side")
 _DIGITS = 6
 
 
@@ -47,300 +46,155 @@ class Absent:
     absent: str
 
 
-@dataclass(frozen=True)
-class Load:
-    """How often the expert is used. Rates are of ``tokens``, the counted tokens of the run.
+class Part(dict[str, Any]):
+    """Figures by name, as keys and as attributes.
 
-    ``load`` = count/(T·K), even share ``even`` = 1/E; ``rate`` = count/T, by chance ``rate_chance``
-    = K/E, with its 95 % interval over documents; ``gate_mass``: mean weight over all tokens, 0
-    where not chosen, with an interval over sampled documents; ``first_share``: share of tokens
-    whose first choice it is.
+    Example:
+        >>> Part(rate=0.125).rate
+        0.125
     """
 
-    count: int
-    tokens: int
-    documents: int
-    load: float
-    even: float
-    rate: float
-    rate_low: float
-    rate_high: float
-    rate_chance: float
-    gate_mass: float
-    gate_low: float
-    gate_high: float
-    first_share: float
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"there is no {name} here; there is: {', '.join(self)}") from None
+
+    def __or__(self, changes: dict[str, Any]) -> Part:  # type: ignore[override]
+        """The same with other figures."""
+        return type(self)({**self, **changes})
 
 
-@dataclass(frozen=True)
-class DomainUse:
-    """Use by one domain.
-
-    ``rate``: share of the domain's tokens that chose the expert; ``others``: the same in all other
-    domains; ``lift`` = rate/others. Intervals over documents; ``q``: false discovery rate over
-    all layers × experts × domains, labels of documents permuted. ``of_expert``, ``of_text``: the
-    domain's share of the expert's tokens, and of the text. ``by_token``: the rate that its token
-    ids alone predict from the other domains. ``contribution``: mean ‖w·E(x)‖ on the domain.
-    """
-
-    domain: str
-    tokens: int
-    count: int
-    documents: int
-    rate: float
-    low: float
-    high: float
-    others: float
-    lift: float
-    lift_low: float
-    lift_high: float
-    q: float
-    of_expert: float
-    of_text: float
-    gate_mass: float
-    gate_low: float
-    gate_high: float
-    by_token: float
-    contribution: float = math.nan
-
-
-@dataclass(frozen=True)
-class TokenUse:
-    """One token id: see `moescope.profiles.tokens_in.TokenLists`.
-
-    ``documents``: sampled documents in which the expert served it.
-    """
-
-    token: str
-    token_id: int
-    count: int
-    share: float
-    of_token: float
-    lift: float
-    documents: int | None
-
-
-@dataclass(frozen=True)
-class TokenList:
-    """Token ids beyond their share; ``overlap``: what two halves of the documents agree on."""
-
-    rows: list[TokenUse]
-    assignments: int
-    min_count: int
-    overlap: float
-
-
-@dataclass(frozen=True)
-class VocabularyUse:
-    """How far the expert belongs to few token ids: see `moescope.profiles.tokens_in.Vocabulary`."""
-
-    value: float
-    null: float
-    excess: float
-    excess_halves: tuple[float, float]
-    top_token: str
-    top_share: float
-    half_types: int
-    text_half_types: int
-    min_count: int
-
-
-@dataclass(frozen=True)
-class PartnerUse:
-    """Another expert on the same tokens: N_ij, N_ij/N_i, and the lift with its 95 % interval."""
-
-    expert: str
-    count: int
-    given: float
-    lift: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class PartnerList:
-    """Strongest partners; ``chance``: the lift that even random routing gives."""
-
-    rows: list[PartnerUse]
-    chance: float
-    min_count: int
-
-
-@dataclass(frozen=True)
-class SpeechUse:
-    """One part of speech: sampled assignments, share with its 95 % interval, share of the text."""
-
-    tag: str
-    count: int
-    share: float
-    low: float
-    high: float
-    text_share: float
-    lift: float
-
-
-@dataclass(frozen=True)
-class SpeechList:
-    """Parts of speech of the tokens that the expert serves, most frequent first."""
-
-    rows: list[SpeechUse]
-    assignments: int
-    pipeline: str
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """How much the expert adds where it is chosen, on ``tokens`` measured assignments.
-
-    ``mean``: of ‖w·E(x)‖ (REAP with the weights as multiplied), 95 % interval over documents;
-    ``share``: of the layer's sum; ``load_share``: of the layer's measured assignments, to compare;
-    ``weight``: mean w; ``activation``: mean ‖E(x)‖ (EAN), ``activation_share`` of the layer's sum.
-    ``peak``: largest |component| of E(x) over all tokens read, ``counted_peak`` over counted ones,
-    ``peak_ratio``: over the median expert's. ``super_rule``: the published rule for super experts
-    holds (see the concept page; the largest of all experts always meets it if its layer is early).
-    """
-
-    tokens: int
-    documents: int
-    mean: float
-    low: float
-    high: float
-    share: float
-    load_share: float
-    weight: float
-    activation: float
-    activation_share: float
-    peak: float
-    counted_peak: float
-    peak_ratio: float
-    super_rule: bool
-
-
-@dataclass(frozen=True)
-class ContextList:
-    """Tokens of highest contribution with the text around them, repeats left out."""
-
-    rows: list[dict[str, Any]]
-    around: int
-    per_document: int
-
-
-@dataclass(frozen=True)
-class PushedToken:
-    """Mean Δlogit of one token: the expert's own, the layer's others, beyond, and both halves."""
-
-    token: str
-    token_id: int
-    own: float
-    others: float
-    beyond: float
-    half_a: float
-    half_b: float
-
-
-@dataclass(frozen=True)
-class PushList:
-    """What the expert pushes towards and away from, seen through the final norm and the head.
-
-    ``agreement``: Spearman correlation between two halves of the documents over the vocabulary;
-    ``promoted_overlap``, ``suppressed_overlap``: share of the 20 strongest tokens that the halves
-    have in common; ``spread``: standard deviation of beyond over the vocabulary, in logits.
-    ``factor``: between the experts' output and the residual stream; ``note``: what the lens
-    leaves out.
-    """
-
-    promoted: list[PushedToken]
-    suppressed: list[PushedToken]
-    tokens: int
-    agreement: float
-    promoted_overlap: float
-    suppressed_overlap: float
-    spread: float
-    factor: float
-    note: str
-
-
-@dataclass(frozen=True)
-class SimilarExpert:
-    """Mean cosine of two experts' outputs on the same inputs, and in each half of the documents."""
-
-    expert: str
-    cosine: float
-    half_a: float
-    half_b: float
-
-
-@dataclass(frozen=True)
-class SimilarList:
-    """Most similar experts of the layer.
-
-    ``tokens``: inputs that all of them were asked about, spread evenly over the text.
-    """
-
-    rows: list[SimilarExpert]
-    tokens: int
-
-
-@dataclass(frozen=True)
-class WeightNorm:
-    """Frobenius norm of one of its tensors, the layer's mean, and the z-score in the layer."""
-
-    tensor: str
-    norm: float
-    layer_mean: float
-    z: float
-
-
-@dataclass(frozen=True)
-class Role:
-    """What the expert is, by rule: ``kind``, a few words, and the domain or token it is about."""
-
-    kind: str
-    words: str
-    about: str | None = None
-
-
-@dataclass(frozen=True)
-class Sureness:
-    """``level`` (high, moderate, low, none) by rule from assignments and documents."""
-
-    level: str
-    assignments: int
-    documents: int
-
-
-@dataclass(frozen=True)
-class Profile:
+class Profile(Part):
     """Everything that is known of one expert, with how sure it is.
 
-    ``summary`` is made from the numbers by rule (see `moescope.profiles.summary`). Flags: ``never
-    chosen``, ``dead``, ``cold``, ``super``, ``token expert``.
+    ``expert``, ``summary`` (made by rule, see `moescope.profiles.summary`), ``flags`` (``never
+    chosen``, ``dead``, ``cold``, ``super``, ``token expert``), ``load``, `PARTS` and ``source``.
+    The figures of a part are columns of the tables; a part with a list has it as ``rows`` (pushes:
+    ``promoted`` and ``suppressed``), and ``domains`` and ``weights`` are lists.
     """
-
-    expert: ExpertRef
-    summary: str
-    role: Role
-    sure: Sureness
-    flags: list[str]
-    load: Load
-    domains: list[DomainUse] | Absent
-    tokens_in: TokenList | Absent
-    vocabulary: VocabularyUse | Absent
-    coactivated: PartnerList | Absent
-    previous: PartnerList | Absent
-    following: PartnerList | Absent
-    parts_of_speech: SpeechList | Absent
-    contribution: Contribution | Absent
-    contexts: ContextList | Absent
-    pushes: PushList | Absent
-    similar: SimilarList | Absent
-    weights: list[WeightNorm] | Absent
-    source: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as JSON values: 6 significant digits, None for what is not a number."""
-        made = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {"expert": str(made.pop("expert")), **plain(made)}
+        made: dict[str, Any] = plain({**self, "expert": str(self.expert)})
+        return made
+
+
+class Profiles(Sequence[Profile]):
+    """Profiles of some experts.
+
+    Args:
+        tables: ``experts`` (a row for each), ``absent`` and those of `LISTS`, rows of an expert
+            side by side in the order of ``experts``.
+        source: what they were made from.
+        constants: figures that are the same for every expert, by part.
+    """
+
+    def __init__(
+        self,
+        tables: dict[str, pa.Table],
+        source: dict[str, Any],
+        constants: dict[str, dict[str, Any]],
+    ) -> None:
+        self.tables, self.source, self.constants = tables, source, constants
+
+    def __len__(self) -> int:
+        return int(self.tables["experts"].num_rows)
+
+    def __iter__(self) -> Iterator[Profile]:
+        return (self[i] for i in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> Profile: ...
+    @overload
+    def __getitem__(self, index: slice) -> Profiles: ...
+    def __getitem__(self, index: int | slice) -> Profile | Profiles:
+        if isinstance(index, slice):
+            return self.some(range(len(self))[index])
+        return self._profile(range(len(self))[index])
+
+    def column(self, name: str) -> list[Any]:
+        """A column of ``experts``."""
+        found: list[Any] = self.tables["experts"][name].to_pylist()
+        return found
+
+    @cached_property
+    def starts(self) -> dict[str, list[int]]:
+        """For each table where the rows of each expert begin, and the end."""
+        order = _keys(self.tables["experts"])
+        place = {key: i for i, key in enumerate(order)}
+        out = {}
+        for name, table in self.tables.items():
+            counts = np.bincount([place[key] for key in _keys(table)], minlength=len(order))
+            out[name] = np.cumsum([0, *counts]).tolist()
+        return out
+
+    @cached_property
+    def _columns(self) -> dict[str, dict[str, list[Any]]]:
+        return {
+            name: {c: table[c].to_pylist() for c in table.column_names}
+            for name, table in self.tables.items()
+        }
+
+    def some(self, chosen: Iterable[int]) -> Profiles:
+        """Profiles of some of the experts, by their place."""
+        wanted = list(chosen)
+        rows = {
+            name: [r for i in wanted for r in range(starts[i], starts[i + 1])]
+            for name, starts in self.starts.items()
+        }
+        tables = {n: t.take(pa.array(rows[n], pa.int64())) for n, t in self.tables.items()}
+        return Profiles(tables, self.source, self.constants)
+
+    def rows(self, name: str, index: int) -> list[Part]:
+        """The rows of one table that belong to one expert."""
+        columns, starts = self._columns[name], self.starts[name]
+        return [
+            Part({c: values[at] for c, values in columns.items()})
+            for at in range(starts[index], starts[index + 1])
+        ]
+
+    def _profile(self, index: int) -> Profile:
+        (figures,) = self.rows("experts", index)
+        missing = {row.part: Absent(row.reason) for row in self.rows("absent", index)}
+        made = Profile(expert=ExpertRef(figures.pop("layer"), figures.pop("expert")))
+        made |= {name: figures.pop(name) for name in ("summary", "flags") if name in figures}
+        figures.pop("name")
+        parts: dict[str, Any] = {p: Part(self.constants.get(p, {})) for p in PARTS}
+        load = Part()
+        for name, value in figures.items():
+            part = next((p for p in PARTS if name.startswith(f"{p}_")), None)
+            if part is None:
+                load[name] = value
+            else:
+                parts[part][name.removeprefix(f"{part}_")] = value
+        halves = [parts["vocabulary"].pop(f"excess_half_{half}") for half in "ab"]
+        parts["vocabulary"]["excess_halves"] = halves
+        for name in LISTS:
+            if name not in missing:
+                parts[name] = self._with_rows(name, parts[name], index)
+        made["load"] = load
+        return Profile(made | parts | missing | {"source": self.source})
+
+    def _with_rows(self, name: str, part: Part, index: int) -> Any:
+        listed: dict[str | None, list[Part]] = {}
+        for row in self.rows(LISTS[name], index):
+            kept = Part({_named(k): v for k, v in row.items() if k not in _KEYS})
+            listed.setdefault(row.get("side") or row.get("where"), []).append(kept)
+        if name in ("domains", "weights"):
+            return listed.get(None, [])
+        if name == "pushes":
+            return part | {side: listed.get(side, []) for side in ("promoted", "suppressed")}
+        return part | {"rows": listed.get(name if LISTS[name] == "partners" else None, [])}
+
+
+def _named(column: str) -> str:
+    """The other expert of a row is its ``expert`` once the row's own is known."""
+    return "expert" if column == "partner" else column
+
+
+def _keys(table: pa.Table) -> list[tuple[int, int]]:
+    return list(zip(table["layer"].to_pylist(), table["expert"].to_pylist(), strict=True))
 
 
 def plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ model is loaded only when its part has not been measured before.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,8 @@ from moescope.files import write_bytes
 from moescope.measure.windows import run_windows
 from moescope.metrics.runs import AnalyzedRun
 from moescope.models.loading import LoadedModel, ModelSpec, load_model
-from moescope.profiles.assemble import Assembly
 from moescope.profiles.contexts import WindowTexts, token_texts
-from moescope.profiles.facts import Profile
+from moescope.profiles.facts import Profile, Profiles
 from moescope.profiles.measure import measure
 from moescope.profiles.options import ProfileOptions
 from moescope.profiles.routed import Routed
@@ -37,7 +36,9 @@ from moescope.profiles.stored import (
     measure_key,
     read_measures,
 )
+from moescope.profiles.tables import profile_tables
 from moescope.progress import OnProgress, Progress, quiet
+from moescope.run.store import write_parquet
 
 __all__ = ["ProfileOptions", "profile_all", "profile_expert", "profile_experts", "write_profiles"]
 
@@ -77,7 +78,7 @@ def profile_all(
     options: ProfileOptions | None = None,
     *,
     on_progress: OnProgress = quiet,
-) -> list[Profile]:
+) -> Profiles:
     """Profiles of every expert, by layer and number; see `profile_expert`."""
     return profile_experts(run, None, options, on_progress=on_progress)
 
@@ -88,7 +89,7 @@ def profile_experts(
     options: ProfileOptions | None = None,
     *,
     on_progress: OnProgress = quiet,
-) -> list[Profile]:
+) -> Profiles:
     """Profiles of these experts in order, each once, or of all (None); see `profile_expert`."""
     options = options or ProfileOptions()
     if "tokens" in run.absent:
@@ -106,8 +107,7 @@ def profile_experts(
     measured = _measures(routed, options, on_progress) if options.use_model else None
     tags, why = _speech(routed, options.pipeline, on_progress)
     on_progress(Progress("putting profiles together"))
-    assembly = Assembly(routed, measured, tags, why)
-    return [assembly.profile(cell) for cell in wanted]
+    return profile_tables(routed, measured, tags, why, wanted)
 
 
 def _measures(routed: Routed, options: ProfileOptions, on_progress: OnProgress) -> StoredMeasures:
@@ -190,13 +190,14 @@ def _speech(
         return None, str(error)
 
 
-def write_profiles(run: AnalyzedRun, profiles: Sequence[Profile], *, index: bool = False) -> Path:
-    """Write one JSON for each profile under ``RUN/profiles``, and with ``index`` an index of all.
+def write_profiles(run: AnalyzedRun, profiles: Profiles, *, index: bool = False) -> Path:
+    """Write one JSON for each profile under ``RUN/profiles``, and with ``index`` what holds all.
 
     Args:
         run: the run.
         profiles: what to write.
-        index: write ``index.json`` too: expert, role, flags, sureness and summary of each.
+        index: write the tables too, as ``NAME.parquet`` (see `moescope.profiles.columns`), and
+            ``index.json``: expert, role, flags, sureness and summary of each.
 
     Returns:
         The folder.
@@ -210,6 +211,8 @@ def write_profiles(run: AnalyzedRun, profiles: Sequence[Profile], *, index: bool
             content = _json(profile.to_dict())
             write_bytes(folder / f"{profile.expert}.json", content, flush=False)
         if index:
+            for name, table in profiles.tables.items():
+                write_parquet(folder / f"{name}.parquet", table)
             write_bytes(folder / "index.json", _json([_entry(p) for p in profiles]))
     return folder
 

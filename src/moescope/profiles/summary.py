@@ -9,28 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from moescope.metrics.balance import COLD_SHARE, DEAD_SHARE
 from moescope.metrics.statistics import MIN_CLUSTERS
-from moescope.profiles.facts import (
-    Absent,
-    Contribution,
-    DomainUse,
-    Load,
-    PushList,
-    Role,
-    Sureness,
-    TokenList,
-    VocabularyUse,
-)
+from moescope.profiles.facts import Absent, Part
 
-__all__ = [
-    "flags_of",
-    "quote",
-    "role_of",
-    "summarize",
-    "sureness",
-]
+__all__ = ["describe", "flags_of", "quote", "role_of", "sureness"]
 
 MIN_ASSIGNMENTS = 100
 """With fewer assignments nothing but the load is said."""
@@ -71,14 +56,37 @@ published rule."""
 _NAMED_TOKENS = 3
 
 
-def flags_of(
-    load: Load,
-    top_k: int,
-    vocabulary: VocabularyUse | Absent,
-    contribution: Contribution | Absent,
-) -> list[str]:
+class Role(NamedTuple):
+    """What the expert is, by rule: ``kind``, a few words, and the domain or token it is about."""
+
+    kind: str
+    words: str
+    about: str | None = None
+
+
+class Sureness(NamedTuple):
+    """``level`` (high, moderate, low, none) by rule from assignments and documents."""
+
+    level: str
+    assignments: int
+    documents: int
+
+
+def describe(p: Part) -> dict[str, Any]:
+    """What the rules say of a profile: the columns ``summary``, ``flags``, role and sureness."""
+    flags = flags_of(p)
+    role, sure = role_of(p, flags), sureness(p.load)
+    return {
+        "summary": _summary(p, role, sure, flags),
+        "flags": flags,
+        **{f"role_{name}": value for name, value in role._asdict().items()},
+        **{f"sure_{name}": value for name, value in sure._asdict().items()},
+    }
+
+
+def flags_of(p: Part) -> list[str]:
     """Flags that hold, each with enough text to tell."""
-    assignments = load.tokens * top_k
+    load, assignments = p.load, p.load.tokens * p.load.top_k
     flags = []
     if load.count == 0:
         flags.append("never chosen")
@@ -86,22 +94,22 @@ def flags_of(
         flags.append("dead")
     elif load.load < COLD_SHARE and assignments * COLD_SHARE >= DEAD_EXPECTED:
         flags.append("cold")
-    if isinstance(contribution, Contribution) and _is_super(contribution):
+    if not isinstance(p.contribution, Absent) and _is_super(p.contribution):
         flags.append("super")
-    if isinstance(vocabulary, VocabularyUse) and _is_token_expert(load, vocabulary):
+    if not isinstance(p.vocabulary, Absent) and _is_token_expert(load, p.vocabulary):
         flags.append("token expert")
     return flags
 
 
-def _is_super(contribution: Contribution) -> bool:
-    return contribution.super_rule and contribution.peak_ratio >= SUPER_RATIO
+def _is_super(contribution: Part) -> bool:
+    return bool(contribution.super_rule and contribution.peak_ratio >= SUPER_RATIO)
 
 
-def _is_token_expert(load: Load, vocabulary: VocabularyUse) -> bool:
-    return load.count >= MIN_ASSIGNMENTS and vocabulary.top_share >= TOKEN_EXPERT_SHARE
+def _is_token_expert(load: Part, vocabulary: Part) -> bool:
+    return bool(load.count >= MIN_ASSIGNMENTS and vocabulary.top_share >= TOKEN_EXPERT_SHARE)
 
 
-def sureness(load: Load) -> Sureness:
+def sureness(load: Part) -> Sureness:
     """How much text stands behind the profile."""
     count, documents = load.count, load.documents
     if count < MIN_ASSIGNMENTS or documents < MIN_CLUSTERS:
@@ -115,12 +123,7 @@ def sureness(load: Load) -> Sureness:
     return Sureness(level, count, documents)
 
 
-def role_of(
-    load: Load,
-    flags: Sequence[str],
-    domains: list[DomainUse] | Absent,
-    vocabulary: VocabularyUse | Absent,
-) -> Role:
+def role_of(p: Part, flags: Sequence[str]) -> Role:
     """What the expert is, the first rule that applies.
 
     Kinds: ``never chosen``, ``dead``, ``too few tokens``, ``token expert``, ``domain``,
@@ -129,11 +132,12 @@ def role_of(
     for kind in ("never chosen", "dead"):
         if kind in flags:
             return Role(kind, kind)
-    if sureness(load).level == "none":
+    if sureness(p.load).level == "none":
         return Role("too few tokens", "too few tokens")
-    if "token expert" in flags and isinstance(vocabulary, VocabularyUse):
-        words = f"token expert: {quote(vocabulary.top_token)} {_percent(vocabulary.top_share)}"
-        return Role("token expert", words, vocabulary.top_token)
+    if "token expert" in flags:
+        token, share = p.vocabulary.top_token, p.vocabulary.top_share
+        return Role("token expert", f"token expert: {quote(token)} {_percent(share)}", token)
+    domains = p.domains
     if isinstance(domains, Absent) or not any(math.isfinite(d.q) for d in domains):
         return Role("untested", "domains were not compared")
     served = _standing_out(domains)
@@ -147,13 +151,13 @@ def role_of(
     return Role("none", "no domain stands out")
 
 
-def _standing_out(domains: list[DomainUse]) -> list[DomainUse]:
+def _standing_out(domains: list[Part]) -> list[Part]:
     """Domains with q < 0.05 and lift ≥ 1.5, by the low end of the lift."""
     found = [d for d in domains if d.q < Q_LEVEL and d.lift >= STANDOUT_LIFT]
     return sorted(found, key=lambda d: -_or(d.lift_low, d.lift))
 
 
-def _avoided(domains: list[DomainUse]) -> list[DomainUse]:
+def _avoided(domains: list[Part]) -> list[Part]:
     found = [d for d in domains if d.q < Q_LEVEL and d.lift <= 1 / STANDOUT_LIFT]
     return sorted(found, key=lambda d: _or(d.lift_high, d.lift))
 
@@ -162,19 +166,9 @@ def _or(value: float, otherwise: float) -> float:
     return value if math.isfinite(value) else otherwise
 
 
-def summarize(
-    name: str,
-    role: Role,
-    sure: Sureness,
-    flags: Sequence[str],
-    load: Load,
-    domains: list[DomainUse] | Absent,
-    tokens: TokenList | Absent,
-    vocabulary: VocabularyUse | Absent,
-    pushes: PushList | Absent,
-    contribution: Contribution | Absent,
-) -> str:
+def _summary(p: Part, role: Role, sure: Sureness, flags: Sequence[str]) -> str:
     """The summary: role, tokens, pushes, flags, and how sure it is."""
+    name, load = str(p.expert), p.load
     if role.kind in ("never chosen", "dead"):
         return _unused(name, role, load)
     if role.kind == "too few tokens":
@@ -182,18 +176,17 @@ def summarize(
             f"{name} served too few tokens to say more: {load.count:,} assignments in "
             f"{load.documents:,} documents, of {load.tokens:,} tokens."
         )
-    parts = [_role_clause(role, domains, vocabulary), _tokens_clause(tokens, role)]
-    parts.append(_push_clause(pushes))
-    text = name + "; ".join(p for p in parts if p) + "."
+    parts = [_role_clause(role, p), _tokens_clause(p.tokens_in, role), _push_clause(p.pushes)]
+    text = name + "; ".join(part for part in parts if part) + "."
     extra = []
     if "cold" in flags:
         extra.append(
             f"Cold: {_percent(load.load)} of the layer's assignments on {load.tokens:,} tokens, "
             f"where an even share is {_percent(load.even)}."
         )
-    if "super" in flags and isinstance(contribution, Contribution):
+    if "super" in flags:
         extra.append(
-            f"Super expert: its largest output component is {contribution.peak_ratio:,.0f}× the "
+            f"Super expert: its largest output component is {p.contribution.peak_ratio:,.0f}× the "
             "median expert's."
         )
     sentence = (
@@ -202,7 +195,7 @@ def summarize(
     return " ".join([text, *extra, sentence])
 
 
-def _unused(name: str, role: Role, load: Load) -> str:
+def _unused(name: str, role: Role, load: Part) -> str:
     if role.kind == "never chosen":
         return (
             f"{name} was never chosen on {load.tokens:,} tokens; an even share would be "
@@ -215,13 +208,12 @@ def _unused(name: str, role: Role, load: Load) -> str:
     )
 
 
-def _role_clause(
-    role: Role, domains: list[DomainUse] | Absent, vocabulary: VocabularyUse | Absent
-) -> str:
-    if role.kind == "token expert" and isinstance(vocabulary, VocabularyUse):
+def _role_clause(role: Role, p: Part) -> str:
+    domains = p.domains
+    if role.kind == "token expert":
         return (
-            f" is a token expert: {_percent(vocabulary.top_share)} of its assignments are "
-            f"{quote(vocabulary.top_token)}"
+            f" is a token expert: {_percent(p.vocabulary.top_share)} of its assignments are "
+            f"{quote(p.vocabulary.top_token)}"
         )
     if isinstance(domains, Absent):
         return f": {domains.absent}"
@@ -246,7 +238,7 @@ def _role_clause(
     return f": no domain stands out (most: {most.domain}, {_times(most.lift)}, {q})"
 
 
-def _lift_words(d: DomainUse) -> str:
+def _lift_words(d: Part) -> str:
     q = "q < 0.001" if d.q < 0.001 else f"q = {d.q:.3f}"
     if not math.isfinite(d.lift):
         return f"served nowhere else, {q}"
@@ -259,7 +251,7 @@ def _end(value: float) -> str:
     return f"{value:.1f}" if math.isfinite(value) else "∞"
 
 
-def _tokens_clause(tokens: TokenList | Absent, role: Role) -> str:
+def _tokens_clause(tokens: Part | Absent, role: Role) -> str:
     if isinstance(tokens, Absent):
         return ""
     typical = [t for t in tokens.rows if t.lift >= TYPICAL_LIFT]
@@ -282,7 +274,7 @@ def _tokens_clause(tokens: TokenList | Absent, role: Role) -> str:
     return f"most typical tokens {named} ({_percent(share)} of its assignments{alone})"
 
 
-def _push_clause(pushes: PushList | Absent) -> str:
+def _push_clause(pushes: Part | Absent) -> str:
     if isinstance(pushes, Absent):
         return ""
     if not pushes.promoted_overlap >= REPEATED_OVERLAP:

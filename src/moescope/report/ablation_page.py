@@ -11,16 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from moescope.report.about import label
-from moescope.report.frames import tidy
+from moescope.report.frames import settings, tidy
 from moescope.report.page import fill_page
 from moescope.result import Result
 
 __all__ = ["ablation_page"]
 
-_SCRIPTS = (
-    "core.js", "theme.js", "controls.js", "tables.js", "ablation_core.js",
-    "ablation_plan.js", "ablation_each.js", "ablation_scores.js", "main.js",
-)  # fmt: skip
+_SCRIPTS = ("ablation_core.js", "ablation_plan.js", "ablation_each.js", "ablation_scores.js")
 _MEASURES = ("ce_change", "kl", "flips")
 _ENDS = ("", "_low", "_high")
 
@@ -36,7 +33,6 @@ def ablation_page(result: Result) -> str:
     figures = _plan_figures(result) if plan else _each_figures(result)
     return fill_page(
         "ablation.html.j2",
-        ("style.css",),
         _SCRIPTS,
         tidy({"phases": ["text"], "kind": about["trials"], "edit": about["edit_words"], **figures}),
         plan=plan,
@@ -44,7 +40,7 @@ def ablation_page(result: Result) -> str:
         title=_title(about),
         subtitle=_subtitle(about),
         answers=result.answers,
-        notes=result.notes,
+        alerts=[note._asdict() for note in result.notes],
         cost=about["cost"],
         facts=_facts(about),
         targets=about["targets"],
@@ -140,7 +136,7 @@ def _facts(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     model, source = data["model"], data["source"]
     shown = ("model_type", "revision", "dtype", "config_sha256", "weights_sha256")
     text = {**source, "corpus": label(source.get("corpus")), "run": label(source.get("run"))}
-    settings = {
+    chosen = {
         "edit": data["edit"],
         "targets": ", ".join(data["targets"]),
         "seed": data["seed"],
@@ -149,14 +145,7 @@ def _facts(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     sections = {
         "Model": {"name": label(model["name"]), **{n: model[n] for n in shown}},
         "Text": text,
-        "Settings": settings,
+        "Settings": chosen,
         "Versions": data["versions"],
     }
-    return [
-        (title, [(k.replace("_", " "), _plain(v)) for k, v in entries.items()])
-        for title, entries in sections.items()
-    ]
-
-
-def _plain(value: Any) -> str:
-    return "–" if value in (None, "") else str(value)
+    return settings(sections)

@@ -13,7 +13,7 @@ from moescope.metrics.statistics import MIN_CLUSTERS
 from moescope.report.frames import number
 from moescope.run.reader import Run
 
-__all__ = ["FEW_DOCUMENTS", "about", "alerts", "badly_predicted", "label"]
+__all__ = ["FEW_DOCUMENTS", "about", "alerts", "badly_predicted", "label", "say_basics"]
 
 FEW_DOCUMENTS = 30
 """With fewer documents in a domain the page warns that small differences cannot be seen."""
@@ -81,16 +81,7 @@ def alerts(run: Run, facts: dict[str, Any], loss: dict[str, list[Any]]) -> list[
         out.append({"level": level, "text": text})
 
     _say_coverage(facts, say)
-    small = [d for d in facts["domains"] if 0 < d["documents"] < FEW_DOCUMENTS]
-    if small:
-        names = ", ".join(f"{d['name']} ({d['documents']})" for d in small[:8])
-        more = f" and {len(small) - 8} more" if len(small) > 8 else ""
-        say(
-            "warn",
-            f"Few documents: {names}{more}. The document is the unit of every interval and test; "
-            f"below {FEW_DOCUMENTS} only large differences can be seen, and below {MIN_CLUSTERS} "
-            "none is tested.",
-        )
+    _say_few(facts, say)
     _say_loss(loss, say)
     _say_lengths(run, [d["name"] for d in facts["domains"]], say)
     _say_cut(run, say)
@@ -120,6 +111,19 @@ def alerts(run: Run, facts: dict[str, Any], loss: dict[str, list[Any]]) -> list[
     return out
 
 
+def _say_few(facts: dict[str, Any], say: Any) -> None:
+    small = [d for d in facts["domains"] if 0 < d["documents"] < FEW_DOCUMENTS]
+    if small:
+        names = ", ".join(f"{d['name']} ({d['documents']})" for d in small[:8])
+        more = f" and {len(small) - 8} more" if len(small) > 8 else ""
+        say(
+            "warn",
+            f"Few documents: {names}{more}. The document is the unit of every interval and test; "
+            f"below {FEW_DOCUMENTS} only large differences can be seen, and below {MIN_CLUSTERS} "
+            "none is tested.",
+        )
+
+
 def _say_source(source: dict[str, Any], say: Any) -> None:
     """That the run was imported, and what serving engines do not tell."""
     version = f" {source['engine_version']}" if source["engine_version"] else ""
@@ -137,14 +141,22 @@ def _say_source(source: dict[str, Any], say: Any) -> None:
         say("note", " ".join(source["notes"]))
 
 
-def _say_coverage(facts: dict[str, Any], say: Any) -> None:
-    coverage = facts["coverage"]
-    seen, expected = coverage.get("routers_seen"), coverage.get("routers_expected")
+def _say_unseen(facts: dict[str, Any], say: Any) -> None:
+    seen, expected = (facts["coverage"].get(f"routers_{w}") for w in ("seen", "expected"))
     if seen != expected:
-        say(
-            "bad",
-            f"Only {seen} of {expected} routers were seen: the figures of the others are absent.",
-        )
+        text = f"Only {seen} of {expected} routers were seen: the figures of the others are absent."
+        say("bad", text)
+
+
+def say_basics(facts: dict[str, Any], say: Any) -> None:
+    """What holds for any page of a run: routers that were not seen, domains of few documents."""
+    _say_unseen(facts, say)
+    _say_few(facts, say)
+
+
+def _say_coverage(facts: dict[str, Any], say: Any) -> None:
+    _say_unseen(facts, say)
+    coverage = facts["coverage"]
     silent = coverage.get("experts_never_chosen") or {}
     count = sum(len(v) for v in silent.values())
     if count:

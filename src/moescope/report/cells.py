@@ -11,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.metrics.view import ALL
+from moescope.profiles.summary import Q_LEVEL
 from moescope.report.frames import Frame, scaled
 
-__all__ = ["MAX_INTERVAL_CELLS", "MAX_TOP_CELLS", "Q_LEVEL", "rates", "special"]
-
-Q_LEVEL = 0.05
-"""False discovery rate at which a cell is marked."""
+__all__ = ["MAX_INTERVAL_CELLS", "MAX_TOP_CELLS", "rates", "special"]
 
 MAX_TOP_CELLS = 200
 """Cells in the table of specialised experts."""

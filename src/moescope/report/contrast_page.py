@@ -14,15 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from moescope.report.about import label
-from moescope.report.frames import number, tidy
+from moescope.report.frames import number, settings, tidy
 from moescope.report.page import fill_page
 from moescope.result import Result
 
 __all__ = ["contrast_page"]
 
-_SCRIPTS = (
-    "core.js", "theme.js", "controls.js", "tables.js", "ablation_core.js", "contrast.js", "main.js",
-)  # fmt: skip
+_SCRIPTS = ("ablation_core.js", "contrast.js")
 _MOST = 2000
 """Experts that the page holds; the table beside it has all."""
 
@@ -38,13 +36,13 @@ def contrast_page(result: Result) -> str:
     model = label(about["model"]["name"])
     return fill_page(
         "contrast.html.j2",
-        ("style.css",),
         _SCRIPTS,
         tidy({"phases": ["text"], "layers": [], "rows": shown.to_pylist()}),
+        title="Experts that tell two sets of texts apart",
         name=model,
         subtitle=_subtitle(about, model),
         answers=result.answers,
-        notes=result.notes,
+        alerts=[note._asdict() for note in result.notes],
         shown=number(shown.num_rows),
         all=number(table.num_rows),
         candidates=[_words(row) for row in result.tables["candidates"].to_pylist()],
@@ -118,13 +116,4 @@ def _facts(result: Result, model: str) -> list[tuple[str, list[tuple[str, str]]]
     hashes = ("model_type", "revision", "dtype", "config_sha256", "weights_sha256")
     made = {k: v for k, v in result.identity.items() if k not in hashes}
     sections = {"Model": {"name": model, **{n: known[n] for n in hashes}}, "Identity": made}
-    return [
-        (title, [(k.replace("_", " "), _cell(v)) for k, v in entries.items()])
-        for title, entries in sections.items()
-    ]
-
-
-def _cell(value: Any) -> str:
-    if value is None or value == "":
-        return "–"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return settings(sections)

@@ -18,6 +18,7 @@ from moescope.errors import MissingExtraError
 from moescope.files import claim, replacing
 from moescope.metrics.runs import AnalyzedRun
 from moescope.metrics.view import ALL
+from moescope.profiles.summary import Q_LEVEL
 from moescope.report.data import report_data
 
 __all__ = ["save_figure", "write_figures"]
@@ -163,7 +164,7 @@ def _special(figure: Any, _data: dict[str, Any], view: dict[str, Any]) -> bool:
     axis = figure.subplots()
     for y, i in enumerate(keep):
         color = _COLORS[view["domains"].index(top["domain"][i]) % len(_COLORS)]
-        passes = top["q"][i] is not None and top["q"][i] < 0.05
+        passes = top["q"][i] is not None and top["q"][i] < Q_LEVEL
         axis.plot([top["lift_low"][i], top["lift_high"][i]], [y, y], color=color, lw=1.3)
         axis.plot(
             top["lift_over_others"][i], y, "o", ms=4, color=color, mfc=color if passes else "white"

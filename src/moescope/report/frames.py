@@ -6,15 +6,18 @@ where it is not finite, so that neither NaN nor infinity can reach JSON.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-__all__ = ["Frame", "bits", "number", "p_text", "percent", "scaled", "tidy", "times"]
+__all__ = [
+    "Frame", "bits", "number", "p_text", "percent", "plain", "scaled", "settings", "tidy", "times",
+]  # fmt: skip
 
 
 class Frame:
@@ -116,3 +119,24 @@ def p_text(value: float) -> str:
 def number(count: float) -> str:
     """1234567 as '1,234,567'."""
     return f"{int(count):,}"
+
+
+def plain(value: Any) -> str:
+    """A setting as a reader reads it."""
+    if value is None or value == "" or value == []:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value))
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def settings(sections: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Sections of names and values, for the macro ``settings`` of a page."""
+    return [
+        (title, [(str(k).replace("_", " "), plain(v)) for k, v in entries.items()])
+        for title, entries in sections.items()
+    ]

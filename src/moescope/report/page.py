@@ -1,4 +1,7 @@
-"""The report as one HTML file that needs nothing else: no network, no server, no other file.
+"""What every page is made with: one HTML file that needs no network, server or other file.
+
+A page is a Python file that makes its data, a body template that extends ``base.html.j2``, and
+scripts of its own; head, policy, styles and the shared scripts come from here.
 
 Data goes in as JSON in a ``script`` element of a type that browsers do not run, with every
 character escaped that could end that element; the page's own scripts put text into the page by
@@ -11,56 +14,25 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from moescope.files import require_replaceable, usable_path, write_bytes
-from moescope.metrics.runs import AnalyzedRun
-from moescope.report.data import report_data
+from moescope.files import usable_path, write_bytes
+from moescope.profiles.summary import Q_LEVEL
 
-__all__ = [
-    "build_report",
-    "embed_json",
-    "fill_page",
-    "render_page",
-    "write_page",
-]
+__all__ = ["SIGNATURE", "embed_json", "fill_page", "write_page"]
 
-_SIGNATURE = b'<meta name="generator" content="moescope">'
+SIGNATURE = b'<meta name="generator" content="moescope">'
 _TEMPLATES = Path(__file__).parent / "templates"
 _VENDOR = Path(__file__).parent / "vendor"
 _LIBRARIES = ("d3.min.js", "plot.umd.min.js")
-_SCRIPTS = (
-    "core.js", "theme.js", "controls.js", "tables.js", "heatmap.js", "head.js", "bars.js",
-    "maps.js", "special.js", "information.js", "lines.js", "pairs.js", "vocabulary.js",
-    "examples.js", "foot.js", "main.js",
-)  # fmt: skip
+_SHARED = ("core.js", "theme.js", "controls.js", "tables.js")
+_LAST = "main.js"
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
-
-
-def build_report(run: AnalyzedRun, path: str | Path | None = None) -> Path:
-    """Write the report of a run.
-
-    Args:
-        run: a finished run.
-        path: where to; ``RUN/report.html`` by default.
-
-    Returns:
-        The path of the page. The same run gives the same bytes.
-
-    Raises:
-        RunError: the run is damaged, or its folder holds a report that moescope did not write.
-        BadInputError: a file is at ``path`` that is no page of moescope's.
-        WriteError: disk full or no permission.
-    """
-    if path is not None:
-        require_replaceable(path, _SIGNATURE)  # before minutes of tables
-        return write_page(path, render_page(report_data(run)))
-    with run.writing() as folder:
-        return write_page(folder / "report.html", render_page(report_data(run)))
 
 
 def write_page(path: str | Path, page: str) -> Path:
@@ -79,35 +51,37 @@ def write_page(path: str | Path, page: str) -> Path:
     """
     target = usable_path(path)
     # half a surrogate pair in a name cannot be written as UTF-8
-    write_bytes(target, page.encode("utf-8", "replace"), _SIGNATURE)
+    write_bytes(target, page.encode("utf-8", "replace"), SIGNATURE)
     return target
-
-
-def render_page(data: dict[str, Any]) -> str:
-    """The page that shows `report_data`'s dict."""
-    words = {"about": data["about"], "absent": data["absent"]}
-    return fill_page("report.html.j2", ("style.css",), _SCRIPTS, data, **words)
 
 
 def fill_page(
     template: str,
-    styles: tuple[str, ...],
     scripts: tuple[str, ...],
-    data: Any,
+    data: Mapping[str, Any],
+    *,
+    title: str,
+    subtitle: str = "",
+    alerts: Sequence[Mapping[str, str]] = (),
+    style: str = "",
     **words: Any,
 ) -> str:
-    """A self-contained page: the libraries, these styles and scripts, and data they may draw.
+    """A self-contained page: the libraries, shared styles and scripts, and data they may draw.
 
     Args:
-        template: file under ``templates/``.
-        styles: files beside it, in order.
-        scripts: files under ``templates/js/``, in order, after the libraries.
-        data: what `embed_json` takes.
-        words: what else the template names; escaped.
+        template: body under ``templates/``.
+        scripts: the page's own files under ``templates/js/``, in order.
+        data: by name, what `embed_json` takes; the level of tests goes with it.
+        title: heading of the page.
+        subtitle: a line under it.
+        alerts: what a reader must know first: ``level`` (bad, warn, note), ``text``, and ``word``
+            where another one than "Careful." and its like begins it.
+        style: the page's own style sheet, if it has one.
+        words: what else the template names; everything is escaped.
     """
     sources = [_script(_VENDOR / name) for name in _LIBRARIES]
-    sources += [_script(_TEMPLATES / "js" / name) for name in scripts]
-    texts = [(_TEMPLATES / name).read_text(encoding="utf-8") for name in styles]
+    sources += [_script(_TEMPLATES / "js" / name) for name in (*_SHARED, *scripts, _LAST)]
+    styles = [(_TEMPLATES / n).read_text(encoding="utf-8") for n in ("style.css", style) if n]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -117,9 +91,12 @@ def fill_page(
     )
     return environment.get_template(template).render(
         policy=_policy(sources),
-        style=Markup("\n".join(texts)),
+        style=Markup("\n".join(styles)),
         scripts=[Markup(s) for s in sources],
-        data=Markup(embed_json(data)),
+        data=Markup(embed_json({**data, "level": Q_LEVEL})),
+        title=title,
+        subtitle=subtitle,
+        alerts=alerts,
         **words,
     )
 

@@ -7,19 +7,36 @@ what was cut; the JSON of each expert keeps it all. Nothing here knows a model o
 from __future__ import annotations
 
 import base64
+import itertools
 import json
-import math
-import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from moescope.metrics.balance import COLD_SHARE, DEAD_SHARE
 from moescope.metrics.runs import AnalyzedRun
+from moescope.metrics.statistics import MIN_CLUSTERS
 from moescope.metrics.view import ALL
-from moescope.profiles.facts import Absent, DomainUse, PartnerList, Profile
-from moescope.profiles.summary import Q_LEVEL
-from moescope.report.about import FEW_DOCUMENTS, about
+from moescope.profiles.facts import Profiles
+from moescope.profiles.pushes import AGREED_TOKENS
+from moescope.profiles.summary import (
+    HIGH_ASSIGNMENTS,
+    HIGH_DOCUMENTS,
+    MIN_ASSIGNMENTS,
+    MODERATE_ASSIGNMENTS,
+    MODERATE_DOCUMENTS,
+    Q_LEVEL,
+    REPEATED_OVERLAP,
+    STANDOUT_LIFT,
+    SUPER_RATIO,
+    TYPICAL_LIFT,
+)
+from moescope.report.about import about, say_basics
 from moescope.report.frames import number, tidy
 
 __all__ = ["PAGE_BYTES", "Caps", "pack", "profiles_data", "unpack"]
@@ -27,8 +44,6 @@ __all__ = ["PAGE_BYTES", "Caps", "pack", "profiles_data", "unpack"]
 PAGE_BYTES = 4_000_000
 """Bytes of the packed profiles on the page; the libraries add half a million."""
 
-
-_HALVES = re.compile("[\ud800-\udfff]")
 
 _JUDGED = 128
 """Profiles by which the size of all is judged, before all are packed."""
@@ -61,7 +76,36 @@ LEVELS = (
 """From all that there is to the least; the first that fits is taken."""
 
 
-def profiles_data(run: AnalyzedRun, profiles: Sequence[Profile]) -> dict[str, Any]:
+RULES = {
+    "lift": STANDOUT_LIFT,
+    "typical": TYPICAL_LIFT,
+    "dead": DEAD_SHARE,
+    "cold": COLD_SHARE,
+    "super": SUPER_RATIO,
+    "few_assignments": MIN_ASSIGNMENTS,
+    "few_documents": MIN_CLUSTERS,
+    "moderate": (MODERATE_ASSIGNMENTS, MODERATE_DOCUMENTS),
+    "high": (HIGH_ASSIGNMENTS, HIGH_DOCUMENTS),
+    "agreed": AGREED_TOKENS,
+}
+"""The thresholds that the page names and applies."""
+
+_DRAWN = {
+    "absent": "part reason",
+    "domains": "domain rate low high others lift lift_low lift_high q gate_mass gate_low gate_high "
+    "by_token contribution",
+    "tokens": "token count share lift documents",
+    "partners": "where partner count given lift low high",
+    "speech": "tag share low high text_share lift",
+    "contexts": "doc domain pos contribution before token after",
+    "pushes": "side token own others beyond half_a half_b",
+    "similar": "partner cosine half_a half_b",
+    "weights": "tensor norm layer_mean z",
+}
+"""Columns that the page shows, of each table; of ``experts`` all."""
+
+
+def profiles_data(run: AnalyzedRun, profiles: Profiles) -> dict[str, Any]:
     """What the page shows.
 
     Args:
@@ -70,9 +114,10 @@ def profiles_data(run: AnalyzedRun, profiles: Sequence[Profile]) -> dict[str, An
 
     Returns:
         ``about``, ``alerts``, ``short`` (sentences), ``layers``, ``phases`` (for the page's own
-        library), ``domains``, ``roles``, ``cut`` (what the budget left out, or None), and
-        ``packed``: ``profiles`` and ``texts`` (token id → text), see `unpack`. Numbers have 3
-        significant digits; what is not a number is None.
+        library), ``domains``, ``roles``, ``rules`` (the thresholds of `summary`), ``cut`` (what
+        the budget left out, or None), and ``packed``: the tables by name, columns by name, with
+        ``starts``, where the rows of each expert begin; see `unpack`. Numbers have 3 significant
+        digits; what is not a number is None.
     """
     domains = [] if run.domains == [ALL] else list(run.domains)
     facts = about(run, domains)
@@ -85,48 +130,100 @@ def profiles_data(run: AnalyzedRun, profiles: Sequence[Profile]) -> dict[str, An
         "layers": [{"layer": n, "experts": e, "top_k": k} for n, e, k in numbers],
         "phases": ["prefill"],
         "domains": domains,
-        "roles": [kind for kind, _ in Counter(p.role.kind for p in profiles).most_common()],
-        "measured": profiles[0].source["measured"] if profiles else None,
+        "compared": len(pc.unique(profiles.tables["domains"]["domain"])),
+        "roles": [kind for kind, _ in Counter(profiles.column("role_kind")).most_common()],
+        "rules": RULES,
+        "constants": profiles.constants,
+        "measured": profiles.source["measured"] if len(profiles) else None,
         "cut": None,
     }
-    for caps in _likely(profiles, domains):
+    for caps in _likely(profiles):
         data["cut"] = None if caps is LEVELS[0] else _cut(caps)
-        data["packed"] = _pack_all(profiles, caps, domains)
+        data["packed"] = pack({"tables": _shown(profiles, caps)})
         if len(data["packed"]["bytes"]) <= PAGE_BYTES:
             break
     return data
 
 
-def _pack_all(profiles: Sequence[Profile], caps: Caps, domains: list[str]) -> dict[str, Any]:
-    texts: dict[str, str] = {}
-    rows = [_packed(p, caps, domains, texts) for p in profiles]
-    return pack({"profiles": rows, "texts": texts})
-
-
-def _likely(profiles: Sequence[Profile], domains: list[str]) -> tuple[Caps, ...]:
+def _likely(profiles: Profiles) -> tuple[Caps, ...]:
     """The levels from the first on that may fit, judged by some of the profiles."""
     if len(profiles) <= _JUDGED:
         return LEVELS
-    some = [profiles[(i * _STRIDE) % len(profiles)] for i in range(_JUDGED)]
+    some = profiles.some((i * _STRIDE) % len(profiles) for i in range(_JUDGED))
     for i, caps in enumerate(LEVELS):
-        size = len(_pack_all(some, caps, domains)["bytes"])
+        size = len(pack(_shown(some, caps))["bytes"])
         if size / len(some) * len(profiles) <= PAGE_BYTES * 1.05:
             return LEVELS[i:]
     return LEVELS[-1:]
 
 
-def pack(data: Any) -> dict[str, Any]:
-    """JSON as raw deflate in base64: ``size`` (bytes unpacked) and ``bytes``."""
-    plain = json.dumps(data, ensure_ascii=False, allow_nan=False)
-    if _HALVES.search(plain):  # half a character, which a browser cannot write out as text
-        data = json.loads(_HALVES.sub("\ufffd", plain))
+def _shown(profiles: Profiles, caps: Caps) -> dict[str, Any]:
+    """The tables, cut, as columns by name."""
+    shown = {}
+    for name, table in profiles.tables.items():
+        starts = np.asarray(profiles.starts[name])
+        if name == "experts":
+            columns = {**_columns(table.drop_columns(["layer", "expert"])), **_strongest(profiles)}
+        else:
+            kept = _kept(name, table, starts, caps)
+            starts = np.concatenate([[0], np.cumsum(kept)])[starts]
+            columns = _columns(table.filter(pa.array(kept)).select(_DRAWN[name].split()))
+        if name == "contexts":
+            columns["before"] = [_cut_text(t, caps.around, -1) for t in columns["before"]]
+            columns["after"] = [_cut_text(t, caps.around, 1) for t in columns["after"]]
+        shown[name] = {"starts": starts.tolist(), **columns}
+    return shown
+
+
+def _columns(table: pa.Table) -> dict[str, list[Any]]:
+    return {name: tidy(table[name].to_pylist(), 3) for name in table.column_names}
+
+
+def _kept(name: str, table: pa.Table, starts: NDArray[np.int64], caps: Caps) -> NDArray[np.bool_]:
+    """Rows that are shown: the first of each list; of the domains those that stand out."""
+    if name in ("absent", "weights"):
+        return np.ones(table.num_rows, np.bool_)
+    if name != "domains":
+        most = caps.partners if name == "similar" else getattr(caps, name)
+        first: NDArray[np.bool_] = np.asarray(table["rank"]) < most
+        return first
+    q, lift = (np.asarray(table[c], np.float64) for c in ("q", "lift"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        strength = np.where(np.isfinite(lift) & (lift > 0), np.abs(np.log(lift)), 0.0)
+    doubt = np.where(q < Q_LEVEL, 0.0, np.nan_to_num(q, nan=2.0))
+    owner = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    kept = np.zeros(table.num_rows, np.bool_)
+    order = np.lexsort((-strength, doubt, owner))
+    kept[order] = np.arange(order.size) - starts[owner] < caps.domains
+    return kept
+
+
+def _strongest(profiles: Profiles) -> dict[str, list[Any]]:
+    """For each expert the largest lift of a domain that was tested, before any are cut."""
+    table, starts = profiles.tables["domains"], profiles.starts["domains"]
+    lift, q = (np.asarray(table[c], np.float64) for c in ("lift", "q"))
+    known = np.where(np.isfinite(lift) & np.isfinite(q), lift, np.nan)
+    parts = [known[a:b] for a, b in itertools.pairwise(starts)]
+    most = [float(np.nanmax(p)) if np.isfinite(p).any() else None for p in parts]
+    return {"top_lift": tidy(most, 3)}
+
+
+def _cut_text(text: str, size: int, side: int) -> str:
+    """At most so many characters of the text before (−1) or after (1) a token."""
+    if len(text) <= size:
+        return text
+    return "…" + text[-size:] if side < 0 else text[:size] + "…"
+
+
+def pack(data: Any) -> dict[str, str]:
+    """JSON as raw deflate in base64, as ``bytes``."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     deflate = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
     made = deflate.compress(text.encode("ascii")) + deflate.flush()
-    return {"size": len(text), "bytes": base64.b64encode(made).decode("ascii")}
+    return {"bytes": base64.b64encode(made).decode("ascii")}
 
 
-def unpack(packed: dict[str, Any]) -> Any:
+def unpack(packed: dict[str, str]) -> Any:
     """What `pack` was given."""
     raw = zlib.decompress(base64.b64decode(packed["bytes"]), -zlib.MAX_WBITS)
     return json.loads(raw)
@@ -150,173 +247,16 @@ def _cut(caps: Caps) -> str:
     )
 
 
-def _packed(
-    profile: Profile, caps: Caps, domains: list[str], texts: dict[str, str]
-) -> dict[str, Any]:
-    """One expert: short keys, rows as lists in a fixed order (see ``profiles_data.js``)."""
-    made: dict[str, Any] = {
-        "x": str(profile.expert),
-        "s": profile.summary,
-        "r": [profile.role.kind, profile.role.words, profile.role.about],
-        "u": [profile.sure.level, profile.sure.assignments, profile.sure.documents],
-        "f": profile.flags,
-        "l": _load(profile),
-        "d": _or_reason(profile.domains, lambda d: _domains(d, caps, domains)),
-        "t": _or_reason(profile.tokens_in, lambda t: _tokens(t, caps, texts)),
-        "v": _or_reason(profile.vocabulary, _vocabulary),
-        "c": _or_reason(profile.coactivated, lambda p: _partners(p, caps)),
-        "p": _or_reason(profile.previous, lambda p: _partners(p, caps)),
-        "n": _or_reason(profile.following, lambda p: _partners(p, caps)),
-        "o": _or_reason(profile.parts_of_speech, lambda s: _speech(s, caps)),
-        "a": _or_reason(profile.contribution, _contribution),
-        "k": _or_reason(profile.contexts, lambda c: _contexts(c, caps, domains)),
-        "g": _or_reason(profile.pushes, lambda g: _pushes(g, caps, texts)),
-        "m": _or_reason(profile.similar, lambda m: _similar(m, caps)),
-        "w": _or_reason(profile.weights, _weights),
-    }
-    packed: dict[str, Any] = tidy(made, 3)
-    return packed
-
-
-def _or_reason(part: Any, pack: Callable[[Any], Any]) -> Any:
-    """A packed part, or the reason why it is absent as a text."""
-    return part.absent if isinstance(part, Absent) else pack(part)
-
-
-def _load(profile: Profile) -> list[Any]:
-    d = profile.load
-    return [
-        d.count, d.tokens, d.documents, d.load, d.even, d.rate, d.rate_low, d.rate_high,
-        d.rate_chance, d.gate_mass, d.gate_low, d.gate_high, d.first_share,
-    ]  # fmt: skip
-
-
-def _domains(used: list[DomainUse], caps: Caps, names: list[str]) -> dict[str, Any]:
-    kept = used
-    if len(used) > caps.domains:
-        ranked = sorted(range(len(used)), key=lambda i: _standing(used[i]))[: caps.domains]
-        kept = [used[i] for i in sorted(ranked)]
-    rows = [
-        [
-            names.index(d.domain), d.rate, d.low, d.high, d.others, d.lift, d.lift_low,
-            d.lift_high, d.q, d.of_expert, d.of_text, d.gate_mass, d.gate_low, d.gate_high,
-            d.by_token, d.contribution, d.documents,
-        ]
-        for d in kept
-    ]  # fmt: skip
-    lifts = [d for d in used if math.isfinite(d.lift) and math.isfinite(d.q)]
-    best = max(lifts, key=lambda d: d.lift, default=None)
-    strongest = None if best is None else [names.index(best.domain), best.lift, best.q]
-    return {"rows": rows, "all": len(used), "best": strongest}
-
-
-def _standing(d: DomainUse) -> tuple[float, float]:
-    q = d.q if math.isfinite(d.q) else 2.0
-    lift = abs(math.log(d.lift)) if math.isfinite(d.lift) and d.lift > 0 else 0.0
-    return (0.0 if q < Q_LEVEL else q, -lift)
-
-
-def _tokens(part: Any, caps: Caps, texts: dict[str, str]) -> dict[str, Any]:
-    rows = []
-    for t in part.rows[: caps.tokens]:
-        texts[str(t.token_id)] = t.token
-        rows.append([t.token_id, t.count, t.share, t.of_token, t.lift, t.documents])
-    return {"rows": rows, "of": part.assignments, "min": part.min_count, "overlap": part.overlap}
-
-
-def _vocabulary(v: Any) -> list[Any]:
-    return [
-        v.value, v.null, v.excess, *v.excess_halves, v.top_share, v.half_types, v.text_half_types,
-    ]  # fmt: skip
-
-
-def _partners(part: PartnerList, caps: Caps) -> dict[str, Any]:
-    rows = [[p.expert, p.count, p.given, p.lift, p.low, p.high] for p in part.rows[: caps.partners]]
-    return {"rows": rows, "chance": part.chance, "min": part.min_count}
-
-
-def _speech(part: Any, caps: Caps) -> dict[str, Any]:
-    rows = [[s.tag, s.share, s.low, s.high, s.text_share] for s in part.rows[: caps.speech]]
-    return {"rows": rows, "of": part.assignments, "by": part.pipeline}
-
-
-def _contribution(a: Any) -> list[Any]:
-    return [
-        a.tokens, a.documents, a.mean, a.low, a.high, a.share, a.load_share, a.weight,
-        a.activation, a.activation_share, a.peak, a.counted_peak, a.peak_ratio, a.super_rule,
-    ]  # fmt: skip
-
-
-def _contexts(part: Any, caps: Caps, names: list[str]) -> list[list[Any]]:
-    rows = []
-    for c in part.rows[: caps.contexts]:
-        domain = names.index(c["domain"]) if c["domain"] in names else -1
-        before, after = c["before"], c["after"]
-        if len(before) > caps.around:
-            before = "…" + before[-caps.around :]
-        if len(after) > caps.around:
-            after = after[: caps.around] + "…"
-        rows.append([domain, c["doc"], c["pos"], c["contribution"], before, c["token"], after])
-    return rows
-
-
-def _pushes(part: Any, caps: Caps, texts: dict[str, str]) -> dict[str, Any]:
-    def rows(listed: Any) -> list[list[Any]]:
-        out = []
-        for t in listed[: caps.pushes]:
-            texts[str(t.token_id)] = t.token
-            out.append([t.token_id, t.own, t.others, t.beyond, t.half_a, t.half_b])
-        return out
-
-    return {
-        "up": rows(part.promoted),
-        "down": rows(part.suppressed),
-        "of": part.tokens,
-        "agreement": part.agreement,
-        "overlap": [part.promoted_overlap, part.suppressed_overlap],
-        "spread": part.spread,
-        "factor": part.factor,
-        "note": part.note,
-    }
-
-
-def _similar(part: Any, caps: Caps) -> dict[str, Any]:
-    rows = [[m.expert, m.cosine, m.half_a, m.half_b] for m in part.rows[: caps.partners]]
-    return {"rows": rows, "of": part.tokens}
-
-
-def _weights(norms: Any) -> list[list[Any]]:
-    return [[n.tensor, n.norm, n.layer_mean, n.z] for n in norms]
-
-
-def _alerts(
-    run: AnalyzedRun, facts: dict[str, Any], profiles: Sequence[Profile]
-) -> list[dict[str, str]]:
+def _alerts(run: AnalyzedRun, facts: dict[str, Any], profiles: Profiles) -> list[dict[str, str]]:
     """What a reader must know first; ``level`` is bad, warn or note."""
-    out = []
-    coverage = facts["coverage"]
-    if coverage.get("routers_seen") != coverage.get("routers_expected"):
-        text = (
-            f"Only {coverage.get('routers_seen')} of {coverage.get('routers_expected')} routers "
-            "were seen: profiles of the others say nothing."
-        )
-        out.append({"level": "bad", "text": text})
-    small = [d for d in facts["domains"] if 0 < d["documents"] < FEW_DOCUMENTS]
-    if small:
-        names = ", ".join(f"{d['name']} ({d['documents']})" for d in small[:8])
-        more = f" and {len(small) - 8} more" if len(small) > 8 else ""
-        text = (
-            f"Few documents: {names}{more}. The document is the unit of every interval and test; "
-            "with so few only large differences can be seen."
-        )
-        out.append({"level": "warn", "text": text})
-    if profiles and all(isinstance(p.contribution, Absent) for p in profiles):
+    out: list[dict[str, str]] = []
+    say_basics(facts, lambda level, text: out.append({"level": level, "text": text}))
+    if len(profiles) and profiles.source["measured"] is None:
         text = (
             "Made without the model: contributions, contexts, promoted tokens, similar experts and "
             "weights are absent."
         )
-        if profiles[0].source["measured"] is None:
-            out.append({"level": "note", "text": text})
+        out.append({"level": "note", "text": text})
     out += [{"level": "note", "text": text} for text in _absent_pushes(profiles)]
     if run.manifest.sample is None:
         text = (
@@ -327,13 +267,13 @@ def _alerts(
     return out
 
 
-def _absent_pushes(profiles: Sequence[Profile]) -> list[str]:
+def _absent_pushes(profiles: Profiles) -> list[str]:
     """Layers whose experts cannot be looked at through the lens, by reason."""
     reasons: dict[str, set[int]] = {}
-    for p in profiles:
-        measured = p.source["measured"] is not None
-        if measured and isinstance(p.pushes, Absent) and "assignments" not in p.pushes.absent:
-            reasons.setdefault(p.pushes.absent, set()).add(p.expert.layer_idx)
+    for row in profiles.tables["absent"].to_pylist():
+        few = "assignments" in row["reason"]
+        if row["part"] == "pushes" and profiles.source["measured"] and not few:
+            reasons.setdefault(row["reason"], set()).add(row["layer"])
     return [
         f"Promoted tokens are absent in layer{'s' if len(layers) > 1 else ''} "
         f"{', '.join(map(str, sorted(layers)))}: {reason}."
@@ -341,11 +281,12 @@ def _absent_pushes(profiles: Sequence[Profile]) -> list[str]:
     ]
 
 
-def _short(facts: dict[str, Any], profiles: Sequence[Profile]) -> list[str]:
+def _short(facts: dict[str, Any], profiles: Profiles) -> list[str]:
     """A few sentences about all experts, by rule."""
-    kinds = Counter(p.role.kind for p in profiles)
-    levels = Counter(p.sure.level for p in profiles)
-    layers = len({p.expert.layer_idx for p in profiles})
+    kinds = Counter(profiles.column("role_kind"))
+    levels = Counter(profiles.column("sure_level"))
+    flags = Counter(flag for own in profiles.column("flags") for flag in own)
+    layers = len(set(profiles.column("layer")))
     sure = [f"{number(levels[v])} {v}" for v in ("high", "moderate", "low") if levels[v]]
     few = levels["none"]
     tail = f", and {number(few)} served too few tokens to say anything" if few else ""
@@ -360,19 +301,19 @@ def _short(facts: dict[str, Any], profiles: Sequence[Profile]) -> list[str]:
     odd = (
         (kinds["token expert"], f"give {work}", f"gives {work.replace('their', 'its')}"),
         (kinds["dead"] + kinds["never chosen"], "are dead", "is dead"),
-        (sum("cold" in p.flags for p in profiles), "are cold", "is cold"),
-        (sum("super" in p.flags for p in profiles), "are super experts", "is a super expert"),
+        (flags["cold"], "are cold", "is cold"),
+        (flags["super"], "are super experts", "is a super expert"),
     )
     parts = [f"{number(n)} {one if n == 1 else many}" for n, many, one in odd if n]
     if parts:
         joined = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
         out.append(f"Among them {joined}.")
-    pushes = [p.pushes for p in profiles if not isinstance(p.pushes, Absent)]
-    if pushes:
-        repeated = sum(g.promoted_overlap >= 0.5 for g in pushes)
+    overlaps = [v for v in profiles.column("pushes_promoted_overlap") if v is not None]
+    if overlaps:
+        repeated = sum(v >= REPEATED_OVERLAP for v in overlaps)
         out.append(
             f"What an expert pushes towards repeats between two halves of the documents for "
-            f"{number(repeated)} of {number(len(pushes))} experts that could be looked at."
+            f"{number(repeated)} of {number(len(overlaps))} experts that could be looked at."
         )
     out.append(
         "A profile describes what an expert is given and what it adds; that a model needs it, only "
@@ -381,8 +322,9 @@ def _short(facts: dict[str, Any], profiles: Sequence[Profile]) -> list[str]:
     return out
 
 
-def _domain_sentence(profiles: Sequence[Profile], kinds: Counter[str]) -> str:
-    served = Counter(p.role.about for p in profiles if p.role.kind == "domain")
+def _domain_sentence(profiles: Profiles, kinds: Counter[str]) -> str:
+    roles = zip(profiles.column("role_kind"), profiles.column("role_about"), strict=True)
+    served = Counter(about for kind, about in roles if kind == "domain")
     named = ", ".join(f"{name} {n}" for name, n in served.most_common(6))
     parts = []
     if kinds["domain"]:

@@ -6,26 +6,24 @@ Like the report it loads nothing, and text of a corpus enters it as text only (s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from moescope.metrics.runs import AnalyzedRun
-from moescope.profiles.facts import Profile
+from moescope.profiles.facts import Profiles
 from moescope.profiles.stored import FOLDER
 from moescope.report.page import fill_page, write_page
-from moescope.report.profile_data import profiles_data
+from moescope.report.profile_data import RULES, profiles_data
 
 __all__ = ["build_profile_page", "render_profile_page"]
 
 _SCRIPTS = (
-    "core.js", "theme.js", "controls.js", "tables.js", "profiles_inflate.js",
-    "profiles_data.js", "profiles_map.js",
-    "profiles_list.js", "profiles_parts.js", "profiles_text.js", "profiles_panel.js", "main.js",
+    "profiles_inflate.js", "profiles_data.js", "profiles_map.js", "profiles_list.js",
+    "profiles_parts.js", "profiles_text.js", "profiles_panel.js",
 )  # fmt: skip
 
 
 def build_profile_page(
-    run: AnalyzedRun, profiles: Sequence[Profile], path: str | Path | None = None
+    run: AnalyzedRun, profiles: Profiles, path: str | Path | None = None
 ) -> Path:
     """Write the page of all experts, or of one.
 
@@ -49,7 +47,7 @@ def build_profile_page(
         return write_page(folder / FOLDER / name, page)
 
 
-def render_profile_page(run: AnalyzedRun, profiles: Sequence[Profile]) -> str:
+def render_profile_page(run: AnalyzedRun, profiles: Profiles) -> str:
     """The text of the page; see `build_profile_page`."""
     total = sum(run.shape.num_experts)
     if len(profiles) not in (1, total):
@@ -57,11 +55,17 @@ def render_profile_page(run: AnalyzedRun, profiles: Sequence[Profile]) -> str:
             f"the page shows one expert or all {total} of the run, got {len(profiles)} profiles"
         )
     data = profiles_data(run, profiles)
+    alerts = data.pop("alerts")
+    if data["cut"]:
+        alerts.append({"level": "note", "text": data["cut"]})
     return fill_page(
         "profiles.html.j2",
-        ("style.css", "profiles.css"),
         _SCRIPTS,
         data,
-        name=data["about"]["model"]["name"],
-        single=str(profiles[0].expert) if len(profiles) == 1 else "",
+        title=data["about"]["model"]["name"],
+        alerts=alerts,
+        style="profiles.css",
+        sentences=data.pop("short"),
+        single=profiles.column("name")[0] if len(profiles) == 1 else "",
+        rules=RULES,
     )

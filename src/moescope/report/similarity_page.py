@@ -12,7 +12,7 @@ from typing import Any
 
 from moescope.metrics.statistics import MIN_CLUSTERS
 from moescope.report.about import FEW_DOCUMENTS, label
-from moescope.report.frames import number
+from moescope.report.frames import number, settings
 from moescope.report.page import fill_page, write_page
 from moescope.report.similarity_data import METHOD_NAMES, similarity_data
 from moescope.similarity.result import Similarity
@@ -20,9 +20,8 @@ from moescope.similarity.result import Similarity
 __all__ = ["similarity_page", "write_similarity_page"]
 
 _SCRIPTS = (
-    "core.js", "theme.js", "controls.js", "tables.js", "heatmap.js", "similarity.js",
-    "similarity_depth.js", "similarity_pairs.js", "similarity_agreement.js", "similarity_map.js",
-    "main.js",
+    "heatmap.js", "similarity.js", "similarity_depth.js", "similarity_pairs.js",
+    "similarity_agreement.js", "similarity_map.js",
 )  # fmt: skip
 
 Row = dict[str, Any]
@@ -51,20 +50,20 @@ def similarity_page(made: Similarity) -> str:
     shown = {r["layer"]: len(k) for r, k in zip(about["layers"], data["shown"], strict=True)}
     return fill_page(
         "similarity.html.j2",
-        ("style.css", "similarity.css"),
         _SCRIPTS,
         data,
-        name=label(about["model"]["name"]),
+        title=label(about["model"]["name"]),
         subtitle=_subtitle(about),
         alerts=_alerts(about, shown),
+        style="similarity.css",
         findings=_findings(about),
-        cards=_cards(about),
+        facts=_cards(about),
         methods=made.methods,
         has={"maps": bool(data["maps"]), "agreement": bool(about["agreement"]),
              "text": about["text"] is not None},
         groups=len(about["text"]["group_sizes"]) if about["text"] else 0,
         permutations=about["permutations"],
-        settings=_settings(about),
+        parts=_settings(about),
     )  # fmt: skip
 
 
@@ -216,23 +215,11 @@ def _cards(about: Row) -> list[dict[str, str]]:
 def _settings(about: Row) -> list[tuple[str, list[tuple[str, str]]]]:
     """Everything that is needed to make this again, by section; no folders of a machine."""
     model = {**about["model"], "name": label(about["model"]["name"])}
-    parts: list[tuple[str, Row]] = [
-        ("Model", model), ("Options", about["options"]), ("Versions", about["versions"]),
-    ]  # fmt: skip
+    parts: dict[str, Row] = {"Model": model, "Options": about["options"]}
     text = about["text"]
     if text is not None:
         corpus = {**text["corpus"], "path": label(text["corpus"].get("path"))}
         rest = {k: v for k, v in text.items() if k not in ("corpus", "domains", "group_sizes")}
         rest["run"] = label(text["run"]) if text["run"] else None
-        parts.insert(2, ("Text", corpus | rest))
-    return [(name, [(k.replace("_", " "), _plain(v)) for k, v in d.items()]) for name, d in parts]
-
-
-def _plain(value: Any) -> str:
-    if value is None or value == "" or value == []:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+        parts["Text"] = corpus | rest
+    return settings(parts | {"Versions": about["versions"]})

@@ -18,8 +18,7 @@ from moescope.result import Result
 __all__ = ["steering_data", "steering_page"]
 
 _SCRIPTS = (
-    "core.js", "theme.js", "controls.js", "tables.js", "heatmap.js", "steering.js",
-    "steering_controls.js", "steering_text.js", "steering_sweep.js", "main.js",
+    "heatmap.js", "steering.js", "steering_controls.js", "steering_text.js", "steering_sweep.js"
 )  # fmt: skip
 _TITLE = 90
 
@@ -32,18 +31,19 @@ def steering_page(result: Result) -> str:
     """
     about = result.about
     controls = about["controls"]
+    alerts = [{**note._asdict(), "word": "Note."} for note in result.notes]
+    if about["effect"]["kind"] != "some" and alerts:
+        alerts[0] |= {"level": "bad", "word": "No effect."}
     return fill_page(
         "steering.html.j2",
-        ("style.css", "steering.css"),
         _SCRIPTS,
         steering_data(result),
+        style="steering.css",
+        alerts=alerts,
         title=_shortened("; ".join(about["edits"])),
-        model=label(about["model"]),
-        where=about["where"],
+        subtitle=f"{label(about['model'])} · {about['where']}",
         summary=result.answers,
-        page_notes=[note.text for note in result.notes],
-        silent=about["effect"]["kind"] != "some",
-        cards=_cards(about),
+        facts=_cards(about),
         several=len(about["uses"]) > 1,
         has={
             "words": bool(about["words"]),

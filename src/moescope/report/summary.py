@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from moescope.metrics.view import ALL
+from moescope.profiles.summary import Q_LEVEL
 from moescope.report.about import FEW_DOCUMENTS, badly_predicted
 from moescope.report.frames import Frame, bits, number, p_text, percent, times
 
@@ -84,7 +85,7 @@ def _strongest(special: dict[str, Any]) -> str:
     shown: list[str] = []
     for i, name in enumerate(top["name"]):
         q, value, others = top["q"][i], top["value"][i], top["others"][i]
-        if len(shown) == 2 or q is None or q >= 0.05 or value <= others:
+        if len(shown) == 2 or q is None or q >= Q_LEVEL or value <= others:
             break
         shown.append(f"{name} for {top['domain'][i]}, {_cell_numbers(top, i)}")
     if not shown:
@@ -123,7 +124,7 @@ def _domain_or_token(tables: dict[str, Frame]) -> str:
     layers, passed = _passed(info, "token")
     tested = (
         f"; the last is above chance at p < 0.05 in {passed} of {layers} layers, where chance "
-        f"alone gives {0.05 * layers:.1f}"
+        f"alone gives {Q_LEVEL * layers:.1f}"
         if layers
         else ""
     )
@@ -151,7 +152,7 @@ def _known_bits(value: float) -> str:
 def _passed(info: Frame, given: str) -> tuple[int, int]:
     """Layers where I(E;D|token) or I(E;D|pair) was tested, and where it has p < 0.05."""
     p = np.asarray(info[f"i_expert_domain_given_{given}_p"], np.float64)
-    return int(np.isfinite(p).sum()), int((p < 0.05).sum())
+    return int(np.isfinite(p).sum()), int((p < Q_LEVEL).sum())
 
 
 def _several_domains(info: Frame) -> bool:

@@ -8,7 +8,6 @@ notes, recipe) is written as escaped text; the figures are drawn from embedded J
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from moescope.report.about import label
-from moescope.report.frames import percent, tidy
+from moescope.report.frames import percent, plain, tidy
 from moescope.report.page import fill_page, write_page
 from moescope.report.training_data import (
     POINTS,
@@ -35,9 +34,8 @@ _RECENT = 20
 
 _STATUS = ("running", "finished", "stopped")
 _SCRIPTS = (
-    "core.js", "theme.js", "training_live.js", "controls.js", "tables.js", "heatmap.js",
-    "training_chart.js", "training_loss.js", "training_routing.js", "training_steps.js", "main.js",
-    "training_resume.js",
+    "heatmap.js", "training_live.js", "training_chart.js", "training_loss.js",
+    "training_routing.js", "training_steps.js",
 )  # fmt: skip
 
 
@@ -81,18 +79,21 @@ def training_page(data: dict[str, Any]) -> str:
     if data["status"] not in _STATUS:
         raise ValueError(f"status is {data['status']!r}; it is one of: {', '.join(_STATUS)}")
     figures = figures_of(data)
+    stopped = data["status"] == "stopped"
+    alert = {"level": "bad", "word": "Stopped."} if stopped else {"level": "note"}
+    message = data.get("message")
     return fill_page(
         "training.html.j2",
-        ("style.css", "training.css"),
         _SCRIPTS,
         tidy(figures, 6),
-        name=str(data["name"]),
+        title=str(data["name"]),
+        alerts=[alert | {"text": str(message)}] if message else [],
+        style="training.css",
         status=data["status"],
-        message=data.get("message"),
         refresh=figures["refresh"],
         head=_head(data),
-        cards=_cards(data, figures),
-        notes=[str(n) for n in data.get("notes") or ()],
+        facts=_cards(data, figures),
+        remarks=[str(n) for n in data.get("notes") or ()],
         recipe=_recipe(data.get("recipe") or {}),
         checkpoints=_checkpoints(data.get("checkpoints") or ()),
         has=present(figures),
@@ -205,20 +206,13 @@ def _recipe(recipe: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]
     sections: dict[str, list[tuple[str, str]]] = {}
     for key, value in recipe.items():
         section, dot, name = str(key).partition(".")
-        shown = label(value) if isinstance(value, str) and Path(value).is_absolute() else value
         place = sections.setdefault(section if dot else "run", [])
-        place.append((name if dot else section, _plain(shown)))
+        place.append((name if dot else section, plain(_without_folder(value))))
     return list(sections.items())
 
 
-def _plain(value: Any) -> str:
-    if value is None or value == "":
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict | list | tuple):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+def _without_folder(value: Any) -> Any:
+    return label(value) if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _checkpoints(checkpoints: Any) -> list[dict[str, str]]:
@@ -226,15 +220,11 @@ def _checkpoints(checkpoints: Any) -> list[dict[str, str]]:
         {
             "step": _said(c.get("step"), "{:,}".format) or "–",
             "share": _said(c.get("share"), percent) or "–",
-            "path": _plain(label(c.get("path")) if _absolute(c.get("path")) else c.get("path")),
+            "path": plain(_without_folder(c.get("path"))),
             "kept": "kept" if c.get("kept") else "to resume from",
         }
         for c in checkpoints
     ]
-
-
-def _absolute(path: Any) -> bool:
-    return isinstance(path, str) and Path(path).is_absolute()
 
 
 def _said(value: Any, form: Any) -> str | None:

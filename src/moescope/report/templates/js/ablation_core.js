@@ -1,10 +1,9 @@
 "use strict";
 // What both kinds of the page share: measures, number formats, and rows of dots with intervals.
 (function () {
-  const minus = (text) => text.replace("-", "−");
   const digits = (v) => (Math.abs(v) >= 0.0995 || v === 0 ? 3 : Math.abs(v) >= 0.00095 ? 4 : 5);
-  M.fmt.nats = (v) => (v === null || v === undefined ? "–" : minus(`${v > 0 ? "+" : ""}${v.toFixed(digits(v))}`));
-  M.fmt.plain = (v) => (v === null || v === undefined ? "–" : minus(d3.format(".3~g")(v)));
+  M.fmt.nats = M.known((v) => `${v > 0 ? "+" : ""}${v.toFixed(digits(v))}`);
+  M.fmt.plain = M.known(d3.format(".3~g"));
   M.measures = {
     ce_change: { label: "ΔCE", long: "Change of cross-entropy", unit: "nats per token", format: M.fmt.nats },
     kl: { label: "KL", long: "KL from the plain model", unit: "nats per token", format: M.fmt.nats },
@@ -14,7 +13,6 @@
   M.measureControl = () => M.choice("Measure", "measure", Object.entries(M.measures).map(([value, m]) => ({ value, label: m.label })));
   M.span = (row, key, format) => (row[`${key}_low`] === null ? "no interval" : `${format(row[`${key}_low`])} to ${format(row[`${key}_high`])}`);
   M.groupName = (g) => (g.scope === "all" ? "all text" : g.scope === "domain" ? g.domain : `${g.scope.replace("-", " ")}: ${g.domain}`);
-  M.style = { background: "transparent", fontSize: "11px", fontFamily: "inherit" };
 
   // Rows of dots with intervals: [{name, value, low, high, color, title}]; marks: what lies behind.
   M.dotRows = function (rows, spec) {
@@ -36,6 +34,4 @@
       ],
     });
   };
-
-  M.section("tools", [], () => {}, () => M.id("tools").append(M.themeControl()));
 })();

@@ -21,7 +21,7 @@
       M.title("rho", "Too few experts were chosen to correlate anything");
       return M.fill(M.id("plot-rho"), M.absent("No correlation is known."));
     }
-    const clear = known[0].low > 0 && known[0].q <= 0.05;
+    const clear = known[0].low > 0 && known[0].q <= M.data.level;
     M.title("rho", `${clear ? "" : "No score is shown to follow importance; the closest: "}${said(known[0].score)}${clear ? " follows measured importance most closely:" : ","} ρ = ${M.fmt.two(known[0].rho)}`,
       `Spearman's ρ with ${M.measures[M.state.against].label}, ${where} · ${known[0].experts} experts${self === null || self === undefined ? "" : ` · dashed: importance between halves of the documents, ${M.fmt.two(self)}`}`);
     const dots = known.map((r) => ({

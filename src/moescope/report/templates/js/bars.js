@@ -44,7 +44,7 @@
     const plot = Plot.plot({
       width, height: names.length * 118 + 46, marginLeft: 46, marginRight: 8, marginTop: 26, marginBottom: 38,
       ariaLabel: `Activation rate of the experts of layer ${layer.layer} by domain`,
-      style: { background: "transparent", fontSize: "11px", fontFamily: "inherit" },
+      style: M.style,
       x: { type: "band", domain: order, label: `expert of layer ${layer.layer}${M.state.barSort === "rate" ? ", busiest over all text first" : ""} →`, labelAnchor: "left", labelArrow: "none", ticks: order.filter((_, i) => i % step === 0), tickSize: 0, padding: 0.22 },
       y: { domain: [0, top * 100 || 1], label: null, ticks: 4, tickSize: 0, grid: true, tickFormat: (v) => `${v} %` },
       fy: { axis: null, domain: names, padding: 0.26 },

@@ -70,6 +70,7 @@ const M = {};
   // Numbers: one format for each kind of quantity.
   const minus = (text) => text.replace("-", "−");
   const known = (format) => (v) => (v === null || v === undefined || Number.isNaN(v) ? "–" : minus(format(v)));
+  M.known = known;
   M.fmt = {
     percent: known((v) => `${(100 * v).toFixed(v !== 0 && Math.abs(v) < 0.01 ? 2 : 1)} %`),
     points: known((v) => `${v > 0 ? "+" : ""}${(100 * v).toFixed(1)}`),
@@ -88,7 +89,7 @@ const M = {};
     return text === undefined ? `#${id}` : text;
   };
   // For tables: spaces and line ends made visible.
-  M.tokenShown = (id) => M.tokenText(id).replace(/^ /, "␣").replace(/ $/, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥") || "∅";
+  M.tokenShown = (text) => text.replace(/^ /, "␣").replace(/ $/, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥") || "∅";
   M.shorten = (text, size) => (text.length > size ? `${text.slice(0, size - 1)}…` : text);
 
   // State: every section says which parts of it it depends on.
@@ -97,6 +98,12 @@ const M = {};
   M.section = function (name, keys, draw, setup) {
     sections.push({ name, keys, draw, setup });
   };
+  // A section only where the page has its figure: what is absent is not drawn.
+  M.figure = function (name, keys, draw, setup) {
+    if (M.id(`plot-${name}`)) M.section(name, keys, draw, setup);
+  };
+  M.when = (script) => script(); // until what a script needs is at hand
+  M.drawn = []; // called once, when everything has been drawn
   function run(section, what) {
     try {
       section[what]();
@@ -121,5 +128,6 @@ const M = {};
   M.title = function (name, text, sub) {
     M.fill(M.id(`title-${name}`), document.createTextNode(text), sub ? M.h("span", { class: "sub" }, sub) : null);
   };
+  M.style = { background: "transparent", fontSize: "11px", fontFamily: "inherit" };
   M.width = (name) => Math.max(240, M.id(`plot-${name}`).clientWidth || 600);
 })();

@@ -42,7 +42,7 @@
     const entropy = made.entropy(token, layer);
     const named = chosen.map((c) => `E${c.expert}`).join(" ");
     return [
-      M.h("div", {}, M.h("b", {}, `“${M.tokenShown(id)}”`), ` position ${position}`),
+      M.h("div", {}, M.h("b", {}, `“${M.tokenShown(M.tokenText(id))}”`), ` position ${position}`),
       M.h("div", {}, `layer ${M.layers[layer].layer}`, entropy === null ? null : ` · router entropy ${M.fmt.two(entropy)}`),
       chosen[0].weight === null
         ? M.h("div", {}, ordered ? `experts, by weight: ${named}` : `experts, in no order: ${named}`)

@@ -20,14 +20,9 @@
       `${M.fmt.count(about.tokens)} tokens of ${M.fmt.count(about.documents)} documents from ${about.corpus.path || "the corpus"}` +
       (M.data.phases.length > 1 ? ` · showing ${M.state.phase === "decode" ? "generated text (decode)" : "read text (prefill)"}` : "");
   }, () => {
-    const tools = M.id("tools");
     if (M.data.phases.length > 1) {
-      tools.append(M.choice("Text", "phase", M.data.phases.map((p) => ({ value: p, label: { prefill: "read (prefill)", decode: "generated (decode)" }[p] || p }))));
+      M.id("tools").append(M.choice("Text", "phase", M.data.phases.map((p) => ({ value: p, label: { prefill: "read (prefill)", decode: "generated (decode)" }[p] || p }))));
     }
-    tools.append(M.themeControl());
-    const words = { bad: "Incomplete.", warn: "Careful.", note: "Note." };
-    M.fill(M.id("alerts"), M.data.alerts.map((a) =>
-      M.h("p", { class: `alert ${a.level}`, role: a.level === "bad" ? "alert" : null }, M.h("b", {}, words[a.level]), a.text)));
   });
 
   M.section("short", ["phase"], () => M.fill(M.id("plot-short"), M.view().short.map((s) => M.h("li", {}, s))));

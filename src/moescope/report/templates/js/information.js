@@ -13,14 +13,14 @@
       layer: r.layer, bits: r[`i_${part.key}_bits`], low: r[`i_${part.key}_low`], high: r[`i_${part.key}_high`],
       raw: r[`i_${part.key}_raw`], null: r[`i_${part.key}_null`], p: r[`i_${part.key}_p`], max: r[`i_${part.key}_most`],
     }));
-    const passes = (p) => p.p !== null && p.p < 0.05;
+    const passes = (p) => p.p !== null && p.p < M.data.level;
     const between = points.filter((p) => p.low !== null && p.high !== null);
     const low = Math.min(0, d3.min(points, (p) => p.bits) || 0, d3.min(between, (p) => p.low) || 0);
     const high = Math.max(d3.max(points, (p) => p.bits) || 0, d3.max(between, (p) => p.high) || 0, 1e-4);
     const color = M.css(part.color);
     const plot = Plot.plot({
       width, height: 190, marginLeft: 52, marginRight: 12, marginBottom: 36, marginTop: 12,
-      style: { background: "transparent", fontSize: "11px", fontFamily: "inherit" }, ariaLabel: `Bits ${part.title} by layer`,
+      style: M.style, ariaLabel: `Bits ${part.title} by layer`,
       x: { type: "point", domain: points.map((p) => p.layer), label: "layer →", labelArrow: "none", ticks: M.layerTicks(width), tickSize: 0 },
       y: { domain: [low, high * 1.08], grid: true, ticks: 4, tickSize: 0, label: "bits", labelAnchor: "top", labelArrow: "none" },
       marks: [

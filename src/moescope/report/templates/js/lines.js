@@ -18,7 +18,7 @@
     const symbol = (r) => M.symbols[dodge(r) % M.symbols.length];
     const plot = Plot.plot({
       width, height: 260, marginLeft: 56, marginRight: 14, marginBottom: 38, marginTop: 22,
-      style: { background: "transparent", fontSize: "11px", fontFamily: "inherit" }, ariaLabel: spec.label,
+      style: M.style, ariaLabel: spec.label,
       x: { type: "point", domain: M.layers.map((l) => l.layer), label: "layer →", labelArrow: "none", ticks: M.layerTicks(width), tickSize: 0, padding: 0.3 },
       y: { domain: spec.zero ? [Math.min(0, low), high + pad] : [low - pad, high + pad], grid: true, ticks: 5, tickSize: 0, label: spec.unit, labelArrow: "none", tickFormat: spec.tick },
       symbol: { type: "identity" },
@@ -103,7 +103,7 @@
     const boxes = rows.map((r) => ({ ...r, x1: r.low === null || (log && r.low <= 0) ? start : r.low, x2: r.high === null ? stop : r.high }));
     M.title("hist", `Layer ${M.layers[M.state.layer].layer}: ${HIST[M.state.hist]}`, "all text; the outermost bins are open");
     M.fill(M.id("plot-hist"), Plot.plot({
-      width: M.width("hist"), height: 220, marginLeft: 56, marginBottom: 38, marginTop: 20, style: { background: "transparent", fontSize: "11px", fontFamily: "inherit" },
+      width: M.width("hist"), height: 220, marginLeft: 56, marginBottom: 38, marginTop: 20, style: M.style,
       ariaLabel: `Histogram of ${HIST[M.state.hist]} in layer ${M.layers[M.state.layer].layer}`,
       x: { type: log ? "log" : "linear", domain: [start, stop], label: `${HIST[M.state.hist]} →`, labelArrow: "none", tickFormat: log ? (v) => (Math.log10(v) % 1 === 0 ? `${v}` : "") : undefined, ticks: 6 },
       y: { grid: true, ticks: 4, tickSize: 0, label: "share of values", labelArrow: "none", tickFormat: (v) => `${+(v * 100).toFixed(1)} %` },

@@ -1,10 +1,11 @@
 "use strict";
 // Contents, drawing, and drawing again when the width changes.
-(function () {
+M.when(function () {
   const links = [...document.querySelectorAll("main > section")].map((section) =>
     M.h("a", { href: `#${section.id}` }, section.querySelector("h2").textContent));
   M.fill(M.id("toc"), links);
   M.setup();
+  M.id("tools").append(M.themeControl());
   M.redraw();
 
   let width = document.documentElement.clientWidth;
@@ -22,5 +23,6 @@
     }), { rootMargin: "-10% 0px -75% 0px" });
     document.querySelectorAll("main > section").forEach((s) => seen.observe(s));
   }
+  M.drawn.forEach((after) => after());
   document.documentElement.dataset.ready = "yes";
-})();
+});

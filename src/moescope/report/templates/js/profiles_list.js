@@ -1,16 +1,16 @@
 "use strict";
 // The experts that match a search, and moving from one to the next.
-(function () {
+M.when(function () {
   if (M.size < 2) return;
   const STEP = 80;
   let shown = STEP;
   const SORTS = {
     order: { label: "by layer", value: (_, i) => i },
-    load: { label: "by load", value: (p) => -p.load.load },
-    lift: { label: "by strongest domain", value: (p) => (M.missing(p.domains) || !p.domains.best ? 0 : -p.domains.best[1]) },
-    vocabulary: { label: "by vocabulary", value: (p) => (M.missing(p.vocabulary) ? 0 : -p.vocabulary.excess) },
-    contribution: { label: "by contribution", value: (p) => (M.missing(p.contribution) ? 0 : -p.contribution.mean) },
-    sure: { label: "by assignments", value: (p) => -p.sure.assignments },
+    load: { label: "by load", value: (p) => -p.load },
+    lift: { label: "by strongest domain", value: (p) => -p.top_lift },
+    vocabulary: { label: "by vocabulary", value: (p) => -p.vocabulary_excess },
+    contribution: { label: "by contribution", value: (p) => -p.contribution_mean },
+    sure: { label: "by assignments", value: (p) => -p.sure_assignments },
   };
   M.sorted = () => d3.sort(M.found(), (i) => SORTS[M.state.sort].value(M.profile(i), i), (i) => i);
 
@@ -29,8 +29,8 @@
   function setup() {
     const search = M.h("input", { type: "search", placeholder: "a token, a word, L3, L3E17", "aria-label": "Search experts by name, token or word", oninput: () => M.set({ search: search.value }) });
     const roles = [{ value: "", label: "all" }, ...M.data.roles.map((r) => ({ value: r, label: M.ROLES[r] || r }))];
-    const domains = [{ value: "", label: "any" }, ...M.data.domains.map((d, i) => ({ value: String(i), label: M.shorten(d, 40) }))];
-    const flags = [...new Set(M.data.profiles.flatMap((p) => p.f))].sort();
+    const domains = [{ value: "", label: "any" }, ...M.data.domains.map((d) => ({ value: d, label: M.shorten(d, 40) }))];
+    const flags = [...new Set(M.data.tables.experts.flags.flat())].sort();
     const flagged = [{ value: "", label: "any" }, ...flags.map((f) => ({ value: f, label: f })), ...["high", "moderate", "low"].map((v) => ({ value: v, label: `sure: ${v}` }))];
     const clear = M.h("button", { type: "button", onclick: () => {
       search.value = "";
@@ -48,9 +48,9 @@
 
   // Where no domain stands out, its typical tokens say more.
   function inWords(p) {
-    if (p.role.kind !== "none" || M.missing(p.tokens)) return p.role.words;
-    const typical = p.tokens.rows.filter((t) => t.lift >= 1.5).slice(0, 5);
-    return typical.length ? typical.map((t) => M.tokenText(t.id).trim() || M.tokenShown(t.id)).join(" · ") : p.role.words;
+    if (p.role_kind !== "none") return p.role_words;
+    const typical = p.lists.tokens.filter((t) => t.lift >= M.data.rules.typical).slice(0, 5);
+    return typical.length ? typical.map((t) => t.token.trim() || M.tokenShown(t.token)).join(" · ") : p.role_words;
   }
 
   M.section("list", ["search", "role", "domain", "flag", "sort", "shown"], () => {
@@ -59,7 +59,7 @@
     const count = M.filtered() ? `${M.fmt.count(found.length)} of ${M.fmt.count(M.size)} experts` : `${M.fmt.count(M.size)} experts`;
     const items = found.slice(0, shown).map((i) => {
       const p = M.profile(i);
-      const link = M.h("a", { href: `#${p.name}`, title: `${p.name}: ${p.role.words}` },
+      const link = M.h("a", { href: `#${p.name}`, title: `${p.name}: ${p.role_words}` },
         M.h("span", { class: "swatch", style: { background: M.roleColor(p), outline: "1px solid var(--faint)" } }), M.h("b", {}, p.name), M.h("span", {}, inWords(p)));
       link.dataset.expert = i;
       return M.h("li", {}, link);
@@ -97,4 +97,4 @@
     next.focus({ preventScroll: false });
     M.choose(Number(next.dataset.expert), true);
   }
-})();
+});

@@ -1,6 +1,6 @@
 "use strict";
 // Layer × expert: every expert a cell, coloured by a chosen quantity; click or arrow keys choose one.
-(function () {
+M.when(function () {
   if (M.size < 2) return;
   const widest = d3.max(M.layers, (l) => l.experts);
   const ROLES = {
@@ -13,9 +13,9 @@
   const fuller = (color, lift) => d3.interpolateRgb(M.css("band"), color)(lift === null ? 1 : Math.max(0.35, Math.min(1, Math.log2(lift) / Math.log2(6))));
 
   function roleColor(p) {
-    const at = M.data.domains.indexOf(p.role.about);
-    if (p.role.kind === "domain" && at >= 0) return fuller(M.domainInk(at), p.domains && p.domains.best ? p.domains.best[1] : null);
-    return { avoids: M.css("grey"), "token expert": M.css("ink"), none: M.css("band"), untested: M.css("band"), dead: M.css("bad"), "never chosen": M.css("bad") }[p.role.kind] || M.css("empty");
+    const at = M.domainIndex.get(p.role_about);
+    if (p.role_kind === "domain" && at !== undefined) return fuller(M.domainInk(at), p.top_lift);
+    return { avoids: M.css("grey"), "token expert": M.css("ink"), none: M.css("band"), untested: M.css("band"), dead: M.css("bad"), "never chosen": M.css("bad") }[p.role_kind] || M.css("empty");
   }
   M.roleColor = roleColor;
 
@@ -23,7 +23,7 @@
   function scale() {
     const key = M.state.color;
     const quantity = M.QUANTITIES[key];
-    if (key === "role") return { color: (i) => roleColor(M.profile(i)), legend: roleLegend(), told: (i) => M.profile(i).role.words };
+    if (key === "role") return { color: (i) => roleColor(M.profile(i)), legend: roleLegend(), told: (i) => M.profile(i).role_words };
     const values = d3.range(M.size).map((i) => quantity.of(M.profile(i), M.place(i).layer));
     const sorted = values.filter((v) => v !== null && (!quantity.log || v > 0)).sort(d3.ascending);
     const told = (i) => (values[i] === null ? "not known" : `${quantity.label}: ${quantity.format(values[i])}`);
@@ -40,11 +40,11 @@
     return { color: (i) => (values[i] === null ? null : color(values[i])), legend, told };
   }
   function roleLegend() {
-    const served = d3.rollup(d3.range(M.size).map(M.profile).filter((p) => p.role.kind === "domain"), (v) => v.length, (p) => p.role.about);
+    const served = d3.rollup(d3.range(M.size).map(M.profile).filter((p) => p.role_kind === "domain"), (v) => v.length, (p) => p.role_about);
     const domains = M.data.domains.map((name, i) => ({ name, i })).filter((d) => served.has(d.name));
     const entries = domains.map((d) => ({ color: M.domainInk(d.i), label: `serves ${M.shorten(d.name, 26)} (${served.get(d.name)})` }));
-    const others = d3.rollup(d3.range(M.size).map(M.profile).filter((p) => p.role.kind !== "domain"), (v) => v.length, (p) => p.role.kind);
-    for (const [kind, n] of others) entries.push({ color: roleColor({ role: { kind } }), label: `${ROLES[kind] || kind} (${n})`, style: { outline: "1px solid var(--faint)" } });
+    const others = d3.rollup(d3.range(M.size).map(M.profile).filter((p) => p.role_kind !== "domain"), (v) => v.length, (p) => p.role_kind);
+    for (const [kind, n] of others) entries.push({ color: roleColor({ role_kind: kind }), label: `${ROLES[kind] || kind} (${n})`, style: { outline: "1px solid var(--faint)" } });
     const legend = M.legend(entries);
     if (domains.length) legend.append(M.h("span", {}, "fuller colour: larger lift"));
     return legend;
@@ -96,7 +96,7 @@
       const i = under(event);
       if (i === null) return M.tip.hide();
       const p = M.profile(i);
-      M.tip.show(event.clientX, event.clientY, M.h("div", {}, M.h("b", {}, p.name), ` ${p.role.words}`),
+      M.tip.show(event.clientX, event.clientY, M.h("div", {}, M.h("b", {}, p.name), ` ${p.role_words}`),
         M.state.color === "role" ? null : M.h("div", {}, made.told(i)), M.h("div", { class: "strip" }, M.shorten(p.summary.replace(/^[^ :]+:? ?/, ""), 220)));
       return undefined;
     });
@@ -154,4 +154,4 @@
     M.id("controls-map").append(M.choice("Colour", "color", options, 10));
     ["expert", "search", "role", "domain", "flag"].forEach((key) => M.watch(key, () => draw()));
   });
-})();
+});

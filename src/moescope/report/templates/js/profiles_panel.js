@@ -1,6 +1,6 @@
 "use strict";
 // The chosen expert: head, summary and parts; the address names it, so that a link finds it again.
-(function () {
+M.when(function () {
   const about = M.data.about;
   const single = M.size === 1;
 
@@ -8,13 +8,7 @@
     const measured = M.data.measured;
     const text = measured ? ` · measured with the model on ${M.fmt.count(d3.sum(measured.text.tokens))} of them` : "";
     M.id("subtitle").textContent = `${single ? `${M.profile(0).name} of ` : ""}${M.fmt.count(d3.sum(M.layers, (l) => l.experts))} experts in ${M.layers.length} MoE layer${M.layers.length > 1 ? "s" : ""} · ${M.fmt.count(about.tokens)} tokens of ${M.fmt.count(about.documents)} documents from ${about.corpus.path || "the corpus"}${text}`;
-  }, () => {
-    M.id("tools").append(M.themeControl());
-    const words = { bad: "Incomplete.", warn: "Careful.", note: "Note." };
-    const alerts = [...M.data.alerts, ...(M.data.cut ? [{ level: "note", text: M.data.cut }] : [])];
-    M.fill(M.id("alerts"), alerts.map((a) => M.h("p", { class: `alert ${a.level}`, role: a.level === "bad" ? "alert" : null }, M.h("b", {}, words[a.level]), a.text)));
   });
-  if (!single) M.section("short", ["never"], () => M.fill(M.id("plot-short"), M.data.short.map((s) => M.h("li", {}, s))));
 
   // Choose an expert. quiet: step by step, so that going back does not walk all the way.
   M.choose = function (index, quiet) {
@@ -51,10 +45,10 @@
   });
 
   function sureLine(p) {
-    const lines = [`${M.fmt.count(p.sure.assignments)} assignments in ${M.fmt.count(p.sure.documents)} documents of the run stand behind load, domains, tokens and partners.`];
-    if (!M.missing(p.contribution)) lines.push(`${M.fmt.count(p.contribution.tokens)} assignments in ${M.fmt.count(p.contribution.documents)} documents were measured with the model.`);
-    if (!M.missing(p.tokens)) lines.push(p.tokens.overlap === null ? "The token list could not be compared between halves of the documents." : `Token list: two halves of the documents share ${M.fmt.percent(p.tokens.overlap)}.`);
-    if (!M.missing(p.pushes)) lines.push(`Promoted tokens: the halves share ${M.fmt.percent(p.pushes.overlap[0])} of the top 20, rank correlation ${M.fmt.two(p.pushes.agreement)}.`);
+    const lines = [`${M.fmt.count(p.sure_assignments)} assignments in ${M.fmt.count(p.sure_documents)} documents of the run stand behind load, domains, tokens and partners.`];
+    if (!p.absent.contribution) lines.push(`${M.fmt.count(p.contribution_tokens)} assignments in ${M.fmt.count(p.contribution_documents)} documents were measured with the model.`);
+    if (!p.absent.tokens_in) lines.push(p.tokens_in_overlap === null ? "The token list could not be compared between halves of the documents." : `Token list: two halves of the documents share ${M.fmt.percent(p.tokens_in_overlap)}.`);
+    if (!p.absent.pushes) lines.push(`Promoted tokens: the halves share ${M.fmt.percent(p.pushes_promoted_overlap)} of the top ${M.data.rules.agreed}, rank correlation ${M.fmt.two(p.pushes_agreement)}.`);
     lines.push("Lists show the strongest entries of many, so their true size is likely somewhat smaller.");
     return M.part("How sure this is", null, M.h("ul", { class: "sure-list" }, lines.map((t) => M.h("li", {}, t))));
   }
@@ -71,7 +65,7 @@
       M.h("header", { class: "profile-head" },
         M.h("h3", { id: "panel-name" }, p.name, M.h("span", { class: "where" }, `layer ${layer}, expert ${expert}`)),
         p.flags.map((f) => M.h("span", { class: "tag flag" }, f)),
-        M.h("span", { class: `tag ${p.sure.level}` }, p.sure.level === "none" ? "too few tokens" : `sure: ${p.sure.level}`), buttons),
+        M.h("span", { class: `tag ${p.sure_level}` }, p.sure_level === "none" ? "too few tokens" : `sure: ${p.sure_level}`), buttons),
       M.h("p", { class: "finding" }, held.charAt(0).toUpperCase() + held.slice(1)),
       M.parts.facts(p), M.parts.domains(p), M.parts.tokens(p), M.parts.contexts(p), M.parts.pushes(p), M.parts.partners(p),
       M.h("div", { class: "columns" }, M.h("div", {}, M.parts.similar(p)), M.h("div", {}, M.parts.weights(p))),
@@ -86,8 +80,8 @@
 
   // Without a name in the address: the expert that a domain marks most clearly.
   function first() {
-    const clear = d3.range(M.size).filter((i) => M.profile(i).role.kind === "domain" && M.profile(i).sure.level === "high");
-    const best = d3.greatest(clear, (i) => M.profile(i).domains.best[1]);
+    const clear = d3.range(M.size).filter((i) => M.profile(i).role_kind === "domain" && M.profile(i).sure_level === "high");
+    const best = d3.greatest(clear, (i) => M.profile(i).top_lift);
     return best === undefined ? 0 : best;
   }
-})();
+});

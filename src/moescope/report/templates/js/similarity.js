@@ -2,8 +2,6 @@
 // What the figures of a similarity share: methods, matrices, colours, and the colours' scale.
 (function () {
   const data = M.data;
-  M.id("tools").append(M.themeControl());
-
   M.methodName = (key) => {
     const found = data.methods.find((m) => m.key === key);
     return found ? found.name : key === "coactivation_lift" ? "co-activation lift" : key;

@@ -20,7 +20,7 @@
     const room = (width - left - 12) / layers.length;
     const every = M.step(layers.length, room, 24);
     const color = M.diverging(1);
-    const passed = rows.filter((r) => r.q !== null && r.q < 0.05);
+    const passed = rows.filter((r) => r.q !== null && r.q < M.data.level);
     const best = d3.greatest(passed, (r) => Math.abs(r.rho));
     M.title("agreement", passed.length ? `The strongest link: ${best.pair} in layer ${best.layer}, ρ = ${two(best.rho)}` : "No two measures agree beyond chance",
       `${passed.length} of ${rows.length} at q < 0.05 · over ${span(rows.map((r) => r.pairs))} pairs of experts each`);

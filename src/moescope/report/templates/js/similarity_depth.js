@@ -21,7 +21,7 @@
     const line = { x: "layer", fy: null };
     const plot = Plot.plot({
       width, height: 210, marginLeft: 48, marginRight: 12, marginBottom: 36, marginTop: 12,
-      style: { background: "transparent", fontSize: "11px", fontFamily: "inherit" }, ariaLabel: `${M.methodName(method)} by layer`,
+      style: M.style, ariaLabel: `${M.methodName(method)} by layer`,
       x: { type: "point", domain: M.layers.map((l) => l.layer), label: "layer →", labelArrow: "none", ticks, tickSize: 0, padding: 0.4 },
       y: { domain: [low - pad, high + pad], grid: true, ticks: 5, tickSize: 0, label: null },
       marks: [

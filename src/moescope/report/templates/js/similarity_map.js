@@ -10,7 +10,6 @@
   // The name whose points are shown alone; it holds for one colouring of one layer.
   const focus = () => (M.state.focus && M.state.focus.by === M.state.color && M.state.focus.layer === M.state.layer ? M.state.focus.key : null);
   const TOKENS = 8;
-  const shown = (text) => text.replace(/^ /, "␣").replace(/ $/, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥") || "∅";
 
   // Names of the groups of a colouring, most points first; color(value) of a point's group.
   function groups(map) {
@@ -28,7 +27,7 @@
     }
     keys.sort((a, b) => d3.descending(counts.get(a), counts.get(b)));
     const top = new Map(keys.slice(0, TOKENS).map((t, i) => [t, i]));
-    return { keys, name: (t) => shown(data.texts[t]), color: (t) => (top.has(t) ? M.css(`d${top.get(t)}`) : M.css("grey")), counts, top };
+    return { keys, name: (t) => M.tokenShown(data.texts[t]), color: (t) => (top.has(t) ? M.css(`d${top.get(t)}`) : M.css("grey")), counts, top };
   }
 
   function say(kind, map) {
@@ -97,7 +96,7 @@
       pen.globalAlpha = 1;
     }
     const tree = d3.quadtree(active, (i) => px[i], (i) => py[i]);
-    const tell = (i, x, y) => M.tip.show(x, y, M.h("b", {}, shown(data.texts[map.token[i]])),
+    const tell = (i, x, y) => M.tip.show(x, y, M.h("b", {}, M.tokenShown(data.texts[map.token[i]])),
       M.h("div", {}, `${M.name(M.state.layer, map.expert[i])}, weight ${map.weight[i] === null ? "–" : M.fmt.three(map.weight[i] / 1000)}`),
       M.h("div", {}, domains[map.domain[i]]));
     canvas.addEventListener("pointermove", (event) => {

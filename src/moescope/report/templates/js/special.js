@@ -15,10 +15,10 @@
       return;
     }
     const floor = 0.02;
-    const usable = rows.filter((r) => r.lift_over_others !== null && r.lift_over_others > 0 && (!passed || r.q < 0.05)).slice(0, passed ? SHOWN : 10);
+    const usable = rows.filter((r) => r.lift_over_others !== null && r.lift_over_others > 0 && (!passed || r.q < M.data.level)).slice(0, passed ? SHOWN : 10);
     const points = usable.map((r) => ({
       ...r, key: `${r.name} · ${r.domain}`, low: Math.max(floor, r.lift_low || floor), high: r.lift_high,
-      words: r.by_token !== null && r.on_shared > 0 ? Math.max(floor, (r.lift_over_others * r.by_token) / r.on_shared) : null, passes: r.q !== null && r.q < 0.05,
+      words: r.by_token !== null && r.on_shared > 0 ? Math.max(floor, (r.lift_over_others * r.by_token) / r.on_shared) : null, passes: r.q !== null && r.q < M.data.level,
     }));
     if (!points.length) {
       M.fill(host, M.absent("The passing cells have no finite lift: these experts are never chosen elsewhere. See the table."));
@@ -29,7 +29,7 @@
     const ends = points.flatMap((p) => [p.low, p.high, p.words, p.lift_over_others, 1]).filter((v) => v);
     const plot = Plot.plot({
       width, height: points.length * 22 + 62, marginLeft: room, marginRight: 14, marginTop: 8,
-      style: { background: "transparent", fontSize: "11px", fontFamily: "inherit" }, ariaLabel: "Lift of the top cells with 95 % intervals",
+      style: M.style, ariaLabel: "Lift of the top cells with 95 % intervals",
       x: { type: "log", domain: [Math.max(floor, d3.min(ends) * 0.92), d3.max(ends) * 1.08], label: "lift over the other domains (log scale) →", labelArrow: "none", grid: true, ticks: width < 560 ? 4 : 8, tickFormat: (v) => `${+v.toPrecision(2)}` },
       y: { domain: points.map((p) => p.key), label: null, tickSize: 0, tickFormat: (k) => M.shorten(k, width < 560 ? 20 : 40) },
       marks: [
@@ -64,7 +64,7 @@
 
   function drawCells() {
     const special = M.view().special;
-    const rows = M.rows(special.top).map((r) => ({ ...r, dim: r.q === null || r.q >= 0.05 }));
+    const rows = M.rows(special.top).map((r) => ({ ...r, dim: r.q === null || r.q >= M.data.level }));
     if (!rows.length) {
       M.fill(M.id("plot-cells"), M.absent("Nothing to list."));
       return;

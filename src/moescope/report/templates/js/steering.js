@@ -1,14 +1,9 @@
 "use strict";
 // The prompt, the routing of the edited layers, and the next token before and after.
 (function () {
-  M.figure = function (name, keys, draw, setup) {
-    if (M.id(`plot-${name}`)) M.section(name, keys, draw, setup);
-  };
-  const minus = (text) => text.replace("-", "−");
-  const known = (format) => (v) => (v === null || v === undefined ? "–" : minus(format(v)));
-  M.fmt.signed = known((v) => `${v > 0 ? "+" : ""}${v !== 0 && Math.abs(v) < 0.0005 ? v.toExponential(1) : v.toFixed(3)}`);
-  M.fmt.small = known((v) => (v === 0 ? "0" : d3.format(".3~g")(v)));
-  M.fmt.prob = known((v) => `${v >= 0.00095 || v === 0 ? (100 * v).toFixed(1) : d3.format(".2~g")(100 * v)} %`);
+  M.fmt.signed = M.known((v) => `${v > 0 ? "+" : ""}${v !== 0 && Math.abs(v) < 0.0005 ? v.toExponential(1) : v.toFixed(3)}`);
+  M.fmt.small = M.known((v) => (v === 0 ? "0" : d3.format(".3~g")(v)));
+  M.fmt.prob = M.known((v) => `${v >= 0.00095 || v === 0 ? (100 * v).toFixed(1) : d3.format(".2~g")(100 * v)} %`);
   // A token with its blanks and line ends to be seen.
   M.shown = (text) => text.replace(/ /g, "·").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\r/g, "␍") || "∅";
   // The marked token of a text: a blank one would be marked and not seen.
@@ -47,7 +42,7 @@
     M.fill(M.id("prompt"), M.data.prompt.pieces.flatMap((piece, i) => [
       M.h("span", { class: targets.has(i) ? "t hit" : "t", title: `token ${i}, id ${M.data.prompt.ids[i]}` }, M.shown(piece), M.h("sub", {}, String(i))), " ",
     ]));
-  }, () => M.id("tools").append(M.themeControl()));
+  });
 
   // Routing: one choice of token and layer at a time.
   const choices = M.data.choices;

@@ -1,10 +1,8 @@
 "use strict";
 // Lines along the steps of training: axes, smoothing, labels at the ends.
 (function () {
-  // A section only where the page has its figure: what is absent is not drawn.
-  M.figure = function (name, keys, draw, setup) {
-    if (M.id(`plot-${name}`)) M.section(name, [...keys, "scale", "span"], draw, setup);
-  };
+  const figure = M.figure;
+  M.figure = (name, keys, draw, setup) => figure(name, [...keys, "scale", "span"], draw, setup);
   const one = (values) => (v) => values.includes(v);
   M.keepOne = (key, values) => M.keep(key, values[0], one(values));
 
@@ -46,8 +44,7 @@
   M.half = (points, part) => Math.max(points > 20 ? 2 : points > 6 ? 1 : 0, Math.round(points / part));
 
   // Numbers of any size.
-  const minus = (text) => text.replace("-", "−");
-  M.fmt.any = (v) => (v === null || v === undefined || Number.isNaN(v) ? "–" : minus(v !== 0 && (Math.abs(v) < 1e-4 || Math.abs(v) >= 1e7) ? d3.format(".3~e")(v) : d3.format(",.4~r")(v)));
+  M.fmt.any = M.known((v) => d3.format(v !== 0 && (Math.abs(v) < 1e-4 || Math.abs(v) >= 1e7) ? ".3~e" : ",.4~r")(v));
   M.tickPercent = (v) => `${+(v * 100).toFixed(2)} %`;
   // Few enough that d3 labels each of them.
   function logTicks(low, high, many) {
@@ -112,7 +109,7 @@
     const across = M.state.scale === "log" ? logTicks(...M.stepDomain(), many) : d3.ticks(...M.stepDomain(), many).filter(Number.isInteger);
     const plot = Plot.plot({
       width: spec.width, height, marginLeft: 56, marginRight: room, marginBottom: 36, marginTop: spec.unit ? 24 : 10,
-      style: { background: "transparent", fontSize: "11px", fontFamily: "inherit" }, ariaLabel: spec.label,
+      style: M.style, ariaLabel: spec.label,
       x: { type: M.state.scale, domain: M.stepDomain(), label: `step${M.state.scale === "log" ? " (log scale)" : ""} →`, labelArrow: "none", ticks: across, tickSize: 3, tickFormat: M.fmt.count },
       y: { type: spec.log ? "log" : "linear", domain, grid: true, ticks: spec.log ? logTicks(...domain, 5) : height < 200 ? 4 : 5, tickSize: 0, label: spec.unit, labelArrow: "none", tickFormat: spec.tick || M.fmt.any },
       marks: [

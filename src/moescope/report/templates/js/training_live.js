@@ -37,10 +37,15 @@
     const found = M.id(String(id));
     if (found && found.tagName === "DETAILS") found.open = true;
   });
-  M.scrollBack = function () {
+  function scrollBack() {
     if (!Number.isFinite(left.y)) return;
     window.scrollTo({ left: left.x || 0, top: left.y, behavior: "instant" });
-  };
+  }
+  M.drawn.push(() => {
+    scrollBack();
+    // a browser that goes to the address's own anchor does so after this
+    window.addEventListener("load", () => setTimeout(scrollBack, 0));
+  });
   try {
     history.scrollRestoration = "manual";
   } catch {
@@ -49,7 +54,7 @@
 
   const seconds = M.data.refresh;
   M.section("reload", [], () => {}, () => {
-    if (!seconds) return M.id("tools").append(M.themeControl());
+    if (!seconds) return;
     M.keep("paused", false, (v) => typeof v === "boolean");
     const CALM = 1500; // nobody is interrupted: a reload waits until hands are off for so long
     let touched = -CALM;
@@ -76,7 +81,6 @@
       location.reload();
     }, 1000);
     tell();
-    M.id("tools").append(M.h("div", { class: "control", id: "reload" }, when, button), M.themeControl());
-    return undefined;
+    M.id("tools").append(M.h("div", { class: "control", id: "reload" }, when, button));
   });
 })();

@@ -127,7 +127,7 @@
     const step = M.step(rows.length, (width - 70) / Math.max(1, rows.length), 7 * (d3.max(rows, (r) => r.position.length) || 1));
     M.title("drops", "Dropped in training, by position in the sequence", `share of a position's assignments · if all positions lost alike: ${M.fmt.percent(mean)} (dashed)`);
     M.fill(M.id("plot-drops"), rows.length ? Plot.plot({
-      width, height: 220, marginLeft: 56, marginBottom: 36, marginTop: 22, style: { background: "transparent", fontSize: "11px", fontFamily: "inherit" }, ariaLabel: "Dropped share by position in the sequence",
+      width, height: 220, marginLeft: 56, marginBottom: 36, marginTop: 22, style: M.style, ariaLabel: "Dropped share by position in the sequence",
       x: { type: "band", domain: rows.map((r) => r.position), label: "position →", labelArrow: "none", tickSize: 0, padding: 0.15, ticks: rows.filter((_, i) => i % step === 0).map((r) => r.position) },
       y: { grid: true, ticks: 4, tickSize: 0, zero: true, label: "share of assignments", labelArrow: "none", tickFormat: M.tickPercent },
       marks: [Plot.barY(rows, { x: "position", y: "share", fill: M.css("d3") }), Plot.ruleY([0]), Plot.ruleY([mean], { strokeDasharray: "4 3" }),

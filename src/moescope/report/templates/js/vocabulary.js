@@ -38,7 +38,7 @@
       const place = M.place(cell);
       const rate = M.share("rate", 0, cell);
       const share = columns.share[i] / 1000;
-      out.push({ name: M.name(place.layer, place.expert), token: M.tokenShown(columns.id[i]), count: columns.count[i], share, rate, times: rate ? share / rate : null });
+      out.push({ name: M.name(place.layer, place.expert), token: M.tokenShown(M.tokenText(columns.id[i])), count: columns.count[i], share, rate, times: rate ? share / rate : null });
     });
     return out;
   }

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moescope.corpus import CorpusSpec
+from moescope.corpus import AnyText, as_text
 from moescope.metrics.runs import AnalyzedRun, open_run, table_names
-from moescope.models import LoadedModel, ModelSpec, open_model
+from moescope.models import AnyModel, LoadedModel, as_model
+from moescope.models.source import as_spec
 from moescope.report.page import build_report
 from moescope.report.training_page import write_training_page
 from moescope.run.options import TraceOptions
@@ -34,8 +35,8 @@ class Analysis(NamedTuple):
 
 
 def analyze(
-    model: ModelSpec | LoadedModel,
-    corpus: CorpusSpec,
+    model: AnyModel,
+    texts: AnyText,
     run: str | Path,
     options: TraceOptions | None = None,
     *,
@@ -46,8 +47,10 @@ def analyze(
     """Trace, tables and report.
 
     Args:
-        model: what to load, streamed if it does not fit into memory; or a model that is open.
-        corpus: domain-labelled text.
+        model: a hub id, a folder or a `ModelSpec`, streamed if it does not fit into memory; or a
+            `LoadedModel`.
+        texts: a file, a folder, ``hf:owner/name``, a `CorpusSpec`, or a list of texts; see
+            `moescope.corpus.as_text`.
         run: folder to write.
         options: how to trace; see `TraceOptions`.
         resume: go on with an interrupted run.
@@ -61,14 +64,14 @@ def analyze(
         MoescopeError: see the tree in `moescope.errors`; what was committed stays.
     """
     say = on_stage or (lambda _: None)
-    if isinstance(model, ModelSpec):
-        say(f"loading {model.model}")
-        asked = options or TraceOptions()
-        model = open_model(model, batch_tokens=asked.batch_tokens, window=asked.context)
+    corpus, asked = as_text(texts), options or TraceOptions()
+    if not isinstance(model, LoadedModel):
+        say(f"loading {as_spec(model).model}")
+    loaded = as_model(model, engine="auto", batch_tokens=asked.batch_tokens, window=asked.context)
     say("tracing")
-    folder = trace(model, corpus, Path(run), options, resume=resume, on_progress=on_progress)
-    if model.streamed is not None:
-        model.streamed.release()  # tables need the memory, and no model
+    folder = trace(loaded, corpus, run, asked, resume=resume, on_progress=on_progress)
+    if loaded.streamed is not None:
+        loaded.streamed.release()  # tables need the memory, and no model
     return report_on(folder, on_stage=on_stage)
 
 

@@ -102,7 +102,7 @@ def similarity(
     from moescope.report.similarity_figures import require_matplotlib, write_similarity_figures
     from moescope.report.similarity_page import write_similarity_page
     from moescope.similarity.compare import METHODS, SimilarityOptions
-    from moescope.similarity.compare import similarity as compare
+    from moescope.similarity.compare import compare_experts as compare
 
     if pdf:
         require_matplotlib()

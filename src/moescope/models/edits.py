@@ -18,7 +18,7 @@ import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
@@ -28,6 +28,8 @@ from moescope.models.anatomy import Anatomy, MoELayer
 __all__ = [
     "Edit",
     "EditKind",
+    "Edits",
+    "as_edits",
     "bias",
     "check_edits",
     "force",
@@ -98,7 +100,23 @@ class Edit:
         return what.format(e=shown) + where
 
 
+Edits = Edit | Sequence[Edit]
 Experts = str | ExpertRef | Sequence[str | ExpertRef]
+
+
+def as_edits(given: Edits) -> list[Edit]:
+    """One edit or several, as a list.
+
+    Raises:
+        BadInputError: something else, or none.
+    """
+    several: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+    if odd := [e for e in several if not isinstance(e, Edit)]:
+        raise BadInputError(
+            "an edit is what mask, zero, scale, bias, force or top_k gives, such as "
+            f"mask('L5E9'); got {odd[0]!r:.60}"
+        )
+    return several
 
 
 def mask(experts: Experts, *, renormalize: bool = True) -> Edit:

@@ -10,11 +10,13 @@ import difflib
 import errno
 import hashlib
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from moescope.errors import (
+    BadInputError,
     MissingExtraError,
     ModelError,
     MoescopeError,
@@ -26,14 +28,17 @@ from moescope.models.stored import INDEX, SINGLE, weight_map
 
 __all__ = [
     "MAX_TOKEN_ID",
+    "AnySpec",
     "ModelSpec",
     "NoTokenizerError",
+    "as_spec",
     "checkpoint_folder",
     "config_hash",
     "guard",
     "load_config",
     "load_tokenizer",
     "pinned",
+    "require_usable",
     "text_hash",
 ]
 
@@ -62,9 +67,35 @@ class ModelSpec:
     device: str = "auto"
     trust_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", os.fspath(self.model))
+
+
+AnySpec = str | os.PathLike[str] | ModelSpec
+"""How to load a model: a hub id, a folder, or a `ModelSpec`, which says more."""
+
 
 class NoTokenizerError(ModelError):
     """There is no tokenizer that can be used; not that one is broken."""
+
+
+def as_spec(given: AnySpec) -> ModelSpec:
+    """How to load a model.
+
+    Raises:
+        BadInputError: it is something else.
+    """
+    if isinstance(given, str | os.PathLike):
+        return ModelSpec(os.fspath(given))
+    if isinstance(given, ModelSpec):
+        return given
+    hint = ""
+    if hasattr(given, "parameters"):
+        hint = "; a model that is in memory is given as wrap_model(model, tokenizer)"
+    raise BadInputError(
+        "a model is a hub id, the path of a folder, a ModelSpec, or one that is open (load_model); "
+        f"got {type(given).__name__}{hint}"
+    )
 
 
 def pinned(spec: ModelSpec) -> ModelSpec:
@@ -146,14 +177,10 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     from transformers import AutoTokenizer
 
     folder = local_folder(spec.model)
-    none = (
-        f"{spec.model}: no tokenizer with this model; save the one it was trained with beside "
-        "the weights (tokenizer.save_pretrained)"
-    )
     if folder is not None:
         found = [path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)]
         if not found:
-            raise NoTokenizerError(none)
+            raise _no_tokenizer(spec)
         if odd := next((path for path in found if not path.is_file()), None):
             raise ModelError(f"{spec.model}/{odd.name} is not a regular file")
     tokenizer = guard(
@@ -164,6 +191,17 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         revision=spec.revision,
         trust_remote_code=spec.trust_remote_code,
     )
+    require_usable(spec, tokenizer)
+    return tokenizer
+
+
+def require_usable(spec: ModelSpec, tokenizer: Any) -> None:
+    """Refuse a tokenizer that cannot tell which characters a token stands for.
+
+    Raises:
+        NoTokenizerError: a slow or empty one.
+        ModelError: a token has an id that no vocabulary reaches.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise NoTokenizerError(
             f"{spec.model}: only a slow tokenizer ({type(tokenizer).__name__}) was found; moescope "
@@ -171,19 +209,21 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         )
     made = guard(spec, tokenizer, "Any text at all.", reads=TOKENIZER, add_special_tokens=False)
     if not made["input_ids"]:
-        raise NoTokenizerError(none)
-    _refuse_far_ids(spec, tokenizer)
-    return tokenizer
-
-
-def _refuse_far_ids(spec: ModelSpec, tokenizer: Any) -> None:
-    """Arrays over the vocabulary reach to its last id, so one absurd id would take all memory."""
+        raise _no_tokenizer(spec)
+    # arrays over the vocabulary reach to its last id, so one absurd id would take all memory
     token, last = max(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
     if last >= MAX_TOKEN_ID:
         raise ModelError(
             f"{spec.model}/tokenizer.json: the token {token[:40]!r} has id {last}, expected ids "
             f"below {MAX_TOKEN_ID:,}"
         )
+
+
+def _no_tokenizer(spec: ModelSpec) -> NoTokenizerError:
+    return NoTokenizerError(
+        f"{spec.model}: no tokenizer with this model; save the one it was trained with beside "
+        "the weights (tokenizer.save_pretrained)"
+    )
 
 
 def guard(

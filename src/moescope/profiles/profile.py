@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moescope.axes import ExpertRef
+from moescope.corpus.spelling import token_texts
 from moescope.errors import (
     BadInputError,
     CorpusError,
@@ -22,10 +23,12 @@ from moescope.errors import (
 )
 from moescope.files import write_bytes
 from moescope.measure.windows import run_windows
-from moescope.metrics.runs import AnalyzedRun
+from moescope.metrics.runs import AnalyzedRun, AnyRun, as_run
+from moescope.models.as_model import AnyModel
 from moescope.models.loading import LoadedModel, ModelSpec, load_model
+from moescope.models.source import as_spec
 from moescope.profiles.assemble import Assembly
-from moescope.profiles.contexts import WindowTexts, token_texts
+from moescope.profiles.contexts import WindowTexts
 from moescope.profiles.facts import Profile
 from moescope.profiles.measure import measure
 from moescope.profiles.routed import Routed
@@ -49,8 +52,8 @@ class ProfileOptions:
     """How profiles are made.
 
     Attributes:
-        model: a model that is loaded already, or how to load it; None: the run's, as the run held
-            it.
+        model: a hub id, a folder, a `ModelSpec` or a `LoadedModel`; None: the run's, as the run
+            held it.
         use_model: False leaves out what needs the model (contributions, contexts, pushes,
             similarity, weights) and says so.
         tokens_per_domain: counted tokens of each domain to measure; None: as many as the run
@@ -59,7 +62,7 @@ class ProfileOptions:
         pipeline: spaCy pipeline for parts of speech; None leaves them out.
     """
 
-    model: ModelSpec | LoadedModel | None = None
+    model: AnyModel | None = None
     use_model: bool = True
     tokens_per_domain: int | None = None
     window_tokens: int = 512
@@ -67,7 +70,7 @@ class ProfileOptions:
 
 
 def profile_expert(
-    run: AnalyzedRun,
+    run: AnyRun,
     expert: ExpertRef | str,
     options: ProfileOptions | None = None,
     *,
@@ -77,7 +80,7 @@ def profile_expert(
     """What one expert does, and how sure that is.
 
     Args:
-        run: a finished run.
+        run: a finished run, or its folder.
         expert: ``L5E9``, or its reference.
         options: see `ProfileOptions`.
         on_stage: called with a few words when a stage begins.
@@ -93,7 +96,7 @@ def profile_expert(
 
     Example::
 
-        profile_expert(open_run("my-run"), "L5E9").summary
+        profile_expert("my-run", "L5E9").summary
     """
     return profile_experts(
         run, [expert], options, on_stage=on_stage, on_progress=on_progress
@@ -101,7 +104,7 @@ def profile_expert(
 
 
 def profile_all(
-    run: AnalyzedRun,
+    run: AnyRun,
     options: ProfileOptions | None = None,
     *,
     on_stage: Stage | None = None,
@@ -112,7 +115,7 @@ def profile_all(
 
 
 def profile_experts(
-    run: AnalyzedRun,
+    run: AnyRun,
     experts: Iterable[ExpertRef | str] | None,
     options: ProfileOptions | None = None,
     *,
@@ -120,7 +123,7 @@ def profile_experts(
     on_progress: Progress | None = None,
 ) -> list[Profile]:
     """Profiles of these experts in order, each once, or of all (None); see `profile_expert`."""
-    options = options or ProfileOptions()
+    run, options = as_run(run), options or ProfileOptions()
     say = on_stage or (lambda _: None)
     if "tokens" in run.absent:
         raise RunError(
@@ -147,6 +150,8 @@ def _measures(
     """What the model says: read back, or measured now and kept."""
     run = routed.run
     given = options.model
+    if given is not None and not isinstance(given, LoadedModel):
+        given = as_spec(given)
     if options.tokens_per_domain is not None and options.tokens_per_domain < 1:
         raise BadInputError(f"tokens per domain must be 1 or more, got {options.tokens_per_domain}")
     tokens = options.tokens_per_domain or int(run.manifest.options["sample_tokens"])

@@ -1,9 +1,9 @@
 """How alike the experts of a layer are: outputs on identical inputs, weights, router rows, maps.
 
-`similarity` runs some text through a model once, asks every expert of every layer what it makes of
-the same tokens, and compares. Outputs are streamed: memory follows the budget, not the number of
-experts times tokens (see `moescope.similarity.gram`). What the numbers mean, and what they
-do not: docs/concepts/similarity.md.
+`compare_experts` runs some text through a model once, asks every expert of every layer what it
+makes of the same tokens, and compares. Outputs are streamed: memory follows the budget, not the
+number of experts times tokens (see `moescope.similarity.gram`). What the numbers mean, and what
+they do not: docs/concepts/similarity.md.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from moescope.corpus import CorpusSpec
+from moescope.corpus import AnyText, CorpusSpec, as_text
+from moescope.corpus.spelling import token_texts
 from moescope.errors import BadInputError, ModelError
 from moescope.given import Seed
 from moescope.measure.windows import choose_windows, run_windows
 from moescope.metrics.runs import AnalyzedRun
 from moescope.metrics.view import Rows
-from moescope.models import LoadedModel, MoELayer
+from moescope.models import AnyModel, LoadedModel, MoELayer, as_model
 from moescope.models.expert_calls import ExpertLayer
 from moescope.run.options import TraceOptions
 from moescope.similarity.gram import TokenGroups
@@ -61,9 +62,8 @@ from moescope.similarity.tables import (
     pair_rows,
     summary_row,
 )
-from moescope.trace.record import _token_texts as token_texts
 
-__all__ = ["LIFT", "METHODS", "Method", "SimilarityOptions", "SimilarityStep", "similarity"]
+__all__ = ["LIFT", "METHODS", "Method", "SimilarityOptions", "SimilarityStep", "compare_experts"]
 
 Method = Literal["cosine", "cka", "weights", "router"]
 
@@ -116,9 +116,9 @@ class SimilarityStep(NamedTuple):
     total: float
 
 
-def similarity(
-    loaded: LoadedModel,
-    text: CorpusSpec | AnalyzedRun | None,
+def compare_experts(
+    model: AnyModel,
+    text: AnyText | AnalyzedRun | None = None,
     options: SimilarityOptions | None = None,
     *,
     trace_options: TraceOptions | None = None,
@@ -128,9 +128,10 @@ def similarity(
     """Compare the experts of each layer, pair by pair.
 
     Args:
-        loaded: the model.
-        text: a corpus, or a run, whose corpus is read again and whose co-activation is compared
-            too. None where only weights and router rows are compared.
+        model: a hub id, a folder, a `ModelSpec`, or a `LoadedModel`.
+        text: a path, a `CorpusSpec`, a list of texts; or a run, whose corpus is read again and
+            whose co-activation is compared too. None where only weights and router rows are
+            compared.
         options: see `SimilarityOptions`.
         trace_options: context, chat template and seed of the choice of text, for a corpus; a run
             has its own.
@@ -148,11 +149,13 @@ def similarity(
         WriteError: the disk is full.
     """
     options = options or SimilarityOptions()
-    return _Comparison(loaded, text, options, trace_options, folder, on_step or _quiet).result()
+    source = text if text is None or isinstance(text, AnalyzedRun) else as_text(text)
+    loaded = as_model(model)
+    return _Comparison(loaded, source, options, trace_options, folder, on_step or _quiet).result()
 
 
 class _Comparison:
-    """One call of `similarity`."""
+    """One call of `compare_experts`."""
 
     def __init__(
         self,
@@ -303,7 +306,8 @@ class _Comparison:
             ExpertLayer(self.loaded.model, layer), inputs, options.map_points, options.seed
         )
         token = points.token
-        texts = token_texts(self.loaded.tokenizer, np.unique(sample.token_id[token]).tolist())
+        known = np.unique(sample.token_id[token]).tolist()
+        texts = dict(zip(known, token_texts(self.loaded.tokenizer, known), strict=True))
         spaces: dict[str, NDArray[Any]] = {"outputs": points.outputs}
         for kind in options.maps:
             drawn = draw_map(kind, points.outputs, options.seed)
@@ -319,7 +323,7 @@ class _Comparison:
                 weight=points.weight, domain=[sample.domains[d] for d in sample.domain[token]],
                 doc=[sample.documents[d] for d in sample.doc[token]], pos=sample.pos[token],
                 token_id=sample.token_id[token],
-                token=[texts[str(t)] for t in sample.token_id[token]],
+                token=[texts[int(t)] for t in sample.token_id[token]],
             )  # fmt: skip
         labels = {"expert": points.expert, "domain": sample.domain[token],
                   "token": sample.token_id[token]}  # fmt: skip

@@ -8,16 +8,18 @@ from moescope.corpus import control_ids
 from moescope.errors import ModelError
 from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.config_files import local_folder
-from moescope.models.loading import ModelSpec, load_meta
+from moescope.models.loading import load_meta
 from moescope.models.source import (
+    AnySpec,
+    ModelSpec,
     NoTokenizerError,
+    as_spec,
     config_hash,
     load_config,
     load_tokenizer,
     pinned,
     text_hash,
 )
-from moescope.trace.record import describe_layers
 
 __all__ = ["ServedModel", "describe_served", "open_served"]
 
@@ -46,7 +48,7 @@ class ServedModel(NamedTuple):
     tokenizer_sha256: str | None
 
 
-def open_served(spec: ModelSpec) -> ServedModel:
+def open_served(model: AnySpec) -> ServedModel:
     """Read configuration and tokenizer of a model.
 
     A folder with a configuration alone will do: then token texts are not known, and special tokens
@@ -56,7 +58,7 @@ def open_served(spec: ModelSpec) -> ServedModel:
         ModelError: unknown model, dense model, an architecture that cannot be read, or a tokenizer
             that is there and damaged.
     """
-    spec = pinned(spec)
+    spec = pinned(as_spec(model))
     anatomy, config = load_meta(spec), load_config(spec)
     text = config.get_text_config()
     vocab_size = getattr(text, "vocab_size", None)
@@ -109,5 +111,5 @@ def describe_served(served: ServedModel, layers: tuple[MoELayer, ...]) -> dict[s
         "dtype": None,
         "stored_dtype": None,
         "device": None,
-        **describe_layers(served.anatomy, layers),
+        **served.anatomy.describe(layers),
     }

@@ -7,6 +7,7 @@ itself, `report_on` does the rest.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +20,12 @@ from moescope.report.page import build_report
 from moescope.report.training_page import write_training_page
 from moescope.run.options import TraceOptions
 from moescope.trace import Progress, trace
+from moescope.training import trainer
 from moescope.training.recipe import Recipe
-from moescope.training.trainer import Trained, TrainingState, train
+from moescope.training.recipe_file import load_recipe
+from moescope.training.trainer import Trained, TrainingState
 
-__all__ = ["PAGE", "Analysis", "analyze", "report_on", "train_with_page", "training_data"]
+__all__ = ["PAGE", "Analysis", "analyze", "report_on", "train", "training_data"]
 
 PAGE = "training.html"
 
@@ -94,8 +97,8 @@ def report_on(run: str | Path, *, on_stage: Callable[[str], None] | None = None)
     return Analysis(opened, build_report(opened))
 
 
-def train_with_page(
-    recipe: Recipe,
+def train(
+    recipe: Recipe | str | os.PathLike[str],
     folder: str | Path,
     *,
     resume: bool = False,
@@ -103,10 +106,10 @@ def train_with_page(
     say: Callable[[str], None] = lambda _: None,
     listen: Callable[[TrainingState], None] = lambda _: None,
 ) -> Trained:
-    """Train as `moescope.training.trainer.train` does; ``FOLDER/training.html`` follows along.
+    """Train a small MoE from a recipe; ``FOLDER/training.html`` follows along.
 
     Args:
-        recipe: from `load_recipe`.
+        recipe: the path of a YAML file, or what `load_recipe` gives.
         folder: the run's own folder.
         resume: go on from its checkpoint.
         device: ``cpu`` or an accelerator.
@@ -117,14 +120,16 @@ def train_with_page(
         Where the model is, and its held-out losses.
 
     Raises:
-        MoescopeError: see `train`.
+        MoescopeError: see `moescope.training.trainer.train`.
     """
     page = Path(folder) / PAGE
 
     def refresh(state: TrainingState) -> None:
         write_training_page(training_data(state), page)
 
-    return train(
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
+    return trainer.train(
         recipe, folder, resume=resume, device=device, say=say, listen=listen, refresh=refresh
     )
 

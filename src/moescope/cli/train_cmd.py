@@ -39,7 +39,8 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
 ) -> None:
     """Train, show progress, and print the held-out losses and the folder of the model."""
-    from moescope.jobs import PAGE, train_with_page
+    from moescope.jobs import PAGE
+    from moescope.jobs import train as train_recipe
     from moescope.models.loading import pick_device
     from moescope.training.recipe import routing_notes
     from moescope.training.recipe_file import load_recipe
@@ -66,7 +67,7 @@ def train(
                 figures=f"loss {loss:.3f} · {state.tokens_per_second:,.0f} tok/s",
             )
 
-        done = train_with_page(checked, out, resume=resume, device=chosen, say=say, listen=listen)
+        done = train_recipe(checked, out, resume=resume, device=chosen, say=say, listen=listen)
     _summarize(done)
     output.print(str(done.model), soft_wrap=True)
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from moescope.corpus import CorpusSpec, open_corpus
+from moescope.corpus import AnyText, as_text, open_corpus
 from moescope.errors import BadInputError, RunError
 from moescope.launch.job import Job, LaunchOptions, Parts
 from moescope.launch.local import run_local
 from moescope.launch.on_ray import ray_workers, run_on_ray, with_ray
 from moescope.launch.watch import LaunchProgress, Watch
-from moescope.models import ModelSpec
 from moescope.models.loading import EngineName
+from moescope.models.source import AnySpec, as_spec
 from moescope.run.manifest import MANIFEST, Manifest, claim_run, read_manifest
 from moescope.run.merge import merge_runs
 from moescope.run.options import TraceOptions
@@ -28,8 +28,8 @@ _LOCK_SECONDS = 5.0
 
 
 def launch(
-    model: ModelSpec,
-    corpus: CorpusSpec,
+    model: AnySpec,
+    texts: AnyText,
     run: str | Path,
     options: TraceOptions | None = None,
     how: LaunchOptions | None = None,
@@ -47,8 +47,8 @@ def launch(
     another one.
 
     Args:
-        model: what every worker loads.
-        corpus: the whole text.
+        model: what every worker loads: a hub id, a folder, or a `ModelSpec`.
+        texts: a path or a `CorpusSpec`.
         run: folder of the joined run.
         options: how to trace; see `TraceOptions`. ``limit`` and ``token_budget`` count in each
             shard by themselves.
@@ -70,9 +70,13 @@ def launch(
     """
     how, run = how or LaunchOptions(), Path(run)
     say = on_stage or (lambda _: None)
-    job = Job(
-        model=model, engine=engine, memory=memory, corpus=corpus, options=options or TraceOptions()
-    )
+    spec, corpus, asked = as_spec(model), as_text(texts), options or TraceOptions()
+    if corpus.held:
+        raise BadInputError(
+            "workers read the text themselves, so texts in memory cannot be given to them; write "
+            "the texts to a file and give its path"
+        )
+    job = Job(model=spec, engine=engine, memory=memory, corpus=corpus, options=asked)
     if corpus.shard is not None:
         raise BadInputError(
             f"a launch cuts the corpus itself; leave the shard out, got {corpus.shard}"

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.corpus import (
+    IN_MEMORY,
     AnyText,
     CorpusSpec,
     Fingerprint,
@@ -31,6 +32,7 @@ from moescope.corpus.tokenize import Sequence as CorpusSequence
 from moescope.corpus.tokenize import TokenizedDocument
 from moescope.errors import BadInputError, CorpusError, RunError
 from moescope.models.loading import LoadedModel
+from moescope.run.manifest import TEXTS
 from moescope.run.options import TraceOptions
 from moescope.run.reader import Run
 from moescope.run.sample import span_priority
@@ -204,16 +206,32 @@ def run_windows(
             "parts with a limit each or with one missing), so its text cannot be found again; give "
             "the corpus itself instead of the run"
         )
-    stored = {k: v for k, v in run.manifest.corpus.items() if k in CorpusSpec.model_fields}
     options = TraceOptions(**run.manifest.options)
     return choose_windows(
         loaded,
-        CorpusSpec(**stored),
+        _corpus_of(run),
         tokens_per_domain=options.sample_tokens if tokens_per_domain is None else tokens_per_domain,
         window_tokens=window_tokens,
         options=options,
         fingerprint=str(fingerprint),
     )
+
+
+def _corpus_of(run: Run) -> CorpusSpec:
+    """The corpus of a run, to be read again.
+
+    Raises:
+        RunError: it was texts in memory, and they are not in the run any more.
+    """
+    stored = {k: v for k, v in run.manifest.corpus.items() if k in CorpusSpec.model_fields}
+    if stored["path"] == IN_MEMORY:
+        if not (run.path / TEXTS).is_file():
+            raise RunError(
+                f"{run.path} was made of texts in memory, and its {TEXTS} is not there any more; "
+                "give the texts themselves instead of the run"
+            )
+        stored["path"] = str(run.path / TEXTS)
+    return CorpusSpec(**stored)
 
 
 def as_windows(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from functools import cached_property
+from html import escape
 from importlib.metadata import version
 
 import numpy as np
@@ -45,6 +46,13 @@ def note_of(table: pa.Table) -> str:
 
 class AnalyzedRun(Run):
     """A run and its tables; see `open_run`."""
+
+    def _repr_html_(self) -> str:
+        page = self.path / "report.html"
+        link = f'<p><a href="{escape(page.resolve().as_uri())}">report</a></p>'
+        names = ", ".join(n for n in table_names() if n not in self.absent_tables)
+        shown = link if page.is_file() else ""
+        return f"<p>{escape(repr(self))}</p>{shown}<p>tables: {escape(names)}</p>"
 
     def table(self, name: str) -> pa.Table:
         """One table of this run.

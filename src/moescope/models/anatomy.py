@@ -106,7 +106,7 @@ class MoELayer:
         return self.site.layer_idx
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Anatomy:
     """All MoE layers of a model, ascending, with what the model costs in parameters."""
 

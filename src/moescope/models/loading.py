@@ -72,7 +72,7 @@ EngineName = Literal["auto", "resident", "streamed"]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class LoadedModel:
     """A model in memory with its tokenizer and anatomy."""
 

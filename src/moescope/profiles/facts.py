@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from moescope.axes import ExpertRef
@@ -336,6 +337,20 @@ class Profile:
     similar: SimilarList | Absent
     weights: list[WeightNorm] | Absent
     source: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Profile {self.summary}>"
+
+    def _repr_html_(self) -> str:
+        figures = {
+            "chosen": f"{100 * self.load.rate:.1f} % of tokens, by chance "
+            f"{100 * self.load.rate_chance:.1f} %",
+            "role": self.role.words,
+            "sure": f"{self.sure.level}, from {self.sure.assignments:,} assignments in "
+            f"{self.sure.documents:,} documents",
+        }
+        rows = "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in figures.items())
+        return f"<p>{escape(self.summary)}</p><table>{rows}</table>"
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as JSON values: 6 significant digits, None for what is not a number."""

@@ -106,7 +106,10 @@ class GrowingRun:
         progress: Any = old.progress
         for name, counter in self.counters.items():
             counter.update(progress.get(name, {}))
-        return old.status == "complete"
+        if old.status != "complete":
+            return False
+        _sweep(self.folder, old)  # a process may have been killed just before it did
+        return True
 
     def _require_same(self, old: Manifest) -> None:
         for what in ("model", "options", "corpus", "source"):

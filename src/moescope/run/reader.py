@@ -69,6 +69,14 @@ class Run:
                 f"that began it{again}"
             )
 
+    def __repr__(self) -> str:
+        layers, experts = len(self.shape.layers), self.shape.max_experts
+        tokens = self.manifest.progress.get("tokens", 0)
+        return (
+            f"<{type(self).__name__} {self.path}: {layers} layers × {experts} experts, "
+            f"{len(self.domains)} domains, {tokens:,} tokens>"
+        )
+
     def writing(self, wait: float = 2.0) -> AbstractContextManager[Path]:
         """Hold the folder, to write into it beside what is there; see `moescope.files.claim`."""
         return claim_run(self.path, wait=wait)

@@ -35,7 +35,7 @@ _PAIRS, _MAPS, _ABOUT = "similarity.parquet", "maps.parquet", "similarity.json"
 
 @dataclass(frozen=True)
 class Similarity:
-    """What `moescope.similarity.compare.similarity` found.
+    """What `moescope.similarity.compare.compare_experts` found.
 
     Attributes:
         pairs: one row per layer, method and pair of experts (``expert_a`` < ``expert_b``).
@@ -46,6 +46,10 @@ class Similarity:
     pairs: pa.Table
     about: dict[str, Any]
     maps: pa.Table = field(default_factory=lambda: pa.table({}))
+
+    def __repr__(self) -> str:
+        layers = len(self.about["layers"])
+        return f"<Similarity of experts in {layers} layers: {', '.join(self.methods)}>"
 
     def to_arrow(self) -> pa.Table:
         """The pairs as an Arrow table."""

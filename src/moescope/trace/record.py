@@ -130,6 +130,7 @@ class _Tracer:
         folder = self.run.folder
         if self.run.take_up(resume):
             self._require_no_more()
+            drop_scratch(folder / STREAMING)
             return folder
         self._count_ahead()  # a corpus that cannot be read leaves no folder behind
         if not self.run.manifest.created:

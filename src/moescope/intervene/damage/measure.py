@@ -82,6 +82,10 @@ class Damage:
     model: dict[str, Any]
     seed: int
 
+    def __repr__(self) -> str:
+        controls = len(self.prepared.controls.plans) if self.prepared.controls else 0
+        return f"<Damage of {len(self.entries)} experts ({self.edit.name}), {controls} controls>"
+
     @property
     def experts(self) -> tuple[ExpertRef, ...]:
         """The plan's experts."""

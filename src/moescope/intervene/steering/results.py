@@ -89,6 +89,9 @@ class SteeringResult:
     temperature: float
     seed: int
 
+    def __repr__(self) -> str:
+        return f"<SteeringResult {', '.join(self.edits)}: KL {self.kl:.3g} nats>"
+
     def where(self) -> str:
         """Where the edit holds, in words."""
         if self.targets is None:

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from moescope.corpus.messages import Turns
+from moescope.corpus.records import listing
 from moescope.corpus.split import Split, parse_shard
 from moescope.corpus.text_files import TextUnit
 from moescope.errors import BadInputError
@@ -139,11 +140,12 @@ def _record(value: Any, number: int) -> dict[str, Any]:
     if isinstance(value, str):
         value = {"text": value}
     if not isinstance(value, Mapping) or "text" not in value:
-        got = f"a dict without 'text' ({', '.join(map(str, value))})"
+        got = type(value).__name__
+        if isinstance(value, Mapping):
+            got = f"a dict without 'text' ({listing(value)})"
         raise BadInputError(
             f"text {number} of the list: expected a string, or a dict with 'text' and, where there "
-            f"are any, 'domain' and 'id'; got "
-            f"{got if isinstance(value, Mapping) else type(value).__name__}"
+            f"are any, 'domain' and 'id'; got {got}"
         )
     usual = {"id": f"text:{number}", "domain": _LABEL, "text": ""}
     return {k: default if value.get(k) in (None, "") else value[k] for k, default in usual.items()}

@@ -2,9 +2,9 @@
 
 The main job::
 
-    from moescope import CorpusSpec, ModelSpec, analyze, open_run
+    from moescope import analyze, open_run
 
-    done = analyze(ModelSpec("allenai/OLMoE-1B-7B-0924"), CorpusSpec(path="texts/"), "my-run")
+    done = analyze("allenai/OLMoE-1B-7B-0924", "texts/", "my-run")
     done.report                                      # my-run/report.html
     open_run("my-run").table("load").to_pandas()     # every figure behind it
 
@@ -23,6 +23,8 @@ _WHERE = {
     "Analysis": "moescope.jobs",
     "AnalyzedRun": "moescope.metrics.runs",
     "CorpusSpec": "moescope.corpus",
+    "Edit": "moescope.intervene",
+    "ExpertPlan": "moescope.axes",
     "ExpertRef": "moescope.axes",
     "LoadedModel": "moescope.models",
     "ModelSpec": "moescope.models",
@@ -31,26 +33,38 @@ _WHERE = {
     "SimilarityOptions": "moescope.similarity.compare",
     "TraceOptions": "moescope.run.options",
     "analyze": "moescope.jobs",
+    "bias": "moescope.intervene",
     "build_report": "moescope.report.report_page",
+    "compare_experts": "moescope.similarity.compare",
     "compare_routes": "moescope.trace.routes",
     "compare_runs": "moescope.metrics.runs",
     "contrast": "moescope.intervene.contrast.compare",
     "edited": "moescope.intervene",
+    "force": "moescope.intervene",
     "import_traces": "moescope.trace.importers",
     "load_meta": "moescope.models",
     "load_model": "moescope.models",
+    "mask": "moescope.intervene",
     "measure_damage": "moescope.intervene",
     "merge_runs": "moescope.run.merge",
     "open_corpus": "moescope.corpus",
     "open_model": "moescope.models",
     "open_run": "moescope.metrics.runs",
     "profile_all": "moescope.profiles.profile",
+    "profile_expert": "moescope.profiles.profile",
     "profile_experts": "moescope.profiles.profile",
+    "route": "moescope.trace.routes",
     "run_demo": "moescope.demo",
-    "similarity": "moescope.similarity.compare",
+    "scale": "moescope.intervene",
+    "select_experts": "moescope.intervene",
     "steer": "moescope.intervene",
+    "sweep": "moescope.intervene",
     "sweep_experts": "moescope.intervene",
+    "top_k": "moescope.intervene",
+    "train": "moescope.jobs",
+    "wrap_model": "moescope.models",
     "write_figures": "moescope.report.figures",
+    "zero": "moescope.intervene",
 }
 
 __all__ = ["__version__", *sorted(_WHERE)]

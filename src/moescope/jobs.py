@@ -7,22 +7,26 @@ itself, `report_on` does the rest.
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moescope.corpus import CorpusSpec
+from moescope.corpus import AnyText, as_text
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.metrics.tables import TABLES
-from moescope.models import LoadedModel, ModelSpec, open_model
+from moescope.models import AnyModel, LoadedModel, as_model
+from moescope.models.spec import as_spec
 from moescope.progress import OnProgress, Progress, quiet
 from moescope.report.report_page import build_report
 from moescope.report.training_page import write_training_page
 from moescope.run.options import TraceOptions
 from moescope.trace import trace
+from moescope.training import trainer
 from moescope.training.recipe import Recipe
-from moescope.training.trainer import Trained, TrainingState, train
+from moescope.training.recipe_file import load_recipe
+from moescope.training.trainer import Trained, TrainingState
 
-__all__ = ["PAGE", "Analysis", "analyze", "report_on", "train_with_page", "training_data"]
+__all__ = ["PAGE", "Analysis", "analyze", "report_on", "train", "training_data"]
 
 PAGE = "training.html"
 
@@ -35,8 +39,8 @@ class Analysis(NamedTuple):
 
 
 def analyze(
-    model: ModelSpec | LoadedModel,
-    corpus: CorpusSpec,
+    model: AnyModel,
+    texts: AnyText,
     run: str | Path,
     options: TraceOptions | None = None,
     *,
@@ -46,8 +50,10 @@ def analyze(
     """Trace, tables and report.
 
     Args:
-        model: what to load, streamed if it does not fit into memory; or a model that is open.
-        corpus: domain-labelled text.
+        model: a hub id, a folder or a `ModelSpec`, streamed if it does not fit into memory; or a
+            `LoadedModel`.
+        texts: a file, a folder, ``hf:owner/name``, a `CorpusSpec`, or a list of texts; see
+            `moescope.corpus.as_text`.
         run: folder to write.
         options: how to trace; see `TraceOptions`.
         resume: go on with an interrupted run.
@@ -59,13 +65,13 @@ def analyze(
     Raises:
         MoescopeError: see the tree in `moescope.errors`; what was committed stays.
     """
-    if isinstance(model, ModelSpec):
-        on_progress(Progress(f"loading {model.model}"))
-        asked = options or TraceOptions()
-        model = open_model(model, batch_tokens=asked.batch_tokens, window=asked.context)
-    folder = trace(model, corpus, Path(run), options, resume=resume, on_progress=on_progress)
-    if model.streamed is not None:
-        model.streamed.release()  # tables need the memory, and no model
+    corpus, asked = as_text(texts), options or TraceOptions()
+    if not isinstance(model, LoadedModel):
+        on_progress(Progress(f"loading {as_spec(model).model}"))
+    loaded = as_model(model, engine="auto", batch_tokens=asked.batch_tokens, window=asked.context)
+    folder = trace(loaded, corpus, run, asked, resume=resume, on_progress=on_progress)
+    if loaded.streamed is not None:
+        loaded.streamed.release()  # tables need the memory, and no model
     return report_on(folder, on_progress=on_progress)
 
 
@@ -87,18 +93,18 @@ def report_on(run: str | Path, *, on_progress: OnProgress = quiet) -> Analysis:
     return Analysis(opened, build_report(opened))
 
 
-def train_with_page(
-    recipe: Recipe,
+def train(
+    recipe: Recipe | str | os.PathLike[str],
     folder: str | Path,
     *,
     resume: bool = False,
     device: str = "cpu",
     on_progress: OnProgress = quiet,
 ) -> Trained:
-    """Train as `moescope.training.trainer.train` does; ``FOLDER/training.html`` follows along.
+    """Train a small MoE from a recipe; ``FOLDER/training.html`` follows along.
 
     Args:
-        recipe: from `load_recipe`.
+        recipe: the path of a YAML file, or what `load_recipe` gives.
         folder: the run's own folder.
         resume: go on from its checkpoint.
         device: ``cpu`` or an accelerator.
@@ -108,7 +114,7 @@ def train_with_page(
         Where the model is, and its held-out losses.
 
     Raises:
-        MoescopeError: see `train`.
+        MoescopeError: see `moescope.training.trainer.train`.
     """
     page = Path(folder) / PAGE
 
@@ -118,7 +124,9 @@ def train_with_page(
         if begins:
             on_progress(Progress("training", note=f"live page: {page}"))
 
-    return train(
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
+    return trainer.train(
         recipe, folder, resume=resume, device=device, on_progress=on_progress, refresh=refresh
     )
 

@@ -72,7 +72,7 @@ VERBS = {
     "trace": ("trace MOE TEXTS -o r", "moescope.trace:trace"),
     "analyze": ("analyze MOE TEXTS -o r", "moescope.jobs:analyze"),
     "import": ("import vllm TEXTS -o r --model MOE", "moescope.trace.importers:import_traces"),
-    "train": ("train RECIPE -o r", "moescope.jobs:train_with_page"),
+    "train": ("train RECIPE -o r", "moescope.jobs:train"),
     "ablate": ("ablate MOE --corpus TEXTS --experts L1E3 -o r",
                "moescope.intervene:measure_damage"),
     "merge": ("merge RUN OTHERRUN -o r", "moescope.run.merge:merge_runs"),

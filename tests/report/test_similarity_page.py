@@ -22,7 +22,7 @@ from moescope.report import similarity_figures
 from moescope.report.similarity_data import similarity_data
 from moescope.report.similarity_figures import write_similarity_figures
 from moescope.report.similarity_page import similarity_page, write_similarity_page
-from moescope.similarity.compare import SimilarityOptions, similarity
+from moescope.similarity.compare import SimilarityOptions, compare_experts
 from moescope.similarity.result import Similarity, open_similarity
 
 FIGURES = ("depth", "pairs", "nearest", "agreement", "map")
@@ -33,12 +33,12 @@ in_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
 @pytest.fixture(scope="module")
 def made(tiny_loaded: LoadedModel, tiny_run: AnalyzedRun) -> Similarity:
     options = SimilarityOptions(tokens=150, window_tokens=20, maps=("pca",), map_points=120)
-    return similarity(tiny_loaded, tiny_run, options)
+    return compare_experts(tiny_loaded, tiny_run, options)
 
 
 @pytest.fixture(scope="module")
 def parameters_only(tiny_loaded: LoadedModel) -> Similarity:
-    return similarity(tiny_loaded, None, SimilarityOptions(methods=("weights", "router")))
+    return compare_experts(tiny_loaded, None, SimilarityOptions(methods=("weights", "router")))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from moescope.measure.windows import choose_windows
 from moescope.models import LoadedModel
 from moescope.models.expert_calls import ExpertLayer
 from moescope.similarity import maps
-from moescope.similarity.compare import SimilarityOptions, similarity
+from moescope.similarity.compare import SimilarityOptions, compare_experts
 from moescope.similarity.inputs import LayerSample, capture_inputs, take_tokens
 from moescope.similarity.maps import (
     draw_map,
@@ -110,7 +110,7 @@ class TestUmap:
         monkeypatch.setattr(maps, "find_spec", lambda _name: None)
         options = SimilarityOptions(maps=("umap",))
         with pytest.raises(MissingExtraError, match=r"moescope\[maps\]"):  # before anything is run
-            similarity(tiny_loaded, CorpusSpec(path=str(tiny_corpus)), options)
+            compare_experts(tiny_loaded, CorpusSpec(path=str(tiny_corpus)), options)
 
     @pytest.mark.skipif(find_spec("umap") is None, reason="umap-learn is an extra")
     def test_far_clusters_stay_apart_and_the_same_seed_gives_the_same_map(self) -> None:
@@ -176,7 +176,7 @@ def test_maps_of_a_comparison_carry_token_text_domain_and_expert(
     options = SimilarityOptions(
         methods=("router",), maps=("pca",), map_points=50, tokens=90, window_tokens=20, layers=(1,)
     )
-    made = similarity(tiny_loaded, CorpusSpec(path=str(tiny_corpus)), options)
+    made = compare_experts(tiny_loaded, CorpusSpec(path=str(tiny_corpus)), options)
     table = made.maps.to_pandas()
     [about] = made.about["maps"]
     assert len(table) == about["points"] == 50

@@ -20,7 +20,7 @@ from moescope.metrics.runs import AnalyzedRun
 from moescope.models import LoadedModel, ModelSpec, find_anatomy
 from moescope.models.expert_calls import ExpertLayer
 from moescope.models.loading import weights_fingerprint
-from moescope.similarity.compare import SimilarityOptions, similarity
+from moescope.similarity.compare import SimilarityOptions, compare_experts
 from moescope.similarity.inputs import capture_inputs, even_shares, take_tokens
 from moescope.similarity.result import Similarity, open_similarity
 from moescope.similarity.shuffled import shuffled_expert
@@ -46,7 +46,7 @@ def corpus(tiny_corpus: Path) -> CorpusSpec:
 
 @pytest.fixture(scope="module")
 def made(tiny_loaded: LoadedModel, corpus: CorpusSpec) -> Similarity:
-    return similarity(tiny_loaded, corpus, FEW)
+    return compare_experts(tiny_loaded, corpus, FEW)
 
 
 def experts_of(loaded: LoadedModel) -> torch.nn.Module:
@@ -56,7 +56,7 @@ def experts_of(loaded: LoadedModel) -> torch.nn.Module:
 def only(loaded: LoadedModel, corpus: CorpusSpec, **more: object) -> Similarity:
     """The first layer, without shuffled experts."""
     options = {"layers": loaded.anatomy.layer_numbers[:1], "reference": 0, **more}
-    return similarity(loaded, corpus, FEW.model_copy(update=options))
+    return compare_experts(loaded, corpus, FEW.model_copy(update=options))
 
 
 class TestNumbers:
@@ -112,9 +112,9 @@ class TestNumbers:
         self, tiny_loaded: LoadedModel, corpus: CorpusSpec, tmp_path: Path
     ) -> None:
         options = SimilarityOptions(methods=("cka", "cosine"), tokens=400, window_tokens=60)
-        kept = similarity(tiny_loaded, corpus, options)
+        kept = compare_experts(tiny_loaded, corpus, options)
         tight = options.model_copy(update={"memory": 1e6})
-        spilt = similarity(tiny_loaded, corpus, tight, folder=tmp_path / "new")
+        spilt = compare_experts(tiny_loaded, corpus, tight, folder=tmp_path / "new")
         a, b = kept.to_pandas().value, spilt.to_pandas().value
         np.testing.assert_allclose(a, b, atol=1e-6)
         left = {path.name for path in (tmp_path / "new").iterdir()}
@@ -123,10 +123,10 @@ class TestNumbers:
     def test_the_same_seed_gives_the_same_bytes_and_another_moves_only_the_reference(
         self, tiny_loaded: LoadedModel, corpus: CorpusSpec, made: Similarity
     ) -> None:
-        again = similarity(tiny_loaded, corpus, FEW)
+        again = compare_experts(tiny_loaded, corpus, FEW)
         assert again.about == made.about
         assert again.pairs.equals(made.pairs)
-        other = similarity(tiny_loaded, corpus, FEW.model_copy(update={"seed": 1})).to_pandas()
+        other = compare_experts(tiny_loaded, corpus, FEW.model_copy(update={"seed": 1})).to_pandas()
         mine = made.to_pandas()
         np.testing.assert_array_equal(other.value, mine.value)
         text = mine.method == "cka"
@@ -296,7 +296,7 @@ class TestRunsAndFiles:
         self, tiny_loaded: LoadedModel, tiny_run: AnalyzedRun
     ) -> None:
         options = FEW.model_copy(update={"methods": ("router",), "maps": ("pca",)})
-        found = similarity(tiny_loaded, tiny_run, options)
+        found = compare_experts(tiny_loaded, tiny_run, options)
         assert found.about["text"]["run"] == str(tiny_run.path)
         table = tiny_run.table("coactivation").to_pandas()
         table = table[(table.phase == "prefill") & (table.layer == 1)]
@@ -329,13 +329,15 @@ class TestRunsAndFiles:
 
 class TestWithoutText:
     def test_weights_and_router_need_none(self, tiny_loaded: LoadedModel) -> None:
-        found = similarity(tiny_loaded, None, SimilarityOptions(methods=("weights", "router")))
+        found = compare_experts(tiny_loaded, None, SimilarityOptions(methods=("weights", "router")))
         assert found.about["text"] is None
         assert found.methods == ["weights", "router"]
 
     def test_outputs_and_maps_do(self, tiny_loaded: LoadedModel) -> None:
         with pytest.raises(BadInputError, match="cosine and a pca map need text"):
-            similarity(tiny_loaded, None, SimilarityOptions(methods=("cosine",), maps=("pca",)))
+            compare_experts(
+                tiny_loaded, None, SimilarityOptions(methods=("cosine",), maps=("pca",))
+            )
 
 
 @pytest.mark.parametrize(
@@ -347,7 +349,7 @@ def test_every_form_of_experts_is_compared_or_the_reason_given(
     model_type: str, corpus: CorpusSpec
 ) -> None:
     loaded = loaded_as(model_type)
-    found = similarity(loaded, corpus, FEW.model_copy(update={"tokens": 60}))
+    found = compare_experts(loaded, corpus, FEW.model_copy(update={"tokens": 60}))
     for row in found.about["layers"]:
         computed = [m for m in found.methods if m not in row["not_computed"]]
         assert {"cosine", "cka"} <= set(computed)
@@ -362,4 +364,4 @@ def test_every_form_of_experts_is_compared_or_the_reason_given(
 
 def test_where_nothing_can_be_compared_the_reason_is_the_error() -> None:
     with pytest.raises(ModelError, match="does not keep its 8 experts as stacked tensors"):
-        similarity(loaded_as("dbrx"), None, SimilarityOptions(methods=("weights",)))
+        compare_experts(loaded_as("dbrx"), None, SimilarityOptions(methods=("weights",)))

@@ -192,3 +192,19 @@ def test_a_full_disk_stops_with_one_line_and_keeps_what_was_committed(
     trace(tiny_loaded, spec, run, options(), resume=True)
     trace(tiny_loaded, spec, tmp_path / "whole", options())
     assert open_run(run).table("load") == open_run(tmp_path / "whole").table("load")
+
+
+def test_what_a_kill_left_behind_a_finished_run_is_removed_by_the_resume(
+    tiny_loaded: LoadedModel, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files(run: Path) -> list[str]:
+        return sorted(p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file())
+
+    trace(tiny_loaded, tiny_corpus, tmp_path / "whole", options())
+    with monkeypatch.context() as patch:  # killed when all is written, before it has tidied up
+        patch.setattr("moescope.run.commit._sweep", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trace(tiny_loaded, tiny_corpus, tmp_path / "broken", options())
+    assert files(tmp_path / "broken") != files(tmp_path / "whole")
+    trace(tiny_loaded, tiny_corpus, tmp_path / "broken", options(), resume=True)
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")

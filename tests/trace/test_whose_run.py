@@ -97,7 +97,7 @@ def test_the_settings_that_a_run_was_begun_with_stay(
 
     with monkeypatch.context() as patch:
         if killed:
-            patch.setattr("moescope.trace.record.finish", lambda *_, **__: 1 / 0)
+            patch.setattr("moescope.run.commit.finish", lambda *_, **__: 1 / 0)
         assert run("--checkpoint-seconds", "0") == int(killed)
     assert run("--resume", "--checkpoint-seconds", "7") == 0
     assert "checkpoint_seconds: 0.0" in (tmp_path / "run" / "config.yaml").read_text()

@@ -115,7 +115,7 @@ def similarity(settings: SimilarityArgs, resume: bool) -> None:
     from moescope.files import claim
     from moescope.report.similarity_figures import require_matplotlib, write_similarity_figures
     from moescope.report.similarity_page import write_similarity_page
-    from moescope.similarity.compare import similarity as compare
+    from moescope.similarity.compare import compare_experts as compare
     from moescope.similarity.result import SIMILARITY
 
     if settings.pdf:

@@ -39,12 +39,12 @@ def train(settings: TrainArgs, resume: bool) -> None:
 
     recipe = load_recipe(settings.recipe, settings.set_)
     from moescope.files import claim
-    from moescope.jobs import train_with_page
+    from moescope.jobs import train as train_recipe
     from moescope.models.loading import pick_device
 
     device = str(pick_device(settings.device))
     with progress() as show:
-        done = train_with_page(recipe, settings.out, resume=resume, device=device, on_progress=show)
+        done = train_recipe(recipe, settings.out, resume=resume, device=device, on_progress=show)
         with claim(settings.out, "training") as folder:
             settings.write_to(folder)
     _summarize(done)

@@ -16,7 +16,6 @@ from moescope.corpus.control import (
 from moescope.corpus.documents import (
     RESERVED_DOMAIN,
     Corpus,
-    CorpusSpec,
     Document,
     Fingerprint,
     Skipped,
@@ -25,6 +24,7 @@ from moescope.corpus.documents import (
 )
 from moescope.corpus.messages import Message, Turns
 from moescope.corpus.readers import SUFFIXES
+from moescope.corpus.spec import IN_MEMORY, AnyText, CorpusSpec, as_lines, as_text
 from moescope.corpus.split import Shard, Split, in_shard, in_split, parse_shard
 from moescope.corpus.tokenize import (
     Sequence,
@@ -35,8 +35,10 @@ from moescope.corpus.tokenize import (
 )
 
 __all__ = [
+    "IN_MEMORY",
     "RESERVED_DOMAIN",
     "SUFFIXES",
+    "AnyText",
     "Batch",
     "Corpus",
     "CorpusSpec",
@@ -52,6 +54,8 @@ __all__ = [
     "TokenizedDocument",
     "Turns",
     "Whole",
+    "as_lines",
+    "as_text",
     "control_ids",
     "cut_alike",
     "in_shard",

@@ -8,29 +8,24 @@ of tokens.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
-
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from typing import NamedTuple
 
 from moescope.corpus.hub import HUB_PREFIX, is_saved_dataset, read_dataset
-from moescope.corpus.messages import Message, Turns, as_text, read_messages
+from moescope.corpus.messages import Message, as_string, read_messages
 from moescope.corpus.readers import find_files, is_plain_text, read_file, stem_of
 from moescope.corpus.records import Fields, Problem, Record, SourceFile, corpus_error
 from moescope.corpus.seen import SeenIds
-from moescope.corpus.split import Split, in_shard, in_split, parse_shard
-from moescope.corpus.text_files import TextUnit
+from moescope.corpus.spec import CorpusSpec
+from moescope.corpus.split import in_shard, in_split, parse_shard
 from moescope.errors import CorpusError
-from moescope.given import Seed
 from moescope.words import listing, near_names
 
 __all__ = [
     "RESERVED_DOMAIN",
     "Corpus",
-    "CorpusSpec",
     "Document",
     "Fingerprint",
     "Skipped",
@@ -71,45 +66,6 @@ class Skipped:
     reason: str
     count: int
     sources: tuple[str, ...]
-
-
-class CorpusSpec(BaseModel):
-    """What to read and how. Unknown keys are refused."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-    path: Annotated[str, BeforeValidator(lambda p: os.fspath(p) if isinstance(p, Path) else p)]
-    """A file, a folder (one file or one sub-folder per domain), ``hf:owner/name``, or the folder
-    of a dataset saved with ``save_to_disk``."""
-    text_field: str = "text"
-    """The field or column that holds the text."""
-    domain_field: str = "domain"
-    """The field or column that holds the domain."""
-    id_field: str = "id"
-    """The field or column that holds the id; without it, file and line name the document."""
-    domain: str | None = None
-    """The domain of every record that names none itself."""
-    on_error: Literal["fail", "skip"] = "fail"
-    """Stop at the first record that cannot be used, or leave it out and count it."""
-    split: Split | None = None
-    """Read only the documents that a hash of their id puts into "train" or "test"."""
-    test_share: float = Field(default=0.2, gt=0.0, lt=1.0)
-    """The share of documents in "test"."""
-    seed: Seed = 0
-    """Another seed gives another split."""
-    shard: Annotated[str, AfterValidator(lambda text: str(parse_shard(text)))] | None = None
-    """Read only part i of n, written ``i/n``, that a hash of the document id decides."""
-    text_unit: TextUnit = "paragraph"
-    """What one document of a .txt or .md file is."""
-    turns: Turns | None = None
-    """The text field holds chats, lists of messages; which turns count: "all" (system messages
-    too), or "assistant". The others are context: the model reads them, they enter no figure."""
-    dataset_split: str = "train"
-    """The split of a Hugging Face dataset."""
-    dataset_config: str | None = None
-    """The configuration of a Hugging Face dataset that has several."""
 
 
 class Fingerprint:
@@ -219,6 +175,11 @@ class Corpus:
     def _read(self) -> Iterator[Document | Problem]:
         """Read everything, before ids are compared and the split is made."""
         spec = self.spec
+        if spec.held:
+            for number, values in enumerate(spec.held, 1):
+                record = Record(values["id"], f"text {number}", values, tuple(values))
+                yield self._document(record, None)
+            return
         if self._files is None:
             for item in read_dataset(
                 spec.path, self._fields, spec.dataset_split, spec.dataset_config
@@ -252,7 +213,7 @@ class Corpus:
             given = record.place
         if not isinstance(given, str | int | float):
             return Problem("id is not a string", record.source, f"got {_kind(given)}", _SKIP)
-        text = text if isinstance(text, str) else as_text(text)
+        text = text if isinstance(text, str) else as_string(text)
         document = Document(str(given), domain, text, record.source, messages)
         return _unencodable(document) or document
 
@@ -347,6 +308,8 @@ def open_corpus(spec: CorpusSpec) -> Corpus:
     """
     if spec.domain is not None:
         _refuse_reserved(_label(spec.domain), "`domain`")
+    if spec.held:
+        return Corpus(spec, None)
     if not spec.path.strip():
         raise CorpusError("the path of the corpus is empty; give a file, a folder or hf:owner/name")
     if spec.path.startswith(HUB_PREFIX) or is_saved_dataset(Path(spec.path)):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["Message", "Turns", "as_text", "read_messages"]
+__all__ = ["Message", "Turns", "as_string", "read_messages"]
 
 Turns = Literal["all", "assistant"]
 
@@ -48,7 +48,7 @@ def read_messages(value: Any, turns: Turns) -> tuple[Message, ...]:
     return made
 
 
-def as_text(messages: tuple[Message, ...]) -> str:
+def as_string(messages: tuple[Message, ...]) -> str:
     """Roles and texts in one string, the same for the same chat: what a fingerprint is taken of."""
     return json.dumps([[m.role, m.text] for m in messages], ensure_ascii=False)
 

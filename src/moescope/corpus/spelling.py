@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 from moescope.corpus.control import control_ids
 
-__all__ = ["are_control", "encode", "spell_out"]
+__all__ = ["are_control", "encode", "spell_out", "token_texts"]
 
 
 def spell_out(
@@ -72,3 +73,14 @@ def encode(tokenizer: Any, text: str, **options: Any) -> Any:
     """Call the tokenizer, neither truncating nor padding whatever its saved file asks for."""
     options.setdefault("split_special_tokens", True)
     return tokenizer(text, truncation=False, padding=False, verbose=False, **options)
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Readable text of token ids; a piece of a character keeps the tokenizer's own spelling."""
+    pieces = tokenizer.convert_ids_to_tokens(list(ids))
+    texts = []
+    for token_id, piece in zip(ids, pieces, strict=True):
+        text = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+        plain = piece is None or (text and "\ufffd" not in text and "▁" not in piece)
+        texts.append(text if plain else str(piece).replace("▁", " "))
+    return texts

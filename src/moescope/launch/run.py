@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moescope.corpus import CorpusSpec, open_corpus
+from moescope.corpus import AnyText, as_text, open_corpus
 from moescope.errors import BadInputError, RunError
 from moescope.launch.job import Job, Parts
 from moescope.launch.local import run_local
 from moescope.launch.on_ray import ray_workers, run_on_ray, with_ray
 from moescope.launch.options import LaunchOptions
 from moescope.launch.watch import Watch
-from moescope.models import ModelSpec
-from moescope.models.spec import EngineName
+from moescope.models.spec import AnySpec, EngineName, as_spec
 from moescope.progress import OnProgress, Progress, quiet
 from moescope.run.manifest import MANIFEST, Manifest, claim_run, read_manifest
 from moescope.run.merge import merge_runs
@@ -29,8 +28,8 @@ _LOCK_SECONDS = 5.0
 
 
 def launch(
-    model: ModelSpec,
-    corpus: CorpusSpec,
+    model: AnySpec,
+    texts: AnyText,
     run: str | Path,
     options: TraceOptions | None = None,
     how: LaunchOptions | None = None,
@@ -47,8 +46,8 @@ def launch(
     another one.
 
     Args:
-        model: what every worker loads.
-        corpus: the whole text.
+        model: what every worker loads: a hub id, a folder, or a `ModelSpec`.
+        texts: a path or a `CorpusSpec`.
         run: folder of the joined run.
         options: how to trace; see `TraceOptions`. ``limit`` and ``token_budget`` count in each
             shard by themselves.
@@ -68,9 +67,13 @@ def launch(
         MoescopeError: what a worker says of its input.
     """
     how, run = how or LaunchOptions(), Path(run)
-    job = Job(
-        model=model, engine=engine, memory=memory, corpus=corpus, options=options or TraceOptions()
-    )
+    spec, corpus, asked = as_spec(model), as_text(texts), options or TraceOptions()
+    if corpus.held:
+        raise BadInputError(
+            "workers read the text themselves, so texts in memory cannot be given to them; write "
+            "the texts to a file and give its path"
+        )
+    job = Job(model=spec, engine=engine, memory=memory, corpus=corpus, options=asked)
     if corpus.shard is not None:
         raise BadInputError(
             f"a launch cuts the corpus itself; leave the shard out, got {corpus.shard}"

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from moescope.errors import ModelError
 from moescope.measure.windows import TextWindow
 from moescope.models.loading import LoadedModel
 
-__all__ = ["describe_model", "identity", "require_resident", "text_fingerprint"]
+__all__ = ["describe_model", "identity", "text_fingerprint"]
 
 
 def describe_model(loaded: LoadedModel) -> dict[str, Any]:
@@ -30,19 +29,6 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
         "num_experts": [layer.num_experts for layer in loaded.anatomy.layers],
         "top_k": [layer.top_k for layer in loaded.anatomy.layers],
     }
-
-
-def require_resident(loaded: LoadedModel) -> None:
-    """Refuse a model of which only one layer is in memory at a time.
-
-    Raises:
-        ModelError: it is streamed.
-    """
-    if loaded.streamed is not None:
-        raise ModelError(
-            "damage is measured by many passes, so all weights must be in memory; load the model "
-            "with load_model, in `dtype=bfloat16` if memory is short"
-        )
 
 
 def identity(

@@ -15,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.corpus import (
+    IN_MEMORY,
+    AnyText,
     CorpusSpec,
     Fingerprint,
     Marks,
+    as_text,
     cut_alike,
     make_batches,
     open_corpus,
@@ -29,12 +32,20 @@ from moescope.corpus.tokenize import Sequence as CorpusSequence
 from moescope.corpus.tokenize import TokenizedDocument
 from moescope.errors import BadInputError, CorpusError, RunError
 from moescope.models.loading import LoadedModel
+from moescope.run.manifest import TEXTS
 from moescope.run.options import TraceOptions
 from moescope.run.reader import Run
 from moescope.run.sample import span_priority
 from moescope.trace.record import context_length
 
-__all__ = ["TextWindow", "WindowBatch", "choose_windows", "run_windows", "window_batches"]
+__all__ = [
+    "TextWindow",
+    "WindowBatch",
+    "as_windows",
+    "choose_windows",
+    "run_windows",
+    "window_batches",
+]
 
 
 class TextWindow(NamedTuple):
@@ -100,7 +111,7 @@ class _Lowest:
 
 def choose_windows(
     loaded: LoadedModel,
-    corpus: CorpusSpec,
+    texts: AnyText,
     *,
     tokens_per_domain: int | None = 8192,
     window_tokens: int = 512,
@@ -111,7 +122,7 @@ def choose_windows(
 
     Args:
         loaded: the model whose tokenizer cuts the text.
-        corpus: the text.
+        texts: a path, a `CorpusSpec`, or a list of texts.
         tokens_per_domain: counted tokens of each domain; the last window may exceed it. None for
             all.
         window_tokens: a longer window gives its first so many tokens.
@@ -128,7 +139,7 @@ def choose_windows(
     """
     _require_positive("tokens_per_domain", tokens_per_domain)
     _require_positive("window_tokens", window_tokens)
-    options = options or TraceOptions()
+    options, corpus = options or TraceOptions(), as_text(texts)
     context = context_length(loaded, options)
     seen = Fingerprint()
     chosen = _Lowest(tokens_per_domain, options.seed)
@@ -195,16 +206,51 @@ def run_windows(
             "parts with a limit each or with one missing), so its text cannot be found again; give "
             "the corpus itself instead of the run"
         )
-    stored = {k: v for k, v in run.manifest.corpus.items() if k in CorpusSpec.model_fields}
     options = TraceOptions(**run.manifest.options)
     return choose_windows(
         loaded,
-        CorpusSpec(**stored),
+        _corpus_of(run),
         tokens_per_domain=options.sample_tokens if tokens_per_domain is None else tokens_per_domain,
         window_tokens=window_tokens,
         options=options,
         fingerprint=str(fingerprint),
     )
+
+
+def _corpus_of(run: Run) -> CorpusSpec:
+    """The corpus of a run, to be read again.
+
+    Raises:
+        RunError: it was texts in memory, and they are not in the run any more.
+    """
+    stored = {k: v for k, v in run.manifest.corpus.items() if k in CorpusSpec.model_fields}
+    if stored["path"] == IN_MEMORY:
+        if not (run.path / TEXTS).is_file():
+            raise RunError(
+                f"{run.path} was made of texts in memory, and its {TEXTS} is not there any more; "
+                "give the texts themselves instead of the run"
+            )
+        stored["path"] = str(run.path / TEXTS)
+    return CorpusSpec(**stored)
+
+
+def as_windows(
+    loaded: LoadedModel, given: AnyText | Run | Sequence[TextWindow]
+) -> list[TextWindow]:
+    """The windows that are meant: those given, those of a run's sample, or a choice of a text.
+
+    Args:
+        loaded: the model whose tokenizer cuts the text.
+        given: windows, a finished run, or what `choose_windows` takes.
+
+    Raises:
+        MoescopeError: as `choose_windows` and `run_windows`.
+    """
+    if isinstance(given, Run):
+        return run_windows(loaded, given)
+    if isinstance(given, Sequence) and given and isinstance(given[0], TextWindow):
+        return [window for window in given if isinstance(window, TextWindow)]
+    return choose_windows(loaded, given)  # type: ignore[arg-type]
 
 
 def require_model(loaded: LoadedModel, run: Run) -> None:

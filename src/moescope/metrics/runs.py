@@ -7,16 +7,17 @@ state that it was computed from, so that it is never shown for another one. No m
 from __future__ import annotations
 
 import contextlib
+import os
 from functools import cached_property
+from html import escape
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from moescope.errors import BusyError, RunError, WriteError
+from moescope.errors import BadInputError, BusyError, RunError, WriteError
 from moescope.files import is_intact
 from moescope.metrics.agreement import agreement
 from moescope.metrics.intervals import mean_interval
@@ -29,7 +30,7 @@ from moescope.run.store import read_parquet, understood, write_parquet
 _TABLES = "tables"
 _NOTE = b"note"
 
-__all__ = ["AnalyzedRun", "compare_runs", "note_of", "open_run", "table_names"]
+__all__ = ["AnalyzedRun", "AnyRun", "as_run", "compare_runs", "note_of", "open_run", "table_names"]
 
 
 def table_names() -> list[str]:
@@ -45,6 +46,13 @@ def note_of(table: pa.Table) -> str:
 
 class AnalyzedRun(Run):
     """A run and its tables; see `open_run`."""
+
+    def _repr_html_(self) -> str:
+        page = self.path / "report.html"
+        link = f'<p><a href="{escape(page.resolve().as_uri())}">report</a></p>'
+        names = ", ".join(n for n in table_names() if n not in self.absent_tables)
+        shown = link if page.is_file() else ""
+        return f"<p>{escape(repr(self))}</p>{shown}<p>tables: {escape(names)}</p>"
 
     def table(self, name: str) -> pa.Table:
         """One table of this run.
@@ -126,7 +134,7 @@ class AnalyzedRun(Run):
         return whole.replace_schema_metadata({_NOTE: "; ".join(notes)}) if notes else whole
 
 
-def open_run(path: str | Path) -> AnalyzedRun:
+def open_run(path: AnyRun) -> AnalyzedRun:
     """Open a finished run.
 
     Example::
@@ -137,10 +145,30 @@ def open_run(path: str | Path) -> AnalyzedRun:
     Raises:
         RunError: no run there, damaged, or not finished.
     """
-    return AnalyzedRun(path)
+    return as_run(path)
 
 
-def compare_runs(run_a: Run, run_b: Run) -> pa.Table:
+AnyRun = AnalyzedRun | str | os.PathLike[str]
+"""What stands for a run wherever one is needed: one that is open, or its folder."""
+
+
+def as_run(given: AnyRun) -> AnalyzedRun:
+    """A run that is open.
+
+    Raises:
+        BadInputError: neither a run nor a path.
+        RunError: see `open_run`.
+    """
+    if isinstance(given, AnalyzedRun):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return AnalyzedRun(os.fspath(given))
+    raise BadInputError(
+        f"a run is the path of its folder, or what open_run gives; got {type(given).__name__}"
+    )
+
+
+def compare_runs(run_a: AnyRun, run_b: AnyRun) -> pa.Table:
     """Saturation and agreement of two runs over the same text, token by token.
 
     phase, layer, domain, tokens, saturation = |A∩B|/K (chance K/E) with a 95 % interval over
@@ -153,6 +181,7 @@ def compare_runs(run_a: Run, run_b: Run) -> pa.Table:
     Raises:
         RunError: other experts or layers, no token in common, or a run without tokens.
     """
+    run_a, run_b = as_run(run_a), as_run(run_b)
     for what in ("layers", "num_experts", "top_k"):
         a, b = (getattr(r.shape, what) for r in (run_a, run_b))
         if a != b:

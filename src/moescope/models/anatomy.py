@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from moescope.axes import require_layers
 from moescope.errors import ModelError
@@ -117,6 +117,19 @@ class Anatomy:
     num_decoder_layers: int
     total_params: int
 
+    def __repr__(self) -> str:
+        params = f"{self.total_params:,} parameters, {self.active_params:,} active"
+        return f"<Anatomy {self.model_type}: {self.in_words}; {params}>"
+
+    @property
+    def in_words(self) -> str:
+        """Layers, experts and experts per token, in a few words."""
+        experts, chosen = (
+            " or ".join(map(str, sorted(set(sizes))))
+            for sizes in zip(*((m.num_experts, m.top_k) for m in self.layers), strict=True)
+        )
+        return f"{len(self.layers)} MoE layers × {experts} experts, {chosen} per token"
+
     @property
     def layer_numbers(self) -> tuple[int, ...]:
         """The model's own numbers of its MoE layers."""
@@ -127,6 +140,21 @@ class Anatomy:
         """Parameters that one token meets: all, less the routed experts that it does not choose."""
         idle = sum((m.num_experts - m.top_k) * m.expert_params for m in self.layers)
         return round(self.total_params - idle)
+
+    def describe(self, layers: tuple[MoELayer, ...]) -> dict[str, Any]:
+        """What a manifest says of the model's layers, and of those of them that the run holds."""
+        return {
+            "decoder_layers": self.num_decoder_layers,
+            "moe_layers": list(self.layer_numbers),
+            "layers": [m.layer_idx for m in layers],
+            "num_experts": [m.num_experts for m in layers],
+            "top_k": [m.top_k for m in layers],
+            "scoring": sorted({m.scoring for m in layers}),
+            "normalized": sorted({m.normalized for m in layers}),
+            "selection_bias": sorted({m.selection_bias for m in layers}),
+            "total_params": self.total_params,
+            "active_params": self.active_params,
+        }
 
     def select(self, layer_numbers: tuple[int, ...] | None) -> tuple[MoELayer, ...]:
         """The layers with these numbers, or all.

@@ -16,7 +16,7 @@ from moescope.errors import ModelError
 from moescope.memory import machine_memory, readable
 from moescope.models.anatomy import Anatomy
 from moescope.models.scales import quant_method
-from moescope.models.source import ModelSpec
+from moescope.models.spec import ModelSpec
 from moescope.models.streaming import StreamedModel
 
 __all__ = [

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Protocol
 
 from torch import nn
 
-from moescope.errors import CoverageError, ModelError
+from moescope.errors import BadInputError, CoverageError, ModelError
 from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.decision import Decision, refuse_copy
-from moescope.models.edits import Edit, by_kind, check_edits, num_chosen
+from moescope.models.edits import Edit, Edits, as_edits, by_kind, check_edits, num_chosen
 from moescope.models.edits.edit import LayerEdits
 from moescope.models.window import PassWindow
 
@@ -50,7 +50,7 @@ class HasModel(Protocol):
 
 
 @contextlib.contextmanager
-def edited(loaded: HasModel, edits: Edit | Sequence[Edit]) -> Iterator[None]:
+def edited(loaded: HasModel, edits: Edits) -> Iterator[None]:
     """Run the model with these edits inside the ``with`` block; nested blocks add theirs.
 
     An edit that changes nothing (scale by 1, bias 0) leaves logits bit-identical. On leaving, the
@@ -70,7 +70,12 @@ def edited(loaded: HasModel, edits: Edit | Sequence[Edit]) -> Iterator[None]:
         with edited(loaded, [mask("L5E9"), scale("L3E1", 2.0)]):
             loaded.model.generate(...)
     """
-    several = [edits] if isinstance(edits, Edit) else list(edits)
+    if not hasattr(loaded, "anatomy"):
+        raise BadInputError(
+            "edited takes a model that is open, from load_model or wrap_model; got "
+            f"{type(loaded).__name__}"
+        )
+    several = as_edits(edits)
     session: _Session = loaded.model.__dict__.get(_KEY) or _Session(loaded.model)
     block = object()
     try:

@@ -37,7 +37,6 @@ from moescope.models.scales import (
     require_packages,
 )
 from moescope.models.source import (
-    ModelSpec,
     checkpoint_folder,
     config_hash,
     guard,
@@ -46,7 +45,7 @@ from moescope.models.source import (
     pinned,
     text_hash,
 )
-from moescope.models.spec import EngineName
+from moescope.models.spec import AnySpec, EngineName, ModelSpec, as_spec
 from moescope.models.stored import checkpoint_files
 from moescope.models.streaming import StreamedModel
 
@@ -56,11 +55,13 @@ __all__ = [
     "LoadedModel",
     "ModelSpec",
     "has_bfloat16",
+    "held_model",
     "load_meta",
     "load_model",
     "load_streamed",
     "open_model",
     "pick_device",
+    "weights_fingerprint",
 ]
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
@@ -83,6 +84,10 @@ class LoadedModel:
     revision: str | None
     streamed: StreamedModel | None = None
 
+    def __repr__(self) -> str:
+        name = self.spec.model.rstrip("/").rpartition("/")[2]
+        return f"<LoadedModel {name}: {self.anatomy.in_words}, {self.dtype} on {self.device}>"
+
     @property
     def vocab_size(self) -> int:
         """Token ids that the model knows: the rows of its embedding."""
@@ -95,25 +100,30 @@ class LoadedModel:
         return pad if pad is not None and pad < self.vocab_size else 0
 
 
-def load_meta(spec: ModelSpec) -> Anatomy:
+def load_meta(model: AnySpec) -> Anatomy:
     """The anatomy of a model from its config alone; reads no weights and needs no memory for them.
 
     Raises:
         ModelError: unknown model, dense model, or an architecture that cannot be read.
     """
+    spec = as_spec(model)
     config = load_config(spec)
     return _anatomy(spec, _build_meta(spec, config), config)
 
 
-def load_model(spec: ModelSpec) -> LoadedModel:
+def load_model(model: AnySpec) -> LoadedModel:
     """Load weights and tokenizer and find the anatomy.
 
+    Args:
+        model: a hub id, a folder, or a `ModelSpec`, which also says precision and device.
+
     Raises:
+        BadInputError: it is something else.
         ModelError: unknown model or device, no safetensors, missing or mismatched weights, dense
             model, an architecture that cannot be read.
     """
-    device, spec = pick_device(spec.device), pinned(spec)
-    config = load_config(spec)
+    spec = pinned(as_spec(model))
+    device, config = pick_device(spec.device), load_config(spec)
     stock = _build_meta(spec, config)
     empty = _anatomy(spec, stock, config)  # refuse before reading gigabytes
     stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
@@ -124,7 +134,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     files = checkpoint_files(folder)
     refuse_unscaled(config, files, stock)
     try:
-        model, info = guard(
+        whole, info = guard(
             spec,
             auto_class(spec.model, config).from_pretrained,
             spec.model,
@@ -142,32 +152,62 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         raise
     refuse_partial(spec, info)
     refuse_left_out(files, stock, info["unexpected_keys"])
-    refuse_parts_of_blocks(config, files, stock, model)
+    refuse_parts_of_blocks(config, files, stock, whole)
     try:
-        model = model.to(device).eval()
+        whole = whole.to(device).eval()
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"{spec.model} does not fit on {device}; use `engine=streamed`, or `device=cpu`"
         ) from error
-    refuse_foreign_ids(spec, model)
     tokenizer = load_tokenizer(spec)
+    anatomy, digest = find_anatomy(whole, config), weights_fingerprint(whole)
+    return held_model(spec, whole, config, tokenizer, anatomy, digest, stored, device)
+
+
+def held_model(
+    spec: ModelSpec,
+    model: nn.Module,
+    config: Any,
+    tokenizer: Any,
+    anatomy: Anatomy,
+    weights_hash: str,
+    stored: Any,
+    device: torch.device,
+    streamed: StreamedModel | None = None,
+) -> LoadedModel:
+    """What is known of a model whose modules and tokenizer are there.
+
+    Args:
+        spec: how it was loaded.
+        model: its modules.
+        config: its configuration.
+        tokenizer: its tokenizer.
+        anatomy: its MoE layers.
+        weights_hash: see `weights_fingerprint`.
+        stored: the dtype that its checkpoint has.
+        device: where it computes.
+        streamed: what holds its layers, where they stay on disk.
+    """
+    refuse_foreign_ids(spec, model)
+    dtype = next(model.parameters()).dtype if streamed is None else streamed.dtype
     return LoadedModel(
         spec=spec,
         model=model,
         tokenizer=tokenizer,
-        anatomy=find_anatomy(model, config),
+        anatomy=anatomy,
         config_hash=config_hash(config),
         tokenizer_hash=text_hash(tokenizer.backend_tokenizer.to_str()),
-        weights_hash=weights_fingerprint(model),
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        weights_hash=weights_hash,
+        dtype=str(dtype).removeprefix("torch."),
         stored_dtype=str(stored).removeprefix("torch."),
         device=str(device),
         revision=spec.revision,
+        streamed=streamed,
     )
 
 
 def open_model(
-    spec: ModelSpec,
+    model: AnySpec,
     *,
     engine: EngineName = "auto",
     memory: str | None = None,
@@ -177,7 +217,7 @@ def open_model(
     """Load a model as an engine needs it: whole, or with its layers on disk.
 
     Args:
-        spec: the model.
+        model: a hub id, a folder, or a `ModelSpec`.
         engine: ``resident`` (all weights in memory), ``streamed`` (one decoder layer at a time), or
             ``auto``: resident where it fits.
         memory: what the process may take, such as ``4GB``; a promise, checked before weights are
@@ -189,7 +229,8 @@ def open_model(
         ModelError: as `load_model`, or the promise cannot be kept (says what it would take).
         BadInputError: ``memory`` is no size.
     """
-    device, spec = pick_device(spec.device), pinned(spec)
+    spec = pinned(as_spec(model))
+    device = pick_device(spec.device)
     budget = int(0.9 * free_memory(device)) if memory is None else parse_memory(memory)
     if engine != "streamed":
         config = load_config(spec)
@@ -253,22 +294,8 @@ def load_streamed(
         sorts=device.type == "cpu" and sorts_experts(model),
     )
     guard(spec, streamed.load_rest, reads=WEIGHTS)
-    refuse_foreign_ids(spec, model)
-    tokenizer = load_tokenizer(spec)
-    return LoadedModel(
-        spec=spec,
-        model=model,
-        tokenizer=tokenizer,
-        anatomy=anatomy,
-        config_hash=config_hash(config),
-        tokenizer_hash=text_hash(tokenizer.backend_tokenizer.to_str()),
-        weights_hash=streamed.fingerprint(),
-        dtype=str(dtype).removeprefix("torch."),
-        stored_dtype=str(stored).removeprefix("torch."),
-        device=str(device),
-        revision=spec.revision,
-        streamed=streamed,
-    )
+    tokenizer, digest = load_tokenizer(spec), streamed.fingerprint()
+    return held_model(spec, model, config, tokenizer, anatomy, digest, stored, device, streamed)
 
 
 def _usual_window(config: Any) -> int:
@@ -294,7 +321,9 @@ def refuse_foreign_ids(spec: ModelSpec, model: nn.Module) -> None:
     On an accelerator it would end the process instead, and on some it reads other memory.
     """
     embedding = model.get_input_embeddings()  # type: ignore[operator]
-    embedding.register_forward_pre_hook(_ForeignIds(spec.model))
+    hooks = embedding._forward_pre_hooks.values()
+    if not any(isinstance(hook, _ForeignIds) for hook in hooks):  # a model may be wrapped twice
+        embedding.register_forward_pre_hook(_ForeignIds(spec.model))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from torch import nn
 
 from moescope.errors import ModelError
 from moescope.models.config_files import CONFIG
-from moescope.models.source import ModelSpec, guard
+from moescope.models.source import guard
+from moescope.models.spec import ModelSpec
 from moescope.models.stored import Stored, read_header
 from moescope.models.targets import loaded_names, targets_of
 

@@ -27,7 +27,6 @@ from moescope.models.stored import INDEX, SINGLE, weight_map
 
 __all__ = [
     "MAX_TOKEN_ID",
-    "ModelSpec",
     "NoTokenizerError",
     "checkpoint_folder",
     "config_hash",
@@ -35,6 +34,7 @@ __all__ = [
     "load_config",
     "load_tokenizer",
     "pinned",
+    "require_usable",
     "text_hash",
 ]
 
@@ -127,14 +127,10 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     from transformers import AutoTokenizer
 
     folder = local_folder(spec.model)
-    none = (
-        f"{spec.model}: no tokenizer with this model; save the one it was trained with beside "
-        "the weights (tokenizer.save_pretrained)"
-    )
     if folder is not None:
         found = [path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)]
         if not found:
-            raise NoTokenizerError(none)
+            raise _no_tokenizer(spec)
         if odd := next((path for path in found if not path.is_file()), None):
             raise ModelError(f"{spec.model}/{odd.name} is not a regular file")
     tokenizer = guard(
@@ -145,6 +141,17 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         revision=spec.revision,
         trust_remote_code=spec.trust_remote_code,
     )
+    require_usable(spec, tokenizer)
+    return tokenizer
+
+
+def require_usable(spec: ModelSpec, tokenizer: Any) -> None:
+    """Refuse a tokenizer that cannot tell which characters a token stands for.
+
+    Raises:
+        NoTokenizerError: a slow or empty one.
+        ModelError: a token has an id that no vocabulary reaches.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise NoTokenizerError(
             f"{spec.model}: only a slow tokenizer ({type(tokenizer).__name__}) was found; moescope "
@@ -152,19 +159,21 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         )
     made = guard(spec, tokenizer, "Any text at all.", reads=TOKENIZER, add_special_tokens=False)
     if not made["input_ids"]:
-        raise NoTokenizerError(none)
-    _refuse_far_ids(spec, tokenizer)
-    return tokenizer
-
-
-def _refuse_far_ids(spec: ModelSpec, tokenizer: Any) -> None:
-    """Arrays over the vocabulary reach to its last id, so one absurd id would take all memory."""
+        raise _no_tokenizer(spec)
+    # arrays over the vocabulary reach to its last id, so one absurd id would take all memory
     token, last = max(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
     if last >= MAX_TOKEN_ID:
         raise ModelError(
             f"{spec.model}/tokenizer.json: the token {token[:40]!r} has id {last}, expected ids "
             f"below {MAX_TOKEN_ID:,}"
         )
+
+
+def _no_tokenizer(spec: ModelSpec) -> NoTokenizerError:
+    return NoTokenizerError(
+        f"{spec.model}: no tokenizer with this model; save the one it was trained with beside "
+        "the weights (tokenizer.save_pretrained)"
+    )
 
 
 def guard(

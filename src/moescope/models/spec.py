@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["DtypeName", "EngineName", "ModelSpec"]
+from moescope.errors import BadInputError
+
+__all__ = ["AnySpec", "DtypeName", "EngineName", "ModelSpec", "as_spec"]
 
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 """Precisions that a model is run in."""
@@ -32,3 +35,29 @@ class ModelSpec:
     dtype: str = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", os.fspath(self.model))
+
+
+AnySpec = str | os.PathLike[str] | ModelSpec
+"""How to load a model: a hub id, a folder, or a `ModelSpec`, which says more."""
+
+
+def as_spec(given: AnySpec) -> ModelSpec:
+    """How to load a model.
+
+    Raises:
+        BadInputError: it is something else.
+    """
+    if isinstance(given, str | os.PathLike):
+        return ModelSpec(os.fspath(given))
+    if isinstance(given, ModelSpec):
+        return given
+    hint = ""
+    if hasattr(given, "parameters"):
+        hint = "; a model that is in memory is given as wrap_model(model, tokenizer)"
+    raise BadInputError(
+        "a model is a hub id, the path of a folder, a ModelSpec, or one that is open (load_model); "
+        f"got {type(given).__name__}{hint}"
+    )

@@ -11,15 +11,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-import os
 import re
 from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from moescope.errors import ModelError
@@ -27,21 +24,9 @@ from moescope.memory import give_memory_back
 from moescope.models.experts import expert_weights, sorts_experts
 from moescope.models.memory import StreamedNeed
 from moescope.models.narrow import narrow_weights, widen_outputs
-from moescope.models.stored import (
-    Stored,
-    Target,
-    assemble,
-    check_stack,
-    checkpoint_files,
-    copy_into,
-    pick_stacked,
-    places,
-    read_header,
-    reading,
-    refuse_shape,
-    stacked_side,
-)
-from moescope.models.targets import kept_wide, made_together, targets_of
+from moescope.models.stored import Target, check_stack, refuse_shape, stacked_side
+from moescope.models.stored_weights import StoredWeights
+from moescope.models.targets import kept_wide, targets_of
 
 __all__ = ["StreamedModel"]
 
@@ -88,11 +73,9 @@ class StreamedModel:
         self.model: Any = model
         self.dtype, self.device = dtype, device
         self.need: StreamedNeed | None = None
-        self._folder = folder
         self._stack = _stack_of(block)
         self._layer = re.compile(rf"^{re.escape(self._stack)}\.(\d+)\.")
-        self._files = checkpoint_files(folder)
-        self._headers: dict[Path, dict[str, Stored]] = {}
+        self._stored = StoredWeights(model, folder)
         self._meta = dict(model.state_dict(keep_vars=True))
         self._by_layer = self._plan()
         self.layers = list(self._layer_modules())
@@ -106,7 +89,7 @@ class StreamedModel:
     def _plan(self) -> dict[int | None, dict[str, Target]]:
         """Targets by decoder layer; None holds what lies outside of them."""
         plan: dict[int | None, dict[str, Target]] = {}
-        for name, target in targets_of(self.model, self._files).items():
+        for name, target in targets_of(self.model, self._stored.files).items():
             match = self._layer.match(name)
             plan.setdefault(int(match[1]) if match else None, {})[name] = target
         return plan
@@ -121,16 +104,12 @@ class StreamedModel:
         missing = sorted(n for n in self._meta if n not in made and id(self._meta[n]) not in tied)
         parameters = dict(self.model.named_parameters())
         missing = [n for n in missing if n in parameters and not self._is_tied(n)]
-        if missing:
-            raise ModelError(
-                f"{self._folder}: the checkpoint has no weights for {len(missing)} parameters, "
-                f"first {missing[0]}; they would be random, so nothing measured would mean anything"
-            )
+        self._refuse_missing(missing)
         for name, target in made.items():
             shape, dim = tuple(self._meta[name].shape), None
             if target.converter is not None and (dim := stacked_side(target.converter)) is None:
                 continue
-            stored = [(key, self._header(key).shape, p) for key, p in target.sources]
+            stored = [(key, self._stored.header(key).shape, p) for key, p in target.sources]
             if dim is None and stored[0][1] != shape:
                 refuse_shape(stored[0][0], stored[0][1], shape, name)
             if dim is not None:
@@ -149,7 +128,7 @@ class StreamedModel:
         experts = expert_weights(self.model) if sorts_experts(self.model) else []
         for name in [*experts, *narrow_weights(self.model)]:
             sources = made[name].sources if name in made else []
-            dtypes = {self._header(key).dtype for key, _ in sources}
+            dtypes = {self._stored.header(key).dtype for key, _ in sources}
             if len(dtypes) == 1 and dtypes <= {torch.bfloat16, torch.float16}:
                 kept[name] = dtypes.pop()
         return {n: d for n, d in kept.items() if d is not None}
@@ -157,19 +136,6 @@ class StreamedModel:
     def _is_tied(self, name: str) -> bool:
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         return name in tied
-
-    def _header(self, key: str) -> Stored:
-        """Shape and place of a stored tensor."""
-        path = self._files[key]
-        header = self._header_of(path)
-        if key not in header:
-            raise ModelError(f"{path.name} does not hold {key}, which the index says it does")
-        return header[key]
-
-    def _header_of(self, path: Path) -> dict[str, Stored]:
-        if path not in self._headers:
-            self._headers[path] = read_header(path)
-        return self._headers[path]
 
     # -- sizes
 
@@ -242,12 +208,7 @@ class StreamedModel:
         self, targets: dict[str, Target], slot: dict[tuple[str, ...], torch.Tensor], skip: int = 0
     ) -> None:
         """Read these parameters; memory of the slot is used again where shapes allow."""
-        needed = {key for target in targets.values() for key, _ in target.sources}
-        with contextlib.ExitStack() as stack:
-            handles = {
-                path: stack.enter_context(reading(path, self._header_of(path)))
-                for path in sorted({self._files[key] for key in needed})
-            }
+        with self._stored.opened(targets.values()) as reads_of:
             for name, target in targets.items():
                 empty = self._meta[name]
                 place = self._place(name, skip)
@@ -258,25 +219,12 @@ class StreamedModel:
                     )
                     if skip and isinstance(empty, nn.Parameter):  # buffers stay when a layer goes
                         slot[place] = held
-                reads = [(key, handles[self._files[key]], p) for key, p in target.sources]
-                self._read(name, target, reads, held)
+                self._stored.read(name, target, reads_of(target), held)
                 _put(self.model, name, held)
 
     def _place(self, name: str, skip: int) -> tuple[str, ...]:
         """Parameters of two layers with the same place can lie in the same memory."""
         return name[skip:], str(tuple(self._meta[name].shape)), str(self._kept_dtype(name))
-
-    def _read(self, name: str, target: Target, reads: list[Any], held: torch.Tensor) -> None:
-        try:
-            if target.converter is None:
-                [(key, handle, _)] = reads[:1]
-                copy_into(held, handle.get_tensor(key), name, key)
-            elif (dim := stacked_side(target.converter)) is not None:
-                assemble(held, target.converter, reads, dim, name)
-            else:
-                copy_into(held, self._convert(name, target, reads), name, reads[0][0])
-        except SafetensorError as error:
-            raise ModelError(f"{self._folder}: {name}: {error}") from error
 
     def fingerprint(self) -> str:
         """The same sha256 as `weights_fingerprint` gives for the model in memory.
@@ -291,42 +239,16 @@ class StreamedModel:
         for name, empty in sorted(self.model.named_parameters()):
             step = max(1, empty.numel() // 64)
             flat = torch.arange(min(64, -(-empty.numel() // step))) * step
-            values = self._elements(name, empty, targets.get(name) or targets[twin[name]], flat)
+            target = targets.get(name) or targets[twin[name]]
+            values = self._stored.elements(name, empty.shape, target, flat)
             digest.update(name.encode())
             digest.update(values.to(self._kept_dtype(name)).float().numpy().tobytes())
         return digest.hexdigest()
 
-    def _elements(
-        self, name: str, empty: torch.Tensor, target: Target, flat: torch.Tensor
-    ) -> torch.Tensor:
-        with contextlib.ExitStack() as stack:
-            paths = sorted({self._files[key] for key, _ in target.sources})
-            handles = {
-                path: stack.enter_context(reading(path, self._header_of(path), scattered=True))
-                for path in paths
-            }
-            reads = [(key, handles[self._files[key]], p) for key, p in target.sources]
-            if target.converter is None:
-                return reads[0][1].elements(reads[0][0], flat.tolist())
-            dim = stacked_side(target.converter)
-            if dim is None:
-                return self._convert(name, target, reads).reshape(-1)[flat]
-            parts = places(target.converter, reads, dim)
-            return pick_stacked(flat, empty.shape, parts, dim)
-
     def read_ahead(self, index: int) -> None:
         """Ask the system to bring the bytes of a layer into its file cache; no memory is taken."""
-        if not hasattr(os, "posix_fadvise") or not 0 <= index < len(self.layers):
-            return
-        ranges: dict[Path, list[Stored]] = {}
-        for target in self._by_layer.get(index, {}).values():
-            for key, _ in target.sources:
-                ranges.setdefault(self._files[key], []).append(self._header(key))
-        for path, parts in ranges.items():
-            with path.open("rb") as file:
-                for part in parts:
-                    wanted = (part.begin, part.length, os.POSIX_FADV_WILLNEED)
-                    os.posix_fadvise(file.fileno(), *wanted)
+        if 0 <= index < len(self.layers):
+            self._stored.read_ahead(self._by_layer.get(index, {}).values())
 
     # -- running
 
@@ -389,16 +311,6 @@ class StreamedModel:
         logits: torch.Tensor = output.logits
         return logits if some else logits[:, at]
 
-    def _convert(self, name: str, target: Target, reads: list[Any]) -> torch.Tensor:
-        """What transformers' own conversion makes of these tensors; needs twice their memory."""
-        converter = deepcopy(target.converter)
-        for key, handle, pattern in reads:
-            converter.add_tensor(name, key, pattern, handle.get_tensor(key))
-        first = made_together(name, converter)[0]  # pieces are cut by the names of them all
-        made = converter.convert(first, model=self.model, config=self.model.config)
-        found = made[name]
-        return found[0] if isinstance(found, list) else found  # type: ignore[no-any-return]
-
     def _kept_dtype(self, name: str) -> torch.dtype:
         """The dtype that transformers would load it in, but for what stays narrow."""
         if name in self._as_stored:
@@ -411,10 +323,14 @@ class StreamedModel:
     def _require(self, names: set[str]) -> None:
         state = self.model.state_dict(keep_vars=True)
         missing = sorted(n for n in names if n in state and state[n].is_meta)
-        if missing:
+        self._refuse_missing(missing)
+
+    def _refuse_missing(self, names: list[str]) -> None:
+        if names:
             raise ModelError(
-                f"{self._folder}: the checkpoint has no weights for {len(missing)} parameters, "
-                f"first {missing[0]}; they would be random, so nothing measured would mean anything"
+                f"{self._stored.folder}: the checkpoint has no weights for {len(names)} "
+                f"parameters, first {names[0]}; they would be random, so nothing measured would "
+                "mean anything"
             )
 
     def _initialize_buffers(self, root: nn.Module) -> None:

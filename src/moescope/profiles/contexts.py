@@ -19,7 +19,6 @@ __all__ = [
     "MAX_PER_DOCUMENT",
     "Context",
     "WindowTexts",
-    "token_texts",
 ]
 
 AROUND = 12
@@ -129,14 +128,3 @@ class WindowTexts:
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-
-
-def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Readable text of token ids; a piece of a character keeps the tokenizer's own spelling."""
-    pieces = tokenizer.convert_ids_to_tokens(list(ids))
-    texts = []
-    for token_id, piece in zip(ids, pieces, strict=True):
-        text = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
-        plain = piece is None or (text and "\ufffd" not in text and "▁" not in piece)
-        texts.append(text if plain else str(piece).replace("▁", " "))
-    return texts

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from typing import Any, overload
 
 import numpy as np
@@ -73,6 +74,20 @@ class Profile(Part):
     The figures of a part are columns of the tables; a part with a list has it as ``rows`` (pushes:
     ``promoted`` and ``suppressed``), and ``domains`` and ``weights`` are lists.
     """
+
+    def __repr__(self) -> str:
+        return f"<Profile {self.summary}>"
+
+    def _repr_html_(self) -> str:
+        figures = {
+            "chosen": f"{100 * self.load.rate:.1f} % of tokens, by chance "
+            f"{100 * self.load.rate_chance:.1f} %",
+            "role": self.role.words,
+            "sure": f"{self.sure.level}, from {self.sure.assignments:,} assignments in "
+            f"{self.sure.documents:,} documents",
+        }
+        rows = "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in figures.items())
+        return f"<p>{escape(self.summary)}</p><table>{rows}</table>"
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as JSON values: 6 significant digits, None for what is not a number."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moescope.axes import ExpertRef
+from moescope.corpus.spelling import token_texts
 from moescope.errors import (
     BadInputError,
     CorpusError,
@@ -21,9 +22,10 @@ from moescope.errors import (
 )
 from moescope.files import write_bytes
 from moescope.measure.windows import run_windows
-from moescope.metrics.runs import AnalyzedRun
+from moescope.metrics.runs import AnalyzedRun, AnyRun, as_run
 from moescope.models.loading import LoadedModel, ModelSpec, load_model
-from moescope.profiles.contexts import WindowTexts, token_texts
+from moescope.models.spec import as_spec
+from moescope.profiles.contexts import WindowTexts
 from moescope.profiles.facts import Profile, Profiles
 from moescope.profiles.measure import measure
 from moescope.profiles.options import ProfileOptions
@@ -44,7 +46,7 @@ __all__ = ["ProfileOptions", "profile_all", "profile_expert", "profile_experts",
 
 
 def profile_expert(
-    run: AnalyzedRun,
+    run: AnyRun,
     expert: ExpertRef | str,
     options: ProfileOptions | None = None,
     *,
@@ -53,7 +55,7 @@ def profile_expert(
     """What one expert does, and how sure that is.
 
     Args:
-        run: a finished run.
+        run: a finished run, or its folder.
         expert: ``L5E9``, or its reference.
         options: see `ProfileOptions`.
         on_progress: told how far it is.
@@ -68,13 +70,13 @@ def profile_expert(
 
     Example::
 
-        profile_expert(open_run("my-run"), "L5E9").summary
+        profile_expert("my-run", "L5E9").summary
     """
     return profile_experts(run, [expert], options, on_progress=on_progress)[0]
 
 
 def profile_all(
-    run: AnalyzedRun,
+    run: AnyRun,
     options: ProfileOptions | None = None,
     *,
     on_progress: OnProgress = quiet,
@@ -84,14 +86,14 @@ def profile_all(
 
 
 def profile_experts(
-    run: AnalyzedRun,
+    run: AnyRun,
     experts: Iterable[ExpertRef | str] | None,
     options: ProfileOptions | None = None,
     *,
     on_progress: OnProgress = quiet,
 ) -> Profiles:
     """Profiles of these experts in order, each once, or of all (None); see `profile_expert`."""
-    options = options or ProfileOptions()
+    run, options = as_run(run), options or ProfileOptions()
     if "tokens" in run.absent:
         raise RunError(
             f"{run.path} cannot say what an expert does: {run.absent['tokens']}; its table load "
@@ -114,6 +116,8 @@ def _measures(routed: Routed, options: ProfileOptions, on_progress: OnProgress) 
     """What the model says: read back, or measured now and kept."""
     run = routed.run
     given = options.model
+    if given is not None and not isinstance(given, LoadedModel):
+        given = as_spec(given)
     if options.tokens_per_domain is not None and options.tokens_per_domain < 1:
         raise BadInputError(f"tokens per domain must be 1 or more, got {options.tokens_per_domain}")
     tokens = options.tokens_per_domain or int(run.manifest.options["sample_tokens"])

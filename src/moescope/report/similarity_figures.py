@@ -46,7 +46,7 @@ def write_similarity_figures(made: Similarity, folder: str | Path) -> list[Path]
     """Draw, for each layer, its matrices and its maps.
 
     Args:
-        made: from `similarity` or `open_similarity`.
+        made: from `compare_experts` or `open_similarity`.
         folder: where to: new, empty, or one that this wrote before.
 
     Returns:

@@ -31,7 +31,7 @@ def write_similarity_page(made: Similarity, path: str | Path) -> Path:
     """Write the page of a similarity.
 
     Args:
-        made: from `similarity` or `open_similarity`.
+        made: from `compare_experts` or `open_similarity`.
         path: where to.
 
     Returns:

@@ -6,29 +6,42 @@ It does not know where the sums came from.
 
 from __future__ import annotations
 
+import datetime
 import json
-from collections.abc import Sequence
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from moescope.errors import CoverageError
+from moescope.errors import CoverageError, RunError
 from moescope.files import owned, remove, write_bytes
 from moescope.run.manifest import (
     PART_NAME,
     Coverage,
     Manifest,
-    Progressed,
     Stored,
+    WholeCorpus,
+    has_progress,
+    read_manifest,
     write_manifest,
 )
+from moescope.run.options import TraceOptions
+from moescope.run.reader import shape_of, stored_state
+from moescope.run.same import require_same_run
 from moescope.run.shards import document_table, sample_table, shard_table
 from moescope.run.state import RunState
 from moescope.run.store import read_parquet, write_parquet, write_tensors
 
-__all__ = ["PoolResult", "commit", "coverage", "finish"]
+__all__ = ["GrowingRun", "PoolResult", "coverage", "finish"]
+
+_IF_ANY = ("spelt_out", "unknown_marks")
+"""Counters that a manifest holds only where something was counted."""
 
 
 class PoolResult(NamedTuple):
@@ -44,42 +57,136 @@ class PoolResult(NamedTuple):
     control: int = 0
 
 
-def commit(
-    run: Path,
-    manifest: Manifest,
-    state: RunState,
-    pending: Sequence[PoolResult],
-    progress: Progressed,
-) -> None:
-    """Write what is pending, then the manifest that names it, then drop what it replaced.
+class GrowingRun:
+    """A run while it is written: what a trace and an import have in common.
+
+    Whoever fills it adds the results of pools and counts in ``counters``; this keeps the folder,
+    so that a process that dies leaves a run that can be gone on with.
 
     Args:
-        run: the folder.
-        manifest: is brought up to date and written.
-        state: all sums, those of ``pending`` included.
-        pending: what pools added to the files since the last commit.
-        progress: how far the run is; ``documents_read`` numbers the state file and ``tokens`` are
-            those in it.
+        folder: of the run, held by the caller.
+        manifest: what identifies the run.
+        options: what was asked for.
+        counters: names of the counters that the manifest's progress holds.
 
-    Raises:
-        WriteError: disk full or no permission; the commit before stays.
+    Attributes:
+        state: all sums.
+        tokens: counted tokens so far.
+        done: what ``documents_read`` was when the run was taken up; 0 for a new one.
     """
-    _write_documents(run, manifest, pending)
-    for result in pending:
-        if result.rows:
-            file = f"shards/{len(manifest.shards):05d}.parquet"
-            table = shard_table(result.rows, state.shape, state.domains)
-            sha = write_parquet(run / file, table)
-            manifest.shards.append(Stored(file=file, sha256=sha, tokens=table.num_rows))
-    old = manifest.state
-    file = f"aggregates/state-{progress['documents_read']:09d}.safetensors"
-    sha = write_tensors(run / file, state.to_arrays())
-    manifest.state = Stored(file=file, sha256=sha, tokens=progress["tokens"])
-    manifest.domains = state.domains
-    manifest.progress = progress
-    write_manifest(run, manifest)
-    if old is not None and old.file != file:
-        remove(run / old.file)
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, options: TraceOptions, counters: Sequence[str]
+    ) -> None:
+        self.folder, self.manifest, self.options = folder, manifest, options
+        self.shape = shape_of(manifest)
+        self.state = RunState(self.shape, options.sample_tokens, options.seed)
+        self.counters = {name: Counter[str]() for name in counters}
+        self.tokens = self.done = 0
+        self._pending: list[PoolResult] = []
+        self._committed = time.monotonic()
+
+    def take_up(self, resume: bool) -> bool:
+        """Go on with what the folder holds, if it holds something; is the run complete already?
+
+        Raises:
+            RunError: ``resume`` is off, the run is another one, or damaged.
+        """
+        if not has_progress(self.folder):
+            return False
+        if not resume:
+            raise RunError(f"{self.folder} already holds a run; resume it, or give another folder")
+        old = read_manifest(self.folder)
+        require_same_run(self.folder, old, self.manifest)
+        self.manifest = old
+        self.state = stored_state(self.folder, old, self.shape)
+        self.done, self.tokens = old.progress["documents_read"], old.progress["tokens"]
+        progress: Any = old.progress
+        for name, counter in self.counters.items():
+            counter.update(progress.get(name, {}))
+        if old.status != "complete":
+            return False
+        _sweep(self.folder, old)  # a process may have been killed just before it did
+        return True
+
+    def begin(self, *packages: str) -> None:
+        """Write the manifest of a new run, with the versions of these packages."""
+        manifest = self.manifest
+        manifest.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        manifest.versions = {n: version(n) for n in ("moescope", *packages, "numpy", "pyarrow")}
+        manifest.versions["python"] = platform.python_version()
+        write_manifest(self.folder, manifest)
+
+    def add(self, result: PoolResult) -> None:
+        """Take what a pool adds to the files; its sums are in the state already."""
+        self._pending.append(result)
+
+    @property
+    def is_due(self) -> bool:
+        """Is it time for a commit?"""
+        return time.monotonic() - self._committed >= self.options.checkpoint_seconds
+
+    def commit(self, documents_read: int, fingerprint: str) -> None:
+        """Write what is pending, then the manifest that names it, then drop what it replaced.
+
+        Args:
+            documents_read: where a resumed run goes on; it also numbers the state file.
+            fingerprint: of what was read so far.
+
+        Raises:
+            WriteError: disk full or no permission; the commit before stays.
+        """
+        manifest, state = self.manifest, self.state
+        _write_documents(self.folder, manifest, self._pending)
+        for result in self._pending:
+            if result.rows:
+                file = f"shards/{len(manifest.shards):05d}.parquet"
+                table = shard_table(result.rows, state.shape, state.domains)
+                sha = write_parquet(self.folder / file, table)
+                manifest.shards.append(Stored(file=file, sha256=sha, tokens=table.num_rows))
+        old = manifest.state
+        file = f"aggregates/state-{documents_read:09d}.safetensors"
+        sha = write_tensors(self.folder / file, state.to_arrays())
+        manifest.state = Stored(file=file, sha256=sha, tokens=self.tokens)
+        manifest.domains = state.domains
+        progress: Any = {
+            "documents_read": documents_read,
+            "tokens": self.tokens,
+            "fingerprint": fingerprint,
+        }
+        progress |= {n: dict(c) for n, c in self.counters.items() if c or n not in _IF_ANY}
+        manifest.progress = progress
+        write_manifest(self.folder, manifest)
+        if old is not None and old.file != file:
+            remove(self.folder / old.file)
+        self._pending, self._committed = [], time.monotonic()
+
+    def finish(
+        self,
+        phases: Sequence[str],
+        skipped: dict[str, int],
+        texts: Callable[[list[int]], Sequence[str]] | None,
+        whole: WholeCorpus | None = None,
+    ) -> None:
+        """Check that every router saw every token, then `finish`.
+
+        Args:
+            phases: those of which all tokens must have been seen.
+            skipped: records that were left out, by reason.
+            texts: gives the texts of token ids; None where they are not known.
+            whole: of a shard, what it is a part of.
+
+        Raises:
+            CoverageError: see `coverage`.
+        """
+        made = coverage(self.state, self.tokens, phases)
+        made["skipped_records"] = skipped
+        if whole is not None:
+            made["corpus"] = whole
+        self.manifest.coverage = made
+        ids = [] if texts is None else self.state.token_ids()
+        named = {} if texts is None else dict(zip(map(str, ids), texts(ids), strict=True))
+        finish(self.folder, self.manifest, self.state, keep=self.options.keep, texts=named)
 
 
 def _write_documents(run: Path, manifest: Manifest, pending: Sequence[PoolResult]) -> None:

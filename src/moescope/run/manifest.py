@@ -33,6 +33,7 @@ __all__ = [
     "MANIFEST",
     "PART_NAME",
     "SCHEMA_VERSION",
+    "TEXTS",
     "CorpusFacts",
     "Coverage",
     "Manifest",
@@ -52,6 +53,8 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+TEXTS = "texts.jsonl"
+"""The documents of a run that was made of texts in memory, so that they can be read again."""
 _LARGEST = 1 << 28
 """Bytes; a million shards are 163 million."""
 

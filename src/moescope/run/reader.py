@@ -21,7 +21,7 @@ from moescope.run.shards import document_table
 from moescope.run.state import RunState
 from moescope.run.store import read_json, read_parquet, read_tensors, understood
 
-__all__ = ["Run", "TokenRows"]
+__all__ = ["Run", "TokenRows", "shape_of"]
 
 
 class TokenRows(NamedTuple):
@@ -69,6 +69,14 @@ class Run:
                 f"that began it{again}"
             )
 
+    def __repr__(self) -> str:
+        layers, experts = len(self.shape.layers), self.shape.max_experts
+        tokens = self.manifest.progress.get("tokens", 0)
+        return (
+            f"<{type(self).__name__} {self.path}: {layers} layers × {experts} experts, "
+            f"{len(self.domains)} domains, {tokens:,} tokens>"
+        )
+
     def writing(self, wait: float = 2.0) -> AbstractContextManager[Path]:
         """Hold the folder, to write into it beside what is there; see `moescope.files.claim`."""
         return claim_run(self.path, wait=wait)
@@ -86,14 +94,7 @@ class Run:
     @cached_property
     def shape(self) -> AggregateShape:
         """Layers, experts per layer, experts per token."""
-        model, options = self.manifest.model, self.manifest.options
-        return AggregateShape(
-            layers=tuple(model["layers"]),
-            num_experts=tuple(model["num_experts"]),
-            top_k=tuple(model["top_k"]),
-            token_budget=int(options["token_budget"]),
-            absent=frozenset(self.absent) & frozenset(ABSENT),
-        )
+        return shape_of(self.manifest)
 
     @cached_property
     def state(self) -> RunState:
@@ -183,6 +184,18 @@ def _require_counts(state: RunState, manifest: Manifest) -> None:
                     f"layer {layer} has {found} assignments in {name}, expected {tokens} tokens × "
                     f"{top_k} experts"
                 )
+
+
+def shape_of(manifest: Manifest) -> AggregateShape:
+    """What the arrays of a run are like, by its manifest."""
+    model = manifest.model
+    return AggregateShape(
+        layers=tuple(model["layers"]),
+        num_experts=tuple(model["num_experts"]),
+        top_k=tuple(model["top_k"]),
+        token_budget=int(manifest.options["token_budget"]),
+        absent=frozenset(manifest.source.get("absent", {})) & frozenset(ABSENT),
+    )
 
 
 def token_rows(table: pa.Table, shape: AggregateShape, domains: list[str]) -> TokenRows:

@@ -1,9 +1,9 @@
 """How alike the experts of a layer are: outputs on identical inputs, weights, router rows, maps.
 
-`similarity` runs some text through a model once, asks every expert of every layer what it makes of
-the same tokens, and compares. Outputs are streamed: memory follows the budget, not the number of
-experts times tokens (see `moescope.similarity.gram`). What the numbers mean, and what they
-do not: docs/concepts/similarity.md.
+`compare_experts` runs some text through a model once, asks every expert of every layer what it
+makes of the same tokens, and compares. Outputs are streamed: memory follows the budget, not the
+number of experts times tokens (see `moescope.similarity.gram`). What the numbers mean, and what
+they do not: docs/concepts/similarity.md.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from moescope.corpus import CorpusSpec
+from moescope.corpus import AnyText, CorpusSpec, as_text
+from moescope.corpus.spelling import token_texts
 from moescope.errors import BadInputError, ModelError
 from moescope.measure.identity import identity
 from moescope.measure.journal import open_journal
 from moescope.measure.windows import choose_windows, run_windows
 from moescope.metrics.runs import AnalyzedRun
 from moescope.metrics.view import Rows
-from moescope.models import LoadedModel, MoELayer
+from moescope.models import AnyModel, LoadedModel, MoELayer, as_model
 from moescope.models.expert_calls import ExpertLayer
 from moescope.progress import OnProgress, Progress, quiet
 from moescope.result import plain
@@ -58,9 +59,8 @@ from moescope.similarity.tables import (
     pair_rows,
     summary_row,
 )
-from moescope.trace.record import _token_texts as token_texts
 
-__all__ = ["LIFT", "SimilarityOptions", "similarity"]
+__all__ = ["LIFT", "SimilarityOptions", "compare_experts"]
 
 LIFT = "coactivation_lift"
 """How a run's co-activation is called beside the methods."""
@@ -71,9 +71,9 @@ _EMPTY = pa.table({})
 Record = dict[str, Any]
 
 
-def similarity(
-    loaded: LoadedModel,
-    text: CorpusSpec | AnalyzedRun | None,
+def compare_experts(
+    model: AnyModel,
+    text: AnyText | AnalyzedRun | None = None,
     options: SimilarityOptions | None = None,
     *,
     trace_options: TraceOptions | None = None,
@@ -84,9 +84,10 @@ def similarity(
     """Compare the experts of each layer, pair by pair.
 
     Args:
-        loaded: the model.
-        text: a corpus, or a run, whose corpus is read again and whose co-activation is compared
-            too. None where only weights and router rows are compared.
+        model: a hub id, a folder, a `ModelSpec`, or a `LoadedModel`.
+        text: a path, a `CorpusSpec`, a list of texts; or a run, whose corpus is read again and
+            whose co-activation is compared too. None where only weights and router rows are
+            compared.
         options: see `SimilarityOptions`.
         trace_options: context, chat template and seed of the choice of text, for a corpus; a run
             has its own.
@@ -107,12 +108,13 @@ def similarity(
         WriteError: the disk is full.
     """
     options = options or SimilarityOptions()
-    made = _Comparison(loaded, text, options, trace_options, folder, on_progress)
+    source = text if text is None or isinstance(text, AnalyzedRun) else as_text(text)
+    made = _Comparison(as_model(model), source, options, trace_options, folder, on_progress)
     return made.result(resume)
 
 
 class _Comparison:
-    """One call of `similarity`."""
+    """One call of `compare_experts`."""
 
     def __init__(
         self,
@@ -299,7 +301,8 @@ class _Comparison:
             ExpertLayer(self.loaded.model, layer), inputs, options.map_points, options.seed
         )
         token = points.token
-        texts = token_texts(self.loaded.tokenizer, np.unique(sample.token_id[token]).tolist())
+        known = np.unique(sample.token_id[token]).tolist()
+        texts = dict(zip(known, token_texts(self.loaded.tokenizer, known), strict=True))
         spaces: dict[str, NDArray[Any]] = {"outputs": points.outputs}
         for kind in options.maps:
             drawn = draw_map(kind, points.outputs, options.seed)
@@ -315,7 +318,7 @@ class _Comparison:
                 weight=points.weight, domain=[sample.domains[d] for d in sample.domain[token]],
                 doc=[sample.documents[d] for d in sample.doc[token]], pos=sample.pos[token],
                 token_id=sample.token_id[token],
-                token=[texts[str(t)] for t in sample.token_id[token]],
+                token=[texts[int(t)] for t in sample.token_id[token]],
             )  # fmt: skip
         labels = {"expert": points.expert, "domain": sample.domain[token],
                   "token": sample.token_id[token]}  # fmt: skip

@@ -27,7 +27,7 @@ SIMILARITY = "similarity"
 
 @dataclass(frozen=True)
 class Similarity:
-    """What `moescope.similarity.compare.similarity` found.
+    """What `moescope.similarity.compare.compare_experts` found.
 
     Attributes:
         pairs: one row per layer, method and pair of experts (``expert_a`` < ``expert_b``).
@@ -40,6 +40,10 @@ class Similarity:
     about: dict[str, Any]
     maps: pa.Table = field(default_factory=lambda: pa.table({}))
     identity: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        layers = len(self.about["layers"])
+        return f"<Similarity of experts in {layers} layers: {', '.join(self.methods)}>"
 
     def to_arrow(self) -> pa.Table:
         """The pairs as an Arrow table."""

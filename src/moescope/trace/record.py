@@ -9,63 +9,55 @@ to the last bit as if it had never stopped.
 
 from __future__ import annotations
 
-import datetime
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moescope.corpus import (
+    AnyText,
     Corpus,
     CorpusSpec,
     Document,
     Fingerprint,
     TokenizedDocument,
+    as_lines,
+    as_text,
     control_ids,
     cut_alike,
     iter_pools,
     open_corpus,
     tokenize_document,
 )
+from moescope.corpus.spelling import token_texts
 from moescope.errors import BadInputError, CorpusError, RunError
-from moescope.files import drop_scratch, keep_scratch, nothing_of_bad_input
-from moescope.models.anatomy import Anatomy, MoELayer
+from moescope.files import drop_scratch, keep_scratch, nothing_of_bad_input, write_bytes
+from moescope.models.anatomy import MoELayer
+from moescope.models.as_model import AnyModel, as_model
 from moescope.models.loading import LoadedModel
 from moescope.progress import OnProgress, Progress, quiet
-from moescope.run.aggregates import AggregateShape
-from moescope.run.commit import PoolResult, commit, coverage, finish
-from moescope.run.manifest import (
-    Manifest,
-    Progressed,
-    WholeCorpus,
-    claim_run,
-    has_progress,
-    read_manifest,
-    write_manifest,
-)
+from moescope.run.commit import GrowingRun
+from moescope.run.manifest import TEXTS, Manifest, WholeCorpus, claim_run
 from moescope.run.options import TraceOptions
-from moescope.run.reader import stored_state
-from moescope.run.same import require_same_run
-from moescope.run.state import RunState
 from moescope.trace.engine import Engine, ResidentEngine
 from moescope.trace.pool import PoolRecorder
 from moescope.trace.room import document_bytes, require_room
 from moescope.trace.streamed import StreamedEngine
 
-__all__ = ["Progress", "context_length", "describe_layers", "trace"]
+__all__ = ["context_length", "trace"]
 
 _DEFAULT_CONTEXT = 2048
+_COUNTERS = ("left_out", "domain_tokens", "spelt_out", "unknown_marks")
 STREAMING = "streaming"
 """Folder of what layers put out, while the streamed engine takes a pool through them."""
 
 
 def trace(
-    loaded: LoadedModel,
-    corpus_spec: CorpusSpec,
-    run: Path,
+    model: AnyModel,
+    texts: AnyText,
+    run: str | Path,
     options: TraceOptions | None = None,
     *,
     resume: bool = False,
@@ -76,8 +68,8 @@ def trace(
     """Record how every MoE layer routes every token of a corpus.
 
     Args:
-        loaded: the model, from `load_model`.
-        corpus_spec: the text.
+        model: a hub id, a folder, a `ModelSpec`, or a `LoadedModel`.
+        texts: a path, a `CorpusSpec`, or a list of texts, which are kept in the run.
         run: folder to write: new, empty, or a run to go on with.
         options: what to keep and how much; see `TraceOptions`.
         resume: go on with a run that was interrupted. A finished one is left as it is.
@@ -96,10 +88,11 @@ def trace(
         CoverageError: a router was not seen.
         WriteError: the disk is full.
     """
-    asked = options or TraceOptions()
-    with claim_run(run, reads=[corpus_spec.path], wait=wait) as folder:
+    asked, corpus_spec = options or TraceOptions(), as_text(texts)
+    loaded = as_model(model, engine="auto", batch_tokens=asked.batch_tokens, window=asked.context)
+    with claim_run(run, reads=corpus_spec.reads, wait=wait) as folder:
         tracer = _Tracer(loaded, corpus_spec, folder, asked, engine, on_progress)
-        with nothing_of_bad_input(folder, unless=lambda: tracer.tokens > 0):
+        with nothing_of_bad_input(folder, unless=lambda: tracer.run.tokens > 0):
             return tracer.go(resume)
 
 
@@ -110,88 +103,54 @@ class _Tracer:
         self,
         loaded: LoadedModel,
         corpus_spec: CorpusSpec,
-        run: Path,
+        folder: Path,
         options: TraceOptions,
         engine: Engine | None,
         on_progress: OnProgress,
     ) -> None:
-        self.loaded, self.options, self.run = loaded, options, run
-        self.corpus_spec = corpus_spec
+        self.loaded, self.options, self.corpus_spec = loaded, options, corpus_spec
         self.corpus: Corpus = open_corpus(corpus_spec)
         self.layers = loaded.anatomy.select(options.layers)
-        self.engine = engine or _engine(loaded, self.layers, options, run, self._advance_layer)
+        self.engine = engine or _engine(loaded, self.layers, options, folder, self._advance_layer)
         self.on_progress = on_progress
-        self.shape = AggregateShape(
-            layers=tuple(m.layer_idx for m in self.layers),
-            num_experts=tuple(m.num_experts for m in self.layers),
-            top_k=tuple(m.top_k for m in self.layers),
-            token_budget=options.token_budget,
-        )
-        self.state = RunState(self.shape, options.sample_tokens, options.seed)
-        self.manifest = Manifest(
+        manifest = Manifest(
             model=_describe_model(loaded, self.layers),
             corpus=corpus_spec.model_dump(mode="json"),
             options=options.identity(),
         )
+        self.run = GrowingRun(folder, manifest, options, _COUNTERS)
         need = loaded.streamed.need if loaded.streamed is not None else None
         self.sums = None if need is None else need.sums
         self.context = context_length(loaded, options)
-        self.done_documents = 0
-        self.prefix = ""
         self.fingerprint = Fingerprint()
-        self.chars = self.tokens = self.documents = 0
+        self.chars = self.documents = 0
         self.total_chars: int | None = None
-        self.left_out: Counter[str] = Counter()
-        self.domain_tokens: Counter[str] = Counter()
-        self.spelt_out: Counter[str] = Counter()
-        self.unknown_marks: Counter[str] = Counter()
-        self.pending: list[PoolResult] = []
 
     def go(self, resume: bool) -> Path:
-        if has_progress(self.run):
-            if not resume:
-                raise RunError(f"{self.run} already holds a run; resume it, or give another folder")
-            self._restore()
-            if self.manifest.status == "complete":
-                self._require_no_more()
-                return self.run
+        folder = self.run.folder
+        if self.run.take_up(resume):
+            self._require_no_more()
+            drop_scratch(folder / STREAMING)
+            return folder
         self._count_ahead()  # a corpus that cannot be read leaves no folder behind
-        if not self.manifest.created:
-            self._start()
+        if not self.run.manifest.created:
+            if self.corpus_spec.held:  # whoever reads the run again wants the text again
+                write_bytes(folder / TEXTS, as_lines(self.corpus_spec))
+            self.run.begin("torch", "transformers")
         if self.loaded.streamed is not None:
-            keep_scratch(self.run / STREAMING)
+            keep_scratch(folder / STREAMING)
         self._trace()
         self._finish()
-        drop_scratch(self.run / STREAMING)
-        return self.run
+        drop_scratch(folder / STREAMING)
+        return folder
 
     def _require_no_more(self) -> None:
         """A finished run stays as it is, so what is asked for must be what it holds."""
         for _ in self._read():
             raise RunError(
-                f"{self.corpus_spec.path} has more documents than the {self.done_documents} that "
-                f"{self.run} was made of; trace them into another folder"
+                f"{self.corpus_spec.path} has more documents than the {self.run.done} that "
+                f"{self.run.folder} was made of; trace them into another folder"
             )
-
-    def _start(self) -> None:
-        self.manifest.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        names = ("moescope", "torch", "transformers", "numpy", "pyarrow")
-        self.manifest.versions = {n: version(n) for n in names}
-        self.manifest.versions["python"] = platform.python_version()
-        write_manifest(self.run, self.manifest)
-
-    def _restore(self) -> None:
-        old = read_manifest(self.run)
-        require_same_run(self.run, old, self.manifest)
-        self.manifest = old
-        self.state = stored_state(self.run, old, self.shape)
-        self.done_documents = int(old.progress["documents_read"])
-        self.prefix = str(old.progress["fingerprint"])
-        self.tokens = int(old.progress["tokens"])
-        self.left_out.update(old.progress["left_out"])
-        self.domain_tokens.update(old.progress["domain_tokens"])
-        self.spelt_out.update(old.progress.get("spelt_out", {}))
-        self.unknown_marks.update(old.progress.get("unknown_marks", {}))
 
     def _count_ahead(self) -> None:
         """Read the corpus once if that is quick: errors come early and progress has an end."""
@@ -206,35 +165,36 @@ class _Tracer:
                 return
         self.total_chars = total
         if self.sums is not None:
-            require_room(self.sums, self.shape, self.options, documents, characters)
+            require_room(self.sums, self.run.shape, self.options, documents, characters)
 
     def _read(self) -> Iterator[Document]:
         """The documents not yet traced, in order, checking that the earlier ones are the same."""
+        run, name = self.run, self.corpus_spec.path
+        before = run.manifest.progress.get("fingerprint")
         for document in self.corpus:
             self.fingerprint.update(document)
             self.documents += 1
             self.chars += len(document.text)
-            if self.documents > self.done_documents:
+            if self.documents > run.done:
                 yield document
-            elif self.documents == self.done_documents and (
-                self.fingerprint.hexdigest() != self.prefix
-            ):
+            elif self.documents == run.done and self.fingerprint.hexdigest() != before:
                 raise RunError(
-                    f"{self.corpus_spec.path} is not the corpus that {self.run} was started with: "
-                    f"its first {self.documents} documents differ; give another folder"
+                    f"{name} is not the corpus that {run.folder} was started with: its first "
+                    f"{self.documents} documents differ; give another folder"
                 )
-        if self.documents < self.done_documents:
+        if self.documents < run.done:
             raise RunError(
-                f"{self.corpus_spec.path} has {self.documents} documents, but {self.run} has "
-                f"already traced {self.done_documents}; give another folder"
+                f"{name} has {self.documents} documents, but {run.folder} has already traced "
+                f"{run.done}; give another folder"
             )
 
     def _tokenized(self) -> Iterator[TokenizedDocument]:
-        limit = self.options.limit
+        limit, counters = self.options.limit, self.run.counters
+        left_out, domain_tokens = counters["left_out"], counters["domain_tokens"]
         for document in self._read():
-            seen = self.domain_tokens[document.domain]
+            seen = domain_tokens[document.domain]
             if limit is not None and seen >= limit:
-                self.left_out["documents past --limit"] += 1
+                left_out["documents past --limit"] += 1
                 yield TokenizedDocument(self.documents, document.doc_id, document.domain, 0, 0, [])
                 continue
             made = tokenize_document(
@@ -249,14 +209,14 @@ class _Tracer:
             )
             if self.options.match_length is not None:
                 made = cut_alike(made, self.options.match_length)
-            self.domain_tokens[document.domain] += made.num_tokens
-            self.left_out["special and template tokens"] += made.num_uncounted
-            self.spelt_out.update(made.marks.spelt_out)
-            self.unknown_marks.update(made.marks.unknown)
+            domain_tokens[document.domain] += made.num_tokens
+            left_out["special and template tokens"] += made.num_uncounted
+            counters["spelt_out"].update(made.marks.spelt_out)
+            counters["unknown_marks"].update(made.marks.unknown)
             if not made.sequences:
                 short = self.options.match_length is not None
                 what = "shorter than --match-length" if short else "without a counted token"
-                self.left_out[f"documents {what}"] += 1
+                left_out[f"documents {what}"] += 1
             yield made
 
     def _trace(self) -> None:
@@ -269,27 +229,24 @@ class _Tracer:
             stop=_stop_ids(self.loaded),
             control=_control_ids(self.loaded, self.options),
         )
+        run = self.run
         pool_tokens = self.options.pool_tokens or self.engine.pool_tokens
         most = None
         if self.sums is not None:
-            self.state.bound(self.sums, self.run)
-            most = max(1, self.sums // 4 // document_bytes(self.shape))
-        last_commit = time.monotonic()
+            run.state.bound(self.sums, run.folder)
+            most = max(1, self.sums // 4 // document_bytes(run.shape))
         for pool in iter_pools(self._tokenized(), pool_tokens, most):
-            traced = [doc for doc in pool if doc.sequences]
-            result = recorder.record(traced, self.state)
-            self.pending.append(result)
+            result = recorder.record([doc for doc in pool if doc.sequences], run.state)
+            run.add(result)
             if result.control:
-                self.left_out["control tokens that the model wrote"] += result.control
-            read = self.documents
-            if time.monotonic() - last_commit >= self.options.checkpoint_seconds:
-                self._commit(read)
-                last_commit = time.monotonic()
-        self._commit(self.documents)
-        self.state.make_room(all_of_it=True)  # the sample is made into a table next
+                run.counters["left_out"]["control tokens that the model wrote"] += result.control
+            if run.is_due:
+                run.commit(self.documents, self.fingerprint.hexdigest())
+        run.commit(self.documents, self.fingerprint.hexdigest())
+        run.state.make_room(all_of_it=True)  # the sample is made into a table next
 
     def _advance(self, tokens: int) -> None:
-        self.tokens += tokens
+        self.run.tokens += tokens
         self._tell("tracing")
 
     def _advance_layer(self, done: int, layers: int) -> None:
@@ -297,28 +254,13 @@ class _Tracer:
 
     def _tell(self, stage: str) -> None:
         """In tokens; how many there will be is known by the characters, if those are."""
-        known = self.total_chars is not None and self.chars > 0
-        total = self.tokens * (self.total_chars or 0) / self.chars if known else None
-        self.on_progress(Progress(stage, self.tokens, total, "tokens"))
-
-    def _commit(self, documents_read: int) -> None:
-        progress: Progressed = {
-            "documents_read": documents_read,
-            "tokens": self.tokens,
-            "fingerprint": self.fingerprint.hexdigest(),
-            "left_out": dict(self.left_out),
-            "domain_tokens": dict(self.domain_tokens),
-        }
-        if self.spelt_out:
-            progress["spelt_out"] = dict(self.spelt_out)
-        if self.unknown_marks:
-            progress["unknown_marks"] = dict(self.unknown_marks)
-        commit(self.run, self.manifest, self.state, self.pending, progress)
-        self.pending = []
+        known, tokens = self.total_chars is not None and self.chars > 0, self.run.tokens
+        total = tokens * (self.total_chars or 0) / self.chars if known else None
+        self.on_progress(Progress(stage, tokens, total, "tokens"))
 
     def _finish(self) -> None:
-        manifest, whole = self.manifest, self.corpus.whole
-        if not self.tokens and whole is None:
+        whole = self.corpus.whole
+        if not self.run.tokens and whole is None:
             length = self.options.match_length
             reason = (
                 "the text is empty once special tokens are left out"
@@ -326,27 +268,15 @@ class _Tracer:
                 else f"no document has the {length} tokens of `match_length`; give a smaller number"
             )
             raise CorpusError(f"{self.corpus_spec.path}: no token was counted; {reason}")
-        manifest.coverage = coverage(self.state, self.tokens, ("prefill",))
-        manifest.coverage["skipped_records"] = {s.reason: s.count for s in self.corpus.skipped}
-        if whole is not None:  # a shard, which may be empty: of how much text it is a part
-            manifest.coverage["corpus"] = WholeCorpus(
-                documents=whole.documents, fingerprint=whole.fingerprint
-            )
-        texts = _token_texts(self.loaded.tokenizer, self.state.token_ids())
-        finish(self.run, manifest, self.state, keep=self.options.keep, texts=texts)
-
-
-def _token_texts(tokenizer: Any, ids: list[int]) -> dict[str, str]:
-    """Readable text of token ids; a piece of a character keeps the tokenizer's own spelling."""
-    pieces = tokenizer.convert_ids_to_tokens(ids)
-    texts = {}
-    for token_id, piece in zip(ids, pieces, strict=True):
-        text = tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
-        if piece is None or (text and "\ufffd" not in text and "▁" not in piece):
-            texts[str(token_id)] = text
-        else:
-            texts[str(token_id)] = piece.replace("▁", " ")
-    return texts
+        part_of = None  # of a shard, which may be empty: of how much text it is a part
+        if whole is not None:
+            part_of = WholeCorpus(documents=whole.documents, fingerprint=whole.fingerprint)
+        self.run.finish(
+            ("prefill",),
+            {s.reason: s.count for s in self.corpus.skipped},
+            partial(token_texts, self.loaded.tokenizer),
+            part_of,
+        )
 
 
 def _engine(
@@ -413,21 +343,5 @@ def _describe_model(loaded: LoadedModel, layers: tuple[MoELayer, ...]) -> dict[s
         "dtype": loaded.dtype,
         "stored_dtype": loaded.stored_dtype,
         "device": loaded.device,
-        **describe_layers(loaded.anatomy, layers),
-    }
-
-
-def describe_layers(anatomy: Anatomy, layers: tuple[MoELayer, ...]) -> dict[str, Any]:
-    """What a manifest says of a model's layers, and of those of them that the run holds."""
-    return {
-        "decoder_layers": anatomy.num_decoder_layers,
-        "moe_layers": list(anatomy.layer_numbers),
-        "layers": [m.layer_idx for m in layers],
-        "num_experts": [m.num_experts for m in layers],
-        "top_k": [m.top_k for m in layers],
-        "scoring": sorted({m.scoring for m in layers}),
-        "normalized": sorted({m.normalized for m in layers}),
-        "selection_bias": sorted({m.selection_bias for m in layers}),
-        "total_params": anatomy.total_params,
-        "active_params": anatomy.active_params,
+        **loaded.anatomy.describe(layers),
     }

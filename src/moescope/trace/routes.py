@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 
 from moescope.errors import BadInputError
+from moescope.models.as_model import AnyModel, as_model
 from moescope.models.capture import RoutingCapture
 from moescope.models.loading import LoadedModel
 from moescope.run.facts import LayerFacts
 from moescope.trace.facts import layer_facts
 
-__all__ = ["AlignedToken", "RouteComparison", "compare_routes", "route_text"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["AlignedToken", "RouteComparison", "compare_routes", "route", "route_text"]
 
 
 class AlignedToken(NamedTuple):
@@ -55,17 +60,18 @@ class RouteComparison:
     common_prefix_layers: list[int | None]
 
 
-def compare_routes(loaded: LoadedModel, left: str, right: str) -> RouteComparison:
+def compare_routes(model: AnyModel, left: str, right: str) -> RouteComparison:
     """Trace two texts and align their routes.
 
     Args:
-        loaded: the model.
+        model: a hub id, a folder, a `ModelSpec`, or a `LoadedModel`.
         left: the first text.
         right: the second text.
 
     Raises:
         BadInputError: a text is empty or longer than the model's context.
     """
+    loaded = as_model(model)
     texts, facts = [], []
     for text in (left, right):
         tokens, routed = route_text(loaded, text)
@@ -78,12 +84,62 @@ def compare_routes(loaded: LoadedModel, left: str, right: str) -> RouteCompariso
     return RouteComparison(layers, rows, next(differing, None), prefix)
 
 
+def route(model: AnyModel, text: str) -> pd.DataFrame:
+    """Which experts each token of a text takes, in every MoE layer.
+
+    Every token that the model reads is there, those that the tokenizer adds too.
+
+    Args:
+        model: a hub id, a folder, a `ModelSpec`, or a `LoadedModel`.
+        text: one text.
+
+    Returns:
+        A data frame with one row for each token, layer and rank: ``position`` and ``token`` (its
+        text), ``layer`` (the model's own number), ``rank`` (0: the expert with the largest
+        weight), ``expert``, ``weight`` (as the expert was called with) and ``prob`` (of the
+        router's whole distribution; chance 1/E).
+
+    Raises:
+        BadInputError: the text is empty or longer than the model's context.
+        ModelError: the model cannot be loaded or read.
+
+    Example::
+
+        route("allenai/OLMoE-1B-7B-0924", "The plan covers therapy").query("rank == 0")
+    """
+    import pandas as pd
+
+    loaded = as_model(model)
+    tokens, facts = route_text(loaded, text)
+    parts = []
+    for layer, fact in zip(loaded.anatomy.layers, facts, strict=True):
+        T, K = fact.topk_ids.shape
+        position = np.repeat(np.arange(T), K)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "position": position,
+                    "token": np.asarray(tokens, object)[position],
+                    "layer": layer.layer_idx,
+                    "rank": np.tile(np.arange(K), T),
+                    "expert": fact.topk_ids.reshape(-1),
+                    "weight": fact.topk_weights.reshape(-1),
+                    "prob": np.take_along_axis(fact.probs, fact.topk_ids, 1).reshape(-1),
+                }
+            )
+        )
+    order = ["position", "layer", "rank"]
+    return pd.concat(parts).sort_values(order, ignore_index=True)
+
+
 def route_text(loaded: LoadedModel, text: str) -> tuple[list[str], list[LayerFacts]]:
     """The tokens of one text and what every MoE layer did with them, in one forward pass.
 
     Raises:
-        BadInputError: the text is empty or longer than the model's context.
+        BadInputError: the text is empty, longer than the model's context, or no text.
     """
+    if not isinstance(text, str):
+        raise BadInputError(f"a text is a string; got {type(text).__name__}")
     if not text.strip():
         raise BadInputError("an empty text has no route; give text in quotes")
     ids = loaded.tokenizer(text)["input_ids"]

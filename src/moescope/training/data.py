@@ -20,7 +20,8 @@ from moescope.corpus import Corpus, Document, open_corpus
 from moescope.corpus.pieces import WHOLE, encoded_pieces, pieces
 from moescope.errors import BadInputError
 from moescope.files import are_intact, claim, is_intact, owned, replacing_folder
-from moescope.models.source import ModelSpec, load_tokenizer
+from moescope.models.source import load_tokenizer
+from moescope.models.spec import ModelSpec
 from moescope.progress import OnProgress, Progress, quiet
 from moescope.training.recipe import Recipe, TokenizerRecipe
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from moescope.errors import BadInputError
-from moescope.models import LoadedModel
+from moescope.models import AnyModel, as_model
 from moescope.trace.routes import route_text
 from moescope.training.capacity import Choice, Overflow, expert_capacity, explain
 
@@ -46,7 +46,7 @@ class LayerOverflow:
 
 
 def explain_overflow(
-    loaded: LoadedModel,
+    model: AnyModel,
     text: str,
     *,
     layer: int | None = None,
@@ -61,7 +61,7 @@ def explain_overflow(
     its router made. Later layers are shown as they are without drops in earlier ones.
 
     Args:
-        loaded: any model that can be read.
+        model: a hub id, a folder, a `ModelSpec`, or a `LoadedModel`.
         text: one text; its tokens queue in order.
         layer: one MoE layer, or all.
         capacity: assignments of each expert; by ``factor`` unless given.
@@ -75,6 +75,7 @@ def explain_overflow(
     """
     if capacity is not None and capacity < 1:
         raise BadInputError(f"`capacity` {capacity}: an expert takes at least 1 token")
+    loaded = as_model(model)
     chosen = loaded.anatomy.select(None if layer is None else (layer,))
     pieces, all_facts = route_text(loaded, text)
     by_layer = dict(zip(loaded.anatomy.layer_numbers, all_facts, strict=True))

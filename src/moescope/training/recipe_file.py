@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +21,7 @@ _MOST_BYTES = 1 << 17
 _PATHS = ("data.train", "data.heldout", "data.train.path", "data.heldout.path", "tokenizer.path")
 
 
-def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+def load_recipe(path: str | os.PathLike[str], overrides: tuple[str, ...] = ()) -> Recipe:
     """Read and check a recipe.
 
     Args:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.axes import ExpertRef
+from moescope.corpus import AnyText
 from moescope.errors import BadInputError
 from moescope.intervene.contrast.result import CONTRAST, ContrastResult, Proposal
 from moescope.intervene.contrast.statistics import (
@@ -32,7 +33,6 @@ from moescope.intervene.contrast.texts import (
     BATCH_TOKENS,
     RoutedTexts,
     Span,
-    Texts,
     TextSet,
     read_texts,
     route_texts,
@@ -42,6 +42,7 @@ from moescope.measure.identity import describe_model, identity
 from moescope.measure.journal import open_journal
 from moescope.metrics.statistics import MIN_CLUSTERS, benjamini_hochberg
 from moescope.models.anatomy import MoELayer
+from moescope.models.as_model import AnyModel, as_model
 from moescope.models.loading import LoadedModel
 from moescope.progress import OnProgress, quiet
 from moescope.run.options import TraceOptions
@@ -62,9 +63,9 @@ LEVEL = 0.05
 
 
 def contrast(
-    loaded: LoadedModel,
-    with_texts: Texts,
-    without_texts: Texts,
+    model: AnyModel,
+    with_texts: AnyText,
+    without_texts: AnyText,
     *,
     paired: bool = False,
     span: Span = "all",
@@ -80,8 +81,8 @@ def contrast(
     """Compare how often each expert is active on two sets of texts.
 
     Args:
-        loaded: the model.
-        with_texts: texts with the property (a corpus, or strings).
+        model: a hub id, a folder, a `ModelSpec`, or a `LoadedModel`.
+        with_texts: texts with the property: a path, a `CorpusSpec`, or a list.
         without_texts: texts without it.
         paired: text n of the one belongs to text n of the other: pairs are compared, and labels
             swapped within pairs.
@@ -108,7 +109,7 @@ def contrast(
 
     Example::
 
-        found = contrast(loaded, ["She said yes.", …], ["She said no.", …], paired=True)
+        found = contrast(model, ["She said yes.", …], ["She said no.", …], paired=True)
         found.to_pandas().nlargest(10, "delta")
     """
     options = options or TraceOptions()
@@ -118,6 +119,7 @@ def contrast(
         raise BadInputError(f"`span` {span} compares the members of a pair; it needs `paired`")
     if candidates < 1 or tokens < 1:
         raise BadInputError("candidates and tokens must be at least 1")
+    loaded = as_model(model)
     wanted = loaded.anatomy.select(None if layers is None else tuple(layers))
     sets = read_texts(
         loaded, with_texts, without_texts, paired=paired, span=span, tokens=tokens, options=options

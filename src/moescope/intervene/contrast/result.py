@@ -78,6 +78,14 @@ class ContrastResult:
     seed: int
     notes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        confirmed = sum(p.confirmed for p in self.proposals)
+        a, b = self.num_documents
+        return (
+            f"<ContrastResult of {a} and {b} texts: {len(self.proposals)} candidates, {confirmed} "
+            "confirmed>"
+        )
+
     def to_arrow(self) -> pa.Table:
         """One row per expert."""
         return pa.table({k: pa.array(v) for k, v in self.columns.items()})

@@ -16,9 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moescope.corpus import (
-    CorpusSpec,
-    Document,
+    AnyText,
     TokenizedDocument,
+    as_text,
     open_corpus,
     tokenize_document,
     warn_of_marks,
@@ -50,8 +50,6 @@ Span = Literal["all", "differing", "shared"]
 """Which tokens of a pair count: all, those that the other member lacks, or those that both have."""
 
 BATCH_TOKENS = 8192
-
-Texts = CorpusSpec | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,8 @@ class RoutedTexts:
 
 def read_texts(
     loaded: LoadedModel,
-    with_texts: Texts,
-    without_texts: Texts,
+    with_texts: AnyText,
+    without_texts: AnyText,
     *,
     paired: bool,
     span: Span,
@@ -152,12 +150,9 @@ def read_texts(
 
 
 def _tokenized(
-    loaded: LoadedModel, texts: Texts, name: str, options: TraceOptions
+    loaded: LoadedModel, texts: AnyText, name: str, options: TraceOptions
 ) -> tuple[list[TokenizedDocument], list[str]]:
-    if isinstance(texts, CorpusSpec):
-        documents = list(open_corpus(texts))
-    else:
-        documents = [Document(f"{name}:{i}", name, t, f"{name}:{i}") for i, t in enumerate(texts)]
+    documents = list(open_corpus(as_text(texts)))
     context = context_length(loaded, options)
     made = [
         tokenize_document(

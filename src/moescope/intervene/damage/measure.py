@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from moescope.axes import ExpertRef
+from moescope.corpus import AnyText
 from moescope.errors import BadInputError
 from moescope.given import require_seed
 from moescope.intervene.damage.choices import Prepared, prepare
@@ -28,15 +29,17 @@ from moescope.measure.controls import (
     lowest_p,
     require_room,
 )
-from moescope.measure.identity import describe_model, identity, require_resident
+from moescope.measure.identity import describe_model, identity
 from moescope.measure.journal import open_journal
 from moescope.measure.saving import Saving
 from moescope.measure.trials import Measured, Trial, TrialRunner, batch_budget
-from moescope.measure.windows import TextWindow
+from moescope.measure.windows import TextWindow, as_windows
+from moescope.models.as_model import AnyModel, as_model
 from moescope.models.edits import check_edits, select_experts
 from moescope.models.loading import LoadedModel
 from moescope.plan import Plan, PlanEntry
 from moescope.progress import OnProgress, quiet
+from moescope.run.reader import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +88,10 @@ class Damage:
     model: dict[str, Any]
     identity: dict[str, Any]
     seed: int
+
+    def __repr__(self) -> str:
+        controls = len(self.prepared.controls.plans) if self.prepared.controls else 0
+        return f"<Damage of {len(self.entries)} experts ({self.edit.name}), {controls} controls>"
 
     @property
     def experts(self) -> tuple[ExpertRef, ...]:
@@ -146,8 +153,8 @@ class Damage:
 
 
 def measure_damage(
-    loaded: LoadedModel,
-    windows: Sequence[TextWindow],
+    model: AnyModel,
+    texts: AnyText | Run | Sequence[TextWindow],
     experts: Experts,
     *,
     edit: str = "zero",
@@ -168,8 +175,9 @@ def measure_damage(
     model. The chance level is that of the controls.
 
     Args:
-        loaded: the model.
-        windows: the text, from `moescope.measure.windows`.
+        model: a hub id, a folder, a `ModelSpec`, or a `LoadedModel`.
+        texts: a path, a `CorpusSpec`, a list of texts (see `moescope.corpus.as_text`), a run, or
+            windows that were chosen already.
         experts: a plan, selectors such as ``"L5E9,L3E0-3"``, or experts.
         edit: ``zero``, ``zero-renormalize``, ``mask``, ``scale=0.5``; see `damage_edit`.
         targets: domains that the experts are supposed to serve.
@@ -192,8 +200,9 @@ def measure_damage(
         ModelError: an edit that this architecture cannot take.
         RunError: the folder holds another measurement.
     """
-    require_resident(loaded)
     require_seed(seed)
+    loaded = as_model(model)
+    windows = as_windows(loaded, texts)
     plan, chosen = make_plan(loaded, experts), damage_edit(edit)
     check_edits(loaded.anatomy, [chosen.make(plan.experts)])
     if controls:

@@ -18,19 +18,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moescope.axes import ExpertRef
+from moescope.corpus import AnyText
 from moescope.given import require_seed
 from moescope.intervene.damage.edits import DamageEdit, damage_edit
 from moescope.intervene.damage.measure import ABLATION
 from moescope.intervene.damage.scopes import Scopes
 from moescope.intervene.expert_sweep.scores import ScoreKeeper
 from moescope.intervene.expert_sweep.tables import correlation_table, expert_table, repeatabilities
-from moescope.measure.identity import describe_model, identity, require_resident
+from moescope.measure.identity import describe_model, identity
 from moescope.measure.journal import open_journal
 from moescope.measure.saving import Saving
 from moescope.measure.trials import Measured, Trial, TrialRunner, batch_budget
-from moescope.measure.windows import TextWindow
-from moescope.models.loading import LoadedModel
+from moescope.measure.windows import TextWindow, as_windows
+from moescope.models.as_model import AnyModel, as_model
 from moescope.progress import OnProgress, quiet
+from moescope.run.reader import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,8 +96,8 @@ class ExpertSweep:
 
 
 def sweep_experts(
-    loaded: LoadedModel,
-    windows: Sequence[TextWindow],
+    model: AnyModel,
+    texts: AnyText | Run | Sequence[TextWindow],
     layers: Sequence[int] | None = None,
     *,
     edit: str = "zero",
@@ -111,8 +113,9 @@ def sweep_experts(
     Units, denominators and intervals are those of `measure_damage`.
 
     Args:
-        loaded: the model.
-        windows: the text, from `moescope.measure.windows`.
+        model: a hub id, a folder, a `ModelSpec`, or a `LoadedModel`.
+        texts: a path, a `CorpusSpec`, a list of texts (see `moescope.corpus.as_text`), a run, or
+            windows that were chosen already.
         layers: numbers of MoE layers; all by default.
         edit: ``zero``, ``zero-renormalize``, ``mask``, ``scale=0.5``.
         targets: domains that get a common figure, and all others one.
@@ -130,8 +133,9 @@ def sweep_experts(
         ModelError: a layer that is no MoE layer, or an edit that this architecture cannot take.
         RunError: the folder holds another measurement.
     """
-    require_resident(loaded)
     require_seed(seed)
+    loaded = as_model(model)
+    windows = as_windows(loaded, texts)
     chosen, scopes = damage_edit(edit), Scopes(windows, targets)
     swept = loaded.anatomy.select(None if layers is None else tuple(layers))
     numbers = tuple(m.layer_idx for m in swept)

@@ -97,6 +97,9 @@ class SteeringResult:
     seed: int
     identity: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<SteeringResult {', '.join(self.edits)}: KL {self.kl:.3g} nats>"
+
     def where(self) -> str:
         """Where the edit holds, in words."""
         if self.targets is None:

@@ -45,7 +45,8 @@ from moescope.intervene.steering.use import choices_at, effect_of, uses_of
 from moescope.measure.identity import identity
 from moescope.measure.journal import open_journal
 from moescope.models.anatomy import MoELayer
-from moescope.models.edits import Edit, check_edits
+from moescope.models.as_model import AnyModel, as_model
+from moescope.models.edits import Edit, Edits, as_edits, check_edits
 from moescope.models.loading import LoadedModel
 from moescope.progress import OnProgress, Progress, quiet
 
@@ -53,8 +54,6 @@ __all__ = ["SteeringResult", "SweepPoint", "SweepResult", "steer", "sweep"]
 
 CONTROLS = 10
 """Controls of an edit unless another number is asked for."""
-
-Edits = Edit | Sequence[Edit]
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class _Bench:
     seed: int
 
     def at_targets(self, edits: Edits) -> list[Edit]:
-        several = [edits] if isinstance(edits, Edit) else list(edits)
+        several = as_edits(edits)
         return several if self.targets is None else [e.at(self.targets) for e in several]
 
     def look(self, edits: Sequence[Edit] = ()) -> Look:
@@ -95,7 +94,7 @@ class _Bench:
 
 
 def steer(
-    loaded: LoadedModel,
+    model: AnyModel,
     prompt: str,
     edits: Edits,
     *,
@@ -111,7 +110,7 @@ def steer(
     """Carry out an edit on one prompt and compare with the unedited model.
 
     Args:
-        loaded: the model.
+        model: a hub id, a folder, a `ModelSpec`, or a `LoadedModel`.
         prompt: the text.
         edits: from `mask`, `zero`, `scale`, `bias`, `force`, `top_k`.
         targets: token positions where the edit holds (0 is the first token that the model reads;
@@ -135,11 +134,12 @@ def steer(
 
     Example::
 
-        found = steer(loaded, "The capital of France is", bias("L1E9", 2.0), words=["Paris"])
+        found = steer(model, "The capital of France is", bias("L1E9", 2.0), words=["Paris"])
         found.kl, found.words[0].shift.log_prob_change
     """
     if not 0 <= controls <= MOST_CONTROLS:
         raise BadInputError(f"controls is {controls}; expected 0 to {MOST_CONTROLS:,}")
+    loaded = as_model(model)
     bench = _bench(loaded, prompt, edits, targets, generate, temperature, seed, chat)
     changed = bench.at_targets(edits)
     followed = word_tokens(loaded.tokenizer, words, bench.prompt)
@@ -180,7 +180,7 @@ def steer(
 
 
 def sweep(
-    loaded: LoadedModel,
+    model: AnyModel,
     prompt: str,
     edits: Callable[[float], Edits],
     strengths: Iterable[float],
@@ -199,7 +199,7 @@ def sweep(
     """Follow an edit over its strength, each time beside the unedited model.
 
     Args:
-        loaded: the model.
+        model: a hub id, a folder, a `ModelSpec`, or a `LoadedModel`.
         prompt: the text.
         edits: what to do at a strength, such as ``lambda s: bias("L1E9", s)``.
         strengths: each is run once, in ascending order.
@@ -225,6 +225,7 @@ def sweep(
     values = sorted(set(strengths))
     if not values:
         raise BadInputError("a sweep needs at least one strength")
+    loaded = as_model(model)
     bench = _bench(loaded, prompt, edits(values[0]), targets, generate, temperature, seed, chat)
     followed = word_tokens(loaded.tokenizer, words, bench.prompt)
     plain, before = bench.look(), bench.write()
@@ -252,7 +253,7 @@ def _bench(
     seed: int,
     chat: bool,
 ) -> _Bench:
-    several = [edits] if isinstance(edits, Edit) else list(edits)
+    several = as_edits(edits)
     if not several:
         raise BadInputError("nothing to do: give at least one edit")
     require_seed(seed)

@@ -9,7 +9,15 @@ from moescope.models.edits.bias import bias
 from moescope.models.edits.edit import Edit, WeightEdit
 from moescope.models.edits.experts import check_exist, select_experts
 from moescope.models.edits.force import force
-from moescope.models.edits.kinds import BY_NAME, KINDS, by_kind, check_edits, num_chosen
+from moescope.models.edits.kinds import (
+    BY_NAME,
+    KINDS,
+    Edits,
+    as_edits,
+    by_kind,
+    check_edits,
+    num_chosen,
+)
 from moescope.models.edits.mask import mask
 from moescope.models.edits.scale import scale
 from moescope.models.edits.top_k import top_k
@@ -19,7 +27,9 @@ __all__ = [
     "BY_NAME",
     "KINDS",
     "Edit",
+    "Edits",
     "WeightEdit",
+    "as_edits",
     "bias",
     "by_kind",
     "check_edits",

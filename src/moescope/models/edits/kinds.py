@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
+from typing import Any
 
 from moescope.errors import BadInputError
 from moescope.models.anatomy import Anatomy, MoELayer
@@ -23,13 +24,17 @@ from moescope.models.edits.mask import Mask
 from moescope.models.edits.scale import Scale
 from moescope.models.edits.top_k import TopK
 from moescope.models.edits.zero import Zero
+from moescope.words import brief
 
-__all__ = ["BY_NAME", "KINDS", "by_kind", "check_edits", "num_chosen"]
+__all__ = ["BY_NAME", "KINDS", "Edits", "as_edits", "by_kind", "check_edits", "num_chosen"]
 
 KINDS: tuple[type[Edit], ...] = (Bias, Mask, TopK, Force, Zero, Scale)
 
 
 BY_NAME = {kind.kind: kind for kind in KINDS}
+
+Edits = Edit | Sequence[Edit]
+"""One edit or several."""
 
 
 def by_kind(edits: Iterable[Edit]) -> Iterator[tuple[type[Edit], list[Edit]]]:
@@ -98,3 +103,18 @@ def _check_room(layer: MoELayer, k: int, edits: Sequence[Edit], position: int | 
             raise BadInputError(
                 f"{where}: {both[0]} is both {one.done} and {other.done}; leave one of them out"
             )
+
+
+def as_edits(given: Edits) -> list[Edit]:
+    """One edit or several, as a list.
+
+    Raises:
+        BadInputError: something else, or none.
+    """
+    several: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+    if odd := [e for e in several if not isinstance(e, Edit)]:
+        names = ", ".join(BY_NAME)
+        raise BadInputError(
+            f"an edit is what {names} gives, such as mask('L5E9'); got {brief(odd[0], 60)}"
+        )
+    return several

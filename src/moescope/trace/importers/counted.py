@@ -6,91 +6,51 @@ documents are refused with the reason; a domain is one sum, so nothing has an in
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.errors import CorpusError, RunError
-from moescope.models.loading import ModelSpec
-from moescope.progress import OnProgress, Progress
-from moescope.run.aggregates import AggregateShape
-from moescope.run.commit import commit, coverage, finish
-from moescope.run.manifest import Manifest, has_progress, read_manifest
+from moescope.errors import CorpusError
+from moescope.models.spec import AnySpec
+from moescope.progress import Progress
 from moescope.run.options import TraceOptions
-from moescope.run.same import require_same_run
-from moescope.run.state import RunState
 from moescope.trace.importers.common import RefusedError
-from moescope.trace.importers.counts import SUFFIXES, Counted, counts_of
-from moescope.trace.importers.files import find_captures, read_items
-from moescope.trace.importers.served import describe_served, open_served
-from moescope.trace.importers.source import (
-    begin,
-    corpus_name,
-    describe_source,
-    fingerprint,
-)
+from moescope.trace.importers.counts import Counted, counts_of
+from moescope.trace.importers.files import read_items
+from moescope.trace.importers.source import Import
 
 __all__ = ["CountsImporter"]
 
 _Sums = dict[tuple[str, str], NDArray[np.int64]]
 
 
-class CountsImporter:
+class CountsImporter(Import):
     """One call of `import_traces` with counts; takes what the importer of requests takes."""
 
-    def __init__(
-        self,
-        engine: str,
-        files: Sequence[str | Path],
-        run: Path,
-        model: ModelSpec,
-        options: TraceOptions,
-        source: dict[str, Any],
-        on_progress: OnProgress,
-    ) -> None:
-        options = options.model_copy(update={"keep": "aggregates"})
-        self.run, self.source, self.on_progress = run, source, on_progress
-        self.served = open_served(model)
-        self.layers = self.served.anatomy.select(options.layers)
-        self.files = find_captures(files, SUFFIXES)
-        described = describe_source(engine, self.files, source)
-        self.shape = AggregateShape(
-            layers=tuple(m.layer_idx for m in self.layers),
-            num_experts=tuple(m.num_experts for m in self.layers),
-            top_k=tuple(m.top_k for m in self.layers),
-            token_budget=options.token_budget,
-            absent=frozenset({"weights", "order", "tokens"}),
-        )
-        self.state = RunState(self.shape, options.sample_tokens, options.seed)
-        self.manifest = Manifest(
-            model=describe_served(self.served, self.layers),
-            corpus={"path": corpus_name(engine, self.files)},
-            options=options.identity(),
-            source=described,
-        )
-        self.entries = 0
-        self.skipped: Counter[str] = Counter()
+    def __init__(self, engine: str, files: Any, folder: Path, model: AnySpec, options: TraceOptions,
+                 *asked: Any) -> None:  # fmt: skip
+        only_sums = options.model_copy(update={"keep": "aggregates"})
+        super().__init__(engine, files, folder, model, only_sums, *asked)
         self.unnamed = False
 
     def go(self, resume: bool) -> Path:
-        """Read all files, then write the run; one that was interrupted is begun again."""
-        if has_progress(self.run):
-            if not resume:
-                raise RunError(f"{self.run} already holds a run; resume it, or give another folder")
-            old = read_manifest(self.run)
-            require_same_run(self.run, old, self.manifest)
-            if old.status == "complete":
-                return self.run
-        sums = self._read()
-        tokens = {key: self._tokens(key, counts) for key, counts in sums.items()}
-        if not sum(tokens.values()):
-            raise CorpusError(f"{self.files[0].path}: no choice of an expert was counted")
-        self._write(sums, tokens)
-        return self.run
+        """Read all files, then write the run in one commit."""
+        run = self.run
+        if run.take_up(resume):
+            return run.folder
+        if not run.done:
+            sums = self._read()
+            tokens = {key: self._tokens(key, counts) for key, counts in sums.items()}
+            run.tokens = sum(tokens.values())
+            if not run.tokens:
+                raise CorpusError(f"{self.files[0].path}: no choice of an expert was counted")
+            self._add_up(sums, tokens)
+            run.manifest.source["notes"] = self._notes()
+            self.commit()
+        self.finish(run.manifest.source["notes"])
+        return run.folder
 
     def _read(self) -> _Sums:
         """Sums by domain and phase, (L, E); files of several ranks or days add up."""
@@ -106,7 +66,7 @@ class CountsImporter:
                 except RefusedError as error:
                     if self.source["on_error"] == "fail":
                         raise CorpusError(error.problem.message()) from error
-                    self.skipped[error.problem.reason] += 1
+                    self.run.counters["skipped"][error.problem.reason] += 1
                     continue
                 self._add(sums, made)
             read += file.size
@@ -118,7 +78,7 @@ class CountsImporter:
         places = [self.served.anatomy.layers.index(m) for m in self.layers]
         for one in made:
             key = one.domain, one.phase
-            mine = one.counts[places, : self.shape.max_experts]
+            mine = one.counts[places, : self.run.shape.max_experts]
             sums[key] = sums[key] + mine if key in sums else mine
             self.unnamed |= not one.named
 
@@ -143,39 +103,17 @@ class CountsImporter:
                 )
         return int(most)
 
-    def _write(self, sums: _Sums, tokens: dict[tuple[str, str], int]) -> None:
-        clusters = {name: self.state.place(name)[1] for name in dict.fromkeys(d for d, _ in sums)}
+    def _add_up(self, sums: _Sums, tokens: dict[tuple[str, str], int]) -> None:
+        state, domains = self.run.state, self.run.counters["domain_tokens"]
+        clusters = {name: state.place(name)[1] for name in dict.fromkeys(d for d, _ in sums)}
         for (domain, phase), counts in sorted(
             sums.items(), key=lambda item: item[0][1] == "decode"
         ):
-            arrays = self.state.phase(phase)[0].arrays
+            arrays = state.phase(phase)[0].arrays
             arrays["cluster_tokens"][clusters[domain]] += tokens[domain, phase]
             arrays["cluster_counts"][clusters[domain]] += counts
-        by_domain: Counter[str] = Counter()
         for (domain, _), number in tokens.items():
-            by_domain[domain] += number
-        total = sum(tokens.values())
-        manifest = self.manifest
-        begin(self.run, manifest)
-        commit(
-            self.run,
-            manifest,
-            self.state,
-            [],
-            {
-                "documents_read": self.entries,
-                "tokens": total,
-                "fingerprint": fingerprint(self.files),
-                "left_out": {},
-                "domain_tokens": dict(by_domain),
-                "skipped": dict(self.skipped),
-                "requests": {},
-            },
-        )
-        manifest.coverage = coverage(self.state, total, tuple(self.state.phases))
-        manifest.coverage["skipped_records"] = dict(self.skipped)
-        manifest.source["notes"] = self._notes()
-        finish(self.run, manifest, self.state, keep="aggregates", texts={})
+            domains[domain] += number
 
     def _notes(self) -> list[str]:
         made = [

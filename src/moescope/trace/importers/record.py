@@ -7,8 +7,6 @@ at the entry after the last commit, and the result is the same to the last bit.
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,36 +14,19 @@ from typing import Any, Literal, get_args
 from moescope.corpus.seen import SeenIds
 from moescope.errors import BadInputError, CorpusError, RunError
 from moescope.files import nothing_of_bad_input
-from moescope.models.loading import ModelSpec
+from moescope.models.spec import AnySpec
 from moescope.progress import OnProgress, Progress, quiet
-from moescope.run.aggregates import AggregateShape
-from moescope.run.commit import PoolResult, commit, coverage, finish
-from moescope.run.manifest import (
-    Manifest,
-    claim_run,
-    has_progress,
-    read_manifest,
-)
+from moescope.run.manifest import claim_run
 from moescope.run.options import TraceOptions
-from moescope.run.reader import stored_state
-from moescope.run.same import require_same_run
-from moescope.run.state import RunState
 from moescope.run.store import read_parquet
 from moescope.trace.importers import llamacpp, sglang, vllm
 from moescope.trace.importers.common import Item, RefusedError, Request, refuse
 from moescope.trace.importers.counted import CountsImporter
-from moescope.trace.importers.files import find_captures, read_items
+from moescope.trace.importers.files import read_items
 from moescope.trace.importers.pool import RequestPool
 from moescope.trace.importers.rows import count_request
-from moescope.trace.importers.served import ServedModel, describe_served, open_served
-from moescope.trace.importers.source import (
-    begin,
-    corpus_name,
-    describe_source,
-    fingerprint,
-    notes,
-)
-from moescope.trace.record import _token_texts as token_texts
+from moescope.trace.importers.served import ServedModel
+from moescope.trace.importers.source import Import, notes
 
 __all__ = ["ENGINES", "EngineKind", "import_traces"]
 
@@ -53,7 +34,6 @@ EngineKind = Literal["vllm", "sglang", "llamacpp", "counts"]
 ENGINES: tuple[str, ...] = get_args(EngineKind)
 """The engines whose captures can be read; ``counts`` are sums that any of them logged."""
 
-_READERS = {"vllm": vllm, "sglang": sglang, "llamacpp": llamacpp}
 _PLAIN: dict[str, Callable[[Item, ServedModel, str | None], Iterator[Request]]] = {
     "vllm": vllm.requests,
     "sglang": sglang.requests,
@@ -63,14 +43,13 @@ _OPTIONS = (
     "predictions",
 )  # fmt: skip
 _POOL_TOKENS = 32_768
-_COUNTERS = ("left_out", "domain_tokens", "skipped", "requests")
 
 
 def import_traces(
     engine: EngineKind,
     files: Sequence[str | Path],
     run: str | Path,
-    model: ModelSpec,
+    model: AnySpec,
     options: TraceOptions | None = None,
     *,
     domain: str | None = None,
@@ -122,8 +101,8 @@ def import_traces(
     with claim_run(run) as folder:
         kind = CountsImporter if engine == "counts" else _Importer
         maker = kind(engine, files, folder, model, asked, source, on_progress)
-        maker.manifest.source["engine_version"] = engine_version
-        with nothing_of_bad_input(folder, unless=lambda: maker.manifest.state is not None):
+        maker.run.manifest.source["engine_version"] = engine_version
+        with nothing_of_bad_input(folder, unless=lambda: maker.run.manifest.state is not None):
             return maker.go(resume)
 
 
@@ -135,94 +114,44 @@ def _import_options(options: TraceOptions) -> TraceOptions:
     return options.model_copy(update={"predictions": False})
 
 
-class _Importer:
+class _Importer(Import):
     """One call of `import_traces`."""
 
-    def __init__(
-        self,
-        engine: str,
-        files: Sequence[str | Path],
-        run: Path,
-        model: ModelSpec,
-        options: TraceOptions,
-        source: dict[str, Any],
-        on_progress: OnProgress,
-    ) -> None:
-        self.engine, self.run, self.options, self.source = engine, run, options, source
-        self.served = open_served(model)
-        self.layers = self.served.anatomy.select(options.layers)
-        if len({m.top_k for m in self.layers}) > 1:
-            raise BadInputError(
-                "layers with different numbers of experts per token cannot be imported together; "
-                "choose some by `layers`"
-            )
-        self.files = find_captures(files, _READERS[engine].SUFFIXES)
-        described = describe_source(engine, self.files, source)
-        self.shape = AggregateShape(
-            layers=tuple(m.layer_idx for m in self.layers),
-            num_experts=tuple(m.num_experts for m in self.layers),
-            top_k=tuple(m.top_k for m in self.layers),
-            token_budget=options.token_budget,
-            absent=frozenset({"weights"} if source["ordered"] else {"weights", "order"}),
-        )
-        self.state = RunState(self.shape, options.sample_tokens, options.seed)
-        self.manifest = Manifest(
-            model=describe_served(self.served, self.layers),
-            corpus={"path": corpus_name(engine, self.files)},
-            options=options.identity(),
-            source=described,
-        )
-        self.on_progress = on_progress
-        self.pool, self.pending = RequestPool(options), list[PoolResult]()
-        self.seen, self.counters = SeenIds(), {n: Counter[str]() for n in _COUNTERS}
-        self.entries = self.done = self.tokens = self.bytes = 0
+    def __init__(self, *asked: Any) -> None:
+        super().__init__(*asked)
+        self.pool, self.seen = RequestPool(self.options), SeenIds()
+        self.bytes = 0
 
     def go(self, resume: bool) -> Path:
-        if has_progress(self.run):
-            if not resume:
-                raise RunError(f"{self.run} already holds a run; resume it, or give another folder")
-            self._restore()
-            if self.manifest.status == "complete":
-                return self.run
-        self._import()
-        self._finish()
-        return self.run
-
-    def _restore(self) -> None:
-        old = read_manifest(self.run)
-        require_same_run(self.run, old, self.manifest)
-        self.manifest = old
-        self.state = stored_state(self.run, old, self.shape)
-        self.done, self.tokens = int(old.progress["documents_read"]), int(old.progress["tokens"])
-        progress: Any = old.progress
-        for name, counter in self.counters.items():
-            counter.update(progress[name])
-        for part in old.documents:
-            for doc_id in read_parquet(self.run, part)["doc"].to_pylist():
-                self.seen.add(doc_id)
+        if not self.run.take_up(resume):
+            self._import()
+            self.finish(notes(self.run.manifest, self.served))
+        return self.run.folder
 
     def _import(self) -> None:
-        last_commit = time.monotonic()
+        run = self.run
+        for part in run.manifest.documents:
+            for doc_id in read_parquet(run.folder, part)["doc"].to_pylist():
+                self.seen.add(doc_id)
         for item in self._entries():
             self.entries += 1
-            if self.entries <= self.done:
+            if self.entries <= run.done:
                 continue
             self._take(item)
             if self.pool.tokens >= (self.options.pool_tokens or _POOL_TOKENS):
-                self._record()
-                if time.monotonic() - last_commit >= self.options.checkpoint_seconds:
-                    self._commit()
-                    last_commit = time.monotonic()
-        if self.entries < self.done:
+                run.add(self.pool.record(run.state))
+                if run.is_due:
+                    self.commit()
+        if self.entries < run.done:
             raise RunError(
-                f"{self.run} has read {self.done} entries, but the files hold {self.entries}; give "
-                "another folder"
+                f"{run.folder} has read {run.done} entries, but the files hold {self.entries}; "
+                "give another folder"
             )
         if self.pool.tokens:
-            self._record()
-        if not self.tokens:
+            run.add(self.pool.record(run.state))
+        if not run.tokens:
             raise CorpusError(self._nothing())
-        self._commit()
+        self.commit()
 
     def _entries(self) -> Iterator[Item | RefusedError]:
         whole = 0
@@ -248,17 +177,17 @@ class _Importer:
         except RefusedError as error:
             if self.source["on_error"] == "fail":
                 raise CorpusError(error.problem.message()) from error
-            self.counters["skipped"][error.problem.reason] += 1
+            self.run.counters["skipped"][error.problem.reason] += 1
             return
         for one in made:
-            self.counters["left_out"].update(one.left_out)
-            requests = self.counters["requests"]
+            self.run.counters["left_out"].update(one.left_out)
+            requests = self.run.counters["requests"]
             requests.update(imported=1, masked=int(one.masked), unnamed_tokens=one.unnamed)
             if not one.num_tokens:
-                self.counters["skipped"]["requests without a counted token"] += 1
+                self.run.counters["skipped"]["requests without a counted token"] += 1
                 continue
-            self.counters["domain_tokens"][one.domain] += one.num_tokens
-            self.tokens += one.num_tokens
+            self.run.counters["domain_tokens"][one.domain] += one.num_tokens
+            self.run.tokens += one.num_tokens
             self.pool.add(one)
         self._advance()
 
@@ -271,32 +200,10 @@ class _Importer:
     def _advance(self) -> None:
         packed = any(file.packed for file in self.files)
         total = None if packed else sum(file.size for file in self.files)
-        expected = self.tokens * total / self.bytes if total and self.bytes else None
-        self.on_progress(Progress("importing", self.tokens, expected, "tokens"))
-
-    def _record(self) -> None:
-        self.pending.append(self.pool.record(self.state))
-
-    def _commit(self) -> None:
-        # the folder is made when the first pool is whole, so a bad file leaves none behind
-        if not self.manifest.created:
-            begin(self.run, self.manifest)
-        progress: Any = {"documents_read": self.entries, "tokens": self.tokens}
-        progress |= {"fingerprint": fingerprint(self.files)}
-        progress |= {name: dict(counter) for name, counter in self.counters.items()}
-        commit(self.run, self.manifest, self.state, self.pending, progress)
-        self.pending = []
-
-    def _finish(self) -> None:
-        manifest, skipped = self.manifest, dict(self.counters["skipped"])
-        manifest.coverage = coverage(self.state, self.tokens, tuple(self.state.phases))
-        manifest.coverage["skipped_records"] = skipped
-        manifest.source["notes"] = notes(manifest, self.served)
-        ids, tokenizer = self.state.token_ids(), self.served.tokenizer
-        texts = {} if tokenizer is None else token_texts(tokenizer, ids)
-        finish(self.run, manifest, self.state, keep=self.options.keep, texts=texts)
+        expected = self.run.tokens * total / self.bytes if total and self.bytes else None
+        self.on_progress(Progress("importing", self.run.tokens, expected, "tokens"))
 
     def _nothing(self) -> str:
-        reasons = [f"{n} × {why}" for why, n in self.counters["skipped"].items()]
+        reasons = [f"{n} × {why}" for why, n in self.run.counters["skipped"].items()]
         skipped = f" (left out: {'; '.join(reasons)})" if reasons else ""
         return f"{self.files[0].path}: no token was counted{skipped}; check the captures"

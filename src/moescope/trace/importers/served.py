@@ -8,7 +8,7 @@ from moescope.corpus import control_ids
 from moescope.errors import ModelError
 from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.config_files import local_folder
-from moescope.models.loading import ModelSpec, load_meta
+from moescope.models.loading import load_meta
 from moescope.models.source import (
     NoTokenizerError,
     config_hash,
@@ -17,7 +17,7 @@ from moescope.models.source import (
     pinned,
     text_hash,
 )
-from moescope.trace.record import describe_layers
+from moescope.models.spec import AnySpec, ModelSpec, as_spec
 
 __all__ = ["ServedModel", "describe_served", "open_served"]
 
@@ -46,7 +46,7 @@ class ServedModel(NamedTuple):
     tokenizer_sha256: str | None
 
 
-def open_served(spec: ModelSpec) -> ServedModel:
+def open_served(model: AnySpec) -> ServedModel:
     """Read configuration and tokenizer of a model.
 
     A folder with a configuration alone will do: then token texts are not known, and special tokens
@@ -56,7 +56,7 @@ def open_served(spec: ModelSpec) -> ServedModel:
         ModelError: unknown model, dense model, an architecture that cannot be read, or a tokenizer
             that is there and damaged.
     """
-    spec = pinned(spec)
+    spec = pinned(as_spec(model))
     anatomy, config = load_meta(spec), load_config(spec)
     text = config.get_text_config()
     vocab_size = getattr(text, "vocab_size", None)
@@ -109,5 +109,5 @@ def describe_served(served: ServedModel, layers: tuple[MoELayer, ...]) -> dict[s
         "dtype": None,
         "stored_dtype": None,
         "device": None,
-        **describe_layers(served.anatomy, layers),
+        **served.anatomy.describe(layers),
     }

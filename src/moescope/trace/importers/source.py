@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moescope.run.manifest import Manifest, write_manifest
-from moescope.trace.importers import llamacpp, sglang, vllm
-from moescope.trace.importers.files import CaptureFile, beside
+from moescope.corpus.spelling import token_texts
+from moescope.errors import BadInputError
+from moescope.models.spec import AnySpec
+from moescope.progress import OnProgress
+from moescope.run.commit import GrowingRun
+from moescope.run.manifest import Manifest
+from moescope.run.options import TraceOptions
+from moescope.trace.importers import counts, llamacpp, sglang, vllm
+from moescope.trace.importers.files import CaptureFile, beside, find_captures
 from moescope.trace.importers.rows import ZERO_FILLED
-from moescope.trace.importers.served import ServedModel
+from moescope.trace.importers.served import ServedModel, describe_served, open_served
 
-__all__ = [
-    "COUNTS",
-    "begin",
-    "corpus_name",
-    "describe_source",
-    "fingerprint",
-    "notes",
-]
+__all__ = ["COUNTS", "Import", "corpus_name", "describe_source", "notes"]
 
 COUNTS = "aggregated counts"
 """What a run says that it was imported from, where no engine is known."""
 
+_COUNTERS = ("left_out", "domain_tokens", "skipped", "requests")
+_READERS: dict[str, Any] = {
+    "vllm": vllm, "sglang": sglang, "llamacpp": llamacpp, "counts": counts,
+}  # fmt: skip
 _NAMES = {"vllm": vllm.NAME, "sglang": sglang.NAME, "llamacpp": llamacpp.NAME, "counts": COUNTS}
 
 
@@ -54,6 +55,66 @@ def describe_source(
     }
 
 
+class Import:
+    """What every import begins and ends with: the served model, the files, the run that grows.
+
+    Args:
+        engine: key of the engine.
+        files: captures, or folders of them.
+        folder: of the run.
+        model: that was served.
+        options: what to keep.
+        asked: ``domain``, ``ordered`` and ``on_error``.
+        on_progress: called as entries are read.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        files: Sequence[str | Path],
+        folder: Path,
+        model: AnySpec,
+        options: TraceOptions,
+        asked: dict[str, Any],
+        on_progress: OnProgress,
+    ) -> None:
+        self.engine, self.options, self.source = engine, options, asked
+        self.on_progress = on_progress
+        self.served = open_served(model)
+        self.layers = self.served.anatomy.select(options.layers)
+        if engine != "counts" and len({m.top_k for m in self.layers}) > 1:
+            raise BadInputError(
+                "layers with different numbers of experts per token cannot be imported together; "
+                "choose some by `layers`"
+            )
+        self.files = find_captures(files, _READERS[engine].SUFFIXES)
+        manifest = Manifest(
+            model=describe_served(self.served, self.layers),
+            corpus={"path": corpus_name(engine, self.files)},
+            options=options.identity(),
+            source=describe_source(engine, self.files, asked),
+        )
+        self.run = GrowingRun(folder, manifest, options, _COUNTERS)
+        self.entries = 0
+
+    def commit(self) -> None:
+        """Write what was counted so far."""
+        # the folder is made when the first pool is whole, so a bad file leaves none behind
+        if not self.run.manifest.created:
+            self.run.begin("transformers")
+        # files have checksums of their own; one of them, or a word, stands for the text
+        one = len(self.files) == 1
+        text = self.files[0].sha256 if one else f"see source: {len(self.files)} files"
+        self.run.commit(self.entries, text)
+
+    def finish(self, notes: list[str]) -> None:
+        """Mark the run complete; ``notes`` say what its reader must know."""
+        run, tokenizer = self.run, self.served.tokenizer
+        run.manifest.source["notes"] = notes
+        texts = None if tokenizer is None else partial(token_texts, tokenizer)
+        run.finish(tuple(run.state.phases), dict(run.counters["skipped"]), texts)
+
+
 def _absent(engine: str, ordered: bool) -> dict[str, str]:
     """What the run does not know, each with the reason."""
     name = _NAMES[engine]
@@ -75,20 +136,6 @@ def _absent(engine: str, ordered: bool) -> dict[str, str]:
     return absent
 
 
-def begin(run: Path, manifest: Manifest) -> None:
-    """Write the manifest of an import that has something to commit."""
-    manifest.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    names = ("moescope", "transformers", "numpy", "pyarrow")
-    manifest.versions = {n: version(n) for n in names}
-    manifest.versions["python"] = platform.python_version()
-    write_manifest(run, manifest)
-
-
-def fingerprint(files: Sequence[CaptureFile]) -> str:
-    """Files have checksums of their own; one of them, or a word, stands for the text."""
-    return files[0].sha256 if len(files) == 1 else f"see source: {len(files)} files"
-
-
 def corpus_name(engine: str, files: Sequence[CaptureFile]) -> str:
     """What a reader is told that the run was made of."""
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
@@ -97,7 +144,7 @@ def corpus_name(engine: str, files: Sequence[CaptureFile]) -> str:
 
 
 def notes(manifest: Manifest, served: ServedModel) -> list[str]:
-    """Sentences on what a reader of this run must know."""
+    """Sentences on what a reader of a run of requests must know."""
     made, found = [], manifest.progress["requests"]
     left_out = manifest.progress["left_out"]
     if left_out.get("last tokens, which were never fed"):

@@ -9,22 +9,22 @@ from moescope.lazy import lazily
 from moescope.models.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from moescope.models.accept import AnyModel, as_model, wrap_model
     from moescope.models.anatomy import Anatomy, MoELayer
-    from moescope.models.as_model import AnyModel, as_model, wrap_model
     from moescope.models.loading import LoadedModel, load_meta, load_model, open_model
     from moescope.models.probe import find_anatomy
 
 _WHERE = {
     "Anatomy": "moescope.models.anatomy",
-    "AnyModel": "moescope.models.as_model",
+    "AnyModel": "moescope.models.accept",
     "LoadedModel": "moescope.models.loading",
     "MoELayer": "moescope.models.anatomy",
-    "as_model": "moescope.models.as_model",
+    "as_model": "moescope.models.accept",
     "find_anatomy": "moescope.models.probe",
     "load_meta": "moescope.models.loading",
     "load_model": "moescope.models.loading",
     "open_model": "moescope.models.loading",
-    "wrap_model": "moescope.models.as_model",
+    "wrap_model": "moescope.models.accept",
 }
 
 __all__ = [

@@ -34,8 +34,8 @@ from moescope.corpus import (
 from moescope.corpus.spelling import token_texts
 from moescope.errors import BadInputError, CorpusError, RunError
 from moescope.files import drop_scratch, keep_scratch, nothing_of_bad_input, write_bytes
+from moescope.models.accept import AnyModel, as_model
 from moescope.models.anatomy import MoELayer
-from moescope.models.as_model import AnyModel, as_model
 from moescope.models.loading import LoadedModel
 from moescope.progress import OnProgress, Progress, quiet
 from moescope.run.commit import GrowingRun

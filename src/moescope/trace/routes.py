@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from moescope.errors import BadInputError
-from moescope.models.as_model import AnyModel, as_model
+from moescope.models.accept import AnyModel, as_model
 from moescope.models.capture import RoutingCapture
 from moescope.models.loading import LoadedModel
 from moescope.run.facts import LayerFacts

@@ -41,8 +41,8 @@ from moescope.intervene.contrast.texts import (
 from moescope.measure.identity import describe_model, identity
 from moescope.measure.journal import open_journal
 from moescope.metrics.statistics import MIN_CLUSTERS, benjamini_hochberg
+from moescope.models.accept import AnyModel, as_model
 from moescope.models.anatomy import MoELayer
-from moescope.models.as_model import AnyModel, as_model
 from moescope.models.loading import LoadedModel
 from moescope.progress import OnProgress, quiet
 from moescope.run.options import TraceOptions

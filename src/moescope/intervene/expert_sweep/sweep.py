@@ -30,7 +30,7 @@ from moescope.measure.journal import open_journal
 from moescope.measure.saving import Saving
 from moescope.measure.trials import Measured, Trial, TrialRunner, batch_budget
 from moescope.measure.windows import TextWindow, as_windows
-from moescope.models.as_model import AnyModel, as_model
+from moescope.models.accept import AnyModel, as_model
 from moescope.progress import OnProgress, quiet
 from moescope.run.reader import Run
 

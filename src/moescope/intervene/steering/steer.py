@@ -44,8 +44,8 @@ from moescope.intervene.steering.results import (
 from moescope.intervene.steering.use import choices_at, effect_of, uses_of
 from moescope.measure.identity import identity
 from moescope.measure.journal import open_journal
+from moescope.models.accept import AnyModel, as_model
 from moescope.models.anatomy import MoELayer
-from moescope.models.as_model import AnyModel, as_model
 from moescope.models.edits import Edit, Edits, as_edits, check_edits
 from moescope.models.loading import LoadedModel
 from moescope.progress import OnProgress, Progress, quiet

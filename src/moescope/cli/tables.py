@@ -23,7 +23,7 @@ _UPRIGHT = 6
 
 
 def listing(title: str, *columns: str) -> Table:
-    """Print a title, and give a table to fill; a column is on the right unless ``<`` is before it."""
+    """Print a title and give a table to fill; columns are on the right unless ``<`` precedes."""
     output.print(Text(title, style="bold italic"))  # a table's own title is folded at its width
     made = Table(
         header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False,

@@ -69,7 +69,7 @@ BAD: dict[str, tuple[Callable[[Served], dict[str, Any]], str]] = {
     "no output": (lambda r: {"output_token_ids": None}, "no field 'output_token_ids'"),
     "another vocabulary": (
         lambda r: {"prompt_token_ids": [99_999] * len(r.prompt)}, "outside the vocabulary"),
-    "no domain": (lambda r: {"domain": None}, "no domain.*`domain`"),
+    "no domain": (lambda r: {"domain": None}, "no domain.*`domain=LABEL`"),
     "the name of the total": (lambda r: {"domain": "all"}, "reserved"),
     "a mask of another length": (lambda r: {"counted": [True]}, "counted does not fit"),
     "a mask of words": (lambda r: {"counted": ["yes"] * len(r.prompt)}, "counted"),

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from moescope.cli.settings import CorpusArgs, Format, FormatArgs, LayersArgs, ModelArgs
-from moescope.cli.tables import print_table
+from moescope.cli.tables import listing, print_table
 from moescope.cli.terminal import errors, output, progress, write
 from moescope.cli.verb import Flag, flagged, verb
 from moescope.errors import BadInputError
@@ -152,10 +150,10 @@ def _tables(made: ContrastResult, top: int, strength: float) -> None:
 
 
 def _differences(made: ContrastResult, top: int) -> None:
-    table = _table(f"The {top} largest differences, over all texts")
-    table.add_column("expert", justify="left")
-    for name in ("with %", "without %", "Δ", "95 %", "q", "Δ shared", "by token"):
-        table.add_column(name, justify="right")
+    table = listing(
+        f"The {top} largest differences, over all texts",
+        "<expert", "with %", "without %", "Δ", "95 %", "q", "Δ shared", "by token",
+    )  # fmt: skip
     c = made.columns
     for i in np.argsort(-np.nan_to_num(np.abs(c["delta"])), kind="stable")[:top]:
         table.add_row(
@@ -177,11 +175,8 @@ def _proposals(made: ContrastResult) -> None:
         if made.holdout
         else "The largest again, as candidates to steer (the same texts chose and tested)"
     )
-    table = _table(title)
-    table.add_column("expert", justify="left")
-    for name in ("Δ chosen", "Δ tested", "95 %", "q", "Δ shared", "by token"):
-        table.add_column(name, justify="right")
-    table.add_column("to do", justify="left")
+    columns = ("Δ chosen", "Δ tested", "95 %", "q", "Δ shared", "by token")
+    table = listing(title, "<expert", *columns, "<to do")
     for p in made.proposals:
         table.add_row(
             p.expert,
@@ -203,17 +198,6 @@ def _proposals(made: ContrastResult) -> None:
         style="dim",
     )
     output.print()
-
-
-def _table(title: str) -> Table:
-    output.print(Text(title, style="bold italic"))  # a table's own title is folded at its width
-    return Table(
-        header_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        collapse_padding=True,
-    )
 
 
 def _points(value: float) -> str:

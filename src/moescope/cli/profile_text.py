@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
+from moescope.cli.tables import listing
 from moescope.cli.terminal import output
 from moescope.profiles.facts import Absent, Part, Profile
 from moescope.profiles.summary import quote
@@ -34,7 +34,7 @@ def print_profile(profile: Profile) -> None:
 
 def _print_load(profile: Profile) -> None:
     load, a = profile.load, profile.contribution
-    table = _table("how often, how much", ["", "value", "95 %", "by chance"])
+    table = listing("how often, how much", "<", "value", "95 %", "by chance")
     table.add_row(
         "rate of tokens", _pc(load.rate), _between(load.rate_low, load.rate_high, _pc),
         _pc(load.rate_chance),
@@ -55,7 +55,7 @@ def _print_domains(profile: Profile) -> None:
     if isinstance(profile.domains, Absent):
         output.print(f"domains: absent, {profile.domains.absent}", style="dim")
         return
-    table = _table("domains", ["domain", "rate", "95 %", "lift", "95 %", "q", "of its tokens"])
+    table = listing("domains", "<domain", "rate", "95 %", "lift", "95 %", "q", "of its tokens")
     listed = sorted(profile.domains, key=lambda d: -d.rate)
     left_out = listed[_ROWS:-_ROWS] if len(listed) > 2 * _ROWS else []
     for d in [d for d in listed if d not in left_out]:
@@ -131,13 +131,6 @@ def _print_partners(profile: Profile) -> None:
     if not isinstance(similar, Absent):
         listed = "  ".join(f"{r.expert} {r.cosine:.2f}" for r in similar.rows[:3])
         output.print(f"most similar (cosine of outputs): {listed}")
-
-
-def _table(title: str, names: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for i, name in enumerate(names):
-        table.add_column(name, justify="left" if i == 0 else "right")
-    return table
 
 
 def _flat(text: str) -> str:

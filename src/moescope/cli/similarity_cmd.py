@@ -37,8 +37,11 @@ class SimilarityArgs(ModelArgs, TextArgs, FormatArgs):
     method: tuple[Method, ...] = of(SimilarityOptions, "methods")
     total_tokens: int = of(SimilarityOptions, "tokens")
     window: int = of(SimilarityOptions, "window_tokens")
-    output_memory: str = "1GB"
-    """for outputs beside the model; what does not fit goes to a file"""
+    output_memory: str = Field(
+        "1GB",
+        description="for outputs beside the model; what does not fit goes to a file",
+        json_schema_extra={"setting": "memory"},
+    )
     reference: int = of(SimilarityOptions, "reference")
     map: tuple[Literal["pca", "umap", "none"], ...] | None = Field(
         None,

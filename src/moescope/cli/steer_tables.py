@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
+from moescope.cli.tables import listing
 from moescope.cli.terminal import output
 from moescope.cli.verb import flagged
 from moescope.intervene.steering.prompts import visible
@@ -16,6 +15,7 @@ from moescope.intervene.steering.results import percent
 
 if TYPE_CHECKING:
     from moescope.intervene.steering.controls import Controls
+    from moescope.intervene.steering.distributions import Shift
     from moescope.intervene.steering.results import Text as Written
     from moescope.intervene.steering.steer import SteeringResult, SweepResult
     from moescope.intervene.steering.use import Choice, ExpertUse
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _MOST_TOKENS = 60
 _MOST_ROWS = 12
+_SHIFT = ("before", "after", "Δ log p", "Δ logit", "rank")
 
 
 def print_steering(result: SteeringResult, swept: SweepResult | None, anatomy: Anatomy) -> None:
@@ -81,9 +82,8 @@ def _routing(result: SteeringResult, anatomy: Anatomy) -> None:
     where = "the last token" if result.targets is None else "the target"
     if not result.choices:
         return
-    table = _table(f"Routing of {where}: experts and their weights")
-    for name in ("token", "layer", "before", "after"):
-        table.add_column(name, justify="left")
+    title = f"Routing of {where}: experts and their weights"
+    table = listing(title, "<token", "<layer", "<before", "<after")
     for choice in result.choices[:_MOST_ROWS]:
         piece = visible(result.prompt.pieces[choice.position])
         table.add_row(
@@ -130,19 +130,12 @@ def _use(use: ExpertUse, anatomy: Anatomy) -> Text:
 
 
 def _next_token(result: SteeringResult) -> None:
-    table = _table("Next token: probability before and after")
-    table.add_column("token", justify="left")
-    for name in ("before", "after", "Δ log p", "Δ logit", "rank"):
-        table.add_column(name)
+    table = listing("Next token: probability before and after", "<token", *_SHIFT)
     for token in result.tokens:
         s = token.shift
         table.add_row(
             Text(visible(token.text)),
-            percent(s.prob_before),
-            percent(s.prob_after),
-            _signed(s.log_prob_change),
-            _signed(s.logit_change),
-            _ranks(s.rank_before, s.rank_after),
+            *_shift(s),
         )
     output.print(table)
     output.print(
@@ -152,22 +145,14 @@ def _next_token(result: SteeringResult) -> None:
 
 
 def _words(result: SteeringResult) -> None:
-    table = _table("Chosen words, each by its first token")
-    table.add_column("word", justify="left")
-    table.add_column("token", justify="left")
-    for name in ("before", "after", "Δ log p", "Δ logit", "rank"):
-        table.add_column(name)
+    table = listing("Chosen words, each by its first token", "<word", "<token", *_SHIFT)
     for word, s in result.words:
         table.add_row(
             Text(word.word if word.main else "", style="bold"),
             Text(
                 visible(word.text) + ("" if word.num_tokens == 1 else f" (1 of {word.num_tokens})")
             ),
-            percent(s.prob_before),
-            percent(s.prob_after),
-            _signed(s.log_prob_change),
-            _signed(s.logit_change),
-            _ranks(s.rank_before, s.rank_after),
+            *_shift(s),
         )
     output.print(table)
     if any(w.word.num_tokens > 1 for w in result.words):
@@ -180,12 +165,9 @@ def _controls(result: SteeringResult, controls: Controls) -> None:
         return  # the summary has said all there is to say
     n = len(controls.draws)
     followed = [i for i, (word, _) in enumerate(result.words) if word.main]
-    table = _table(f"The same edit on {n} other expert{'s' if n > 1 else ''} of the same layers")
-    table.add_column("experts", justify="left", overflow="fold")
-    table.add_column("chosen there")
-    table.add_column("KL")
-    for i in followed:
-        table.add_column(f"Δ logit {visible(result.words[i].word.text)}")
+    title = f"The same edit on {n} other expert{'s' if n > 1 else ''} of the same layers"
+    moved = [f"Δ logit {visible(result.words[i].word.text)}" for i in followed]
+    table = listing(title, "<experts", "chosen there", "KL", *moved)
     here = sum(u.chosen_before for u in result.uses)
     mine = [_signed(result.words[i].shift.logit_change) for i in followed]
     chosen = _names([u.expert for u in result.uses])
@@ -223,10 +205,10 @@ def _texts(result: SteeringResult, before: Written, after: Written) -> None:
     else:
         shared = result.first_difference
         where = f"the same for {shared} tokens" if shared else "another one from the first token on"
-        table = _table(f"Generated text: {where}{drawn}")
-        table.add_column("before", justify="left", ratio=1, overflow="fold")
-        table.add_column("after", justify="left", ratio=1, overflow="fold")
+        table = listing(f"Generated text: {where}{drawn}", "<before", "<after")
         table.expand = True
+        for column in table.columns:
+            column.ratio = 1
         table.add_row(*(_marked(w, result.first_difference) for w in (before, after)))
         output.print(table)
     output.print()
@@ -240,13 +222,10 @@ def _marked(written: Written, first: int) -> Text:
 
 
 def _sweep(swept: SweepResult) -> None:
-    table = _table("Sweep over the strength")
-    for name in (swept.unit, "chosen", "KL", "entropy"):
-        table.add_column(name)
-    table.add_column("next token", justify="left")
     followed = [i for i, word in enumerate(swept.words) if word.main]
-    for i in followed:
-        table.add_column(f"Δ logit {visible(swept.words[i].text)}")
+    moved = [f"Δ logit {visible(swept.words[i].text)}" for i in followed]
+    columns = (swept.unit, "chosen", "KL", "entropy", "<next token", *moved)
+    table = listing("Sweep over the strength", *columns)
     for p in swept.points:
         table.add_row(
             f"{p.strength:g}",
@@ -260,9 +239,7 @@ def _sweep(swept: SweepResult) -> None:
     if swept.before is None:
         return
     output.print()
-    texts = _table("Text at each strength")
-    texts.add_column(swept.unit)
-    texts.add_column("text", justify="left", overflow="fold")
+    texts = listing("Text at each strength", swept.unit, "<text")
     for p in swept.points:
         same = p.text is None or p.first_difference is None
         text = "as unedited" if same or p.text is None else _one_line("".join(p.text.pieces))
@@ -274,23 +251,12 @@ def _one_line(text: str) -> str:
     return text.replace("\n", "⏎")
 
 
-def _table(title: str) -> _Right:
-    output.print(Text(title, style="bold italic"))  # a table's own title is folded at its width
-    return _Right(
-        header_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        collapse_padding=True,
-    )
-
-
-class _Right(Table):
-    """Columns are right-aligned unless they say otherwise."""
-
-    def add_column(self, header: object = "", **options: object) -> None:  # type: ignore[override]
-        options.setdefault("justify", "right")
-        super().add_column(Text(str(header)), **options)  # type: ignore[arg-type]
+def _shift(s: Shift) -> tuple[str, ...]:
+    """The cells of `_SHIFT`."""
+    return (
+        percent(s.prob_before), percent(s.prob_after), _signed(s.log_prob_change),
+        _signed(s.logit_change), _ranks(s.rank_before, s.rank_after),
+    )  # fmt: skip
 
 
 def _signed(value: float) -> str:

@@ -9,16 +9,31 @@ import math
 from typing import Any
 
 import pyarrow as pa
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from moescope.cli.settings import Format
 from moescope.cli.terminal import clean, errors, output, write
 
-__all__ = ["print_table"]
+__all__ = ["listing", "print_table"]
 
 _UPRIGHT = 6
 """Tables of at most so many rows are turned when they are too wide."""
+
+
+def listing(title: str, *columns: str) -> Table:
+    """Print a title and give a table to fill; columns are on the right unless ``<`` precedes."""
+    output.print(Text(title, style="bold italic"))  # a table's own title is folded at its width
+    made = Table(
+        header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False,
+        collapse_padding=True,
+    )  # fmt: skip
+    for name in columns:
+        left = name.startswith("<")
+        header = Text(name.removeprefix("<"))
+        made.add_column(header, justify="left" if left else "right", overflow="fold")
+    return made
 
 
 def print_table(table: pa.Table, form: Format, title: str | None = None) -> None:

@@ -98,7 +98,7 @@ def read_prompt(loaded: LoadedModel, text: str, *, chat: bool = False, room: int
         BadInputError: no text, no chat template, or more than the context holds.
     """
     if not text.strip():
-        raise BadInputError("the prompt is empty; give text in quotes: `prompt=TEXT`")
+        raise BadInputError("`prompt` is empty; give text in quotes")
     tokenizer = loaded.tokenizer
     if chat and getattr(tokenizer, "chat_template", None) is None:
         raise BadInputError(

@@ -129,7 +129,7 @@ def similarity(
                 resume=resume, on_step=lambda step: show(step, step.what),
             )  # fmt: skip
         made.save(folder)
-        _warn(made, options.tokens)
+        _warn(made)
         page = write_similarity_page(made, folder / "similarity.html")
         if pdf:
             for path in write_similarity_figures(made, folder / "figures"):
@@ -219,36 +219,18 @@ def _top(pairs: pa.Table, rows: int) -> pa.Table:
     return pa.table({n: pa.array([r[n] for r in shown]) for n in names})
 
 
-def _warn(made: Similarity, wanted: int) -> None:
+def _warn(made: Similarity) -> None:
     """Say on stderr what was covered, and what was not."""
+    from moescope.similarity.answers import similarity_notes
+
     text = made.about["text"]
     if text is not None:
         errors.print(
             f"{text['tokens']:,} tokens of {text['documents']:,} documents from "
             f"{len(text['domains'])} domains"
         )
-        if text["tokens"] < wanted:
-            longest = made.about["options"]["window_tokens"]
-            errors.print(
-                f"note: windows of at most {longest} tokens of this text hold no more; {wanted:,} "
-                "were asked for (--tokens, --window)",
-                style="yellow",
-            )
-        if len(text["group_sizes"]) < 5:
-            errors.print("note: fewer than 5 documents: no intervals", style="yellow")
-    for row in made.about["layers"]:
-        name = f"layer {row['layer']}"
-        for method, why in row["not_computed"].items():
-            errors.print(f"note: {name}: no {method}: {why}", style="yellow")
-        for note in row["notes"]:
-            errors.print(f"note: {name}: {note}", style="yellow")
-        for method, experts in row["undefined"].items():
-            first, why = next(iter(experts.items()))
-            count = f"{len(experts)} experts" if len(experts) > 1 else "one expert"
-            errors.print(
-                f"note: {name}: {count} without {method}, first L{row['layer']}E{first}: {why}",
-                style="yellow",
-            )  # fmt: skip
+    for note in similarity_notes(made.about):
+        errors.print(f"note: {note.text}", style="yellow", soft_wrap=True)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 __all__ = [
+    "FEW_DOCUMENTS",
     "MIN_CLUSTERS",
     "Moments",
     "RateInterval",
@@ -46,6 +47,9 @@ MIN_CLUSTERS = 5
 _TAIL = 0.975
 _BORROWED = 10.0
 """Hits at which a rate's own design effect counts as much as its family's."""
+
+FEW_DOCUMENTS = 30
+"""With fewer documents a page warns that small differences cannot be seen."""
 
 
 class RateInterval(NamedTuple):

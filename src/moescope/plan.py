@@ -7,26 +7,42 @@ reads it. It is JSON, made to be read and edited by hand.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from moescope.axes import ExpertRef, require_experts
 from moescope.errors import BadInputError
 from moescope.files import usable_path, write_bytes
 from moescope.given import first_problem, parse_json, read_text
 
-__all__ = ["PLAN_SCHEMA", "PLAN_SIGNATURE", "Plan", "PlanEntry"]
+__all__ = ["PLAN_SCHEMA", "PLAN_SIGNATURE", "Plan", "PlanEntry", "PlanModel"]
 
-PLAN_SCHEMA = 2
+PLAN_SCHEMA: Literal[2] = 2
 """Version of the JSON that `Plan.write` makes; version 1, without settings, is read too."""
 
 PLAN_SIGNATURE = b'"kind": "plan"'
+
+
+def _expert(given: Any) -> Any:
+    return ExpertRef.parse(given) if isinstance(given, str) else given
+
+
+_Expert = Annotated[ExpertRef, BeforeValidator(_expert), PlainSerializer(str)]
+_Score = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_Whole = Annotated[int, Field(ge=0, strict=True)]
 
 
 class PlanEntry(NamedTuple):
@@ -36,57 +52,70 @@ class PlanEntry(NamedTuple):
     ``mask``. None leaves it to the reader of the plan.
     """
 
-    expert: ExpertRef
-    reason: str
-    score: float | None = None
+    expert: _Expert
+    reason: str | None = None
+    score: _Score | None = None
     setting: str | None = None
 
 
-@dataclass(frozen=True)
-class Plan:
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class PlanModel(_Closed):
+    """The model that a plan belongs to: its hashes decide, its name is for people.
+
+    ``weights_sha256`` is given where experts were chosen by what these weights do; None takes any
+    of this configuration. ``layers`` are the numbers of its MoE layers, with E of each.
+    """
+
+    name: str
+    config_sha256: str
+    weights_sha256: str | None = None
+    layers: tuple[_Whole, ...]
+    num_experts: tuple[_Whole, ...]
+
+
+class Plan(_Closed):
     """A set of experts, bound to one shape of model.
 
     Attributes:
-        model: name of the model, for people.
-        config_sha256: hash of its configuration; another model's plan is refused by it.
-        layers: numbers of the model's MoE layers.
-        num_experts: E of each of them.
-        entries: the experts, sorted; each once, at least one.
+        model: that the experts belong to.
         created_by: what wrote the plan, with its version.
-        weights_sha256: hash of its weights, where experts were chosen by what these weights do;
-            None: any of this configuration.
         found_by: how they were found, for people.
+        entries: the experts, sorted; each once, at least one. ``experts`` in the file.
 
     Raises:
         BadInputError: no expert, one named twice, or one that the model does not have.
     """
 
-    model: str
-    config_sha256: str
-    layers: tuple[int, ...]
-    num_experts: tuple[int, ...]
-    entries: tuple[PlanEntry, ...]
+    kind: Literal["plan"] = "plan"
+    schema_version: Literal[1, 2] = PLAN_SCHEMA
+    model: PlanModel
     created_by: str
-    weights_sha256: str | None = None
-    found_by: Mapping[str, Any] = field(default_factory=dict)
+    found_by: dict[str, Any] = {}
+    entries: tuple[PlanEntry, ...] = Field(alias="experts")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "entries", tuple(sorted(self.entries, key=lambda e: e.expert)))
+    @field_validator("entries")
+    @classmethod
+    def _sorted(cls, entries: tuple[PlanEntry, ...]) -> tuple[PlanEntry, ...]:
+        return tuple(sorted(entries, key=lambda e: e.expert))
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Plan:
         if not self.entries:
             raise BadInputError("a plan needs at least one expert, got none")
-        twice = [e for e, n in Counter(x.expert for x in self.entries).items() if n > 1]
+        twice = [e for e, n in Counter(self.experts).items() if n > 1]
         if twice:
             raise BadInputError(f"the plan names {twice[0]} more than once; name each expert once")
-        if len(self.layers) != len(self.num_experts):
+        layers, sizes = self.model.layers, self.model.num_experts
+        if len(layers) != len(sizes):
             raise BadInputError(
-                f"the plan lists {len(self.layers)} layers but {len(self.num_experts)} numbers of "
-                "experts; each layer has one"
+                f"the plan lists {len(layers)} layers but {len(sizes)} numbers of experts; each "
+                "layer has one"
             )
-        odd = [e for e in self.entries if e.score is not None and not math.isfinite(e.score)]
-        if odd:
-            raise BadInputError(f"the score of {odd[0].expert} is {odd[0].score}; leave it out")
-        sizes = dict(zip(self.layers, self.num_experts, strict=True))
-        require_experts(self.experts, sizes, self.model)
+        require_experts(self.experts, dict(zip(layers, sizes, strict=True)), self.model.name)
+        return self
 
     @classmethod
     def of(
@@ -110,16 +139,11 @@ class Plan:
         Raises:
             BadInputError: see `Plan`.
         """
-        return cls(
-            model=model["name"],
-            config_sha256=model["config_sha256"],
-            layers=tuple(model["layers"]),
-            num_experts=tuple(model["num_experts"]),
-            entries=tuple(entries),
-            created_by=created_by,
-            weights_sha256=model["weights_sha256"] if by_weights else None,
-            found_by=found_by or {},
-        )
+        known = {name: model[name] for name in PlanModel.model_fields}
+        if not by_weights:
+            known["weights_sha256"] = None
+        data = {"model": known, "created_by": created_by, "found_by": dict(found_by or {})}
+        return cls.from_dict({**data, "schema_version": PLAN_SCHEMA, "experts": list(entries)})
 
     @property
     def experts(self) -> tuple[ExpertRef, ...]:
@@ -161,18 +185,19 @@ class Plan:
             BadInputError: another configuration, other weights where the plan is bound to them, or
                 another shape under the same configuration.
         """
+        own = self.model
         for what in ("config", "weights"):
-            mine, theirs = getattr(self, f"{what}_sha256"), model[f"{what}_sha256"]
+            mine, theirs = getattr(own, f"{what}_sha256"), model[f"{what}_sha256"]
             if mine is not None and mine != theirs:
                 raise BadInputError(
-                    f"the plan was made for {self.model} ({what} {mine[:12]}…), not for "
+                    f"the plan was made for {own.name} ({what} {mine[:12]}…), not for "
                     f"{model['name']} ({what} {theirs[:12]}…); give the plan's model, or make a "
                     "plan for this one"
                 )
         shape = list(model["layers"]), list(model["num_experts"])
-        if (list(self.layers), list(self.num_experts)) != shape:
+        if (list(own.layers), list(own.num_experts)) != shape:
             raise BadInputError(
-                f"the plan expects MoE layers {list(self.layers)} of {list(self.num_experts)} "
+                f"the plan expects MoE layers {list(own.layers)} of {list(own.num_experts)} "
                 f"experts, but {model['name']} has {shape[0]} of {shape[1]}; make a new plan"
             )
 
@@ -189,21 +214,11 @@ class Plan:
 
     def to_json(self) -> str:
         """The text of the file."""
-        data = {
-            "kind": "plan",
-            "schema_version": PLAN_SCHEMA,
-            "model": {
-                "name": self.model,
-                "config_sha256": self.config_sha256,
-                "weights_sha256": self.weights_sha256,
-                "layers": self.layers,
-                "num_experts": self.num_experts,
-            },
-            "created_by": self.created_by,
-            "found_by": self.found_by,
-            "experts": [{**e._asdict(), "expert": str(e.expert)} for e in self.entries],
-        }
-        return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+        entries = [{**e._asdict(), "expert": str(e.expert)} for e in self.entries]
+        data = {**self.model_dump(exclude={"entries"}), "experts": entries}
+        return (
+            json.dumps({**data, "schema_version": PLAN_SCHEMA}, indent=1, ensure_ascii=False) + "\n"
+        )
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:
@@ -232,52 +247,6 @@ class Plan:
             made = "a plan of an older moescope" if older else "no plan"
             raise BadInputError(f"{made}; make one with moescope contrast MODEL … -o FOLDER")
         try:
-            stored = _Stored.model_validate(data)
+            return cls.model_validate(data)
         except ValidationError as error:
             raise BadInputError(f"the plan's {first_problem(error)}") from error
-        entries = (
-            PlanEntry(ExpertRef.parse(e.expert), e.reason or "", e.score, e.setting)
-            for e in stored.experts
-        )
-        known = stored.model
-        return cls(
-            model=known.name,
-            config_sha256=known.config_sha256,
-            layers=tuple(known.layers),
-            num_experts=tuple(known.num_experts),
-            entries=tuple(entries),
-            created_by=stored.created_by,
-            weights_sha256=known.weights_sha256,
-            found_by=stored.found_by,
-        )
-
-
-_Whole = Annotated[int, Field(ge=0, strict=True)]
-
-
-class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-
-class _Model(_Closed):
-    name: str
-    config_sha256: str
-    weights_sha256: str | None = None
-    layers: list[_Whole]
-    num_experts: list[_Whole]
-
-
-class _Entry(_Closed):
-    expert: str
-    reason: str | None = None
-    score: float | None = Field(None, strict=True)
-    setting: str | None = None
-
-
-class _Stored(_Closed):
-    kind: Literal["plan"] = "plan"
-    schema_version: Literal[1, 2]
-    model: _Model
-    created_by: str
-    found_by: dict[str, Any] = {}
-    experts: list[_Entry]

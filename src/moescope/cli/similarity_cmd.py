@@ -132,7 +132,7 @@ def similarity(settings: SimilarityArgs, resume: bool) -> None:
             )  # fmt: skip
         made.save(folder)
         settings.write_to(folder)
-        _warn(made, options.tokens)
+        _warn(made)
         page = write_similarity_page(made, folder / "similarity.html")
         if settings.pdf:
             for path in write_similarity_figures(made, folder / "figures"):
@@ -165,29 +165,15 @@ def _top(pairs: pa.Table, rows: int) -> pa.Table:
     return pa.table({n: pa.array([r[n] for r in shown]) for n in names})
 
 
-def _warn(made: Similarity, wanted: int) -> None:
+def _warn(made: Similarity) -> None:
     """Say on stderr what was covered, and what was not."""
+    from moescope.similarity.answers import similarity_notes
+
     text = made.about["text"]
     if text is not None:
         errors.print(
             f"{text['tokens']:,} tokens of {text['documents']:,} documents from "
             f"{len(text['domains'])} domains"
         )
-        if text["tokens"] < wanted:
-            longest = made.about["options"]["window_tokens"]
-            note(
-                f"windows of at most {longest} tokens of this text hold no more; {wanted:,} were "
-                "asked for (`total_tokens`, `window`)"
-            )
-        if len(text["group_sizes"]) < 5:
-            note("fewer than 5 documents: no intervals")
-    for row in made.about["layers"]:
-        name = f"layer {row['layer']}"
-        for method, why in row["not_computed"].items():
-            note(f"{name}: no {method}: {why}")
-        for remark in row["notes"]:
-            note(f"{name}: {remark}")
-        for method, experts in row["undefined"].items():
-            first, why = next(iter(experts.items()))
-            count = f"{len(experts)} experts" if len(experts) > 1 else "one expert"
-            note(f"{name}: {count} without {method}, first L{row['layer']}E{first}: {why}")
+    for remark in similarity_notes(made.about):
+        note(remark.text)

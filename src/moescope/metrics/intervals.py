@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit  # scipy.stats takes most of a second to import
 
 __all__ = [
+    "FEW_DOCUMENTS",
     "MIN_CLUSTERS",
     "Contrast",
     "Interval",
@@ -36,6 +37,9 @@ Floats = NDArray[np.float64]
 
 MIN_CLUSTERS = 5
 """With fewer documents no interval and no p-value is given (NaN)."""
+
+FEW_DOCUMENTS = 30
+"""With fewer documents a page warns that small differences cannot be seen."""
 
 _POWER_FACTOR = 1.959964 + 0.841621
 """z at 97.5 % plus z at 80 %."""

@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 
 from moescope.corpus import notes_on_marks
+from moescope.metrics.intervals import FEW_DOCUMENTS
 from moescope.metrics.statistics import MIN_CLUSTERS
 from moescope.report.frames import number
 from moescope.run.reader import Run
 
 __all__ = ["FEW_DOCUMENTS", "about", "alerts", "badly_predicted", "label", "say_basics"]
-
-FEW_DOCUMENTS = 30
-"""With fewer documents in a domain the page warns that small differences cannot be seen."""
 
 LITTLE_BETTER = 0.5
 """Nats per token; a model that predicts a domain by no more than this better than the frequency of

@@ -15,19 +15,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from moescope.report.frames import scaled, tidy
+from moescope.similarity.answers import METHOD_NAMES
 from moescope.similarity.pair_values import upper
 from moescope.similarity.result import Similarity
 from moescope.similarity.tables import clustered_order
 
-__all__ = ["METHOD_NAMES", "PAIRS_AT_MOST", "PAIRS_WITH_INTERVALS", "similarity_data"]
-
-METHOD_NAMES = {
-    "cosine": "cosine of outputs",
-    "cka": "linear CKA of outputs",
-    "weights": "cosine of weights",
-    "router": "cosine of router rows",
-}
-"""Methods as a reader knows them."""
+__all__ = ["PAIRS_AT_MOST", "PAIRS_WITH_INTERVALS", "similarity_data"]
 
 PAIRS_WITH_INTERVALS = 200_000
 """With more pairs × layers × methods the page leaves intervals out."""

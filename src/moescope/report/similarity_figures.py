@@ -23,7 +23,7 @@ from moescope.report.figures import (
     _plain,
     save_figure,
 )
-from moescope.report.similarity_data import METHOD_NAMES
+from moescope.similarity.answers import METHOD_NAMES
 from moescope.similarity.result import Similarity
 from moescope.similarity.tables import clustered_order
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moescope.metrics.statistics import MIN_CLUSTERS
-from moescope.report.about import FEW_DOCUMENTS, label
+from moescope.report.about import label
 from moescope.report.frames import number, settings
 from moescope.report.page import fill_page, write_page
-from moescope.report.similarity_data import METHOD_NAMES, similarity_data
+from moescope.report.similarity_data import similarity_data
+from moescope.result import Note
+from moescope.similarity.answers import similarity_answers, similarity_notes
 from moescope.similarity.result import Similarity
 
 __all__ = ["similarity_page", "write_similarity_page"]
@@ -54,9 +55,9 @@ def similarity_page(made: Similarity) -> str:
         data,
         title=label(about["model"]["name"]),
         subtitle=_subtitle(about),
-        alerts=_alerts(about, shown),
+        alerts=[n._asdict() for n in (*similarity_notes(about), *_cut(about, shown))],
         style="similarity.css",
-        findings=_findings(about),
+        findings=similarity_answers(about),
         facts=_cards(about),
         methods=made.methods,
         has={"maps": bool(data["maps"]), "agreement": bool(about["agreement"]),
@@ -84,111 +85,17 @@ def _span(values: list[int]) -> str:
     return str(low) if low == high else f"{low}–{high}"
 
 
-def _alerts(about: Row, shown: dict[int, int]) -> list[dict[str, str]]:
-    """What a reader must know before the figures."""
-    out: list[dict[str, str]] = []
-
-    def say(level: str, text: str) -> None:
-        out.append({"level": level, "text": text})
-
-    text = about["text"]
-    if text is not None and len(text["group_sizes"]) < MIN_CLUSTERS:
-        say("warn", f"Only {text['documents']} documents: there are no intervals.")
-    elif text is not None and text["documents"] < FEW_DOCUMENTS:
-        say("warn", f"Only {text['documents']} documents, the unit of every interval: read them "
-            "as rough.")  # fmt: skip
-    if text is not None and text["tokens"] < about["options"]["tokens"]:
-        asked, longest = (about["options"][key] for key in ("tokens", "window_tokens"))
-        words = f"Windows of at most {longest} tokens of this text hold {number(text['tokens'])}"
-        say("note", f"{words} tokens; {number(asked)} were asked for.")
-    for words, rows in _same_words(about["layers"]).items():
-        say("warn" if words.startswith("without") else "note", f"{rows}: {words}")
-    if any(
-        count < row["experts"] for count, row in zip(shown.values(), about["layers"], strict=True)
-    ):
-        most = max(shown.values())
-        say("note", f"The page shows the {most} experts of each layer that were used most; "
-            "pairs.parquet has all.")  # fmt: skip
-    return out
-
-
-def _same_words(layers: list[Row]) -> dict[str, str]:
-    """What is missing, each reason once, with its layers."""
-    found: dict[str, list[str]] = {}
-    for row in layers:
-        at = f"layer {row['layer']}"
-        for method, why in row["not_computed"].items():
-            found.setdefault(f"no {METHOD_NAMES[method]}: {why}", []).append(at)
-        for note in row["notes"]:
-            found.setdefault(note, []).append(at)
-        for method, experts in row["undefined"].items():
-            for expert, why in experts.items():
-                words = f"without {METHOD_NAMES[method]}: {why}"
-                found.setdefault(words, []).append(f"L{row['layer']}E{expert}")
-    shown = {}
-    for words, places in found.items():
-        more = f" and {len(places) - 6} more" if len(places) > 6 else ""
-        shown[words] = ", ".join(places[:6]) + more
-    return shown
-
-
-def _findings(about: Row) -> list[str]:
-    """One sentence for each method, and the closest pair with its interval."""
-    out = []
-    for method in dict.fromkeys(r["method"] for r in about["summary"]):
-        rows = [r for r in about["summary"] if r["method"] == method and r["mean"] is not None]
-        if rows:
-            out.append(_FINDINGS[method](rows))
-    return out
-
-
-def _between(rows: list[Row], key: str) -> str:
-    known = [r[key] for r in rows if r.get(key) is not None]
-    if not known:
-        return "unknown"
-    low, high = (f"{v:.3f}".replace("-0.000", "0.000") for v in (min(known), max(known)))
-    return (low if low == high else f"{low} to {high}").replace("-", "−")
-
-
-def _mean_and_closest(rows: list[Row], name: str) -> str:
-    best = max(rows, key=lambda r: r["max"])
-    a, b = best["max_pair"]
-    return (
-        f"{name}: the mean over pairs is {_between(rows, 'mean')} over the layers; closest are "
-        f"L{best['layer']}E{a} and L{best['layer']}E{b} with {best['max']:.3f}."
-    )
-
-
-def _outputs_found(rows: list[Row], name: str, chance: str) -> str:
-    words = f"{_mean_and_closest(rows, name)} {chance} {_between(rows, 'chance')}"
-    known = [r for r in rows if r.get("reference") is not None and r.get("mean_low") is not None]
-    if not known:
-        return f"{words}."
-    above = sum(r["mean_low"] > r["reference_high"] for r in known)
-    below = sum(r["mean_high"] < r["reference_low"] for r in known)
-    return (
-        f"{words}, and experts with shuffled weights on the same inputs "
-        f"{_between(known, 'reference')}: the mean is clearly above those in {above} of "
-        f"{len(known)} layers and clearly below in {below}."
-    )
-
-
-def _parameters_found(rows: list[Row], name: str) -> str:
-    return (
-        f"{_mean_and_closest(rows, name)} Shuffled entries give {_between(rows, 'chance')}, give "
-        f"or take {_between(rows, 'chance_sd')} for a single pair. Without what all experts of a "
-        f"layer share, the closest pair of a layer has {_between(rows, 'max_centred')}."
-    )
-
-
-_FINDINGS = {
-    "cosine": lambda rows: _outputs_found(
-        rows, "Cosine of outputs on the same token", "The same experts on unrelated tokens give"
-    ),
-    "cka": lambda rows: _outputs_found(rows, "Linear CKA of outputs", "Unrelated tokens give"),
-    "weights": lambda rows: _parameters_found(rows, "Cosine of weights"),
-    "router": lambda rows: _parameters_found(rows, "Cosine of router rows"),
-}
+def _cut(about: Row, shown: dict[int, int]) -> list[Note]:
+    """What the page leaves out."""
+    if all(n == row["experts"] for n, row in zip(shown.values(), about["layers"], strict=True)):
+        return []
+    return [
+        Note(
+            "note",
+            f"The page shows the {max(shown.values())} experts of each layer that were used most; "
+            "pairs.parquet has all.",
+        )
+    ]
 
 
 def _cards(about: Row) -> list[dict[str, str]]:

@@ -18,6 +18,7 @@ from moescope.errors import BadInputError
 from moescope.files import claim
 from moescope.measure.journal import drop_journal
 from moescope.result import Result, read_result
+from moescope.similarity.answers import similarity_answers, similarity_notes
 
 __all__ = ["SIMILARITY", "Similarity", "open_similarity"]
 
@@ -97,7 +98,11 @@ class Similarity:
         """
         tables = {"pairs": self.pairs} | ({"maps": self.maps} if self.maps.num_rows else {})
         with claim(folder, SIMILARITY) as target:
-            Result(SIMILARITY, self.identity, tables, about=self.about).save(target)
+            answers, notes = similarity_answers(self.about), similarity_notes(self.about)
+            made = Result(
+                SIMILARITY, self.identity, tables, tuple(answers), tuple(notes), self.about
+            )
+            made.save(target)
             drop_journal(target)
             return target
 

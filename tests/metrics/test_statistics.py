@@ -6,7 +6,9 @@ import pytest
 from moescope.metrics.rates import rate_interval
 from moescope.metrics.specialization import domain_specialization, jensen_shannon, token_baseline
 from moescope.metrics.statistics import (
+    add_q,
     benjamini_hochberg,
+    permutation_p,
     permutation_test,
     permutations_for,
 )
@@ -153,3 +155,27 @@ def test_jensen_shannon_ends() -> None:
     assert jensen_shannon(peak, peak[::-1].copy()) == pytest.approx(0.5)
     even = np.full(4, 0.25)
     assert np.isnan(jensen_shannon(even, even))
+
+
+class TestPermutationP:
+    def test_it_is_the_share_of_draws_at_least_as_large_by_hand(self) -> None:
+        drawn = [np.array([[1.0, 9.0], [2.0, 9.0]]), np.array([[3.0, 9.0]])]
+        # of 3 draws, 2 are at least 2, all are at least 5; the observed counts as one more
+        assert permutation_p(np.array([2.0, 5.0]), drawn).tolist() == [0.75, 1.0]
+        assert float(permutation_p(2.0, [np.array([1.0, 2.0, 3.0])], exact=True)) == 2 / 3
+
+    def test_what_ties_but_for_rounding_is_as_extreme(self) -> None:
+        tied = [np.array([0.1 + 0.2])]
+        assert float(permutation_p(0.3 + 1e-15, tied)) == 1.0
+        assert float(permutation_p(0.3 + 1e-15, tied, slack=0.0)) == 0.5
+
+    def test_an_unknown_statistic_has_no_p(self) -> None:
+        """Nothing is at least NaN, which is no proof of anything."""
+        assert np.isnan(permutation_p(np.nan, [np.zeros(99)]))
+
+
+def test_rows_are_corrected_together() -> None:
+    rows: list[dict[str, float]] = [{"p": 0.01}, {"p": 0.04}, {"p": 0.03}, {"p": np.nan}]
+    add_q(rows)  # by hand: 0.01·3/1, 0.04·3/3, 0.03·3/2 but no more than the next
+    assert [round(row["q"], 6) for row in rows[:3]] == [0.03, 0.04, 0.04]
+    assert np.isnan(rows[3]["q"])

@@ -14,7 +14,6 @@ It knows one batch at a time.
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -30,8 +29,6 @@ from moescope.models.expert_calls import ExpertLayer
 from moescope.models.loading import LoadedModel
 
 __all__ = ["Quick", "QuickWay", "lowest_layer"]
-
-_DECODER_LAYER = re.compile(r"^((?:.*?\.)?(?:layers|blocks|h)\.\d+)(?:\.|$)")
 
 _NOISE = 2e-6
 """Mean change, in nats per token, that rounding may make in single precision."""
@@ -136,15 +133,13 @@ class QuickWay:
             return
         layer = lowest_layer(edits)
         change = self._change(plain, edits, layer)[windows]
-        path = _DECODER_LAYER.match(self._layers[layer].site.block)
-        assert path is not None
 
         def add(_module: Any, _args: Any, output: Any) -> Any:
             if isinstance(output, tuple):
                 return (output[0] + change, *output[1:])
             return output + change
 
-        handle = self._loaded.model.get_submodule(path[1]).register_forward_hook(add)
+        handle = plain.resumable.layers[layer].register_forward_hook(add)
         try:
             yield
         finally:

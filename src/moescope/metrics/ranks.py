@@ -97,7 +97,7 @@ def rank_correlation(
     kept = [(s[k], i[k]) for s, i in pairs if (k := ~(np.isnan(s) | np.isnan(i))).any()]
     kept = [(s, i) for s, i in kept if s.size >= LEAST_EXPERTS]
     experts = sum(s.size for s, _ in kept)
-    if not kept or any(np.ptp(a) == 0 for pair in kept for a in pair):
+    if not kept or any(np.ptp(rankdata(a)) == 0 for pair in kept for a in pair):
         nan = float("nan")
         return RankCorrelation(nan, nan, nan, nan, experts)
     rho = float(np.mean([spearman(s, i) for s, i in kept]))

@@ -65,7 +65,7 @@ def permutation_p(
             as extreme.
 
     Returns:
-        p, of the shape of ``observed``; never 0.
+        p, of the shape of ``observed``; never 0, and NaN where that is NaN.
 
     Example:
         >>> float(permutation_p(3.0, [np.array([1.0, 2.0]), np.array([3.0, 4.0])]))
@@ -79,7 +79,7 @@ def permutation_p(
     hits, rounds = np.full(np.shape(observed), itself), itself
     for part in drawn:
         hits, rounds = hits + (part >= bar).sum(0), rounds + len(part)
-    return np.asarray(hits / rounds)
+    return np.where(np.isnan(observed), np.nan, hits / rounds)
 
 
 def permutations_for(num_tests: int, num_clusters: int) -> int:

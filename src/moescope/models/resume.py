@@ -19,9 +19,25 @@ from torch import nn
 
 from moescope.errors import BadInputError, ModelError
 
-__all__ = ["Resumable"]
+__all__ = ["Resumable", "decoder_layers"]
 
 _DECODER_LAYER = re.compile(r"^(?:(.*?)\.)?(layers|blocks|h)\.\d+(?:\.|$)")
+
+
+def decoder_layers(model: nn.Module, inside: str) -> list[nn.Module]:
+    """The decoder layers of a model in their order.
+
+    Args:
+        model: a transformers model.
+        inside: dotted path of any module inside one of them.
+
+    Raises:
+        ModelError: the path lies in no numbered decoder layer.
+    """
+    match = _DECODER_LAYER.match(inside)
+    if match is None:
+        raise ModelError(f"{inside} lies in no numbered decoder layer")
+    return list(model.get_submodule(".".join(filter(None, match.groups()))).children())
 
 
 class Resumable:
@@ -32,19 +48,16 @@ class Resumable:
         inside: dotted path of any module inside a decoder layer, to find the layers by.
 
     Attributes:
-        num_layers: decoder layers of the model.
+        layers: decoder layers of the model.
+        num_layers: how many.
     """
 
     def __init__(self, model: nn.Module, inside: str) -> None:
-        match = _DECODER_LAYER.match(inside)
-        if match is None:
-            raise ModelError(f"{inside} lies in no numbered decoder layer")
-        layers = model.get_submodule(".".join(filter(None, match.groups())))
         self._model: Any = model
-        self._layers = list(layers.children())
+        self.layers = decoder_layers(model, inside)
         self._kept: dict[int, Any] = {}
         self._call: dict[str, torch.Tensor] = {}
-        self.num_layers = len(self._layers)
+        self.num_layers = len(self.layers)
 
     @torch.inference_mode()
     def keep(
@@ -63,7 +76,7 @@ class Resumable:
         self._kept = {}
         self._call = {"input_ids": input_ids, "attention_mask": attention_mask}
         handles = [
-            self._layers[start - 1].register_forward_hook(self._keep(start - 1))
+            self.layers[start - 1].register_forward_hook(self._keep(start - 1))
             for start in sorted(set(starts))
             if start > 0
         ]
@@ -109,7 +122,7 @@ class Resumable:
         def answer(*_args: Any, **_kwargs: Any) -> Any:
             return kept
 
-        skipped: list[Any] = self._layers[:start]
+        skipped: list[Any] = self.layers[:start]
         own = [layer.__dict__.get("forward") for layer in skipped]  # put there by other tools
         for layer in skipped:
             layer.forward = answer

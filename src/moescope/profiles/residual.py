@@ -13,19 +13,19 @@ streams. It is tried here, layer by layer, on a few tokens:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from moescope.errors import ModelError
 from moescope.models.anatomy import MoELayer
+from moescope.models.resume import decoder_layers
 from moescope.words import said_by
 
 __all__ = ["first_output", "layer_paths"]
 
-_DECODER_LAYERS = re.compile(r"^(.*?(?:layers|blocks|h))\.\d+(?:\.|$)")
 _TOLERANCE = 0.03
 _ROUNDING = 3e-3
 """Half precision reads a factor of 2 as 1.998; models use round factors."""
@@ -52,10 +52,10 @@ def layer_paths(
         ids: a few token ids, (1, S).
         final: what the final norm received for them.
     """
-    match = _DECODER_LAYERS.match(layers[0].site.block)
-    if match is None:
-        return {n.layer_idx: f"{n.site.block} lies in no numbered decoder layer" for n in layers}
-    decoder = list(model.get_submodule(match[1]).children())
+    try:
+        decoder = decoder_layers(model, layers[0].site.block)
+    except ModelError as error:
+        return {n.layer_idx: str(error) for n in layers}
     calls, outputs = _one_pass(model, decoder, ids)
     if final.shape != outputs[-1].shape or not _close(final.float(), outputs[-1].float()):
         reason = "something between the last layer and the final norm changes the residual stream"

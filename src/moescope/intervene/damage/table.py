@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from moescope.measure.trials import Measured
 from moescope.metrics.intervals import Means, contrast, document_means, minimum_detectable
 from moescope.metrics.statistics import add_q
 
-__all__ = ["MEASURES", "Selectivity", "damage_table", "selectivity"]
+__all__ = ["MEASURES", "Selectivity", "damage_table", "group_means", "selectivity"]
 
 MEASURES = ("ce_change", "kl", "flips")
 
@@ -56,26 +57,35 @@ def damage_table(
     Returns:
         Columns: see docs/concepts/damage.md. What a control has no figure for is null.
     """
-    sums_NM = scopes.add_up(np.concatenate([getattr(measured, m) for m in MEASURES]).T)
-    tokens_N, ce_N = scopes.add_up(measured.tokens), scopes.add_up(measured.ce)
     chosen_NJ, total_N = scopes.add_up(prepared.chosen.T), scopes.add_up(prepared.total)
     rows: list[dict[str, Any]] = []
-    for group in scopes.groups():
-        on = group.mask
-        if not tokens_N[on].sum():
-            continue
-        means = document_means(sums_NM[on], tokens_N[on])
-        shared = {
-            "scope": group.scope,
-            "domain": group.domain,
-            "documents": int((tokens_N[on] > 0).sum()),
-            "tokens": int(tokens_N[on].sum()),
-            "ce": float(ce_N[on].sum() / tokens_N[on].sum()),
-        }
+    for on, shared, means in group_means(measured, scopes):
         loads = chosen_NJ[on].sum(0) / max(1, total_N[on].sum())
         rows += _group_rows(shared, means, loads, chance, prepared.matched_loads)
     _add_q(rows)
     return pa.Table.from_pylist(rows)
+
+
+def group_means(
+    measured: Measured, scopes: Scopes
+) -> Iterator[tuple[NDArray[np.bool_], dict[str, Any], Means]]:
+    """Of each group of documents with tokens: which they are, what it is, and its means.
+
+    The means are those of all trials under the first of `MEASURES`, then under the next.
+    """
+    sums_NM = scopes.add_up(np.concatenate([getattr(measured, m) for m in MEASURES]).T)
+    tokens_N, ce_N = scopes.add_up(measured.tokens), scopes.add_up(measured.ce)
+    for group in scopes.groups():
+        on, tokens = group.mask, int(tokens_N[group.mask].sum())
+        if tokens:
+            known = {
+                "scope": group.scope,
+                "domain": group.domain,
+                "documents": int((tokens_N[on] > 0).sum()),
+                "tokens": tokens,
+                "ce": float(ce_N[on].sum() / tokens),
+            }
+            yield on, known, document_means(sums_NM[on], tokens_N[on])
 
 
 def _group_rows(

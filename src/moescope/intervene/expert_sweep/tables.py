@@ -13,10 +13,10 @@ from scipy.stats import rankdata
 
 from moescope.axes import ExpertRef
 from moescope.intervene.damage.scopes import Scopes
-from moescope.intervene.damage.table import MEASURES
+from moescope.intervene.damage.table import MEASURES, group_means
 from moescope.intervene.expert_sweep.scores import SCORES
 from moescope.measure.trials import Measured
-from moescope.metrics.intervals import document_means, minimum_detectable
+from moescope.metrics.intervals import minimum_detectable
 from moescope.metrics.ranks import RankCorrelation, rank_correlation, repeatability
 from moescope.metrics.statistics import add_q
 
@@ -44,26 +44,14 @@ def expert_table(
         Columns: see docs/concepts/damage.md. ``rank``: 1 for the largest change of cross-entropy in
         the layer, ties share the mean of their places; it and the scores are null outside ``all``.
     """
-    sums_NM = scopes.add_up(np.concatenate([getattr(measured, m) for m in MEASURES]).T)
-    tokens_N, ce_N = scopes.add_up(measured.tokens), scopes.add_up(measured.ce)
     columns: dict[str, list[Any]] = {}
-    layer = np.asarray([ref.layer_idx for ref in experts])
-    for group in scopes.groups():
-        on = group.mask
-        tokens = int(tokens_N[on].sum())
-        if not tokens:
-            continue
-        means = document_means(sums_NM[on], tokens_N[on])
-        count = len(experts)
+    layer, count = np.asarray([ref.layer_idx for ref in experts]), len(experts)
+    for _, known, means in group_means(measured, scopes):
         block: dict[str, list[Any]] = {
             "layer": layer.tolist(),
             "expert": [ref.expert for ref in experts],
             "name": [str(ref) for ref in experts],
-            "scope": [group.scope] * count,
-            "domain": [group.domain] * count,
-            "documents": [int((tokens_N[on] > 0).sum())] * count,
-            "tokens": [tokens] * count,
-            "ce": [float(ce_N[on].sum() / tokens)] * count,
+            **{name: [value] * count for name, value in known.items()},
         }
         for m, name in enumerate(MEASURES):
             part = slice(m * count, (m + 1) * count)
@@ -71,7 +59,7 @@ def expert_table(
                 block[name + end] = values[part].tolist()
         block["ce_change_se"] = means.se[:count].tolist()
         block["detectable"] = minimum_detectable(means.se[:count]).tolist()
-        block |= _score_columns(experts, scores, layer, means.mean[:count], group.scope == "all")
+        block |= _score_columns(experts, scores, layer, means.mean[:count], known["scope"] == "all")
         for name, column in block.items():
             columns.setdefault(name, []).extend(column)
     return pa.table(columns)

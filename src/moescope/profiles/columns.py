@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-__all__ = ["COLUMNS", "schema_of"]
+__all__ = ["COLUMNS", "CONTRIBUTION", "DOMAIN_LOAD", "LOAD", "SPECIAL", "schema_of"]
 
 _TEXT, _INT, _NUMBER = pa.string(), pa.int64(), pa.float64()
 _HALVES = "and in each half of the documents"
@@ -130,6 +130,28 @@ COLUMNS: dict[str, dict[str, tuple[pa.DataType, str]]] = {
     },
 }  # fmt: skip
 """Table → columns → type and meaning, beside the ``layer`` and ``expert`` of every row."""
+
+
+# Columns of the tables, by the names that they have in the run's tables and in what was measured.
+LOAD = {
+    "count": "count", "tokens": "tokens", "load": "load", "rate": "activation_rate",
+    "rate_low": "ci_low", "rate_high": "ci_high", "gate_mass": "gate_mass",
+    "first_share": "first_share",
+}  # fmt: skip
+DOMAIN_LOAD = {
+    "count": "count", "tokens": "tokens", "rate": "activation_rate", "low": "ci_low",
+    "high": "ci_high", "gate_mass": "gate_mass",
+}  # fmt: skip
+SPECIAL = {
+    "others": "others", "lift": "lift_over_others", "lift_low": "lift_low",
+    "lift_high": "lift_high", "q": "q", "by_token": "by_token",
+}  # fmt: skip
+CONTRIBUTION = {
+    "mean": "contribution", "low": "contribution_low", "high": "contribution_high",
+    "share": "contribution_share", "documents": "documents", "weight": "weight",
+    "activation": "activation", "activation_share": "activation_share", "peak": "peak",
+    "counted_peak": "counted_peak",
+}  # fmt: skip
 
 
 def schema_of(table: str) -> pa.Schema:

@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 
 from moescope.metrics.view import Layer
 from moescope.metrics.vocabulary import MIN_TOKEN_COUNT
-from moescope.profiles.columns import COLUMNS, schema_of
+from moescope.profiles.columns import (
+    COLUMNS,
+    CONTRIBUTION,
+    DOMAIN_LOAD,
+    LOAD,
+    SPECIAL,
+    schema_of,
+)
 from moescope.profiles.contexts import AROUND, MAX_PER_DOCUMENT
 from moescope.profiles.facts import Profiles
 from moescope.profiles.partners import MIN_PAIR_COUNT
@@ -47,26 +54,6 @@ _SUPER_PERCENTILE = 99.5
 _SUPER_OF_LARGEST = 0.1
 _SUPER_DEPTH = 0.75
 
-# Columns of the tables, by the names that they have in the run's tables and in what was measured.
-_LOAD = {
-    "count": "count", "tokens": "tokens", "load": "load", "rate": "activation_rate",
-    "rate_low": "ci_low", "rate_high": "ci_high", "gate_mass": "gate_mass",
-    "first_share": "first_share",
-}  # fmt: skip
-_DOMAIN_LOAD = {
-    "count": "count", "tokens": "tokens", "rate": "activation_rate", "low": "ci_low",
-    "high": "ci_high", "gate_mass": "gate_mass",
-}  # fmt: skip
-_SPECIAL = {
-    "others": "others", "lift": "lift_over_others", "lift_low": "lift_low",
-    "lift_high": "lift_high", "q": "q", "by_token": "by_token",
-}  # fmt: skip
-_CONTRIBUTION = {
-    "mean": "contribution", "low": "contribution_low", "high": "contribution_high",
-    "share": "contribution_share", "documents": "documents", "weight": "weight",
-    "activation": "activation", "activation_share": "activation_share", "peak": "peak",
-    "counted_peak": "counted_peak",
-}  # fmt: skip
 _DOMAINS_AND_ALL = (slice(1, None), 0)
 
 Array = NDArray[Any]
@@ -197,7 +184,7 @@ class _LayerTables:
             "rate_chance": np.full(size, layer.top_k / layer.num_experts),
             "gate_low": low[0, self._own],
             "gate_high": high[0, self._own],
-            **{name: load[column][0, at] for name, column in _LOAD.items()},
+            **{name: load[column][0, at] for name, column in LOAD.items()},
         }
 
     def _domains(self) -> Columns:
@@ -212,8 +199,8 @@ class _LayerTables:
             "of_text": _ratio(*(routed.load["tokens"][g, at] for g in _DOMAINS_AND_ALL)),
             "gate_low": low,
             "gate_high": high,
-            **{name: routed.load[column][1:, at] for name, column in _DOMAIN_LOAD.items()},
-            **{name: routed.special[column][:, at] for name, column in _SPECIAL.items()},
+            **{name: routed.load[column][1:, at] for name, column in DOMAIN_LOAD.items()},
+            **{name: routed.special[column][:, at] for name, column in SPECIAL.items()},
         }
         if self._measured is not None:
             known = self._measured.about["text"]["domains"]
@@ -335,7 +322,7 @@ class _LayerTables:
             "load_share": count / max(total, 1),
             "peak_ratio": peak[at] / (np.median(peak[peak > 0]) if known.any() else np.nan),
             "super_rule": self._super_rule(peak)[at],
-            **{name: a[column][at] for name, column in _CONTRIBUTION.items()},
+            **{name: a[column][at] for name, column in CONTRIBUTION.items()},
         }
         self._figures("contribution", columns)
 

@@ -216,9 +216,8 @@ class Plan(_Closed):
         """The text of the file."""
         entries = [{**e._asdict(), "expert": str(e.expert)} for e in self.entries]
         data = {**self.model_dump(exclude={"entries"}), "experts": entries}
-        return (
-            json.dumps({**data, "schema_version": PLAN_SCHEMA}, indent=1, ensure_ascii=False) + "\n"
-        )
+        data["schema_version"] = PLAN_SCHEMA
+        return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:

@@ -104,8 +104,8 @@ def test_a_model_that_is_gone_can_be_named_or_done_without(place: Path, moescope
 BAD = {
     "nothing named": (("run",), "name experts such as L5E9, or give --all"),
     "both": (("run", "L1E0", "--all"), "one of the two"),
-    "no such expert": (("run", "L1E99"), "layer 1 has experts E0 to E7"),
-    "no such layer": (("run", "L7E0"), "its layers are 0, 1, 2, 3"),
+    "no such expert": (("run", "L1E99"), "has experts E0 to E7"),
+    "no such layer": (("run", "L7E0"), "its MoE layers are 0-3"),
     "no expert's name": (("run", "5.9"), "expected the form L5E9"),
     "no run": (("nothing", "--all"), "is no run"),
     "model and none": (("run", "--all", "--model", "moe", "--no-model"), "exclude each other"),

@@ -59,7 +59,7 @@ class Cells(NamedTuple):
             BadInputError: the run has no such expert; says which it has.
         """
         sizes = {layer.layer_idx: layer.num_experts for layer in self.layers}
-        require_experts([ref], sizes, "this run")
+        require_experts([ref], sizes, "this run's model as far as it was traced")
         slot = list(sizes).index(ref.layer_idx)
         return self.offsets[slot] + ref.expert
 

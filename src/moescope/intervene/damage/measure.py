@@ -206,9 +206,7 @@ def measure_damage(
     plan, chosen = make_plan(loaded, experts), damage_edit(edit)
     check_edits(loaded.anatomy, [chosen.make(plan.experts)])
     if controls:
-        require_room(
-            plan.experts, dict(zip(plan.model.layers, plan.model.num_experts, strict=True))
-        )
+        require_room(plan.experts, {m.layer_idx: m.num_experts for m in loaded.anatomy.layers})
     scopes, batch = Scopes(windows, targets), batch_budget(loaded, batch_tokens)
     if match == "target-load" and not scopes.targets:
         raise BadInputError("`match=target-load` needs a target; name one with `target=DOMAIN`")

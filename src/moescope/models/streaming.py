@@ -329,8 +329,8 @@ class StreamedModel:
         if names:
             raise ModelError(
                 f"{self._stored.folder}: the checkpoint has no weights for {len(names)} "
-                f"parameters, first {names[0]}; they would be random, so nothing measured would mean "
-                "anything"
+                f"parameters, first {names[0]}; they would be random, so nothing measured would "
+                "mean anything"
             )
 
     def _initialize_buffers(self, root: nn.Module) -> None:

@@ -13,8 +13,8 @@ from tests.corpus.helpers import SPECIAL, byte_level, document, sentence_piece_b
 from transformers import AutoTokenizer
 
 from moescope.corpus import TokenizedDocument, tokenize_document
+from moescope.corpus import encode as encode_module
 from moescope.corpus import pieces as pieces_module
-from moescope.corpus import tokenize as tokenize_module
 from moescope.corpus.pieces import pieces
 
 TOKENIZERS = {
@@ -32,7 +32,7 @@ def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of 40 characters with margins of 30, from 60 characters on."""
     for name, value in {"WHOLE": 60, "PIECE": 40, "MARGIN": 30, "_SEARCHED": 20}.items():
         monkeypatch.setattr(pieces_module, name, value)
-    monkeypatch.setattr(tokenize_module, "WHOLE", 60)
+    monkeypatch.setattr(encode_module, "WHOLE", 60)
 
 
 def same(one: TokenizedDocument, other: TokenizedDocument) -> None:
@@ -52,7 +52,7 @@ def test_the_tokens_are_those_of_the_whole_text(name: str, words: list[str], con
     with pytest.MonkeyPatch.context() as patch:
         for limit, value in {"WHOLE": 60, "PIECE": 40, "MARGIN": 30, "_SEARCHED": 20}.items():
             patch.setattr(pieces_module, limit, value)
-        patch.setattr(tokenize_module, "WHOLE", 60)
+        patch.setattr(encode_module, "WHOLE", 60)
         same(tokenize_document(tokenizer, document(text), 3, context_length=context), whole)
 
 
@@ -108,7 +108,7 @@ def test_a_run_without_white_space_keeps_its_tokens(
     whole = tokenize_document(tokenizer, document(text * 9000), 0, context_length=64)
     for name, value in {"WHOLE": 5000, "PIECE": 3001, "_SEARCHED": 2000}.items():
         monkeypatch.setattr(pieces_module, name, value)
-    monkeypatch.setattr(tokenize_module, "WHOLE", 5000)
+    monkeypatch.setattr(encode_module, "WHOLE", 5000)
     same(tokenize_document(tokenizer, document(text * 9000), 0, context_length=64), whole)
 
 

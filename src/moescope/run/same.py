@@ -8,10 +8,9 @@ from typing import Any
 
 from moescope.errors import RunError
 from moescope.run.manifest import Manifest
+from moescope.words import brief
 
 __all__ = ["require_same", "require_same_run"]
-
-_SHOWN = 60
 
 _MAY_DIFFER = ("device", "engine_version", "name", "notes", "path")
 """Of a run: where its parts lie and what they are called decides no figure."""
@@ -45,7 +44,7 @@ def require_same(
             if mine.get(key) != theirs.get(key):
                 raise RunError(
                     f"cannot resume {folder}: {f'{word} {key}'.strip()} was "
-                    f"{_short(theirs.get(key))}, now {_short(mine.get(key))}; give what it was "
+                    f"{brief(theirs.get(key))}, now {brief(mine.get(key))}; give what it was "
                     "started with, or another folder"
                 )
 
@@ -55,8 +54,3 @@ def require_same_run(folder: Path, begun: Manifest, now: Manifest) -> None:
     groups = ("model", "options", "corpus", "source")
     theirs, mine = ({name: getattr(m, name) for name in groups} for m in (begun, now))
     require_same(folder, theirs, mine, _MAY_DIFFER)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

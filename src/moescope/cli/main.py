@@ -54,7 +54,8 @@ NAMES = (
 )  # fmt: skip
 """Of the verbs, in the order of the help; each has a module ``moescope.cli.NAME_cmd``."""
 
-for _name in NAMES:
+# one verb needs no settings of the others, which take longer to make than a table to print
+for _name in [name for name in sys.argv[1:2] if name in NAMES] or NAMES:
     import_module(f"moescope.cli.{_name}_cmd")
     app.command(_name, help=VERBS[_name].help)(VERBS[_name].command)
 

@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import typer
 import yaml
@@ -154,7 +154,6 @@ def verb(
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         VERBS[body.__name__.rstrip("_")] = Verb(command, inspect.cleandoc(body.__doc__ or ""))
-        _Named.all.append(kind)
         return body
 
     return make
@@ -286,23 +285,22 @@ def note(line: str, style: str = "yellow") -> None:
 
 
 class _Named:
-    """The settings of the verb that runs and of all, by which messages are spelt."""
+    """The settings of the verb that runs, by which messages are spelt."""
 
     kind: type[Settings] | None = None
-    all: ClassVar[list[type[Settings]]] = []
 
 
 def flagged(line: str) -> str:
     """A message of the library, whose settings stand in backticks, as the verb spells them.
 
     ```limit``` becomes ``--limit``, ```engine=resident``` becomes ``--engine resident``. What the
-    verb has no flag for may be one of another, such as the one that made a run; else it stays.
+    verb has no flag for may be one of those that make a run; else it stays.
     """
+    from moescope.cli.settings import RunArgs
 
     def spell(found: re.Match[str]) -> str:
         name, value = found[1], found[2]
-        kinds = [_Named.kind] if _Named.kind else []
-        spelt = (_spelt(kind, name) for kind in [*kinds, *_Named.all])
+        spelt = (_spelt(kind, name) for kind in (_Named.kind or RunArgs, RunArgs))
         shown = next((s for s in spelt if s), "--resume" if name == "resume" else None)
         if shown is None:
             return found[0]

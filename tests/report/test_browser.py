@@ -32,6 +32,7 @@ def dom(page: Path, folder: Path) -> str:
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
         "--window-size=1100,900", f"--user-data-dir={folder / 'profile'}", "--dump-dom",
+        "--virtual-time-budget=10000",  # of the page's own time: it may unpack before it draws
     ]  # fmt: skip
     done = subprocess.run(
         [str(BROWSER), *flags, page.as_uri()], capture_output=True, timeout=180, check=True

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.report.conftest import HOSTILE
 
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.report import build_report
-from moescope.report.page import embed_json
+from moescope.report.page import LAST, SHARED, embed_json
 
 REPORT = Path(__file__).parents[2] / "src" / "moescope" / "report"
 
@@ -87,6 +88,17 @@ class TestSelfContained:
             for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(",
                          ".html(", "fetch(", "XMLHttpRequest", "import("):  # fmt: skip
                 assert word not in code, f"{path.name} uses {word}"
+
+    @pytest.mark.parametrize("page", sorted(p.stem for p in REPORT.glob("*_page.py")))
+    def test_no_two_scripts_of_a_page_give_one_name_to_two_things(self, page: str) -> None:
+        own = import_module(f"moescope.report.{page}")._SCRIPTS
+        given: dict[str, list[str]] = {}
+        for name in (*SHARED, *own, LAST):
+            code = (REPORT / "templates" / "js" / name).read_text(encoding="utf-8")
+            for found in set(re.findall(r"(?m)^\s*M\.(\w+) = ", code)):
+                given.setdefault(found, []).append(name)
+        meant = {"start", "figure"}  # a page may wait before it starts, or redraw more often
+        assert {n: files for n, files in given.items() if len(files) > 1 and n not in meant} == {}
 
     def test_vendored_libraries_are_the_ones_that_are_noted(self) -> None:
         noted = (REPORT / "vendor" / "README.md").read_text(encoding="utf-8")

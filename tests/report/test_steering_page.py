@@ -56,7 +56,7 @@ def test_the_page_says_what_was_done_without_scripts(
 
 def test_silence_is_an_alert(bare: SteeringResult) -> None:
     body = steering_page(steering_result(bare)).split('id="data"')[0]
-    assert 'class="alert bad"><b>No effect.</b>' in body
+    assert 'class="alert bad" role="alert"><b>No effect.</b>' in body
     assert bare.effect.notes[0] in body
     for figure in ("words", "controls", "text", "sweep"):
         assert f'id="plot-{figure}"' not in body

@@ -1,5 +1,5 @@
 // Opens an expert by link, walks by keys, searches, presses every button and choice.
-M.when(() => {
+M.start(() => {
 const told = document.documentElement.dataset;
 const key = (e, name) => e.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true }));
 const shown = () => document.getElementById("panel-name").firstChild.textContent;

@@ -24,14 +24,14 @@ from markupsafe import Markup
 from moescope.files import usable_path, write_bytes
 from moescope.profiles.summary import Q_LEVEL
 
-__all__ = ["SIGNATURE", "embed_json", "fill_page", "write_page"]
+__all__ = ["LAST", "SHARED", "SIGNATURE", "embed_json", "fill_page", "write_page"]
 
 SIGNATURE = b'<meta name="generator" content="moescope">'
 _TEMPLATES = Path(__file__).parent / "templates"
 _VENDOR = Path(__file__).parent / "vendor"
 _LIBRARIES = ("d3.min.js", "plot.umd.min.js")
-_SHARED = ("core.js", "theme.js", "controls.js", "tables.js")
-_LAST = "main.js"
+SHARED = ("core.js", "theme.js", "controls.js", "tables.js")
+LAST = "main.js"
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
@@ -80,7 +80,7 @@ def fill_page(
         words: what else the template names; everything is escaped.
     """
     sources = [_script(_VENDOR / name) for name in _LIBRARIES]
-    sources += [_script(_TEMPLATES / "js" / name) for name in (*_SHARED, *scripts, _LAST)]
+    sources += [_script(_TEMPLATES / "js" / name) for name in (*SHARED, *scripts, LAST)]
     styles = [(_TEMPLATES / n).read_text(encoding="utf-8") for n in ("style.css", style) if n]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),

@@ -4,17 +4,22 @@
   const control = (label, ...children) =>
     M.h("div", { class: "control", role: "group", "aria-label": label }, M.h("span", { class: "name" }, label), children);
 
+  M.labelled = (label, element) => M.h("div", { class: "control" }, M.h("span", { class: "name" }, label), element);
+  M.select = function (label, key, options) {
+    const select = M.h("select", { "aria-label": label, onchange: () => M.set({ [key]: options[select.selectedIndex].value }) },
+      options.map((o) => M.h("option", {}, M.shorten(o.label, 60))));
+    const update = () => {
+      select.selectedIndex = options.findIndex((o) => o.value === M.state[key]);
+    };
+    M.watch(key, update);
+    update();
+    return select;
+  };
+
   // One of a few as buttons, one of many as a select. options: [{value, label}]
   M.choice = function (label, key, options, few = 6) {
     if (options.length > few || options.some((o) => o.label.length > 30)) {
-      const select = M.h("select", { "aria-label": label, onchange: () => M.set({ [key]: options[select.selectedIndex].value }) },
-        options.map((o) => M.h("option", {}, M.shorten(o.label, 60))));
-      const update = () => {
-        select.selectedIndex = options.findIndex((o) => o.value === M.state[key]);
-      };
-      M.watch(key, update);
-      update();
-      return M.h("div", { class: "control" }, M.h("span", { class: "name" }, label), select);
+      return M.labelled(label, M.select(label, key, options));
     }
     const buttons = options.map((o) => M.h("button", { type: "button", onclick: () => M.set({ [key]: o.value }) }, o.label));
     const update = () => buttons.forEach((b, i) => b.setAttribute("aria-pressed", String(options[i].value === M.state[key])));

@@ -102,7 +102,7 @@ const M = {};
   M.figure = function (name, keys, draw, setup) {
     if (M.id(`plot-${name}`)) M.section(name, keys, draw, setup);
   };
-  M.when = (script) => script(); // until what a script needs is at hand
+  M.start = (script) => script(); // until what a script needs is at hand
   M.drawn = []; // called once, when everything has been drawn
   function run(section, what) {
     try {

@@ -23,7 +23,7 @@
       pen.setTransform(ratio, 0, 0, ratio, 0, 0);
       pen.clearRect(0, 0, width, height);
       cells(pen, spec, left, top, cw, ch);
-      axes(pen, spec, left, top, cw, ch);
+      M.mapAxes(pen, spec, left, top, cw, ch);
       if (cursor) {
         pen.strokeStyle = M.css("ink");
         pen.lineWidth = 2;
@@ -86,7 +86,8 @@
     }
   }
 
-  function axes(pen, spec, left, top, cw, ch) {
+  // Numbers of rows and columns, and the names of both axes.
+  M.mapAxes = function (pen, spec, left, top, cw, ch) {
     pen.fillStyle = M.css("soft");
     pen.font = `11px ${M.css("sans")}`;
     pen.textBaseline = "middle";
@@ -105,7 +106,7 @@
     pen.textAlign = "center";
     pen.fillText(spec.yTitle, 0, 0);
     pen.restore();
-  }
+  };
 
   // Every how many labels fit, in round steps.
   M.step = function (count, size, room) {

@@ -1,6 +1,6 @@
 "use strict";
 // Contents, drawing, and drawing again when the width changes.
-M.when(function () {
+M.start(function () {
   const links = [...document.querySelectorAll("main > section")].map((section) =>
     M.h("a", { href: `#${section.id}` }, section.querySelector("h2").textContent));
   M.fill(M.id("toc"), links);

@@ -1,6 +1,6 @@
 "use strict";
 // Profiles as rows of the page's tables: the figures of an expert by column name, and its lists.
-M.when(function () {
+M.start(function () {
   const tables = M.data.tables;
   const columns = Object.fromEntries(Object.entries(tables).map(([name, t]) => [name, Object.keys(t).filter((c) => c !== "starts")]));
   const row = (name, at) => Object.fromEntries(columns[name].map((c) => [c, tables[name][c][at]]));

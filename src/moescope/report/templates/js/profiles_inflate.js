@@ -4,13 +4,13 @@
 (function () {
   const packed = M.data.packed;
   const waiting = [];
-  M.when = (script) => waiting.push(script);
+  M.start = (script) => waiting.push(script);
   const bytes = Uint8Array.from(atob(packed.bytes), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
   new Response(stream).json().then((data) => {
     Object.assign(M.data, data);
     packed.bytes = "";
-    M.when = (script) => script();
+    M.start = (script) => script();
     waiting.forEach((script) => script());
   });
 })();

@@ -1,6 +1,6 @@
 "use strict";
 // The experts that match a search, and moving from one to the next.
-M.when(function () {
+M.start(function () {
   if (M.size < 2) return;
   const STEP = 80;
   let shown = STEP;
@@ -14,18 +14,6 @@ M.when(function () {
   };
   M.sorted = () => d3.sort(M.found(), (i) => SORTS[M.state.sort].value(M.profile(i), i), (i) => i);
 
-  function select(label, key, options) {
-    const element = M.h("select", { "aria-label": label, onchange: () => M.set({ [key]: options[element.selectedIndex].value }) },
-      options.map((o) => M.h("option", {}, o.label)));
-    const update = () => {
-      element.selectedIndex = Math.max(0, options.findIndex((o) => o.value === M.state[key]));
-    };
-    M.watch(key, update);
-    update();
-    return element;
-  }
-  const control = (label, element) => M.h("div", { class: "control" }, M.h("span", { class: "name" }, label), element);
-
   function setup() {
     const search = M.h("input", { type: "search", placeholder: "a token, a word, L3, L3E17", "aria-label": "Search experts by name, token or word", oninput: () => M.set({ search: search.value }) });
     const roles = [{ value: "", label: "all" }, ...M.data.roles.map((r) => ({ value: r, label: M.ROLES[r] || r }))];
@@ -36,10 +24,10 @@ M.when(function () {
       search.value = "";
       M.set({ search: "", role: "", domain: "", flag: "" });
     } }, "clear");
-    M.id("controls-filter").append(control("Search", search), control("Show", select("Show experts that", "role", roles)),
-      M.data.domains.length > 1 ? control("Serves", select("Serves a domain", "domain", domains)) : "",
-      control("Flag", select("Flag or sureness", "flag", flagged)), clear);
-    sorter = select("Order of the list", "sort", Object.entries(SORTS).map(([value, s]) => ({ value, label: s.label })));
+    M.id("controls-filter").append(M.labelled("Search", search), M.labelled("Show", M.select("Show experts that", "role", roles)),
+      M.data.domains.length > 1 ? M.labelled("Serves", M.select("Serves a domain", "domain", domains)) : "",
+      M.labelled("Flag", M.select("Flag or sureness", "flag", flagged)), clear);
+    sorter = M.select("Order of the list", "sort", Object.entries(SORTS).map(([value, s]) => ({ value, label: s.label })));
     ["search", "role", "domain", "flag", "sort"].forEach((key) => M.watch(key, () => {
       shown = STEP;
     }));

@@ -1,6 +1,6 @@
 "use strict";
 // Layer × expert: every expert a cell, coloured by a chosen quantity; click or arrow keys choose one.
-M.when(function () {
+M.start(function () {
   if (M.size < 2) return;
   const widest = d3.max(M.layers, (l) => l.experts);
   const ROLES = {
@@ -50,6 +50,9 @@ M.when(function () {
     return legend;
   }
 
+  const labels = {
+    rows: M.layers.length, cols: widest, rowLabel: (i) => String(M.layers[i].layer), colLabel: String, xTitle: "expert →", yTitle: "layer",
+  };
   let draw = () => {};
   function build() {
     const width = M.width("map");
@@ -79,7 +82,7 @@ M.when(function () {
         mark(pen, M.profile(i), x, y, cw, ch);
       }
       pen.globalAlpha = 1;
-      axes(pen, left, top, cw, ch);
+      M.mapAxes(pen, labels, left, top, cw, ch);
       const chosen = M.place(M.state.expert);
       pen.strokeStyle = M.css("ink");
       pen.lineWidth = 2.5;
@@ -129,26 +132,6 @@ M.when(function () {
     pen.lineWidth = 1;
     pen.stroke();
   }
-  function axes(pen, left, top, cw, ch) {
-    const every = (count, size, room) => [1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64].find((s) => s * size >= room) || count;
-    pen.fillStyle = M.css("soft");
-    pen.font = `11px ${M.css("sans")}`;
-    pen.textBaseline = "middle";
-    pen.textAlign = "right";
-    for (let i = 0; i < M.layers.length; i += every(M.layers.length, ch, 12)) pen.fillText(String(M.layers[i].layer), left - 6, top + i * ch + ch / 2);
-    pen.textAlign = "center";
-    const end = top + M.layers.length * ch;
-    for (let j = 0; j < widest; j += every(widest, cw, 8 * String(widest).length + 6)) pen.fillText(String(j), left + j * cw + cw / 2, end + 9);
-    pen.textAlign = "left";
-    pen.fillText("expert →", left, end + 25);
-    pen.save();
-    pen.translate(8, top + (M.layers.length * ch) / 2);
-    pen.rotate(-Math.PI / 2);
-    pen.textAlign = "center";
-    pen.fillText("layer", 0, 0);
-    pen.restore();
-  }
-
   M.section("map", ["color"], build, () => {
     const options = M.offered.map((k) => ({ value: k, label: M.QUANTITIES[k].label }));
     M.id("controls-map").append(M.choice("Colour", "color", options, 10));

@@ -1,6 +1,6 @@
 "use strict";
 // The chosen expert: head, summary and parts; the address names it, so that a link finds it again.
-M.when(function () {
+M.start(function () {
   const about = M.data.about;
   const single = M.size === 1;
 

@@ -1,6 +1,6 @@
 "use strict";
 // Parts of a profile that are numbers: how often, domains, parts of speech, partners, weights.
-M.when(function () {
+M.start(function () {
   const SVG = "http://www.w3.org/2000/svg";
   function shape(tag, attributes) {
     const element = document.createElementNS(SVG, tag);

@@ -1,6 +1,6 @@
 "use strict";
 // Parts of a profile that are text: tokens in, contexts, what it pushes towards and away from.
-M.when(function () {
+M.start(function () {
   const { cellOf: cell, headOf: head } = M;
   const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\r/g, "␍");
   const token = (text) => M.h("span", { class: "token", title: visible(text) }, visible(text).replace(/^ +| +$/g, (s) => "␣".repeat(s.length)) || "∅");

@@ -139,13 +139,13 @@ def test_a_launch_is_resumed_with_what_it_was_begun_with_only(
         with pytest.raises(KeyboardInterrupt):
             launch(place.model, place.corpus, run, OPTIONS, TWO)
     shorter = OPTIONS.model_copy(update={"context": 32})
-    with pytest.raises(RunError, match=r"with another options \(context: there 64, now 32\)"):
+    with pytest.raises(RunError, match=r"with another options \(context: run has 64, now 32\)"):
         launch(place.model, place.corpus, run, shorter, TWO, resume=True)
     pinned = dataclasses.replace(place.model, revision="v2")
-    with pytest.raises(RunError, match=r"with another model \(revision: there None, now 'v2'\)"):
+    with pytest.raises(RunError, match=r"with another model \(revision: run has None, now 'v2'\)"):
         launch(pinned, place.corpus, run, OPTIONS, TWO, resume=True)
     half = place.corpus.model_copy(update={"split": "test"})
-    with pytest.raises(RunError, match=r"with another corpus \(split: there None, now 'test'\)"):
+    with pytest.raises(RunError, match=r"with another corpus \(split: run has None, now 'test'\)"):
         launch(place.model, half, run, OPTIONS, TWO, resume=True)
     four = LaunchOptions(workers=2, shards=4)
     with pytest.raises(RunError, match="cut into 3 shards, now 4 are asked for"):

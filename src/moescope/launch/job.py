@@ -18,6 +18,7 @@ from moescope.files import LEDGER, LOCK, owned, remove, remove_result, write_byt
 from moescope.given import MOST_SHARDS, MOST_WORKERS
 from moescope.models import ModelSpec
 from moescope.models.loading import EngineName
+from moescope.run.commit import difference
 from moescope.run.manifest import MANIFEST, read_manifest
 from moescope.run.options import TraceOptions
 
@@ -137,14 +138,11 @@ class Parts:
         """
         stored = _read(self.folder.parent) or {}
         for what, mine in job.identity().items():
-            theirs = stored.get("identity", {}).get(what, {})
-            for key in sorted({*mine, *theirs}):
-                if mine.get(key) != theirs.get(key):
-                    raise RunError(
-                        f"{self.folder} was begun with another {what} ({key}: there "
-                        f"{theirs.get(key)!r}, now {mine.get(key)!r}); resume it with what it was "
-                        "started with, or give another folder"
-                    )
+            if found := difference(mine, stored.get("identity", {}).get(what, {})):
+                raise RunError(
+                    f"{self.folder} was begun with another {what} ({found}); resume it with what "
+                    "it was started with, or give another folder"
+                )
 
     @classmethod
     def remove(cls, run: Path) -> None:

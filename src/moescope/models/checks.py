@@ -6,6 +6,7 @@ It knows files, sizes and what transformers reports, and loads nothing.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from moescope.models.streaming import StreamedModel
 
 __all__ = [
     "name_misfit",
+    "refuse_foreign_ids",
     "refuse_giant",
     "refuse_partial",
     "refuse_quantised",
@@ -69,3 +71,29 @@ def name_misfit(config: Any, model: nn.Module, anatomy: Anatomy, folder: Path) -
         block = anatomy.layers[0].site.block
         with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError, RuntimeError):
             StreamedModel(model, folder, block, torch.float32, torch.device("cpu"))
+
+
+def refuse_foreign_ids(spec: ModelSpec, model: nn.Module) -> None:
+    """From now on a token id that the embedding does not have ends in one line.
+
+    On an accelerator it would end the process instead, and on some it reads other memory.
+    """
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    hooks = embedding._forward_pre_hooks.values()
+    if not any(isinstance(hook, _ForeignIds) for hook in hooks):  # a model may be wrapped twice
+        embedding.register_forward_pre_hook(_ForeignIds(spec.model))
+
+
+@dataclass(frozen=True)
+class _ForeignIds:
+    """The hook, a class so that the model can still be pickled and copied."""
+
+    model: str
+
+    def __call__(self, embedding: Any, given: tuple[Any, ...]) -> None:
+        ids, rows = given[0] if given else None, embedding.weight.shape[0]
+        if isinstance(ids, torch.Tensor) and ids.numel() and int(ids.max()) >= rows:
+            raise ModelError(
+                f"{self.model}: the text holds token id {int(ids.max())}, the model knows {rows}; "
+                "its tokenizer is another model's, or tokens were added to it and not to the model"
+            )

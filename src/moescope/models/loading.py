@@ -21,6 +21,7 @@ from moescope.memory import machine_memory, parse_memory, readable
 from moescope.models.anatomy import Anatomy
 from moescope.models.checks import (
     name_misfit,
+    refuse_foreign_ids,
     refuse_giant,
     refuse_partial,
     refuse_quantised,
@@ -313,32 +314,6 @@ def _auto_streamed(stored: Any, device: torch.device) -> torch.dtype:
 
 def _embedding_rows(model: nn.Module) -> int:
     return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-
-
-def refuse_foreign_ids(spec: ModelSpec, model: nn.Module) -> None:
-    """From now on a token id that the embedding does not have ends in one line.
-
-    On an accelerator it would end the process instead, and on some it reads other memory.
-    """
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    hooks = embedding._forward_pre_hooks.values()
-    if not any(isinstance(hook, _ForeignIds) for hook in hooks):  # a model may be wrapped twice
-        embedding.register_forward_pre_hook(_ForeignIds(spec.model))
-
-
-@dataclass(frozen=True)
-class _ForeignIds:
-    """The hook, a class so that the model can still be pickled and copied."""
-
-    model: str
-
-    def __call__(self, embedding: Any, given: tuple[Any, ...]) -> None:
-        ids, rows = given[0] if given else None, embedding.weight.shape[0]
-        if isinstance(ids, torch.Tensor) and ids.numel() and int(ids.max()) >= rows:
-            raise ModelError(
-                f"{self.model}: the text holds token id {int(ids.max())}, the model knows {rows}; "
-                "its tokenizer is another model's, or tokens were added to it and not to the model"
-            )
 
 
 def weights_fingerprint(model: nn.Module) -> str:

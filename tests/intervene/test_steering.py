@@ -174,7 +174,7 @@ def test_the_last_layer_at_an_earlier_token_cannot_reach_the_next_token(
     found = quick(tiny_loaded, force(f"L{end}E{unchosen(tiny_loaded, end)}"), targets=[3])
     assert found.effect.kind == "none"
     assert f"layer {end} is the last one" in found.effect.notes[0]
-    assert "--target" in found.effect.notes[0]
+    assert "`target=" in found.effect.notes[0]
     assert found.choices[0].before != found.choices[0].after
 
 

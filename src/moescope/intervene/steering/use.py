@@ -192,6 +192,6 @@ def _unread(anatomy: Anatomy, edits: Sequence[Edit], last: int) -> str:
         return (
             f"The routing changed, and the next token could not: layer {end} is the last one, and "
             "what it writes at a token reaches the prediction at that token only. Take the last "
-            f"token (`target` {last}), or an expert of an earlier layer."
+            f"token (`target={last}`), or an expert of an earlier layer."
         )
     return "The routing changed, and the logits of the next token are the same bit for bit."

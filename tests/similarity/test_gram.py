@@ -9,6 +9,7 @@ import torch
 from scipy.stats import t as student
 
 from moescope.errors import WriteError
+from moescope.metrics.intervals import delete_group_interval
 from moescope.similarity import row_store
 from moescope.similarity.gram import FunctionOutputs, TokenGroups, cosine_sums, gram_sums
 from moescope.similarity.pair_values import (
@@ -16,7 +17,6 @@ from moescope.similarity.pair_values import (
     cka_values,
     cosine_values,
     flat_cosines,
-    jackknife,
 )
 from moescope.similarity.row_store import RowStore
 
@@ -113,10 +113,12 @@ class TestAgainstBruteForce:
                 expected = brute(y[:, of_token % 2 == half])
                 np.testing.assert_allclose(made.halves[half], expected, atol=1e-10)
             left_out = np.stack([brute(y[:, of_token != g]) for g in range(len(SIZES))])
-            ends = jackknife(brute(y), left_out, np.array(SIZES))
+            ends = delete_group_interval(brute(y), left_out, np.array(SIZES))
             off = ~np.eye(len(y), dtype=bool)
             np.testing.assert_allclose(made.low[off], np.maximum(ends.low, -1)[off], atol=1e-9)
-            mean = jackknife(brute(y)[off].mean(), left_out[:, off].mean(1), np.array(SIZES))
+            mean = delete_group_interval(
+                brute(y)[off].mean(), left_out[:, off].mean(1), np.array(SIZES)
+            )
             assert made.mean_high == pytest.approx(float(mean.high))
 
     def test_cosine_over_the_tokens_given_to_one_of_the_two(self) -> None:
@@ -208,7 +210,7 @@ class TestChance:
         for _ in range(400):
             sums = rng.standard_normal(10) + 0.3 * rng.standard_normal(10)
             left_out = np.array([np.delete(sums, g).mean() for g in range(10)])
-            ends = jackknife(np.float64(sums.mean()), left_out, np.ones(10, np.int64))
+            ends = delete_group_interval(np.float64(sums.mean()), left_out, np.ones(10, np.int64))
             hits += bool(ends.low < 0 < ends.high)
         assert 0.92 < hits / 400 < 0.98
 
@@ -292,10 +294,10 @@ class TestWeights:
 def test_the_jackknife_of_a_mean_of_equal_groups_is_its_standard_error() -> None:
     groups = np.array([2.0, 3, 5, 7, 11, 13])
     left_out = np.array([np.delete(groups, g).mean() for g in range(6)])
-    ends = jackknife(np.float64(groups.mean()), left_out, np.full(6, 20))
+    ends = delete_group_interval(np.float64(groups.mean()), left_out, np.full(6, 20))
     reach = student.ppf(0.975, 5) * groups.std(ddof=1) / np.sqrt(6)
     assert float(ends.high) == pytest.approx(groups.mean() + reach)
-    assert np.isnan(jackknife(np.float64(1.0), left_out[:4], np.full(4, 20)).low)
+    assert np.isnan(delete_group_interval(np.float64(1.0), left_out[:4], np.full(4, 20)).low)
 
 
 def test_a_store_in_a_file_gives_back_what_was_written_and_leaves_no_file(tmp_path: Path) -> None:

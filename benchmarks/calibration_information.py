@@ -105,7 +105,7 @@ def own_label(words: Words, kind: str) -> Ints:
 
 
 def truth(words: Words, own_TK: Ints, noise: float, experts: int) -> list[float]:
-    """The four quantities, where a token's own experts run but for a share of noise."""
+    """The four quantities, where a token's own experts run except for a share of noise."""
     top_k = own_TK.shape[1]
 
     def given(label: Ints) -> float:

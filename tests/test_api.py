@@ -161,7 +161,7 @@ class TestTexts:
             ([], "the list of texts is empty"),
             (["a", 7], "text 2 of the list: expected a string, or a dict.*got int"),
             (["a", {"txt": "b"}], r"text 2 of the list.*a dict without 'text' \(txt\)"),
-            ("one sentence that is no path", r"give it in a list: \[text\]"),
+            ("one sentence that is not a path", r"give it in a list: \[text\]"),
         ],
     )
     def test_are_nothing_else(self, given: Any, said: str) -> None:

@@ -398,12 +398,12 @@ class TestBadInput:
             write_bytes(folder / "before.txt", b"1")
             (folder / "theirs.txt").write_text("mine")
             with pytest.raises(RunError):
-                self.work(folder, RunError("the text is no text"))
+                self.work(folder, RunError("the text is not text"))
         assert everything(tmp_path).keys() == {LEDGER, "before.txt", "theirs.txt"}
 
     def test_not_what_is_worth_going_on_with(self, tmp_path: Path) -> None:
         with claim(tmp_path, "run") as folder, pytest.raises(RunError):
-            self.work(folder, RunError("the text is no text"), kept=True)
+            self.work(folder, RunError("the text is not text"), kept=True)
         assert (tmp_path / "deep" / "a.txt").is_file()
 
     def test_not_what_a_full_disk_or_a_fault_stopped(self, tmp_path: Path) -> None:
@@ -414,7 +414,7 @@ class TestBadInput:
 
     def test_a_folder_that_was_new_is_gone(self, tmp_path: Path) -> None:
         with claim(tmp_path / "new", "run") as folder, pytest.raises(RunError):
-            self.work(folder, RunError("the text is no text"))
+            self.work(folder, RunError("the text is not text"))
         assert not (tmp_path / "new").exists()
 
 

@@ -51,7 +51,7 @@ def needed(requirements: Sequence[str], found: set[str], extras: frozenset[str])
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment that is empty but for the wheel and what it requires, which is linked in."""
+    """An environment that is empty except for the wheel and what it requires, linked in."""
     folder = tmp_path_factory.mktemp("empty") / "venv"
     venv.create(folder, symlinks=True)
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]

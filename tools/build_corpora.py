@@ -88,7 +88,7 @@ def paragraphs(text: str) -> list[str]:
 
 
 def unseen(text: str, seen: set[bytes]) -> list[str]:
-    """The paragraphs that did not come before, but for short ones; they are added to `seen`."""
+    """The paragraphs that did not come before, except for short ones; they are added to `seen`."""
     fresh = []
     for part in paragraphs(text):
         mark = fingerprint(part)

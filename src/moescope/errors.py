@@ -83,7 +83,7 @@ class WriteError(MoescopeError):
 
 
 class TrainingError(MoescopeError):
-    """Training broke down (a loss that is no number); names the step and the last good weights."""
+    """Training broke down (a loss that is not a number); names the step and what is still good."""
 
 
 class InterruptedTrainingError(MoescopeError):

@@ -113,9 +113,9 @@ def read_text(path: str | Path, most: int = _MOST_BYTES, label: str | None = Non
     except OSError as error:
         raise BadInputError(f"{label} cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
-        raise BadInputError(f"{label} is no UTF-8 text (byte {error.start})") from error
+        raise BadInputError(f"{label} is not UTF-8 text (byte {error.start})") from error
     except ValueError as error:  # a name with a null character
-        raise BadInputError(f"{label!r} is no name of a file ({error})") from error
+        raise BadInputError(f"{label!r} is not a name of a file ({error})") from error
 
 
 def refuse_odd_text(value: Any) -> None:

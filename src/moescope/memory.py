@@ -79,7 +79,9 @@ def parse_memory(text: str) -> int:
     """
     match = _SIZE.match(text)
     if match is None:
-        raise BadInputError(f"`memory` {text!r} is no size; expected the form 4GB, 800MB or 2GiB")
+        raise BadInputError(
+            f"`memory` {text!r} is not a size; expected the form 4GB, 800MB or 2GiB"
+        )
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 

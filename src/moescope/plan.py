@@ -205,7 +205,7 @@ class Plan(_Closed):
         """Write the plan as JSON, whole or not at all; returns the path.
 
         Raises:
-            BadInputError: a file is there that is no plan.
+            BadInputError: a file is there that is not a plan.
             WriteError: disk full or no permission.
         """
         target = usable_path(path)

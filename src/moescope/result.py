@@ -145,7 +145,7 @@ def read_result(folder: str | Path, kind: str | None = None) -> Result:
         raise RunError(f"{where} holds a result of another kind ({head.kind}, not {kind})")
     odd = [n for n in head.files if not is_plain_name(n) or "/" in n or not n.endswith(".parquet")]
     if odd:
-        raise RunError(f"{path} names a file {odd[0][:80]!r}, which is no table; make it again")
+        raise RunError(f"{path} names a file {odd[0][:80]!r}, which is not a table; make it again")
     tables = {
         name.removesuffix(".parquet"): read_parquet(where, Stored(file=name, sha256=file.sha256))
         for name, file in head.files.items()

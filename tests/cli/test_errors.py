@@ -86,7 +86,7 @@ BAD = {
     "bad limit": (("analyze", "moe", "texts.jsonl", "-o", "r", "--limit", "0"), "limit"),
     "unknown flag": (("analyze", "moe", "texts.jsonl", "--colour", "red"), "--colour"),
     "unknown verb": (("analyse", "moe"), "analyse"),
-    "no run": (("table", "nothing"), "is no run"),
+    "no run": (("table", "nothing"), "is not a run"),
     "one text": (("paths", "moe", "the plan"), "TEXT"),
     "empty text": (("paths", "moe", "the plan", " "), "empty text"),
 }

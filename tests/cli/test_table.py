@@ -35,10 +35,10 @@ def test_sorted_rows_begin_with_the_largest_and_end_with_what_is_no_number(
 def test_json_has_null_where_a_number_is_not_known(
     tiny_run: AnalyzedRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """NaN and Infinity are no JSON, and most readers refuse the whole line."""
+    """NaN and Infinity are not JSON, and most readers refuse the whole line."""
 
     def refuse(word: str) -> Any:
-        raise AssertionError(f"{word} is no JSON")
+        raise AssertionError(f"{word} is not JSON")
 
     for name in ("histograms", "domain_specialization"):
         lines = printed(tiny_run, capsys, name, "--format", "json").splitlines()

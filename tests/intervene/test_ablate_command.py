@@ -133,7 +133,7 @@ BAD = {
     "no folder": (("--experts", "L1E0", "--corpus", "t"), "-o FOLDER"),
     "text flags of a run": (("--each", "--run", "r", "--text-unit", "line"), "--text-unit says"),
     "no such corpus": (("--experts", "L1E0", "--corpus", "none.jsonl", "-o", "o"), "none.jsonl"),
-    "no such run": (("--experts", "L1E0", "--run", "none", "-o", "o"), "is no run"),
+    "no such run": (("--experts", "L1E0", "--run", "none", "-o", "o"), "is not a run"),
     "no such plan": (("--plan", "none.json", "--corpus", "TEXTS", "-o", "o"), "cannot be read"),
     "no such expert": (("--experts", "L9E0", "--corpus", "TEXTS", "-o", "o"), "does not exist"),
     "no such domain": (

@@ -389,7 +389,7 @@ class TestRefusals:
             ({"experts": "L9E0"}, "layer 9 is not an MoE layer"),
             ({"experts": "first"}, "names no expert"),
             ({"edit": "remove"}, "choose mask, zero, zero-renormalize, scale=FACTOR"),
-            ({"edit": "scale=half"}, "'half' is no number"),
+            ({"edit": "scale=half"}, "'half' is not a number"),
             ({"edit": "scale=1"}, "nothing can be measured"),
             ({"targets": ["dom2"]}, "no domain 'dom2'.*did you mean dom"),
             ({"targets": ["dom0", "dom1"]}, "nothing is off target"),

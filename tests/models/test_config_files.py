@@ -185,7 +185,7 @@ class TestGuard:
 
 def test_a_link_to_nothing_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "m").symlink_to(tmp_path / "gone")
-    with pytest.raises(ModelError, match="is no folder"):
+    with pytest.raises(ModelError, match="is not a folder"):
         local_folder(str(tmp_path / "m"))
     assert local_folder("owner/name") is None
     assert local_folder(str(tmp_path)) == tmp_path

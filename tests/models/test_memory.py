@@ -85,7 +85,7 @@ def test_sizes_are_read(text: str, size: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "GB", "4i", "4iB", "1.2.3G", "-1GB", ".", "lots"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(BadInputError, match="is no size; expected the form 4GB"):
+    with pytest.raises(BadInputError, match="is not a size; expected the form 4GB"):
         parse_memory(text)
 
 

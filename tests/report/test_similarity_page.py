@@ -315,7 +315,7 @@ class TestCommandLine:
             (("{model}", "-o", "x"), "cosine and cka need text"),
             (("{run}", "--text-field", "body"), "--text-field says how a corpus is read"),
             (("{model}", "{corpus}", "-o", "x", "--layers", "9"), "is not an MoE layer"),
-            (("{model}", "{corpus}", "-o", "x", "--output-memory", "lots"), "is no size"),
+            (("{model}", "{corpus}", "-o", "x", "--output-memory", "lots"), "is not a size"),
             (("{model}", "nothing.jsonl", "-o", "x"), "nothing.jsonl"),
         ],
     )

@@ -215,7 +215,7 @@ FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
     ),
     "documents that are no table": ("documents", lambda p: p.write_bytes(b"PAR1")),
     "documents without a column": ("documents", columns(lambda t: t.drop_columns(["doc"]))),
-    "a sample that is no table": ("sample", lambda p: p.write_text("{}")),
+    "a sample that is not a table": ("sample", lambda p: p.write_text("{}")),
     "a sample without a layer": ("sample", columns(lambda t: t.drop_columns(["e_0"]))),
     "a sample without phases": ("sample", columns(lambda t: t.drop_columns(["phase"]))),
     "a vocabulary that is a list": ("vocabulary", lambda p: p.write_text("[1]")),

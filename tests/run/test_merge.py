@@ -316,7 +316,7 @@ def test_a_run_that_is_not_finished_or_not_there_is_named(
     with pytest.raises(KeyboardInterrupt):
         trace(tiny_loaded, spec, tmp_path / "half", options, on_progress=stop)
     assert "half is not finished" in refusal(three[0], tmp_path / "half", out=tmp_path / "out")
-    assert "is no run" in refusal(three[0], tmp_path / "none", out=tmp_path / "out")
+    assert "is not a run" in refusal(three[0], tmp_path / "none", out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(

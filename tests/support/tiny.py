@@ -335,7 +335,7 @@ COMPOSITE_MODEL_TYPES: dict[str, str] = {
 }
 """Types of configurations that wrap a text configuration, as published checkpoints carry them.
 
-`AutoModelForCausalLM` takes the text part out and builds the text model, but for gemma4, whose
+`AutoModelForCausalLM` takes the text part out and builds the text model, except for gemma4, whose
 layers then lie below `model.language_model`.
 """
 
@@ -426,7 +426,7 @@ def _randomize_router(router: nn.Module) -> None:
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The same numbers rounded to `dtype`, but for what loading in `dtype` keeps in float32."""
+    """The same numbers rounded to `dtype`, except for what loading in `dtype` keeps in float32."""
     kept = set(model._keep_in_fp32_modules_strict or ())
     if dtype == torch.float16:
         kept |= set(model._keep_in_fp32_modules or ())

@@ -192,7 +192,7 @@ class TestBadInput:
         bad = write_rows(tmp_path / "b.csv", [{**rows_of(case.traced)[0], "layer_id": 9}])
         run = imported(case, [good, bad], tmp_path / "run", on_error="skip")
         assert run.manifest.coverage["skipped_records"] == {
-            "a layer that is no MoE layer of the model": 1
+            "a layer that is not an MoE layer of the model": 1
         }
 
     def test_order_is_about_tokens(self, case: Case, tmp_path: Path) -> None:

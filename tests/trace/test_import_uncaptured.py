@@ -49,7 +49,7 @@ def test_a_lone_row_of_zeros_is_routing(single: Case, tmp_path: Path) -> None:
 
 
 def test_a_router_that_favours_expert_0_keeps_its_rows(single: Case, tmp_path: Path) -> None:
-    """Every second row is all zeros but for one layer: runs of zeros are no surprise then."""
+    """Every second row is all zeros except for one layer: runs of zeros are no surprise then."""
     experts = np.zeros_like(single.requests[0].experts)
     experts[::2, 3] = 1
     experts[3:6] = 0

@@ -35,7 +35,7 @@ class CapacityArgs(ModelArgs):
     layer: int | None = None
     """one MoE layer; the first unless given"""
     top_k: int | None = None
-    """seat only the first so many choices of a token"""
+    """seat only this many first choices of a token"""
     all_layers: bool = False
     """every MoE layer"""
     format: TableOrJson = "table"

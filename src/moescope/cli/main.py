@@ -147,12 +147,12 @@ def _of_system(error: OSError) -> str:
 
 
 def _refuse_undecodable(words: list[str]) -> None:
-    """Text must be text: what is no UTF-8 could be neither tokenized nor written down."""
+    """Text must be text: what is not UTF-8 could be neither tokenized nor written down."""
     for word in words:
         try:
             word.encode("utf-8")
         except UnicodeEncodeError as error:
             raise BadInputError(
-                f"the argument {clean(word)} is no UTF-8 text; give it as UTF-8, and rename a file "
-                "that is called so"
+                f"the argument {clean(word)} is not UTF-8 text; give it as UTF-8, and rename "
+                "a file that is called so"
             ) from error

@@ -34,7 +34,7 @@ class TableArgs(FormatArgs):
     sort: str | None = None
     """sort by this column, largest first"""
     rows: int | None = Field(
-        None, ge=0, description="at most so many rows; 0: all; 40 by default as table"
+        None, ge=0, description="at most this many rows; 0: all; 40 by default as table"
     )
     about: bool = False
     """say what the columns mean"""

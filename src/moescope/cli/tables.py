@@ -19,7 +19,7 @@ from moescope.cli.terminal import clean, errors, output, write
 __all__ = ["listing", "print_table"]
 
 _UPRIGHT = 6
-"""Tables of at most so many rows are turned when they are too wide."""
+"""Tables of at most this many rows are turned when they are too wide."""
 
 
 def listing(title: str, *columns: str) -> Table:
@@ -58,7 +58,7 @@ def print_table(table: pa.Table, form: Format, title: str | None = None) -> None
         table = table.drop_columns(hidden[-1])
     if hidden:
         names = ", ".join(reversed(hidden))
-        errors.print(f"not shown for want of width: {names}; --format csv has all")
+        errors.print(f"left out to fit the width: {names}; --format csv has all")
     shown = Table(title=title, title_justify="left", header_style="bold")
     for name in table.column_names:
         numeric = pa.types.is_integer(table[name].type) or pa.types.is_floating(table[name].type)

@@ -87,7 +87,7 @@ def notes_on_marks(spelt_out: Mapping[str, int], unknown: Mapping[str, int]) -> 
         )
     if unknown:
         made.append(
-            f"The text holds marks of a chat template that are no control tokens of this "
+            f"The text holds marks of a chat template that are not control tokens of this "
             f"tokenizer and were read as plain characters ({_listed(unknown)}). They may be of "
             "another model's template."
         )

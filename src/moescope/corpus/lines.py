@@ -144,7 +144,7 @@ def whole_lines(file: SourceFile) -> Iterator[Line]:
         if not line.ends and len(line.data) >= MAX_RECORD_BYTES:
             raise corpus_error(
                 f"{file.label}:{line.number}: a line of more than {MAX_RECORD_BYTES >> 20} MB, "
-                "which is no record; check that the file holds one record per line"
+                "which is not a record; check that the file holds one record per line"
             )
         yield line
 

@@ -37,7 +37,7 @@ def read_messages(value: Any, turns: Turns) -> tuple[Message, ...]:
         turns: which of them count.
 
     Raises:
-        ValueError: it is no list of messages with a text each, or no turn counts.
+        ValueError: it is not a list of messages with a text each, or no turn counts.
     """
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
         kind = "an empty list" if value == [] else type(value).__name__

@@ -119,8 +119,8 @@ def as_text(given: AnyText) -> CorpusSpec:
         path = os.fspath(given)
         if len(path.split()) > 3 and not os.path.lexists(path):
             raise BadInputError(
-                f"{path[:60]!r} is no file or folder here; if it is the text itself, give it in a "
-                "list: [text]"
+                f"{path[:60]!r} is not a file or folder here; if it is the text itself, give "
+                "it in a list: [text]"
             )
         return CorpusSpec(path=path)
     listed: Any = given

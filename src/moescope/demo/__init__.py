@@ -51,7 +51,7 @@ def run_demo(
     Args:
         out: folder of the run; a demo run that is there already is taken up where it stopped.
         corpus: the query set or the domain samples.
-        limit: stop each domain after so many tokens.
+        limit: stop each domain after this many tokens.
         step: analyze the model as it was at this training step, one of `checkpoint_steps()`; the
             finished model by default. Its files are written to ``out/model``.
         on_progress: told how far it is.

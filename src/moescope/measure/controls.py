@@ -203,7 +203,7 @@ def _some_of(
 
 
 def distinct(draws: Iterable[Draw | None], number: int) -> list[Draw]:
-    """The first different ones among some draws, at most so many; a draw may fail (None)."""
+    """The first different ones among some draws, at most this many; a draw may fail (None)."""
     found: dict[Draw, None] = {}
     for made in draws:
         if made is not None:

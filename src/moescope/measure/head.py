@@ -141,8 +141,8 @@ def plain_pass(
     scores = PlainScores(pick(raw, rows, ids.numel()), target)
     if not bool(torch.isfinite(scores.ce).all()):
         raise ModelError(
-            "the plain model predicts some tokens with a loss that is no finite number; its damage "
-            "cannot be measured (try `dtype=float32`)"
+            "the plain model predicts some tokens with a loss that is not a finite number; its "
+            "damage cannot be measured (try `dtype=float32`)"
         )
     return PlainPass(batch, resumable, rows, scores, raw, seen)
 

@@ -97,7 +97,7 @@ class QuickWay:
         """The damage of these edits to the tokens that they can reach.
 
         Raises:
-            ModelError: under them the model's predictions are no numbers.
+            ModelError: under them the model's predictions are not numbers.
         """
         rows, length = plain.shape
         reached = torch.arange(len(plain.rows), device=plain.rows.device)
@@ -230,7 +230,7 @@ def _finite(damage: TokenDamage, edits: Sequence[Edit]) -> TokenDamage:
     if not all(bool(torch.isfinite(values).all()) for values in damage):
         raise ModelError(
             f"under the edit {'; '.join(map(str, edits))} the model predicts tokens with a loss "
-            "that is no finite number; use a milder edit"
+            "that is not a finite number; use a milder edit"
         )
     return damage
 

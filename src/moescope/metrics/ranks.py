@@ -127,9 +127,9 @@ def repeatability(
     """How far a ranking by importance repeats: mean ρ between two halves of the documents.
 
     It says how much of the ranking would be found again on other text of this kind (an
-    underestimate: a half is measured with more noise than the whole). It is no ceiling for scores
-    from the same text, which share its accidents. Documents of every domain are halved at random,
-    200 times.
+    underestimate: a half is measured with more noise than the whole). It is not a ceiling for
+    scores from the same text, which share its accidents. Documents of every domain are halved at
+    random, 200 times.
 
     Args:
         sums_NE: summed change of each document, of E experts.

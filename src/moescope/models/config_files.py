@@ -75,7 +75,7 @@ def local_folder(model: str) -> Path | None:
             return path
         if path.exists() or path.is_symlink():
             raise ModelError(
-                f"{model} is no folder; give the folder that holds config.json and safetensors"
+                f"{model} is not a folder; give the folder that holds config.json and safetensors"
             )
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -91,7 +91,7 @@ def check_config(path: Path, model: str) -> None:
         model: how messages call the model.
 
     Raises:
-        ModelError: it is no JSON object, or a number in it cannot be meant.
+        ModelError: it is not a JSON object, or a number in it cannot be meant.
     """
     _check(json_object(path, f"{model}/config.json"), f"{model}/config.json", "", 0)
 
@@ -165,8 +165,8 @@ def _check(value: Any, label: str, key: str, depth: int) -> None:
         raise ModelError(f"{label} is nested more than {_DEPTH} deep; {_AGAIN}")
     if key.rpartition(".")[2] in ("dtype", "torch_dtype") and not _is_dtype(value):
         raise ModelError(
-            f"{label}: {key} is {_short(value)}, which is no type of weights; expected bfloat16, "
-            "float16 or float32"
+            f"{label}: {key} is {_short(value)}, which is not a type of weights; expected "
+            "bfloat16, float16 or float32"
         )
     if isinstance(value, dict):
         for name, inner in value.items():

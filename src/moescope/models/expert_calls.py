@@ -92,7 +92,7 @@ class ExpertLayer:
         """The router's weight vector of each expert, (E, D).
 
         Raises:
-            ModelError: the router is no single linear map from hidden states.
+            ModelError: the router is not a single linear map from hidden states.
         """
         shape = (self.layer.num_experts, self.layer.hidden_size)
         rows = [p.detach() for p in self._router.parameters() if tuple(p.shape) == shape]

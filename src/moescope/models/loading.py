@@ -228,7 +228,7 @@ def open_model(
 
     Raises:
         ModelError: as `load_model`, or the promise cannot be kept (says what it would take).
-        BadInputError: ``memory`` is no size.
+        BadInputError: ``memory`` is not a size.
     """
     spec = pinned(as_spec(model))
     device = pick_device(spec.device)

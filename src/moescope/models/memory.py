@@ -1,4 +1,4 @@
-"""What a model needs in memory, resident or streamed, reckoned before anything is loaded.
+"""What a model needs in memory, resident or streamed, estimated before anything is loaded.
 
 Figures are upper estimates from shapes: weights in the dtype of the computation, one batch of
 activations of transformers' own forward, logits of a few rows. Nothing is measured here but what
@@ -47,7 +47,7 @@ def resident_need(anatomy: Anatomy, dtype: torch.dtype) -> int:
 
 @dataclass(frozen=True)
 class StreamedNeed:
-    """What streaming takes, in bytes; ``batch_tokens`` is the batch that it is reckoned for.
+    """What streaming takes, in bytes; ``batch_tokens`` is the batch that it is estimated for.
 
     ``spare``: what the promise leaves beyond it.
     """

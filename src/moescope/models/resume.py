@@ -66,7 +66,7 @@ class Resumable:
         """One plain pass that keeps what is needed to start at these layers; logits (B, S, V).
 
         Raises:
-            BadInputError: a start that is no layer of the model.
+            BadInputError: a start that is not a layer of the model.
         """
         for start in starts:
             if not 0 <= start <= self.num_layers:

@@ -158,7 +158,7 @@ def refuse_parts_of_blocks(
             if 1 < len(grid) == len(shape) and _ends_in_a_block(shape, grid, _block(config)):
                 raise ModelError(
                     f"{weight.path}: {key} of shape {shape} has {grid} scales, so its last block "
-                    f"is no whole one, and transformers widens whole blocks only; {_COPY}"
+                    f"is not a whole one, and transformers widens whole blocks only; {_COPY}"
                 )
 
 

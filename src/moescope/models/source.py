@@ -179,7 +179,7 @@ def _no_tokenizer(spec: ModelSpec) -> NoTokenizerError:
 def guard(
     spec: ModelSpec, call: Any, *args: Any, reads: tuple[str, ...] = (), **kwargs: Any
 ) -> Any:
-    """Call into transformers; what it fails with becomes one line, but for a lack of memory.
+    """Call into transformers; what it fails with becomes one line, except for a lack of memory.
 
     Args:
         spec: the model.

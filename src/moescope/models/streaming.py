@@ -52,7 +52,7 @@ class StreamedModel:
 
     Attributes:
         model: the modules; usable from the outside only while the layers asked for are loaded.
-        need: what it takes in memory and the batch that this was reckoned for, once planned.
+        need: what it takes in memory and the batch that this was estimated for, once planned.
         layers: the decoder layers, in order.
     """
 
@@ -312,7 +312,7 @@ class StreamedModel:
         return logits if some else logits[:, at]
 
     def _kept_dtype(self, name: str) -> torch.dtype:
-        """The dtype that transformers would load it in, but for what stays narrow."""
+        """The dtype that transformers would load it in, except for what stays narrow."""
         if name in self._as_stored:
             return self._as_stored[name]
         if self._wide is not None and self._wide.search(name):

@@ -9,7 +9,7 @@ that it has, so the map is linear and the parts of the stream add up to the logi
 takes the mean of v out first. What v changes in later layers is not in it.
 
 The final norm and the head are found by running the model, not by name, and their behaviour is
-observed; so is the way from the experts to the stream, which is refused where it is no plain sum
+observed; so is the way from the experts to the stream, which is refused where it is not a plain sum
 (norms after the experts, several streams). It knows nothing of runs.
 
 Reference:
@@ -49,7 +49,7 @@ class Lens:
         gain: γ, (D,), float32.
         shift: what it adds afterwards, (D,); only needed to read r_t off.
         head: W_U, (V, D), the model's own tensor.
-        vocabulary: rows of W_U that stand for a token of the tokenizer; the first so many.
+        vocabulary: rows of W_U that stand for a token of the tokenizer; the first this many.
         scale: factor between the head's output and the logits.
         note: what happens after the head that the lens leaves out, or empty.
         paths: by layer number the factor between the experts' output and the residual stream, or

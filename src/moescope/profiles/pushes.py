@@ -2,8 +2,8 @@
 
 Every figure is a mean over the tokens that an expert served, of its Δlogits with each token's
 frozen scale, minus their mean over the vocabulary. Beside it stands the same for the layer's other
-experts, each counted once: what all experts promote is no mark of one. Two halves of the documents
-say how repeatable it is. It knows torch and the lens, no text.
+experts, each counted once: what all experts promote is not a mark of one. Two halves of the
+documents say how repeatable it is. It knows torch and the lens, no text.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def write_page(path: str | Path, page: str) -> Path:
         The path. The same page gives the same bytes.
 
     Raises:
-        BadInputError: a file is there that is no page of moescope's.
+        BadInputError: a file is there that is not a page of moescope's.
         WriteError: disk full or no permission.
     """
     target = usable_path(path)

@@ -30,7 +30,7 @@ def build_report(run: AnalyzedRun, path: str | Path | None = None) -> Path:
 
     Raises:
         RunError: the run is damaged, or its folder holds a report that moescope did not write.
-        BadInputError: a file is at ``path`` that is no page of moescope's.
+        BadInputError: a file is at ``path`` that is not a page of moescope's.
         WriteError: disk full or no permission.
     """
     if path is not None:

@@ -66,7 +66,7 @@ def examples(
         run: for the order of its domains.
         tokens: the sampled tokens of one phase.
         domains: the domains to show.
-        max_spans: at most so many spans.
+        max_spans: at most this many spans.
 
     Returns:
         ``spans`` (document, domain, first position, token ids) and the packed routing; ``weights``

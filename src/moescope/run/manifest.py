@@ -292,7 +292,7 @@ class Manifest(BaseModel):
         stored = [self.state, *self.documents, *self.shards]
         odd = [s.file for s in stored if s and not PART_NAME.fullmatch(s.file)]
         if set(odd) - {"documents.parquet"}:
-            raise ValueError(f"{odd[0]!r} is no name of a part of a run")
+            raise ValueError(f"{odd[0]!r} is not a name of a part of a run")
         if self.status == "complete":
             if self.state is None or self.vocabulary is None or len(self.documents) != 1:
                 raise ValueError("a complete run has a state, a vocabulary and one documents file")
@@ -316,8 +316,8 @@ def read_manifest(run: Path) -> Manifest:
     path = run / MANIFEST
     if not path.is_file():
         raise RunError(
-            f"{run} is no run: it has no {MANIFEST}; make one with: moescope analyze MODEL CORPUS "
-            f"-o {run}"
+            f"{run} is not a run: it has no {MANIFEST}; make one with: moescope analyze MODEL "
+            f"CORPUS -o {run}"
         )
     try:
         if path.stat().st_size > _LARGEST:

@@ -125,7 +125,7 @@ def read_json(run: Path, stored: Stored) -> Any:
     """Read JSON after checking its checksum.
 
     Raises:
-        RunError: the file is missing, truncated or altered, or is no JSON.
+        RunError: the file is missing, truncated or altered, or is not JSON.
     """
     path = _checked(run, stored)
     with understood(path):
@@ -136,7 +136,7 @@ def read_parquet(run: Path, stored: Stored) -> pa.Table:
     """Read a table after checking its checksum.
 
     Raises:
-        RunError: the file is missing, truncated or altered, or is no table.
+        RunError: the file is missing, truncated or altered, or is not a table.
     """
     path = _checked(run, stored)
     with understood(path), pq.ParquetFile(path) as file:  # pq.read_table would import pandas too

@@ -195,7 +195,7 @@ def _refuse_not_finite(what: str, numbers: NDArray[np.float32]) -> None:
     bad = numbers.size - int(np.isfinite(numbers).sum())
     if bad:
         raise ModelError(
-            f"{what} is no finite number for {bad} of {numbers.size} tokens of a batch; float16 "
+            f"{what} is not a finite number for {bad} of {numbers.size} tokens of a batch; float16 "
             "overflows like this (take `dtype=bfloat16` or float32), or the weights are damaged"
         )
 

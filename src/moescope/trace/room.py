@@ -1,4 +1,4 @@
-"""What the sums of a text take in memory, at least, reckoned before anything is run.
+"""What the sums of a text take in memory, at least, estimated before anything is run.
 
 Counts by token id can go to disk (`RunState.bound`); what is kept by document, by domain and of the
 sample cannot. It knows shapes and the lengths of texts, no model.
@@ -16,7 +16,7 @@ from moescope.run.options import TraceOptions
 __all__ = ["document_bytes", "require_room", "sums_need"]
 
 _CHARACTERS_PER_TOKEN = 5
-"""More than most text has, so that what is reckoned is what it takes at least."""
+"""More than most text has, so that what is estimated is what it takes at least."""
 
 
 def document_bytes(shape: AggregateShape) -> int:

@@ -1,4 +1,4 @@
-"""What a training needs in memory at the least, reckoned before anything is built or written.
+"""What a training needs in memory at the least, estimated before anything is built or written.
 
 A lower bound: weights with gradients and moments, what the layers keep of one micro-batch for the
 way back, the ids of a step. A recipe that passes may still not fit; one that does not pass cannot.

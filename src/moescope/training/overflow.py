@@ -68,7 +68,7 @@ def explain_overflow(
         factor: of even routing, int(T · factor · K / E), at least 1.
         overflow: drop, or reroute to the expert with room that the router finds most probable (a
             bias that a router adds for selection only is not seen).
-        top_k: seat only the first so many choices of a token (1: the textbook's top-1).
+        top_k: seat only this many first choices of a token (1: the textbook's top-1).
 
     Raises:
         BadInputError: an empty text, an unknown layer, a capacity below 1, a top_k out of range.

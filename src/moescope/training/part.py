@@ -15,7 +15,7 @@ _LARGEST = 1e15
 
 
 class Part(BaseModel):
-    """A section: unknown keys, infinities and what is no number are refused."""
+    """A section: unknown keys, infinities and what is not a number are refused."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -91,7 +91,7 @@ def _resolved(path: str, folder: Path) -> str:
     try:
         return path if path.startswith("hf:") else str((folder / path).resolve())
     except (OSError, ValueError, RuntimeError) as error:  # a NUL, a circle of links
-        raise BadInputError(f"{brief(path)} is no path ({error})") from error
+        raise BadInputError(f"{brief(path)} is not a path ({error})") from error
 
 
 def _absolute(data: DataRecipe, folder: Path) -> DataRecipe:

@@ -439,7 +439,7 @@ class _Run:
             return self.look("saved").losses
 
     def save(self) -> None:
-        """Replace the checkpoint, but never a good one by weights that are no numbers."""
+        """Replace the checkpoint, but never a good one by weights that are not numbers."""
         state = self.state
         state.log.write()
         if not all(bool(torch.isfinite(m).all()) for m in self.optimizer.masters.values()):

@@ -1,4 +1,4 @@
-"""Text that cannot be read: records, tables, packed files, and what is no file."""
+"""Text that cannot be read: records, tables, packed files, and what is not a file."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Captures that cannot be imported: arrays, tables, archives, and what is no file."""
+"""Captures that cannot be imported: arrays, tables, archives, and what is not a file."""
 
 import base64
 import gzip

@@ -115,7 +115,7 @@ CASES: list[Case] = [
           prepare=_damaged),
     *each(FOLDERS[2::3], "a ledger that names a system's file", "-o absolute", "damaged",
           prepare=_damaged),
-    *each(FOLDERS[::5], "a ledger that is no text", "-o binary", "damaged", prepare=_damaged),
+    *each(FOLDERS[::5], "a ledger that is not text", "-o binary", "damaged", prepare=_damaged),
     *each(FOLDERS[1::5], "a ledger that owns a whole folder", "-o owns", "damaged",
           prepare=_damaged),
     *each(FIGURES, "a user's folder of figures", "--figures mine", _MINE, prepare=plant),

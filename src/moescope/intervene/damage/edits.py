@@ -32,7 +32,7 @@ def damage_edit(name: str) -> DamageEdit:
     the next best. ``scale=0.5``: its weight is multiplied.
 
     Raises:
-        BadInputError: another name, or a factor that is no number or is 1.
+        BadInputError: another name, or a factor that is not a number or is 1.
 
     Example:
         >>> str(damage_edit("scale=0.5").make([ExpertRef(5, 9)]))

@@ -130,7 +130,7 @@ def sweep_experts(
 
     Raises:
         BadInputError: an unknown edit or target.
-        ModelError: a layer that is no MoE layer, or an edit that this architecture cannot take.
+        ModelError: a layer that is not an MoE layer, or an edit that this architecture cannot take.
         RunError: the folder holds another measurement.
     """
     require_seed(seed)

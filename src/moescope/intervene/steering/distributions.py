@@ -76,7 +76,7 @@ def shift_of(token_id: int, before_V: Floats, after_V: Floats) -> Shift:
     """What happened to one token."""
     p, q = log_probs(before_V)[token_id], log_probs(after_V)[token_id]
     old, new = before_V[token_id], after_V[token_id]
-    same = p == q  # both may be −inf, whose difference is no number
+    same = p == q  # both may be −inf, whose difference is not a number
     return Shift(
         float(np.exp(p)),
         float(np.exp(q)),

@@ -36,7 +36,7 @@ class Bias(Edit):
 
     def idle(self, uses: Sequence[Use], where: str, names: str) -> str | None:
         if self.value == 0.0:
-            return "adding 0 is no edit."
+            return "adding 0 is not an edit."
         if any(u.chosen_before or u.chosen_after for u in uses):
             return None
         rank = min(u.rank_before for u in uses)
@@ -57,6 +57,6 @@ def bias(experts: Experts, logits: float) -> Bias:
     """Add to the router's logit of experts: changes whether they are chosen and how they weigh.
 
     Raises:
-        BadInputError: the summand is no finite number.
+        BadInputError: the summand is not a finite number.
     """
     return Bias(refs(experts), finite(logits, "bias", "mask removes the expert"))

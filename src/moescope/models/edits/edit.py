@@ -97,7 +97,7 @@ class Edit:
         """The same edit at these positions only.
 
         Raises:
-            BadInputError: a position that is no whole number from 0 on, or none at all.
+            BadInputError: a position that is not a whole number from 0 on, or none at all.
         """
         wanted = tuple(sorted({whole(p, "a position") for p in positions}))
         if not wanted:

@@ -61,7 +61,9 @@ def check_edits(anatomy: Anatomy, edits: Sequence[Edit]) -> None:
     """
     for edit in edits:
         if not isinstance(edit, Edit):
-            raise BadInputError(f"{edit!r} is no edit; expected mask(...), zero(...) and the like")
+            raise BadInputError(
+                f"{edit!r} is not an edit; expected mask(...), zero(...) and the like"
+            )
         edit.check(anatomy)
     for layer in anatomy.layers:
         here = [e for e in edits if e.concerns(layer)]

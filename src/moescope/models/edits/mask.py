@@ -143,6 +143,6 @@ def mask(experts: Experts, *, renormalize: bool = True) -> Mask:
             others, at every token. False keeps the others' probabilities as they were beside the
             masked experts, and every token that chose none of these exactly as it was. Routers that
             normalise over the chosen, or score each expert on its own, give the same either way,
-            but for rounding.
+            except for rounding.
     """
     return Mask(refs(experts), renormalize)

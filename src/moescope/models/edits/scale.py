@@ -47,7 +47,7 @@ class Scale(WeightEdit):
 
     def idle(self, uses: Sequence[Use], where: str, names: str) -> str | None:
         if self.value == self.neutral:
-            return "multiplying by 1 is no edit."
+            return "multiplying by 1 is not an edit."
         return super().idle(uses, where, names)
 
     @classmethod
@@ -59,7 +59,7 @@ class Scale(WeightEdit):
             factor = float(value)
         except ValueError:
             raise BadInputError(
-                f"`edit` {name!r}: {value!r} is no number; give a factor such as scale=0.5"
+                f"`edit` {name!r}: {value!r} is not a number; give a factor such as scale=0.5"
             ) from None
         if factor == cls.neutral or not abs(factor) < 1e6:
             raise BadInputError(
@@ -81,6 +81,6 @@ def scale(experts: Experts, factor: float) -> Scale:
     """Multiply the weight of experts wherever they are chosen.
 
     Raises:
-        BadInputError: the factor is no finite number.
+        BadInputError: the factor is not a finite number.
     """
     return Scale(refs(experts), finite(factor, "scale", "0 takes the expert out"))

@@ -93,7 +93,7 @@ def top_k(k: int, *, layers: Iterable[int] | None = None) -> TopK:
     """Let the router choose another number of experts, in some or all MoE layers.
 
     Raises:
-        BadInputError: K or a layer is no whole number, or no layer is named.
+        BadInputError: K or a layer is not a whole number, or no layer is named.
     """
     wanted = None if layers is None else tuple(sorted({whole(n, "a layer") for n in layers}))
     if wanted == ():

@@ -122,7 +122,7 @@ def label_of(item: Item, default_domain: str | None) -> tuple[str, str]:
     """The id and the domain of an entry; without an id its place in the file.
 
     Raises:
-        RefusedError: no domain, a reserved one, or an id that is no text.
+        RefusedError: no domain, a reserved one, or an id that is not text.
     """
     given = item.values.get("id")
     given = item.place if given is None or given == "" else given
@@ -167,7 +167,7 @@ def start_of(values: Mapping[str, Any], where: str) -> int:
     """Position of the first row of routing: 0, or what was asked of the engine.
 
     Raises:
-        RefusedError: it is no position.
+        RefusedError: it is not a position.
     """
     for name in _STARTS:
         value = values.get(name)
@@ -185,7 +185,7 @@ def counted_mask(values: Mapping[str, Any], where: str) -> NDArray[np.bool_] | N
     """The field ``counted``: which tokens stand for text, one truth value for each.
 
     Raises:
-        RefusedError: it is no list of truth values.
+        RefusedError: it is not a list of truth values.
     """
     value = values.get("counted")
     if value is None:
@@ -286,7 +286,7 @@ def _npy(data: bytes, where: str) -> NDArray[Any]:
             raise ValueError(f"its header declares {expected:,} bytes, it has {found:,}")
         made = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # whatever numpy says of bytes of unknown origin
-        refuse("routed_experts is no .npy array", where, said_by(error, 120),
+        refuse("routed_experts is not an .npy array", where, said_by(error, 120),
                "expected base64 of a .npy file, or data, dtype and shape")  # fmt: skip
     return whole_numbers(made, "routed_experts", where)
 

@@ -131,7 +131,7 @@ def _sums(
     places = {m.layer_idx: i for i, m in enumerate(anatomy.layers)}
     odd = sorted(set(layer.tolist()) - places.keys())
     if odd:
-        refuse("a layer that is no MoE layer of the model", where,
+        refuse("a layer that is not an MoE layer of the model", where,
                f"got {listing(odd)}, expected among {listing(places)}",
                f"write the model's own numbers of layers, or {_OTHER_MODEL}")  # fmt: skip
     made = _empty(anatomy)

@@ -209,7 +209,7 @@ def _npz(path: Path) -> dict[str, Any]:
 
 
 def _refuse_bombs(packed: zipfile.ZipFile) -> None:
-    """What an archive declares is reckoned before anything of it is unpacked."""
+    """What an archive declares is estimated before anything of it is unpacked."""
     total = 0
     for member in packed.infolist():
         with packed.open(member) as stream:

@@ -91,7 +91,7 @@ def _without_table(item: Item) -> Item:
 
 
 def _read(source: SourceFile, where: str) -> _Table:
-    """Columns by our own names; a first row of numbers is no header."""
+    """Columns by our own names; a first row of numbers is not a header."""
     cells = first_row(source)
     bare = all(c.lstrip("-").isdigit() for c in cells)
     if bare and len(cells) != 2:

@@ -15,7 +15,7 @@
   const left = before();
   const chosen = left.state && typeof left.state === "object" ? left.state : {};
 
-  // A key of the state that outlives a reload. allowed(value) keeps out what is no choice any more.
+  // A key of the state that outlives a reload. allowed(value) keeps out what is not a choice any more.
   M.keep = function (key, first, allowed) {
     kept.push(key);
     M.state[key] = chosen[key] !== undefined && allowed(chosen[key]) ? chosen[key] : first;

@@ -127,9 +127,9 @@ def test_a_file_is_looked_at_before_it_is_read(tmp_path: Path) -> None:
     assert read_text(tmp_path / "good") == "naïve"
     for name, said in (
         ("gone", "cannot be read"), (".", "is a folder"), ("pipe", "a device or a pipe"),
-        ("/dev/zero", "a device or a pipe"), ("bytes", r"no UTF-8 text \(byte 2\)"),
+        ("/dev/zero", "a device or a pipe"), ("bytes", r"not UTF-8 text \(byte 2\)"),
         ("large", "has 101 bytes"), ("n" * 300, "File name too long"),
-        ("a\0b", "no name of a file"),
+        ("a\0b", "not a name of a file"),
     ):  # fmt: skip
         with pytest.raises(BadInputError, match=said):
             read_text(tmp_path / name, 100)

@@ -19,6 +19,7 @@ from tests.support.tiny import tiny_model
 
 import moescope
 from moescope.cli.main import app
+from moescope.cli.terminal import output
 from moescope.errors import ModelError
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.models import capture, find_anatomy
@@ -76,7 +77,7 @@ class TestAddATable:
         blocks = blocks_of("add-a-table.md")
         shutil.copytree(tiny_run.path, tmp_path / "my-run")
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(output, "_width", 200)
         monkeypatch.syspath_prepend(str(tmp_path))
         write_files(blocks, tmp_path)
         printed = []

@@ -72,7 +72,7 @@ HARM = {
     "another kind": (lambda f: _head(f, kind="quilt"), "another kind .quilt, not tests."),
     "notes of no form": (lambda f: _head(f, notes=[{"a": "b"}]), "is damaged .notes"),
     "a file outside": (
-        lambda f: _head(f, files={"../x.parquet": {"sha256": "0" * 64, "rows": 1}}), "no table",
+        lambda f: _head(f, files={"../x.parquet": {"sha256": "0" * 64, "rows": 1}}), "not a table",
     ),
     "a table that was changed": (
         lambda f: (f / "rows.parquet").write_bytes(b"PAR1"), "was truncated or altered",

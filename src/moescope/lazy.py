@@ -1,4 +1,4 @@
-"""Names of a package that are imported when first used, so that importing it is quick."""
+"""What is imported when first used, so that importing what names it is quick."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-__all__ = ["lazily"]
+__all__ = ["Later", "lazily"]
 
 
 def lazily(package: str, where: Mapping[str, str]) -> Callable[[str], Any]:
@@ -23,3 +23,17 @@ def lazily(package: str, where: Mapping[str, str]) -> Callable[[str], Any]:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return find
+
+
+class Later:
+    """A module that is imported when something of it is first used.
+
+    Args:
+        name: of the module.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self._name), name)

@@ -27,7 +27,7 @@ from moescope.given import first_problem
 from moescope.run.manifest import Stored
 from moescope.run.store import read_parquet, write_parquet
 
-__all__ = ["RESULT", "SCHEMA_VERSION", "Note", "Result", "plain", "read_result"]
+__all__ = ["RESULT", "SCHEMA_VERSION", "Note", "Result", "plain", "read_result", "refuse_finished"]
 
 RESULT = "result.json"
 SCHEMA_VERSION = 1
@@ -119,6 +119,16 @@ class _Head(BaseModel):
     notes: list[Note]
     about: dict[str, Any]
     files: dict[str, _File]
+
+
+def refuse_finished(folder: str | Path | None, resume: bool = False) -> None:
+    """Refuse to begin where a whole result lies.
+
+    Raises:
+        RunError: one lies there, and ``resume`` is off.
+    """
+    if folder is not None and not resume and (Path(folder) / RESULT).is_file():
+        raise RunError(f"{folder} already holds a result; resume it, or give another folder")
 
 
 def read_result(folder: str | Path, kind: str | None = None) -> Result:

@@ -77,7 +77,7 @@ VERBS = {
                "moescope.intervene:measure_damage"),
     "merge": ("merge RUN OTHERRUN -o r", "moescope.run.merge:merge_runs"),
     "demo": ("demo -o r", "moescope.demo:run_demo"),
-    "similarity": ("similarity MOE TEXTS -o r", "moescope.similarity.compare:similarity"),
+    "similarity": ("similarity MOE TEXTS -o r", "moescope.similarity.compare:compare_experts"),
     "table": ("table RUN", "moescope.metrics.runs:open_run"),
     "report": ("report RUN", "moescope.report.report_page:build_report"),
     "compare": ("compare RUN OTHERRUN", "moescope.metrics.runs:compare_runs"),

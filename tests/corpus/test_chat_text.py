@@ -92,7 +92,7 @@ def test_the_notes_name_marks_counts_and_the_flag() -> None:
     [known, other] = notes_on_marks({"<|im_end|>": 1, "<|im_start|>": 1_200}, {"[INST]": 3})
     assert "<|im_start|> in 1,200 documents, <|im_end|> in 1 document" in known
     assert "`chat_text`" in known
-    assert "no control tokens of this tokenizer" in other
+    assert "not control tokens of this tokenizer" in other
     assert "[INST] in 3 documents" in other
     assert notes_on_marks({}, {}) == []
 

@@ -10,10 +10,11 @@ import torch
 from tests.support.brute_damage import loaded_of, some_windows
 
 from moescope.errors import ModelError
-from moescope.intervene import contrast, measure_damage
+from moescope.intervene import measure_damage
+from moescope.intervene.contrast.compare import contrast
 from moescope.measure import forward, trials
 from moescope.measure.forward import fitting_batch, run_batches
-from moescope.measure.windows import WindowBatch
+from moescope.measure.windows import WindowBatch, window_batches
 from moescope.models import LoadedModel
 from moescope.models.capture import RoutingCapture
 from moescope.models.expert_calls import ExpertInputs, ExpertLayer
@@ -54,7 +55,7 @@ def test_the_loop_computes_experts_as_a_trace_does(
         seen.append(calls)
 
     reader = ExpertInputs(loaded.model, loaded.anatomy.layers)
-    run_batches(loaded, some_windows()[:1], reader, use, batch_tokens=4096)
+    run_batches(loaded, window_batches(some_windows()[:1], 4096), reader, use)
     layers = len(loaded.anatomy.layers)
     assert seen == [layers, layers + 1]
     with torch.no_grad():
@@ -69,8 +70,9 @@ def test_nothing_is_read_while_a_batch_is_used(loaded: LoadedModel) -> None:
 
     def use(batch: WindowBatch, _routing: dict[int, Any]) -> None:
         loaded.model(input_ids=torch.as_tensor(batch.token_ids))
+        tokens.append(int(batch.counted.sum()))
 
-    run_batches(loaded, some_windows(), reader, use, batch_tokens=64, on_tokens=tokens.append)
+    run_batches(loaded, window_batches(some_windows(), 64), reader, use)
     assert len(tokens) > 1
     assert sum(tokens) == sum(w.num_tokens for w in some_windows())
 
@@ -152,5 +154,5 @@ def test_experts_are_given_back_after_an_error(
 
     reader = RoutingCapture(tiny_loaded.model, [m.site for m in tiny_loaded.anatomy.layers])
     with pytest.raises(KeyError):
-        run_batches(tiny_loaded, some_windows(), reader, fail, batch_tokens=64)
+        run_batches(tiny_loaded, window_batches(some_windows(), 64), reader, fail)
     assert {n: c._experts_implementation_internal for n, c in configs.items()} == before

@@ -7,7 +7,7 @@ from tests.support.killed import run_and_kill
 from tests.support.saved import save_tiny, write_corpus
 
 WORDS = {
-    "similarity": "similarity moe texts.jsonl -o {} --tokens 200 --memory 1MB",
+    "similarity": "similarity moe texts.jsonl -o {} --total-tokens 200 --output-memory 1MB",
     "contrast": "contrast moe --with texts.jsonl --without other.jsonl -o {}",
     "steer": "steer moe --prompt 'the plan covers' --set L1E2=+2 --sweep -2:2:1 --generate 2 "
     "--controls 0 -o {}",

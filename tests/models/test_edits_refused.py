@@ -208,8 +208,8 @@ def test_top_k_out_of_range_or_at_positions(qwen: Any) -> None:
 
 
 def test_something_that_is_no_edit(qwen: Any) -> None:
-    assert "'L' is not an edit" in refused(qwen, "L1E2")  # type: ignore[arg-type]
-    assert "is not an edit" in refused(qwen, [ExpertRef(1, 2)])  # type: ignore[list-item]
+    assert "such as mask('L5E9'); got 'L1E2'" in refused(qwen, "L1E2")  # type: ignore[arg-type]
+    assert "an edit is what" in refused(qwen, [ExpertRef(1, 2)])  # type: ignore[list-item]
 
 
 def test_groups_that_could_not_fill_a_choice() -> None:

@@ -126,7 +126,7 @@ def test_rendered_chats_are_noticed_counted_and_said(
     assert "chat_text" not in run.manifest.options  # off: as in runs of versions without it
     assert run.manifest.progress["spelt_out"] == {"<|im_start|>": 7, "<|im_end|>": 7}
     said = [a["text"] for a in report_data(run)["alerts"] if a["level"] == "warn"]
-    assert any("<|im_end|> in 7 documents" in text and "--chat-text" in text for text in said)
+    assert any("<|im_end|> in 7 documents" in text and "`chat_text`" in text for text in said)
 
 
 def test_read_as_chats_they_have_their_control_tokens_and_nothing_is_said(

@@ -164,7 +164,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ({"layer_id": 9}, "no MoE layer of the model .got 9, expected among 0, 1, 2, 3"),
+            ({"layer_id": 9}, "not an MoE layer of the model .got 9, expected among 0, 1, 2, 3"),
             ({"expert_id": 8}, "does not have .layer 0: got 8, expected 0 to 7"),
             ({"count": -1}, "a count out of range .got -1"),
             ({"count": 0.5}, "'count' holds something else than whole numbers"),

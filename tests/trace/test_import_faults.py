@@ -64,7 +64,7 @@ BAD: dict[str, tuple[Callable[[Served], dict[str, Any]], str]] = {
         lambda r: {"routed_experts": {"data": "", "dtype": "uint8"}}, "no shape beside"),
     "cut npy": (
         lambda r: {"routed_experts": base64.b64encode(
-            base64.b64decode(npy(r.experts))[:-9]).decode()}, "no .npy array"),
+            base64.b64decode(npy(r.experts))[:-9]).decode()}, "not an .npy array"),
     "no prompt": (lambda r: {"prompt_token_ids": None}, "no field 'prompt_token_ids'"),
     "no output": (lambda r: {"output_token_ids": None}, "no field 'output_token_ids'"),
     "another vocabulary": (

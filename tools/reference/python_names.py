@@ -81,9 +81,12 @@ def _bare_signature(thing: Any) -> str:
         annotation = getattr(annotation, "__forward_arg__", annotation)
         return _Raw(annotation) if isinstance(annotation, str) else annotation
 
+    def named(default: Any) -> Any:
+        return _Raw(default.__name__) if inspect.isfunction(default) else default
+
     made = inspect.signature(thing)
     kept = [
-        p.replace(annotation=plain(p.annotation))
+        p.replace(annotation=plain(p.annotation), default=named(p.default))
         for p in made.parameters.values()
         if p.name not in ("self", "cls")
     ]

@@ -16,6 +16,7 @@ from moescope.cli.verb import Flag, of, verb
 from moescope.errors import BadInputError
 from moescope.given import Seed
 from moescope.progress import Progress
+from moescope.result import refuse_finished
 from moescope.run.options import TraceOptions
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def steer(settings: SteerArgs, resume: bool) -> None:
     out = settings.out
     if resume and not (out and strengths):
         raise BadInputError("`resume` goes on with a sweep that was kept; it needs `sweep` and -o")
+    refuse_finished(out, resume)
     with nullcontext() if out is None else claim(out, "steering"):
         with progress(f"loading {settings.model}") as show:
             loaded = settings.load()

@@ -13,11 +13,13 @@ from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, output
 from moescope.cli.verb import Argument, note, verb
 from moescope.errors import BadInputError
+from moescope.words import listing
 
 if TYPE_CHECKING:
     from moescope.metrics.table import Table
 
 _SHOWN = 40
+_KEYS = ("layer", "expert", "domain")
 
 
 class TableArgs(FormatArgs):
@@ -72,6 +74,10 @@ def table(settings: TableArgs) -> None:
         data = data.slice(0, most)
     if not total and opened.manifest.options["keep"] == "aggregates":
         errors.print("empty: this run kept aggregates only; trace it with --keep sample or all")
+    if settings.sort is not None and form == "table":  # what is too wide is left out at the end
+        names = data.column_names
+        first = [n for n in _KEYS if n in names and n != settings.sort]
+        data = data.select(dict.fromkeys((*first, settings.sort, *names)))
     print_table(data, form)
     if remark:
         note(remark, "")
@@ -92,7 +98,7 @@ def _filtered(data: pa.Table, **wanted: int | str | None) -> pa.Table:
         _require(data, column)
         known = data[column].unique().to_pylist()
         if value not in known:
-            raise BadInputError(f"--{column} {value} is not in this table; it has {known}")
+            raise BadInputError(f"--{column} {value} is not in this table; it has {listing(known)}")
         data = data.filter(pc.equal(data[column], value))
     return data
 

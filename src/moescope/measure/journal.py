@@ -32,6 +32,7 @@ from moescope.files import (
     sha256_of,
     write_error,
 )
+from moescope.result import RESULT, read_result, refuse_finished
 from moescope.run.same import require_same
 from moescope.run.store import write_parquet
 
@@ -66,9 +67,20 @@ def open_journal(
         return
     with claim(folder, kind) as place:
         journal: Journal | None = None
+        if not (place / JOURNAL).is_file():
+            _require_unfinished(place, identity, resume)
         with nothing_of_bad_input(place, unless=lambda: journal is None or journal.has_records):
             journal = Journal(place, identity, resume=resume)
             yield journal
+
+
+def _require_unfinished(folder: Path, identity: Mapping[str, Any], resume: bool) -> None:
+    """A result that is whole is replaced by nothing but the same one, and only when asked for."""
+    refuse_finished(folder, resume)
+    if (folder / RESULT).is_file():
+        kept = read_result(folder).identity
+        if kept.keys() == identity.keys():  # a sweep's own is not that of the steering around it
+            require_same(folder, {"": kept}, {"": json.loads(json.dumps(identity))})
 
 
 def drop_journal(folder: Path) -> None:

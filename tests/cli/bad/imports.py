@@ -160,7 +160,7 @@ _COUNTS = "import counts {file} -o r --model MOE --domain d"
 _SUMS = {
     "no count": (_table("layer,expert\n0,1\n"), "no column 'count'"),
     "no header": (_table("0,1,5\n"), "no column 'layer'"),
-    "a layer of another model": (_table("layer,expert,count\n77,1,5\n"), "no MoE layer"),
+    "a layer of another model": (_table("layer,expert,count\n77,1,5\n"), "not an MoE layer"),
     "an expert past the last": (_table("layer,expert,count\n0,99,5\n"), "expected 0 to 7"),
     "a count below 0": (_table("layer,expert,count\n0,1,-5\n"), "a count out of range"),
     "an endless count": (_table(f"layer,expert,count\n0,1,{10**17}\n"), "a count out of range"),

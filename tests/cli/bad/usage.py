@@ -63,7 +63,7 @@ CASES = [
     case("a layer below zero", "table RUN load --layer -1", "layer"),
     case("an empty name", "table RUN ''", "no table"),
     case("a column of no name", "table RUN load --sort ''", "column"),
-    case("a model for a run", "compare RUN MOE", "no run"),
+    case("a model for a run", "compare RUN MOE", "is not a run"),
     case("a step before the first", "demo -o r --step 0", "44"),
     case("the same file twice", "import vllm TEXTS TEXTS -o r --model MOE", "texts.jsonl"),
     case("another engine's file", "import llamacpp TEXTS -o r --model MOE", ".csv"),

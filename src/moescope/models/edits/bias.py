@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import torch
-from torch import Tensor
-
+from moescope.lazy import Later
 from moescope.models.edits.edit import NUMBER, Edit, LayerEdits, Use, finite, wide
 from moescope.models.edits.experts import Experts, refs
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = Later("torch")
 
 __all__ = ["Bias", "bias"]
 

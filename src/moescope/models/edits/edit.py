@@ -6,16 +6,21 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple, Protocol, Self
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self
 
 from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
+from moescope.lazy import Later
 from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.edits.experts import check_exist, whole
-from moescope.models.window import PassWindow
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from moescope.models.window import PassWindow
+else:
+    torch = Later("torch")
 
 __all__ = [
     "NUMBER", "Chosen", "Edit", "LayerEdits", "Removal", "Use", "WeightEdit", "finite", "same_sum",

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
-
-import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from typing import TYPE_CHECKING, Self
 
 from moescope.errors import ModelError
+from moescope.lazy import Later
 from moescope.models.anatomy import MoELayer, Scoring
 from moescope.models.edits.edit import Chosen, Edit, LayerEdits, Use, same_sum, wide
 from moescope.models.edits.experts import Experts, refs
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = Later("torch")
 
 __all__ = ["Force", "force"]
 
@@ -69,7 +72,7 @@ def _scores(logits: Tensor, scoring: Scoring) -> Tensor:
         return torch.softmax(z, -1)
     if scoring == "sigmoid":
         return torch.sigmoid(z)
-    return F.softplus(z).sqrt() if scoring == "sqrtsoftplus" else z
+    return torch.nn.functional.softplus(z).sqrt() if scoring == "sqrtsoftplus" else z
 
 
 def _bring_in(

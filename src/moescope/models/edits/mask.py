@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Self
 
 from moescope.errors import ModelError
+from moescope.lazy import Later
 from moescope.models.anatomy import MoELayer
 from moescope.models.edits.edit import Chosen, Edit, LayerEdits, Removal, Use, wide
 from moescope.models.edits.experts import Experts, refs
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = Later("torch")
 
 __all__ = ["Mask", "mask"]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
-
-import torch
+from typing import TYPE_CHECKING, Self
 
 from moescope.errors import BadInputError
+from moescope.lazy import Later
 from moescope.models.edits.edit import (
     NUMBER,
     Chosen,
@@ -21,6 +20,11 @@ from moescope.models.edits.edit import (
     wide,
 )
 from moescope.models.edits.experts import Experts, refs
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Later("torch")
 
 __all__ = ["Scale", "scale"]
 

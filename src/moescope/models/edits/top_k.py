@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Self
 
 from moescope.errors import BadInputError, ModelError
 from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.edits.edit import Chosen, Edit, LayerEdits
 from moescope.models.edits.experts import whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["TopK", "top_k"]
 

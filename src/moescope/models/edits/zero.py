@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import torch
-
+from moescope.lazy import Later
 from moescope.models.edits.edit import Chosen, LayerEdits, Removal, WeightEdit, same_sum
 from moescope.models.edits.experts import Experts, refs
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Later("torch")
 
 __all__ = ["Zero", "zero"]
 

@@ -16,8 +16,6 @@ from rich.text import Text
 from moescope.cli.settings import Format
 from moescope.cli.terminal import clean, errors, output, write
 
-__all__ = ["listing", "print_table"]
-
 _UPRIGHT = 6
 """Tables of at most this many rows are turned when they are too wide."""
 

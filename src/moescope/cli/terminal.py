@@ -22,8 +22,6 @@ from rich.segment import Segment
 
 from moescope.progress import OnProgress, Progress
 
-__all__ = ["bounded", "clean", "errors", "output", "progress", "tolerate", "write"]
-
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, except for newline and tab
     "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff"  # turn the direction of what follows

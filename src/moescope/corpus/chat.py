@@ -13,8 +13,6 @@ from moescope.corpus.documents import Document
 from moescope.errors import CorpusError
 from moescope.words import said_by
 
-__all__ = ["render_chat", "render_messages"]
-
 # Private-use characters: no template and hardly a text holds them, and no template strips them.
 _PROBE = "\ue0f1moescope\ue0f2"
 

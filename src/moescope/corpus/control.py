@@ -14,8 +14,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Marks", "MarksWarning", "control_ids", "find_marks", "notes_on_marks", "warn_of_marks"]
-
 _MARK = re.compile(
     r"<[|｜][\w▁]{2,40}[|｜]>|<(?:start|end)_of_turn>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS)\]"
 )

@@ -23,16 +23,6 @@ from moescope.corpus.split import in_shard, in_split, parse_shard
 from moescope.errors import CorpusError
 from moescope.words import listing, near_names
 
-__all__ = [
-    "RESERVED_DOMAIN",
-    "Corpus",
-    "Document",
-    "Fingerprint",
-    "Skipped",
-    "Whole",
-    "open_corpus",
-]
-
 RESERVED_DOMAIN = "all"
 """The name of the total over every domain in all tables."""
 

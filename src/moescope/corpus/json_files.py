@@ -10,8 +10,6 @@ from moescope.corpus.lines import Line, decode_fault, open_bytes, whole_lines
 from moescope.corpus.records import Problem, Record, SourceFile, corpus_error
 from moescope.words import said_by
 
-__all__ = ["MAX_JSON_BYTES", "read_json", "read_jsonl"]
-
 MAX_JSON_BYTES = 512 << 20
 """A JSON list cannot be streamed, so a longer one is refused."""
 

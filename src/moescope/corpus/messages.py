@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["Message", "Turns", "as_string", "read_messages"]
-
 Turns = Literal["all", "assistant"]
 
 _KEYS = (("role", "content"), ("from", "value"))

@@ -17,8 +17,6 @@ from moescope.corpus.tables import read_csv, read_parquet
 from moescope.corpus.text_files import TextUnit, read_text
 from moescope.words import near_names, one_line
 
-__all__ = ["SUFFIXES", "find_files", "is_plain_text", "read_file", "stem_of"]
-
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt", ".md")
 """What can be read; all but .json and .parquet also with .gz behind it."""
 

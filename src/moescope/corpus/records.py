@@ -15,14 +15,6 @@ from typing import Any, NamedTuple
 from moescope.errors import CorpusError
 from moescope.words import one_line
 
-__all__ = [
-    "Fields",
-    "Problem",
-    "Record",
-    "SourceFile",
-    "corpus_error",
-]
-
 
 class Fields(NamedTuple):
     """The names under which a record holds its text, domain and id."""

@@ -14,8 +14,6 @@ from moescope.corpus.lines import decode_fault, whole_lines
 from moescope.corpus.records import Fields, Problem, Record, SourceFile, corpus_error
 from moescope.words import near_names, said_by
 
-__all__ = ["read_csv", "read_parquet", "require_column"]
-
 _BATCH_ROWS = 256
 # The csv module holds four bytes per character of the cell at hand: an unclosed quote near the
 # start of a large file must end before it fills the memory.

@@ -25,8 +25,6 @@ from moescope.corpus.documents import Document
 from moescope.corpus.encode import Encoded, encode_chat, encode_plain, encode_rendered
 from moescope.errors import CorpusError
 
-__all__ = ["Sequence", "TokenizedDocument", "cut_alike", "tokenize_corpus", "tokenize_document"]
-
 
 class Sequence(NamedTuple):
     """One window of a document, ready for the model.

@@ -14,22 +14,6 @@ from moescope.files.claims import HeldFolder, claim, find_held
 from moescope.files.ledger import LEDGER, Ledger, sha256_of
 from moescope.files.paths import noted, partial_of, usable_path
 
-__all__ = [
-    "checksum_of",
-    "drop_scratch",
-    "keep_scratch",
-    "nothing_of_bad_input",
-    "own",
-    "owned",
-    "remove",
-    "remove_result",
-    "replacing",
-    "replacing_folder",
-    "require_replaceable",
-    "scratch_folder",
-    "write_bytes",
-]
-
 _SIGNED_WITHIN = 4096
 
 
@@ -66,6 +50,7 @@ def owned(folder: Path) -> list[str]:
 
 
 def refuse_links(held: HeldFolder, place: Path) -> None:
+    """Refuse a place that a link inside the folder leads to."""
     for there in (place, *place.parents):
         if there == held.path:
             return

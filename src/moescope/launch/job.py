@@ -21,8 +21,6 @@ from moescope.run.manifest import MANIFEST, read_manifest
 from moescope.run.options import TraceOptions
 from moescope.run.same import require_same
 
-__all__ = ["PARTS", "Job", "Parts"]
-
 PARTS = "parts"
 """The folder of the parts, inside that of the run."""
 

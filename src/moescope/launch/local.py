@@ -26,8 +26,6 @@ from moescope.launch.worker import Outcome
 from moescope.memory import available_memory
 from moescope.models.loading import pick_device
 
-__all__ = ["run_local"]
-
 _COMMAND = [sys.executable, "-m", "moescope.launch"]
 _SHARE_OF_MEMORY = 0.9
 

@@ -21,8 +21,6 @@ from moescope.run.manifest import MANIFEST, Manifest, claim_run, read_manifest
 from moescope.run.merge import merge_runs
 from moescope.run.options import TraceOptions
 
-__all__ = ["launch"]
-
 _LOCK_SECONDS = 5.0
 """For a launcher that is just dying."""
 

@@ -8,8 +8,6 @@ from moescope.launch.job import Parts
 from moescope.launch.worker import Outcome
 from moescope.progress import OnProgress, Progress, quiet
 
-__all__ = ["RETRIES", "Watch"]
-
 RETRIES = 3
 """How often a shard whose worker died is given to another one that gets no further."""
 

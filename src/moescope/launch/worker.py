@@ -28,8 +28,6 @@ from moescope.progress import OnProgress, Progress, quiet
 from moescope.trace import trace
 from moescope.words import said_by
 
-__all__ = ["Outcome", "attempt", "main"]
-
 LOCK_SECONDS = 120.0
 """A network file system needs so long to notice that the machine of a lock is gone."""
 

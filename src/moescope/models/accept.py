@@ -22,8 +22,6 @@ from moescope.models.probe import find_anatomy
 from moescope.models.source import require_usable
 from moescope.models.spec import AnySpec, ModelSpec
 
-__all__ = ["AnyModel", "as_model", "wrap_model"]
-
 AnyModel = AnySpec | LoadedModel
 """What stands for a model wherever one is needed: how to load it, or one that is open."""
 

@@ -21,8 +21,6 @@ from moescope.errors import ModelError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Anatomy", "MoELayer", "Scoring", "Site", "find_sites", "refuse_type"]
-
 Scoring = Literal["softmax", "sigmoid", "sqrtsoftplus", "probabilities"]
 """How a router turns logits into scores: softmax over experts; sigmoid or sqrt(softplus) of each
 logit on its own; or ``probabilities``: what the router returns first are probabilities already."""

@@ -17,8 +17,6 @@ from torch import nn
 from moescope.errors import CoverageError, ModelError
 from moescope.models.anatomy import Site
 
-__all__ = ["EnoughSeen", "Routing", "RoutingCapture", "read_router_output"]
-
 
 class Routing(NamedTuple):
     """What one MoE layer did with the T rows of one forward pass, padding rows included.

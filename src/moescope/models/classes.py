@@ -11,8 +11,6 @@ from typing import Any
 from moescope.errors import ModelError
 from moescope.models.anatomy import refuse_type
 
-__all__ = ["auto_class"]
-
 
 def auto_class(model: str, config: Any) -> Any:
     """The auto class of transformers that builds and loads this model.

@@ -20,10 +20,6 @@ import torch
 from moescope.errors import BadInputError, ModelError
 from moescope.given import parse_json, read_text
 
-__all__ = [
-    "CONFIG", "TOKENIZER", "WEIGHTS", "check_config", "fault_in", "json_object", "local_folder",
-]  # fmt: skip
-
 CONFIG = ("config.json",)
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

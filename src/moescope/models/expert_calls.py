@@ -18,8 +18,6 @@ from moescope.errors import BadInputError, CoverageError, ModelError
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import Routing, RoutingCapture
 
-__all__ = ["ExpertInputs", "ExpertLayer", "LayerInput"]
-
 
 class ExpertLayer:
     """The routed experts of one MoE layer.

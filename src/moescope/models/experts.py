@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-__all__ = ["expert_weights", "fast_experts", "run_sorted", "sorts_experts"]
-
 _NAME = "moescope_sorted"
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -50,21 +50,6 @@ from moescope.models.spec import AnySpec, EngineName, ModelSpec, as_spec
 from moescope.models.stored import checkpoint_files
 from moescope.models.streaming import StreamedModel
 
-__all__ = [
-    "DTYPES",
-    "EngineName",
-    "LoadedModel",
-    "ModelSpec",
-    "has_bfloat16",
-    "held_model",
-    "load_meta",
-    "load_model",
-    "load_streamed",
-    "open_model",
-    "pick_device",
-    "weights_fingerprint",
-]
-
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 

@@ -21,8 +21,6 @@ from moescope.models.anatomy import Anatomy, MoELayer, Scoring, Site, find_sites
 from moescope.models.capture import Routing, read_router_output
 from moescope.words import said_by
 
-__all__ = ["RouterBehaviour", "classify", "find_anatomy"]
-
 _ROWS = 64
 _TOLERANCE = 1e-3
 _LARGEST_ROUTER = 1 << 26

@@ -19,8 +19,6 @@ from torch import nn
 
 from moescope.errors import BadInputError, ModelError
 
-__all__ = ["Resumable", "decoder_layers"]
-
 _DECODER_LAYER = re.compile(r"^(?:(.*?)\.)?(layers|blocks|h)\.\d+(?:\.|$)")
 
 

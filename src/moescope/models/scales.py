@@ -23,14 +23,6 @@ from moescope.models.spec import ModelSpec
 from moescope.models.stored import Stored, read_header
 from moescope.models.targets import loaded_names, targets_of
 
-__all__ = [
-    "quant_method",
-    "refuse_left_out",
-    "refuse_parts_of_blocks",
-    "refuse_unscaled",
-    "require_packages",
-]
-
 _NO_SCALE = re.compile(
     r"(bias|shape|act)$|[._]([kqv]|input|output|activation)_(global_)?(scale|zero_point)\w*$"
 )

@@ -22,25 +22,6 @@ from moescope.errors import ModelError
 from moescope.models.config_files import json_object
 from moescope.words import said_by
 
-__all__ = [
-    "INDEX",
-    "SINGLE",
-    "Stored",
-    "Target",
-    "assemble",
-    "check_stack",
-    "checkpoint_files",
-    "copy_into",
-    "opened",
-    "pick_stacked",
-    "places",
-    "read_header",
-    "reading",
-    "refuse_shape",
-    "stacked_side",
-    "weight_map",
-]
-
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,

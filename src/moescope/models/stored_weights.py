@@ -31,8 +31,6 @@ from moescope.models.stored import (
 )
 from moescope.models.targets import made_together
 
-__all__ = ["StoredWeights"]
-
 _Reads = list[Any]
 """Of each source of a parameter: its key, an open file, and the pattern that it matched."""
 

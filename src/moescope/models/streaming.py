@@ -28,9 +28,6 @@ from moescope.models.stored import Target, check_stack, refuse_shape, stacked_si
 from moescope.models.stored_weights import StoredWeights
 from moescope.models.targets import kept_wide, targets_of
 
-__all__ = ["StreamedModel"]
-
-
 UNSTREAMED = {
     "inkling2_text": "a layer reads what earlier layers left in the model, not only its own input",
 }

@@ -14,8 +14,6 @@ import torch
 
 from moescope.models.stored import Target
 
-__all__ = ["kept_wide", "loaded_names", "made_together", "targets_of"]
-
 
 def targets_of(model: Any, keys: Iterable[str]) -> dict[str, Target]:
     """Every parameter and buffer that these stored tensors make, in the order of the tensors.

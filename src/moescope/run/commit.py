@@ -38,8 +38,6 @@ from moescope.run.shards import document_table, sample_table, shard_table
 from moescope.run.state import RunState
 from moescope.run.store import read_parquet, write_parquet, write_tensors
 
-__all__ = ["GrowingRun", "PoolResult", "coverage", "finish"]
-
 _IF_ANY = ("spelt_out", "unknown_marks")
 """Counters that a manifest holds only where something was counted."""
 

@@ -15,8 +15,6 @@ from moescope.run.sample import Sample
 from moescope.run.sparse import SparseCounter
 from moescope.run.state import RunState
 
-__all__ = ["JoinedState"]
-
 _OVER_ALL = ("coactivation", "flow")
 """Arrays that have neither clusters nor domains."""
 

@@ -21,8 +21,6 @@ from moescope.run.shards import document_table
 from moescope.run.state import RunState
 from moescope.run.store import read_json, read_parquet, read_tensors, understood
 
-__all__ = ["Run", "TokenRows", "shape_of"]
-
 
 class TokenRows(NamedTuple):
     """Single tokens with their routing.

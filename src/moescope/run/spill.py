@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 
 from moescope.files import write_error
 
-__all__ = ["Parts", "SortedRuns", "join", "load_arrays", "save_arrays"]
-
 _ENTRY = np.dtype([("key", np.int64), ("count", np.int64)])
 _AT_A_TIME = 1 << 16
 _NAMES = {

@@ -23,8 +23,6 @@ from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
 from moescope.words import said_by
 
-__all__ = ["BatchResult", "Engine", "GenerationResult", "ResidentEngine", "predict"]
-
 _LOGIT_CELLS = 1 << 28
 _DEFAULT_BATCH_TOKENS = 8192
 _POOL_TOKENS = 32_768

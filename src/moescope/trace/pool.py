@@ -25,8 +25,6 @@ from moescope.run.state import RunState
 from moescope.trace.engine import BatchResult, Engine
 from moescope.trace.facts import layer_facts
 
-__all__ = ["PoolRecorder"]
-
 _GENERATE_ROWS = 16
 
 

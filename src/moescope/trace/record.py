@@ -46,8 +46,6 @@ from moescope.trace.pool import PoolRecorder
 from moescope.trace.room import document_bytes, require_room
 from moescope.trace.streamed import StreamedEngine
 
-__all__ = ["context_length", "trace"]
-
 _DEFAULT_CONTEXT = 2048
 _COUNTERS = ("left_out", "domain_tokens", "spelt_out", "unknown_marks")
 STREAMING = "streaming"

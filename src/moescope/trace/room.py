@@ -13,8 +13,6 @@ from moescope.memory import readable
 from moescope.run.aggregates import AggregateShape
 from moescope.run.options import TraceOptions
 
-__all__ = ["document_bytes", "require_room", "sums_need"]
-
 _CHARACTERS_PER_TOKEN = 5
 """More than most text has, so that what is estimated is what it takes at least."""
 

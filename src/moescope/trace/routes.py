@@ -23,8 +23,6 @@ from moescope.trace.facts import layer_facts
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["AlignedToken", "RouteComparison", "compare_routes", "route", "route_text"]
-
 
 class AlignedToken(NamedTuple):
     """One row of the alignment.

@@ -32,8 +32,6 @@ from moescope.models.memory import HEAD_CELLS
 from moescope.models.streaming import StreamedModel
 from moescope.trace.engine import BatchResult, GenerationResult, next_tokens, score
 
-__all__ = ["StreamedEngine"]
-
 _BATCH_TOKENS = 8192
 _POOL_TOKENS = 262_144
 _KEY = "pool.json"

@@ -24,16 +24,6 @@ from torch import Tensor
 
 from moescope.errors import BadInputError
 
-__all__ = [
-    "Assignment",
-    "Choice",
-    "Overflow",
-    "assign",
-    "dropped_share_by_position",
-    "expert_capacity",
-    "explain",
-]
-
 Overflow = Literal["drop", "reroute"]
 """What happens to a choice whose expert is full."""
 

@@ -24,8 +24,6 @@ from moescope.training.network import Network
 from moescope.training.optimizer import Optimizer
 from moescope.words import said_by
 
-__all__ = ["export_model", "load_checkpoint", "read_state", "rounded", "save_checkpoint"]
-
 _STATE = "state.json"
 _PARTS = ("weights", "optimizer", "buffers", "arrays")
 

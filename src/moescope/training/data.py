@@ -25,8 +25,6 @@ from moescope.models.spec import ModelSpec
 from moescope.progress import OnProgress, Progress, quiet
 from moescope.training.recipe import Recipe, TokenizerRecipe
 
-__all__ = ["END_OF_TEXT", "Sampler", "Streams", "heldout_windows", "prepare_data", "unigram_losses"]
-
 END_OF_TEXT = "<|endoftext|>"
 _DOCUMENTS_AT_ONCE = 512
 

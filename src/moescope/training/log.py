@@ -16,8 +16,6 @@ from moescope.errors import RunError
 from moescope.files import is_intact, require_intact
 from moescope.run.store import write_parquet
 
-__all__ = ["TrainingLog"]
-
 _SCHEMAS = {
     "steps": {
         "step": pa.int64(),

@@ -14,8 +14,6 @@ from moescope.models.memory import free_memory
 from moescope.training.network import stock_config
 from moescope.training.recipe import Recipe
 
-__all__ = ["require_memory", "stock_parameters"]
-
 _PARAMETER_BYTES = 14
 """A weight in half precision with its float32 master, a gradient, and two moments."""
 

@@ -24,8 +24,6 @@ from moescope.training import routers
 from moescope.training.kernels import causal_attention, rms_norm, sorted_experts
 from moescope.training.recipe import Capacity, ModelRecipe, Recipe
 
-__all__ = ["LayerRouting", "Network", "Pass", "build_network", "stock_config"]
-
 _EXPERTS, _ATTENTION = "moescope_sorted", "moescope_causal"
 
 

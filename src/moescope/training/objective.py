@@ -24,8 +24,6 @@ from moescope.training.part import Ramp, Weight
 from moescope.training.recipe import Recipe
 from moescope.training.routers import gates
 
-__all__ = ["LayerSums", "StepResult", "Workers", "balance_weights", "run_step"]
-
 _X = TypeVar("_X")
 _Y = TypeVar("_Y")
 

@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from moescope.given import MAX_SEED
 
-__all__ = ["Beta", "Part", "Ramp", "Weight"]
-
 _LARGEST = 1e15
 
 

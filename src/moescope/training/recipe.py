@@ -16,17 +16,7 @@ from pydantic import Field, model_validator
 
 from moescope.corpus import CorpusSpec
 from moescope.given import MOST_EXPERTS
-from moescope.training.part import Beta, Part, Ramp, Weight
-
-__all__ = [
-    "Balance",
-    "Capacity",
-    "ModelRecipe",
-    "Ramp",
-    "Recipe",
-    "RouterRecipe",
-    "routing_notes",
-]
+from moescope.training.part import Beta, Part, Weight
 
 Architecture = Literal["olmoe", "mixtral", "qwen2_moe", "deepseek_v3"]
 RouterKind = Literal["topk", "noisy_topk", "switch", "expert_choice", "sigmoid_bias"]

@@ -20,17 +20,6 @@ from torch import Tensor
 
 from moescope.errors import BadInputError
 
-__all__ = [
-    "Routing",
-    "expert_choice",
-    "gates",
-    "keep_topk_probability",
-    "noisy_topk",
-    "sigmoid_bias",
-    "switch_top1",
-    "topk_softmax",
-]
-
 MIN_NOISE_STD = 0.01
 """What noisy top-k adds to softplus(noise logits), so that the noise never dies out."""
 

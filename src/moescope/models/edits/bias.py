@@ -12,8 +12,6 @@ from torch import Tensor
 from moescope.models.edits.edit import NUMBER, Edit, LayerEdits, Use, finite, wide
 from moescope.models.edits.experts import Experts, refs
 
-__all__ = ["Bias", "bias"]
-
 
 @dataclass(frozen=True)
 class Bias(Edit):

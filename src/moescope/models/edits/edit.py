@@ -17,11 +17,6 @@ from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.edits.experts import check_exist, whole
 from moescope.models.window import PassWindow
 
-__all__ = [
-    "NUMBER", "Chosen", "Edit", "LayerEdits", "Removal", "Use", "WeightEdit", "finite", "same_sum",
-    "wide",
-]  # fmt: skip
-
 NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?|\.[0-9]+(?:e[+-]?[0-9]+)?"
 """A number as it is written behind a sign or an x."""
 

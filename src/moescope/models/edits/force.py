@@ -15,8 +15,6 @@ from moescope.models.anatomy import MoELayer, Scoring
 from moescope.models.edits.edit import Chosen, Edit, LayerEdits, Use, same_sum, wide
 from moescope.models.edits.experts import Experts, refs
 
-__all__ = ["Force", "force"]
-
 _NO_RATIO = ("PhimoeTopKRouter", "ZayaRouter")
 
 

@@ -15,8 +15,6 @@ from moescope.models.anatomy import MoELayer
 from moescope.models.edits.edit import Chosen, Edit, LayerEdits, Removal, Use, wide
 from moescope.models.edits.experts import Experts, refs
 
-__all__ = ["Mask", "mask"]
-
 _SELECTION_BIASES = ("e_score_correction_bias", "expert_bias", "balancing_biases")
 _NEAR_BEST = "PhimoeTopKRouter"  # its softmax is over the near-best experts, not over all
 

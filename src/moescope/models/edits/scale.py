@@ -22,8 +22,6 @@ from moescope.models.edits.edit import (
 )
 from moescope.models.edits.experts import Experts, refs
 
-__all__ = ["Scale", "scale"]
-
 
 @dataclass(frozen=True)
 class Scale(WeightEdit):

@@ -14,8 +14,6 @@ from moescope.models.anatomy import Anatomy, MoELayer
 from moescope.models.edits.edit import Chosen, Edit, LayerEdits
 from moescope.models.edits.experts import whole
 
-__all__ = ["TopK", "top_k"]
-
 _NAMES = ("top_k", "num_experts_per_tok", "moe_top_k")
 _LEAST = {"LongcatFlashExperts": 2}
 """Experts whose own code does not stand fewer choices of a token."""

@@ -12,8 +12,6 @@ import torch
 from moescope.models.edits.edit import Chosen, LayerEdits, Removal, WeightEdit, same_sum
 from moescope.models.edits.experts import Experts, refs
 
-__all__ = ["Zero", "zero"]
-
 _REMOVALS = {
     "zero": "chosen as before, but contributing nothing",
     "zero-renormalize": "chosen as before, but contributing nothing, with the token's other "

@@ -20,24 +20,6 @@ from moescope.corpus.records import Problem
 from moescope.trace.importers.served import ServedModel
 from moescope.words import listing, one_line, said_by
 
-__all__ = [
-    "MAX_ARRAY_BYTES",
-    "MAX_TOKENS",
-    "Item",
-    "RefusedError",
-    "Request",
-    "counted_mask",
-    "expert_array",
-    "label_of",
-    "npy_bytes",
-    "prompt_ids_of",
-    "refuse",
-    "start_of",
-    "token_ids",
-    "unpacked",
-    "whole_numbers",
-]
-
 MAX_TOKENS = 1 << 24
 """Of one request: far more than any model reads, few enough to hold."""
 

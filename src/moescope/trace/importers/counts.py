@@ -23,8 +23,6 @@ from moescope.trace.importers.csv_columns import first_row, read_columns
 from moescope.trace.importers.served import ServedModel
 from moescope.words import listing
 
-__all__ = ["SUFFIXES", "Counted", "counts_of"]
-
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".npz", ".safetensors")
 _NAMES = {
     "layer": ("layer", "layer_id", "layer_idx"),

@@ -13,8 +13,6 @@ from moescope.corpus.records import SourceFile
 from moescope.trace.importers.common import refuse
 from moescope.words import listing, said_by
 
-__all__ = ["first_row", "read_columns"]
-
 
 def first_row(source: SourceFile) -> list[str]:
     """The cells of the first row, in lower case."""

@@ -23,8 +23,6 @@ from moescope.errors import CorpusError
 from moescope.trace.importers.common import MAX_ARRAY_BYTES, Item, RefusedError, npy_bytes
 from moescope.words import listing, said_by
 
-__all__ = ["CaptureFile", "beside", "find_captures", "read_items"]
-
 _ADVICE = "mend it, or use `on_error=skip` to leave it out"
 
 

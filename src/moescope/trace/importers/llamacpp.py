@@ -36,8 +36,6 @@ from moescope.trace.importers.csv_columns import first_row, read_columns
 from moescope.trace.importers.served import ServedModel
 from moescope.words import listing, ranges
 
-__all__ = ["NAME", "SUFFIXES", "requests"]
-
 NAME = "llama.cpp"
 SUFFIXES = (".csv",)
 _NAMES = {

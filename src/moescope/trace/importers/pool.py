@@ -15,8 +15,6 @@ from moescope.run.options import TraceOptions
 from moescope.run.state import PHASES, RunState
 from moescope.trace.importers.rows import CountedRequest, PhaseRows
 
-__all__ = ["RequestPool"]
-
 
 class RequestPool:
     """Requests that are waiting.

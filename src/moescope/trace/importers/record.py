@@ -28,8 +28,6 @@ from moescope.trace.importers.rows import count_request
 from moescope.trace.importers.served import ServedModel
 from moescope.trace.importers.source import Import, notes
 
-__all__ = ["ENGINES", "EngineKind", "import_traces"]
-
 EngineKind = Literal["vllm", "sglang", "llamacpp", "counts"]
 ENGINES: tuple[str, ...] = get_args(EngineKind)
 """The engines whose captures can be read; ``counts`` are sums that any of them logged."""

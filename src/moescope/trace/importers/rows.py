@@ -17,8 +17,6 @@ from moescope.trace.importers.common import Request, refuse
 from moescope.trace.importers.served import ServedModel
 from moescope.trace.importers.uncaptured import refuse_repeated, zero_filled
 
-__all__ = ["ZERO_FILLED", "CountedRequest", "PhaseRows", "count_request", "slots_of"]
-
 ZERO_FILLED = "tokens whose routing was filled with zeros"
 """Why a token was left out; see `moescope.trace.importers.uncaptured.zero_filled`."""
 

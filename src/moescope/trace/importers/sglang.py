@@ -30,8 +30,6 @@ from moescope.trace.importers.common import (
 from moescope.trace.importers.served import ServedModel
 from moescope.trace.importers.vllm import requests as plain_requests
 
-__all__ = ["NAME", "SUFFIXES", "requests"]
-
 NAME = "SGLang"
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".npz", ".safetensors")
 _PROMPT = ("prompt_token_ids", "input_ids")

@@ -19,8 +19,6 @@ from moescope.trace.importers.files import CaptureFile, beside, find_captures
 from moescope.trace.importers.rows import ZERO_FILLED
 from moescope.trace.importers.served import ServedModel, describe_served, open_served
 
-__all__ = ["COUNTS", "Import", "corpus_name", "describe_source", "notes"]
-
 COUNTS = "aggregated counts"
 """What a run says that it was imported from, where no engine is known."""
 

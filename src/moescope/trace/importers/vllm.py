@@ -24,8 +24,6 @@ from moescope.trace.importers.common import (
 )
 from moescope.trace.importers.served import ServedModel
 
-__all__ = ["NAME", "SUFFIXES", "requests"]
-
 NAME = "vLLM"
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".npz", ".safetensors")
 _ASK = "ask the server with return_token_ids: true"

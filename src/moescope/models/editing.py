@@ -39,12 +39,10 @@ class HasModel(Protocol):
     @property
     def model(self) -> nn.Module:
         """The model itself."""
-        ...
 
     @property
     def anatomy(self) -> Anatomy:
         """Its MoE layers."""
-        ...
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ class LoadedModel:
     @property
     def vocab_size(self) -> int:
         """Token ids that the model knows: the rows of its embedding."""
-        return _embedding_rows(self.model)
+        return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
     @property
     def pad_id(self) -> int:
@@ -221,8 +221,7 @@ def open_model(
     if engine != "streamed":
         config = load_config(spec)
         stored = getattr(config.get_text_config(), "dtype", None)
-        dtype = _auto_streamed(stored, device)
-        dtype = dtype if spec.dtype == "auto" else _dtype(spec.dtype)
+        dtype = _auto_streamed(stored, device) if spec.dtype == "auto" else _dtype(spec.dtype)
         need = resident_need(_anatomy(spec, _build_meta(spec, config), config), dtype)
         if need <= budget or (engine == "resident" and memory is None):
             return load_model(spec)
@@ -267,6 +266,7 @@ def load_streamed(
     dtype = _auto_streamed(stored, device) if spec.dtype == "auto" else _dtype(spec.dtype)
     model = _build_meta(spec, config, dtype).eval()
     folder, block = checkpoint_folder(spec), anatomy.layers[0].site.block
+    context = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
     refuse_unscaled(config, checkpoint_files(folder), model)
     streamed = guard(spec, StreamedModel, model, folder, block, dtype, device, reads=WEIGHTS)
     streamed.need = plan_streaming(
@@ -276,7 +276,7 @@ def load_streamed(
         dtype,
         int(0.9 * free_memory(device)) if memory is None else memory,
         batch_tokens,
-        window=window or _usual_window(config),
+        window=window or min(2048, int(context)),
         sorts=device.type == "cpu" and sorts_experts(model),
     )
     guard(spec, streamed.load_rest, reads=WEIGHTS)
@@ -284,21 +284,11 @@ def load_streamed(
     return held_model(spec, model, config, tokenizer, anatomy, digest, stored, device, streamed)
 
 
-def _usual_window(config: Any) -> int:
-    return int(
-        min(2048, getattr(config.get_text_config(), "max_position_embeddings", 2048) or 2048)
-    )
-
-
 def _auto_streamed(stored: Any, device: torch.device) -> torch.dtype:
     if not isinstance(stored, torch.dtype):
         return torch.float32
     half = stored in (torch.bfloat16, torch.float16)
     return torch.float32 if half and device.type == "cpu" and not has_bfloat16() else stored
-
-
-def _embedding_rows(model: nn.Module) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -313,11 +303,10 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def _build_meta(spec: ModelSpec, config: Any, dtype: torch.dtype | None = None) -> nn.Module:
-    build = auto_class(spec.model, config).from_config
     with torch.device("meta"):
         model: nn.Module = guard(
             spec,
-            build,
+            auto_class(spec.model, config).from_config,
             config,
             reads=CONFIG,
             trust_remote_code=spec.trust_remote_code,

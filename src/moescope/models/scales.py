@@ -141,22 +141,18 @@ def refuse_parts_of_blocks(
     """
     if quant_method(config)[0] != "fp8":
         return
+    block = _quantization(config).get("weight_block_size") or (128, 128)
     kept = {} if loaded is None else dict(loaded.named_parameters())
     for key, weight in _narrow(files, model).items():
         if weight.name in kept and kept[weight.name].dtype.itemsize < 2:
             continue
         for scale in weight.scales:
             grid, shape = read_header(files[scale])[scale].shape, weight.entry.shape
-            if 1 < len(grid) == len(shape) and _ends_in_a_block(shape, grid, _block(config)):
+            if 1 < len(grid) == len(shape) and _ends_in_a_block(shape, grid, block):
                 raise ModelError(
                     f"{weight.path}: {key} of shape {shape} has {grid} scales, so its last block "
                     f"is not a whole one, and transformers widens whole blocks only; {_COPY}"
                 )
-
-
-def _block(config: Any) -> tuple[int, int]:
-    rows, columns = _quantization(config).get("weight_block_size") or (128, 128)
-    return int(rows), int(columns)
 
 
 def _quantization(config: Any) -> dict[str, Any]:

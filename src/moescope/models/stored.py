@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -284,14 +285,10 @@ def places(
 def pick_stacked(flat: torch.Tensor, shape: Any, parts: Any, dim: int) -> torch.Tensor:
     """Elements of a stack of experts by their flat index, from the experts' own tensors."""
     picked = []
-    for index in flat.tolist():
-        place = [int(i) for i in torch.unravel_index(torch.tensor(index), tuple(shape))]
+    for place in zip(*np.unravel_index(flat.numpy(), tuple(shape)), strict=True):
         experts, begin, end = next(p for p in parts if p[1] <= place[dim] < p[2])
         key, reader = experts[place[0]]
-        place[dim] -= begin
-        own = [*shape[1:dim], end - begin, *shape[dim + 1 :]]
-        within = 0
-        for at, side in zip(place[1:], own, strict=True):
-            within = within * side + at
-        picked.append(reader.elements(key, [within]))
+        own = (*shape[1:dim], end - begin, *shape[dim + 1 :])
+        within = (*place[1:dim], place[dim] - begin, *place[dim + 1 :])
+        picked.append(reader.elements(key, [int(np.ravel_multi_index(within, own))]))
     return torch.cat(picked)

@@ -7,6 +7,7 @@ It knows parameters, not decoder layers.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
@@ -50,7 +51,7 @@ class StoredWeights:
         self.folder = folder
         self.files = checkpoint_files(folder)
         self._model = model
-        self._headers: dict[Path, dict[str, Stored]] = {}
+        self._header_of = functools.cache(read_header)
 
     def header(self, key: str) -> Stored:
         """Shape and place of a stored tensor.
@@ -63,11 +64,6 @@ class StoredWeights:
         if key not in header:
             raise ModelError(f"{path.name} does not hold {key}, which the index says it does")
         return header[key]
-
-    def _header_of(self, path: Path) -> dict[str, Stored]:
-        if path not in self._headers:
-            self._headers[path] = read_header(path)
-        return self._headers[path]
 
     @contextlib.contextmanager
     def opened(

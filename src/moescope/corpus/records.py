@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 from moescope.errors import CorpusError
 from moescope.words import one_line
 
+MEND = "mend it, or use `on_error=skip` to leave it out"
+"""Advice on an entry that cannot be used."""
+
 
 class Fields(NamedTuple):
     """The names under which a record holds its text, domain and id."""

@@ -112,7 +112,7 @@ def load_model(model: AnySpec) -> LoadedModel:
     device, config = pick_device(spec.device), load_config(spec)
     stock = _build_meta(spec, config)
     empty = _anatomy(spec, stock, config)  # refuse before reading gigabytes
-    stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    stored = stored_in(config)
     dtype = _auto_dtype(stored, empty, device) if spec.dtype == "auto" else _dtype(spec.dtype)
     refuse_giant(spec, config, empty, stored if dtype == "auto" else dtype)
     require_packages(spec, config)
@@ -221,7 +221,7 @@ def open_model(
     if engine != "streamed":
         config = load_config(spec)
         stored = getattr(config.get_text_config(), "dtype", None)
-        dtype = _auto_streamed(stored, device) if spec.dtype == "auto" else _dtype(spec.dtype)
+        dtype = _streamed_dtype(spec, stored, device)
         need = resident_need(_anatomy(spec, _build_meta(spec, config), config), dtype)
         if need <= budget or (engine == "resident" and memory is None):
             return load_model(spec)
@@ -262,8 +262,8 @@ def load_streamed(
     refuse_quantised(spec, config)
     empty = _build_meta(spec, config)
     anatomy = _anatomy(spec, empty, config)
-    stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
-    dtype = _auto_streamed(stored, device) if spec.dtype == "auto" else _dtype(spec.dtype)
+    stored = stored_in(config)  # what is built in another dtype changes the configuration
+    dtype = _streamed_dtype(spec, stored, device)
     model = _build_meta(spec, config, dtype).eval()
     folder, block = checkpoint_folder(spec), anatomy.layers[0].site.block
     context = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
@@ -284,7 +284,14 @@ def load_streamed(
     return held_model(spec, model, config, tokenizer, anatomy, digest, stored, device, streamed)
 
 
-def _auto_streamed(stored: Any, device: torch.device) -> torch.dtype:
+def stored_in(config: Any) -> Any:
+    """The dtype of a checkpoint, as its configuration says, or None."""
+    return getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+
+
+def _streamed_dtype(spec: ModelSpec, stored: Any, device: torch.device) -> torch.dtype:
+    if spec.dtype != "auto":
+        return _dtype(spec.dtype)
     if not isinstance(stored, torch.dtype):
         return torch.float32
     half = stored in (torch.bfloat16, torch.float16)

@@ -12,14 +12,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from moescope.corpus.records import SourceFile
 from moescope.models.anatomy import Anatomy
 from moescope.run.state import PHASES
 from moescope.trace.importers.common import Item, label_of, refuse, whole_numbers
-from moescope.trace.importers.csv_columns import first_row, read_columns
+from moescope.trace.importers.csv_columns import first_row, integers, read_columns
 from moescope.trace.importers.served import ServedModel
 from moescope.words import listing
 
@@ -77,7 +76,7 @@ def _of_table(
     where = item.where
     found = read_columns(source, first_row(source), _NAMES, where, bare=False, expected=_EXPECTED,
                          needed=("layer", "expert", "count"))  # fmt: skip
-    layer, expert, count = (_column(*found[n], where) for n in ("layer", "expert", "count"))
+    layer, expert, count = (integers(*found[n], where) for n in ("layer", "expert", "count"))
     rows = layer.size
     labels = [
         np.asarray([str(v or "").strip() for v in found[name][1].to_pylist()], dtype=object)
@@ -95,12 +94,6 @@ def _of_table(
             _sums(layer[mine], expert[mine], count[mine], anatomy, where),
             bool(phase),
         )
-
-
-def _column(name: str, column: pa.ChunkedArray, where: str) -> NDArray[np.int64]:
-    if not pa.types.is_integer(column.type) or column.null_count:
-        refuse(f"column {name!r} holds something else than whole numbers", where, str(column.type))
-    return np.asarray(column.to_numpy()).astype(np.int64)
 
 
 def _cell(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> NDArray[np.int64]:

@@ -43,9 +43,6 @@ def control_ids(tokenizer: Any) -> frozenset[int]:
 
     Those that it names (BOS, EOS, …) and those that it merely holds with the mark "special", as
     gpt-oss does with ``<|channel|>``. An unknown character (``unk``) stands for text.
-
-    Args:
-        tokenizer: a transformers tokenizer.
     """
     added = getattr(tokenizer, "added_tokens_decoder", None) or {}
     marked = {int(i) for i, token in added.items() if getattr(token, "special", False)}

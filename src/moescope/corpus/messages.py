@@ -30,10 +30,6 @@ class Message(NamedTuple):
 def read_messages(value: Any, turns: Turns) -> tuple[Message, ...]:
     """The messages of a field: objects with role and content, or with from and value.
 
-    Args:
-        value: what the field holds.
-        turns: which of them count.
-
     Raises:
         ValueError: it is not a list of messages with a text each, or no turn counts.
     """

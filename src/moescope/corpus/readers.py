@@ -30,9 +30,6 @@ def find_files(path: str) -> list[SourceFile]:
 
     Hidden files and, inside folders, those called README, LICENSE or SOURCES are left out.
 
-    Args:
-        path: a file or a folder.
-
     Returns:
         At least one file, ordered by name, folder by folder.
 

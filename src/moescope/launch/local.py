@@ -35,11 +35,6 @@ def run_local(job: Job, watch: Watch, workers: int) -> None:
 
     Threads, free memory (where no ``memory`` is asked for) and GPUs are divided among the workers.
 
-    Args:
-        job: what to trace.
-        watch: the shards.
-        workers: processes at a time.
-
     Raises:
         LaunchError: a process cannot be started, or died too often.
         BadInputError: what a worker says of its input.

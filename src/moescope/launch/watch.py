@@ -13,12 +13,7 @@ RETRIES = 3
 
 
 class Watch:
-    """Keeps account of the shards and tells about it.
-
-    Args:
-        parts: the shards and their folders.
-        on_progress: called whenever something is known.
-    """
+    """Keeps account of the shards and tells about it."""
 
     def __init__(self, parts: Parts, on_progress: OnProgress = quiet) -> None:
         self.parts, self._on_progress = parts, on_progress

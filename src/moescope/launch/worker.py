@@ -49,14 +49,7 @@ class Outcome(NamedTuple):
 
 
 def attempt(job: Job, shard: Shard, run: Path, on_progress: OnProgress = quiet) -> Outcome:
-    """Trace one shard, or go on with it; never raises for what went wrong in it.
-
-    Args:
-        job: the model, the corpus and the options.
-        shard: which part of the corpus.
-        run: the folder of its run.
-        on_progress: called after every batch.
-    """
+    """Trace one shard, or go on with it; never raises for what went wrong in it."""
     corpus = job.corpus.model_copy(update={"shard": str(shard)})
     try:
         trace(

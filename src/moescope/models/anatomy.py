@@ -169,10 +169,6 @@ class Anatomy:
 def find_sites(model: nn.Module, model_type: str) -> tuple[Site, ...]:
     """Find every MoE layer by looking at the modules.
 
-    Args:
-        model: any causal language model, real or on the meta device.
-        model_type: ``config.model_type``, for messages and for the families that are refused.
-
     Returns:
         The sites in ascending order of layer number.
 

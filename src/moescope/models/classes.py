@@ -15,10 +15,6 @@ from moescope.models.anatomy import refuse_type
 def auto_class(model: str, config: Any) -> Any:
     """The auto class of transformers that builds and loads this model.
 
-    Args:
-        model: its name, for messages.
-        config: its configuration.
-
     Raises:
         ModelError: transformers knows the type, but not as a model that writes text; or the type
             cannot be read honestly.

@@ -21,10 +21,6 @@ from moescope.models.capture import Routing, RoutingCapture
 class ExpertLayer:
     """The routed experts of one MoE layer.
 
-    Args:
-        model: a loaded model.
-        layer: one of its layers, from the anatomy.
-
     Example::
 
         experts = ExpertLayer(loaded.model, loaded.anatomy.layers[0])
@@ -116,10 +112,6 @@ class ExpertInputs:
         with ExpertInputs(model, layers) as inputs:
             model(input_ids)
             hidden_TD, routing = inputs.take()[5]       # layer 5
-
-    Args:
-        model: the model that will run.
-        layers: the MoE layers to read.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[MoELayer]) -> None:

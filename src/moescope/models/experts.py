@@ -29,9 +29,6 @@ def fast_experts(model: nn.Module) -> Iterator[bool]:
     Nothing changes for a model off the processor, with quantized experts, spread over several
     processes, or whose experts transformers does not run through its registered functions.
 
-    Args:
-        model: a transformers model; its config is given back as it was.
-
     Yields:
         Whether the experts were switched.
     """

@@ -161,19 +161,7 @@ def held_model(
     device: torch.device,
     streamed: StreamedModel | None = None,
 ) -> LoadedModel:
-    """What is known of a model whose modules and tokenizer are there.
-
-    Args:
-        spec: how it was loaded.
-        model: its modules.
-        config: its configuration.
-        tokenizer: its tokenizer.
-        anatomy: its MoE layers.
-        weights_hash: see `weights_fingerprint`.
-        stored: the dtype that its checkpoint has.
-        device: where it computes.
-        streamed: what holds its layers, where they stay on disk.
-    """
+    """What is known of a model that is there; ``stored``: the dtype that its checkpoint has."""
     refuse_foreign_ids(spec, model)
     dtype = next(model.parameters()).dtype if streamed is None else streamed.dtype
     return LoadedModel(

@@ -23,11 +23,7 @@ _DECODER_LAYER = re.compile(r"^(?:(.*?)\.)?(layers|blocks|h)\.\d+(?:\.|$)")
 
 
 def decoder_layers(model: nn.Module, inside: str) -> list[nn.Module]:
-    """The decoder layers of a model in their order.
-
-    Args:
-        model: a transformers model.
-        inside: dotted path of any module inside one of them.
+    """The decoder layers of a model in their order, found by the path of a module in one of them.
 
     Raises:
         ModelError: the path lies in no numbered decoder layer.

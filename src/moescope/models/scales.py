@@ -76,11 +76,6 @@ def require_packages(spec: ModelSpec, config: Any) -> None:
 def refuse_unscaled(config: Any, files: dict[str, Path], model: nn.Module) -> None:
     """Refuse, by the headers alone, weights whose scale nobody would apply.
 
-    Args:
-        config: its configuration.
-        files: where each tensor is stored.
-        model: the modules, without weights.
-
     Raises:
         ModelError: the first of them.
     """

@@ -39,10 +39,6 @@ _Reads = list[Any]
 class StoredWeights:
     """What a checkpoint folder holds.
 
-    Args:
-        model: the modules whose parameters are read; transformers' conversions ask for it.
-        folder: config and safetensors.
-
     Attributes:
         files: the file that holds each tensor.
     """

@@ -23,13 +23,7 @@ _PATH_BITS = 44
 
 
 class JoinedState:
-    """A `RunState` that other states are added to, in an order that decides its numbering.
-
-    Args:
-        shape: layers, experts and limits, the same in every part.
-        sample_tokens: budget of the sample, likewise.
-        seed: of the sample, likewise.
-    """
+    """A `RunState` that other states are added to, in an order that decides its numbering."""
 
     def __init__(self, shape: AggregateShape, sample_tokens: int, seed: int) -> None:
         self.state = RunState(shape, sample_tokens, seed)

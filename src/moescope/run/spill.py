@@ -54,9 +54,6 @@ class SortedRuns:
     A run that is added is merged with those before it that are no longer than what there is to
     merge by then. So a count is written again when the run that it is in has doubled, and not
     whenever something is added.
-
-    Args:
-        folder: on the disk that is to hold them.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -58,14 +58,7 @@ def save_checkpoint(
     state: dict[str, Any],
     arrays: dict[str, torch.Tensor],
 ) -> None:
-    """Replace the checkpoint in ``folder`` by the present moment.
-
-    Args:
-        folder: the checkpoint's own folder.
-        network: its buffers (such as selection biases) are saved too.
-        optimizer: weights, moments.
-        state: step and identity, JSON.
-        arrays: anything else that must survive, by name.
+    """Replace the checkpoint in ``folder`` by the present moment, selection biases included.
 
     Raises:
         WriteError: disk full or no permission; the checkpoint before stays.

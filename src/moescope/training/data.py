@@ -51,11 +51,6 @@ class Streams:
 def prepare_data(recipe: Recipe, folder: Path, on_progress: OnProgress = quiet) -> Streams:
     """Tokenizer and token streams, made in ``folder`` or read back from it.
 
-    Args:
-        recipe: what to read.
-        folder: ``tokenizer/`` and ``tokens/`` are written there.
-        on_progress: told what is being done.
-
     Raises:
         CorpusError: text that is missing or cannot be read.
         BadInputError: too little text for one sequence of a domain, or no end-of-text token.

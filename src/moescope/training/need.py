@@ -39,11 +39,6 @@ def stock_parameters(recipe: Recipe, vocab_size: int) -> int:
 def require_memory(recipe: Recipe, vocab_size: int, device: torch.device) -> None:
     """Refuse what cannot be held.
 
-    Args:
-        recipe: the recipe.
-        vocab_size: tokens of the vocabulary, as many as are certain.
-        device: where it is trained.
-
     Raises:
         BadInputError: it needs more than is free; says what takes how much.
     """

@@ -17,11 +17,7 @@ from moescope.trace.importers.rows import CountedRequest, PhaseRows
 
 
 class RequestPool:
-    """Requests that are waiting.
-
-    Args:
-        options: what to keep.
-    """
+    """Requests that are waiting."""
 
     def __init__(self, options: TraceOptions) -> None:
         self._options = options

@@ -32,13 +32,7 @@ _NAMES = {"vllm": vllm.NAME, "sglang": sglang.NAME, "llamacpp": llamacpp.NAME, "
 def describe_source(
     engine: str, files: Sequence[CaptureFile], asked: dict[str, Any]
 ) -> dict[str, Any]:
-    """The part that identifies the source, and what it cannot say.
-
-    Args:
-        engine: key of the engine.
-        files: the captures.
-        asked: ``domain``, ``ordered`` and ``on_error``.
-    """
+    """The part that identifies the source, and what it cannot say."""
     return {
         "engine": _NAMES[engine],
         "engine_version": None,

@@ -155,27 +155,11 @@ def cut_alike(document: TokenizedDocument, length: int) -> TokenizedDocument:
 
 
 def tokenize_corpus(
-    tokenizer: Any,
-    documents: Iterable[Document],
-    *,
-    context_length: int,
-    chat_template: bool = False,
-    chat_text: bool = False,
-    count_template: bool = False,
-    truncate: bool = False,
+    tokenizer: Any, documents: Iterable[Document], **options: Any
 ) -> Iterator[TokenizedDocument]:
     """Encode documents one after the other, numbered from 0; see ``tokenize_document``."""
     for doc_index, document in enumerate(documents):
-        yield tokenize_document(
-            tokenizer,
-            document,
-            doc_index,
-            context_length=context_length,
-            chat_template=chat_template,
-            chat_text=chat_text,
-            count_template=count_template,
-            truncate=truncate,
-        )
+        yield tokenize_document(tokenizer, document, doc_index, **options)
 
 
 def _collect(

@@ -37,7 +37,7 @@ class JoinedState:
         ``shape.max_clusters``, then in turn. The sample keeps what one sample over everything
         would have kept, because that is decided by a hash of each span alone.
         """
-        domains = self._number_domains(part)
+        domains = np.asarray([self.state.number(name) for name in part.domains], np.int64)
         clusters = self._place_clusters(part, domains)
         for name, sums in part.phases.items():
             sums.grow(len(part.cluster_domain), len(part.domains))
@@ -46,10 +46,6 @@ class JoinedState:
             for key, counter in sums.sparse.items():
                 mine.sparse[key].merge(_renumbered(key, counter, domains))
             sample.merge(_with_domains(part.samples[name], domains))
-
-    def _number_domains(self, part: RunState) -> NDArray[np.int64]:
-        """For each domain of the part its number here."""
-        return np.asarray([self.state.number(name) for name in part.domains], np.int64)
 
     def _place_clusters(self, part: RunState, domains: NDArray[np.int64]) -> NDArray[np.int64]:
         """For each cluster of the part its number here, as `RunState.place` would have given it.

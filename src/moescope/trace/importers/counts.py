@@ -22,6 +22,9 @@ from moescope.trace.importers.csv_columns import first_row, integers, read_colum
 from moescope.trace.importers.served import ServedModel
 from moescope.words import listing
 
+NAME = "aggregated counts"
+"""What a run says that it was imported from, where no engine is known."""
+
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".npz", ".safetensors")
 _NAMES = {
     "layer": ("layer", "layer_id", "layer_idx"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from moescope.models.anatomy import MoELayer
 from moescope.trace.importers.common import (
     Item,
     Request,
@@ -29,7 +30,9 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".npz", ".safetensors")
 _ASK = "ask the server with return_token_ids: true"
 
 
-def requests(item: Item, served: ServedModel, domain: str | None) -> Iterator[Request]:
+def requests(
+    item: Item, served: ServedModel, domain: str | None, _layers: tuple[MoELayer, ...]
+) -> Iterator[Request]:
     """The requests of one entry: one, or one for each choice of a server's answer.
 
     Raises:

@@ -127,11 +127,7 @@ def tokenize_document(
 
 
 def cut_alike(document: TokenizedDocument, length: int) -> TokenizedDocument:
-    """The first counted tokens of a document, so that domains do not differ in length.
-
-    Args:
-        document: encoded at least so far.
-        length: counted tokens to keep.
+    """The first ``length`` counted tokens of a document, so that domains do not differ in length.
 
     Returns:
         The windows up to the last of these tokens; none of a document with fewer.

@@ -232,13 +232,7 @@ def load_streamed(
 
     Embedding, norms and head are read; the layers are read one at a time when a trace runs them.
     Two environment variables that size torch's caches of kernels are set where they are not
-    (`moescope.kernels`).
-
-    Args:
-        spec: the model.
-        memory: bytes that the process may take; by default nine tenths of what is free.
-        batch_tokens: tokens of a batch; by default up to 8,192, as many as fit.
-        window: tokens of the longest window; the model's context up to 2,048 by default.
+    (`moescope.kernels`). See `open_model`; ``memory`` is in bytes here.
 
     Raises:
         ModelError: as `load_model`; a quantised checkpoint, a shard that is missing, a tensor of

@@ -93,12 +93,7 @@ def refuse_unscaled(config: Any, files: dict[str, Path], model: nn.Module) -> No
 
 
 def refuse_left_out(files: dict[str, Path], model: nn.Module, unexpected: set[str]) -> None:
-    """Refuse a loaded model of which a scale was left out.
-
-    Args:
-        files: where each tensor is stored.
-        model: the stock modules, without weights.
-        unexpected: what transformers found no place for, by the names that it uses.
+    """Refuse a loaded model of which a scale was left out: it is among the ``unexpected`` tensors.
 
     Raises:
         ModelError: the first such scale.
@@ -123,13 +118,8 @@ def refuse_parts_of_blocks(
     """Refuse float8 weights that end in the middle of a block, if they were widened.
 
     transformers takes the size of a block from shape and number of scales, which holds for whole
-    blocks only: it fails, or scales the wrong columns.
-
-    Args:
-        config: its configuration.
-        files: where each tensor is stored.
-        model: the stock modules, without weights.
-        loaded: what came of loading, where that did not fail: what is float8 there is not widened.
+    blocks only: it fails, or scales the wrong columns. ``loaded``: what came of loading, where that
+    did not fail: what is float8 there is not widened.
 
     Raises:
         ModelError: the first such weight.

@@ -270,7 +270,7 @@ class StreamedModel:
                     input_ids=input_ids, attention_mask=attention_mask, use_cache=False
                 )
         except _Done as done:
-            output = done.output
+            output = done.args[0]
         else:
             raise ModelError(f"decoder layer {index} was not called")
         finally:
@@ -348,10 +348,6 @@ def _stack_of(block: str) -> str:
 
 class _Done(Exception):
     """Carries a layer's output out of the forward pass that the rest of is not needed."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
 
 
 def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:

@@ -160,12 +160,7 @@ def export_model(
 ) -> None:
     """Save what was trained as a stock transformers model that `from_pretrained` loads.
 
-    Args:
-        network: its config and buffers.
-        optimizer: its masters hold the exact weights.
-        tokenizer: saved beside.
-        folder: created or replaced.
-        dtype: of the weights in the file; what the family keeps in float32 stays so.
+    The weights are of ``dtype``; what the family keeps in float32 stays so.
     """
     from transformers import AutoModelForCausalLM
 

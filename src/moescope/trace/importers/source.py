@@ -47,14 +47,7 @@ def describe_source(
 class Import:
     """What every import begins and ends with: the served model, the files, the run that grows.
 
-    Args:
-        engine: key of the engine.
-        files: captures, or folders of them.
-        folder: of the run.
-        model: that was served.
-        options: what to keep.
-        asked: ``domain``, ``ordered`` and ``on_error``.
-        on_progress: called as entries are read.
+    ``asked``: ``domain``, ``ordered`` and ``on_error``.
     """
 
     def __init__(

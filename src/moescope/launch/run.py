@@ -88,11 +88,7 @@ def launch(
 
 
 def _trace_parts(
-    job: Job,
-    run: Path,
-    how: LaunchOptions,
-    resume: bool,
-    on_progress: OnProgress,
+    job: Job, run: Path, how: LaunchOptions, resume: bool, on_progress: OnProgress
 ) -> Parts:
     """Have every shard traced."""
     if how.launcher == "ray":

@@ -110,10 +110,7 @@ def refuse_left_out(files: dict[str, Path], model: nn.Module, unexpected: set[st
 
 
 def refuse_parts_of_blocks(
-    config: Any,
-    files: dict[str, Path],
-    model: nn.Module,
-    loaded: nn.Module | None = None,
+    config: Any, files: dict[str, Path], model: nn.Module, loaded: nn.Module | None = None
 ) -> None:
     """Refuse float8 weights that end in the middle of a block, if they were widened.
 

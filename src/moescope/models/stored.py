@@ -53,9 +53,8 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
                 f"{folder}: the index names the shard {name}, which is not there; fetch the whole "
                 "checkpoint"
             )
-        absent = {key for key, file in named.items() if file == name} - set(
-            _names_in(folder / name)
-        )
+        here = {key for key, file in named.items() if file == name}
+        absent = here - set(_names_in(folder / name))
         if absent:
             raise ModelError(
                 f"{name} does not hold {min(absent)}, which the index says it does; fetch the "

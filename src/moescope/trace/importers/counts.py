@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from moescope.corpus.records import SourceFile
 from moescope.models.anatomy import Anatomy
 from moescope.run.state import PHASES
-from moescope.trace.importers.common import Item, label_of, refuse, whole_numbers
+from moescope.trace.importers.common import OTHER_MODEL, Item, label_of, refuse, whole_numbers
 from moescope.trace.importers.csv_columns import first_row, integers, read_columns
 from moescope.trace.importers.served import ServedModel
 from moescope.words import listing
@@ -35,7 +35,6 @@ _NAMES = {
 }
 _READ = {"prefill": "prefill", "prompt": "prefill", "decode": "decode", "": "prefill"}
 _EXPECTED = "expected layer, expert and count, if known also domain and phase"
-_OTHER_MODEL = "give the model that was served by `model`"
 _MOST = 1 << 53
 """Of one count; sums of that many still are whole numbers."""
 
@@ -127,7 +126,7 @@ def _sums(
     if odd:
         refuse("a layer that is not an MoE layer of the model", where,
                f"got {listing(odd)}, expected among {listing(places)}",
-               f"write the model's own numbers of layers, or {_OTHER_MODEL}")  # fmt: skip
+               f"write the model's own numbers of layers, or {OTHER_MODEL}")  # fmt: skip
     made = _empty(anatomy)
     slot = np.asarray([places[n] for n in layer.tolist()], np.int64)
     size = np.asarray([m.num_experts for m in anatomy.layers])[slot]
@@ -136,7 +135,7 @@ def _sums(
         row = int(bad.argmax())
         refuse("an expert that the model does not have", where,
                f"layer {layer[row]}: got {expert[row]}, expected 0 to {size[row] - 1}",
-               f"{_OTHER_MODEL}; of redundant experts, write the logical ones")  # fmt: skip
+               f"{OTHER_MODEL}; of redundant experts, write the logical ones")  # fmt: skip
     _refuse_counts(count, where)
     np.add.at(made, (slot, expert), count)
     return made
@@ -152,7 +151,7 @@ def _of_array(value: Any, anatomy: Anatomy, where: str) -> NDArray[np.int64]:
         refuse("logical_count does not fit the model", where,
                f"got the shape {shape}, expected [layers, {widest}] or [steps, layers, {widest}] "
                f"with {rows[0]} layers (all decoder layers) or {rows[1]} (all MoE layers)",
-               _OTHER_MODEL)  # fmt: skip
+               OTHER_MODEL)  # fmt: skip
     _refuse_counts(array, where)
     sums = array.astype(np.int64).reshape(-1, *shape[-2:]).sum(0)
     if shape[-2] == rows[0]:

@@ -9,7 +9,8 @@ import pytest
 from tests.training.conftest import RecipeWriter
 
 from moescope.errors import BadInputError
-from moescope.training.recipe import Ramp, routing_notes
+from moescope.training.part import Ramp
+from moescope.training.recipe import routing_notes
 from moescope.training.recipe_file import load_recipe
 
 WRONG: list[tuple[dict[str, Any], str]] = [

@@ -20,7 +20,8 @@ _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 def recipe_page() -> str:
     """Every key of a recipe with type, default and bounds; every table of a training log."""
     from moescope.training import recipe as module
-    from moescope.training.recipe import Ramp, Recipe
+    from moescope.training.part import Ramp
+    from moescope.training.recipe import Recipe
 
     sections = {name: _section(field.annotation) for name, field in Recipe.model_fields.items()}
     single = {name: Recipe.model_fields[name] for name, kind in sections.items() if kind is None}
@@ -92,7 +93,7 @@ def _yaml(value: Any) -> str:
 def _value(annotation: Any) -> str:
     """What a person may write for a value of this type."""
     from moescope.corpus import CorpusSpec
-    from moescope.training.recipe import Ramp
+    from moescope.training.part import Ramp
 
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:

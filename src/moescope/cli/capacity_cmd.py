@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moescope.cli.settings import ModelArgs, TableOrJson
+from moescope.cli.tables import titled
 from moescope.cli.terminal import output, write
 from moescope.cli.verb import Argument, verb
 from moescope.errors import BadInputError
@@ -80,19 +81,16 @@ def capacity(settings: CapacityArgs) -> None:
 
 def _table(made: LayerOverflow) -> Table:
     wanted = len(made.rows) * made.top_k
-    table = Table(
-        header_style="bold",
-        title=f"layer {made.layer}: {len(made.rows)} tokens, {made.num_experts} experts, room for "
-        f"{made.capacity} each",
-        title_justify="left",
-        caption=f"{made.dropped} of {wanted} choices dropped, {made.rerouted} rerouted. Tokens "
-        "queue in order; a token without any expert passes on unchanged through the residual.",
-        caption_justify="left",
+    title = (
+        f"layer {made.layer}: {len(made.rows)} tokens, {made.num_experts} experts, room for "
+        f"{made.capacity} each"
     )
-    table.add_column("token")
-    table.add_column("wanted", justify="right")
-    table.add_column("got", justify="right")
-    table.add_column("why")
+    table = titled(title, "<token", "wanted", "got", "<why")
+    table.caption_justify = "left"
+    table.caption = (
+        f"{made.dropped} of {wanted} choices dropped, {made.rerouted} rerouted. Tokens "
+        "queue in order; a token without any expert passes on unchanged through the residual."
+    )
     for row in made.rows:
         lost = row.wanted != row.got
         table.add_row(

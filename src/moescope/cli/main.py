@@ -24,8 +24,6 @@ from moescope.given import first_problem
 from moescope.kernels import keep_few_kernels
 from moescope.versions import untested
 
-__all__ = ["app", "run"]
-
 _UsageError: Any = typer.BadParameter.__mro__[1]
 """Wrong words on the command line; typer may bring click's classes under a name of its own."""
 

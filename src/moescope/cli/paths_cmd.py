@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +11,9 @@ from rich.text import Text
 from moescope.cli.settings import ModelArgs, TableOrJson
 from moescope.cli.terminal import output, write
 from moescope.cli.verb import Argument, verb
+
+if TYPE_CHECKING:
+    from moescope.trace.routes import RouteComparison
 
 
 class PathsArgs(ModelArgs):
@@ -30,9 +33,9 @@ def paths(settings: PathsArgs) -> None:
 
     Example: moescope paths MODEL "the plan covers therapy" "the new plan covers therapy"
     """
-    from moescope.trace.routes import RouteComparison, compare_routes
+    from moescope.trace.routes import compare_routes
 
-    made: RouteComparison = compare_routes(settings.load(), settings.left, settings.right)
+    made = compare_routes(settings.load(), settings.left, settings.right)
     if settings.format == "json":
         for row in made.rows:
             write(json.dumps({"layers": made.layers, **row._asdict()}) + "\n")
@@ -63,10 +66,7 @@ def _cell(a: int | None, b: int | None, shared: float | None) -> Text:
     return Text(text, style="" if shared == 1.0 else ("bold yellow" if a == b else "bold red"))
 
 
-def _caption(made: object) -> str:
-    from moescope.trace.routes import RouteComparison
-
-    assert isinstance(made, RouteComparison)
+def _caption(made: RouteComparison) -> str:
     words = (
         "First choice by layer; a→b: it changed. Yellow: same first choice, other experts "
         "beside it."

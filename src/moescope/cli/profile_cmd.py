@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import model_validator
 
 from moescope.cli.settings import ModelArgs, TableOrJson
+from moescope.cli.tables import titled
 from moescope.cli.terminal import output, progress, write
 from moescope.cli.verb import Argument, Flag, of, verb
 from moescope.errors import BadInputError
@@ -116,11 +117,7 @@ def _print_counts(made: Profiles) -> None:
     """What stands out, counted."""
     from collections import Counter
 
-    from rich.table import Table
-
-    table = Table(title=f"{len(made):,} experts", title_justify="left", header_style="bold")
-    table.add_column("what stands out")
-    table.add_column("experts", justify="right")
+    table = titled(f"{len(made):,} experts", "<what stands out", "experts")
     for kind, count in Counter(made.column("role_kind")).most_common():
         table.add_row(_KINDS.get(kind, kind), f"{count:,}")
     for flag, count in sorted(Counter(f for own in made.column("flags") for f in own).items()):

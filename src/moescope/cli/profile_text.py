@@ -12,8 +12,6 @@ from moescope.cli.terminal import output
 from moescope.profiles.facts import Absent, Part, Profile
 from moescope.profiles.summary import quote
 
-__all__ = ["print_profile"]
-
 _ROWS = 6
 
 

@@ -13,8 +13,6 @@ from moescope.errors import (
     WriteError,
 )
 
-__all__ = ["INTERRUPTED", "RUN_MARKS", "Interrupted", "resumable"]
-
 INTERRUPTED = "interrupted"
 
 RUN_MARKS = ("manifest.json", "parts")

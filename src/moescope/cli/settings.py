@@ -23,23 +23,6 @@ from moescope.run.options import TraceOptions
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
 
-__all__ = [
-    "CorpusArgs",
-    "Format",
-    "FormatArgs",
-    "LauncherArgs",
-    "Layers",
-    "LayersArgs",
-    "MetaArgs",
-    "ModelArgs",
-    "RunArgs",
-    "TableOrJson",
-    "TextArgs",
-    "TraceArgs",
-    "is_begun",
-    "parse_layers",
-]
-
 Format = Literal["table", "csv", "json"]
 TableOrJson = Literal["table", "json"]
 

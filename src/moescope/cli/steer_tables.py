@@ -132,11 +132,7 @@ def _use(use: ExpertUse, anatomy: Anatomy) -> Text:
 def _next_token(result: SteeringResult) -> None:
     table = listing("Next token: probability before and after", "<token", *_SHIFT)
     for token in result.tokens:
-        s = token.shift
-        table.add_row(
-            Text(visible(token.text)),
-            *_shift(s),
-        )
+        table.add_row(Text(visible(token.text)), *_shift(token.shift))
     output.print(table)
     output.print(
         f"KL(before‖after) {result.kl:.3g} nats; entropy {result.entropy_before:.3f} → "
@@ -242,13 +238,10 @@ def _sweep(swept: SweepResult) -> None:
     texts = listing("Text at each strength", swept.unit, "<text")
     for p in swept.points:
         same = p.text is None or p.first_difference is None
-        text = "as unedited" if same or p.text is None else _one_line("".join(p.text.pieces))
+        written = "" if p.text is None else "".join(p.text.pieces).replace("\n", "⏎")
+        text = "as unedited" if same else written
         texts.add_row(f"{p.strength:g}", Text(text, style="dim" if same else ""))
     output.print(texts)
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\n", "⏎")
 
 
 def _shift(s: Shift) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,9 +14,6 @@ from moescope.cli.terminal import errors, output
 from moescope.cli.verb import Argument, note, verb
 from moescope.errors import BadInputError
 from moescope.words import listing
-
-if TYPE_CHECKING:
-    from moescope.metrics.table import Table
 
 _SHOWN = 40
 _KEYS = ("layer", "expert", "domain")
@@ -61,7 +58,10 @@ def table(settings: TableArgs) -> None:
         return
     data = opened.table(settings.name)
     if settings.about:
-        _print_about(find_table(settings.name), data.column_names)
+        known_as = find_table(settings.name)
+        output.print(known_as.about + "\n")
+        for column in data.column_names:
+            output.print(f"{column}: {known_as.meaning(column)}")
         return
     remark = note_of(data)
     data = _filtered(data, layer=settings.layer, domain=settings.domain)
@@ -83,12 +83,6 @@ def table(settings: TableArgs) -> None:
         note(remark, "")
     if data.num_rows < total:
         errors.print(f"{data.num_rows} of {total:,} rows; --rows 0 shows all")
-
-
-def _print_about(known: Table, columns: list[str]) -> None:
-    output.print(known.about + "\n")
-    for column in columns:
-        output.print(f"{column}: {known.meaning(column)}")
 
 
 def _filtered(data: pa.Table, **wanted: int | str | None) -> pa.Table:

@@ -16,8 +16,6 @@ from rich.text import Text
 from moescope.cli.settings import Format
 from moescope.cli.terminal import clean, errors, output, write
 
-__all__ = ["listing", "print_table"]
-
 _UPRIGHT = 6
 """Tables of at most this many rows are turned when they are too wide."""
 
@@ -29,11 +27,19 @@ def listing(title: str, *columns: str) -> Table:
         header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False,
         collapse_padding=True,
     )  # fmt: skip
+    return _headed(made, columns, overflow="fold")
+
+
+def titled(title: str, *columns: str) -> Table:
+    """A table under its title to fill; columns as of `listing`."""
+    return _headed(Table(title=title, title_justify="left", header_style="bold"), columns)
+
+
+def _headed(table: Table, columns: tuple[str, ...], **more: Any) -> Table:
     for name in columns:
-        left = name.startswith("<")
-        header = Text(name.removeprefix("<"))
-        made.add_column(header, justify="left" if left else "right", overflow="fold")
-    return made
+        side: Any = "left" if name.startswith("<") else "right"
+        table.add_column(Text(name.removeprefix("<")), justify=side, **more)
+    return table
 
 
 def print_table(table: pa.Table, form: Format, title: str | None = None) -> None:
@@ -68,14 +74,12 @@ def print_table(table: pa.Table, form: Format, title: str | None = None) -> None
     output.print(shown)
 
 
-def _cells(column: pa.ChunkedArray) -> list[str]:
-    return [_cell(v) for v in column.to_pylist()]
-
-
 def _width(table: pa.Table) -> int:
     """Characters that a table needs: its longest cells, and three for every border."""
     columns = zip(table.column_names, table.columns, strict=True)
-    widths: list[int] = [max(len(n), *map(len, _cells(c)), 0) for n, c in columns]
+    widths: list[int] = [
+        max(0, len(n), *(len(_cell(v)) for v in c.to_pylist())) for n, c in columns
+    ]
     return sum(widths) + 3 * int(table.num_columns) + 1
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -21,8 +22,6 @@ from rich.progress import Progress as Bar
 from rich.segment import Segment
 
 from moescope.progress import OnProgress, Progress
-
-__all__ = ["bounded", "clean", "errors", "output", "progress", "tolerate", "write"]
 
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, except for newline and tab
@@ -81,24 +80,18 @@ output = CleanConsole()
 """Data."""
 
 
-class _CleanText(TextColumn):
-    """A column of a bar; Rich would read markup in it."""
-
-    def __init__(self, text_format: str) -> None:
-        super().__init__(text_format, markup=False)
-
-
 @contextmanager
 def progress(words: str = "starting") -> Iterator[OnProgress]:
     """A bar on stderr that leaves nothing behind, and is not there where stderr is no terminal.
 
     Stage, share, what is done in its unit, rate, time left. Yields what is told how far it is.
     """
+    words_of = partial(TextColumn, markup=False)  # names may look like Rich's markup
     columns = (
-        _CleanText("{task.description}"),
+        words_of("{task.description}"),
         BarColumn(bar_width=24),
-        _CleanText("{task.fields[share]}"),
-        _CleanText("{task.fields[figures]}"),
+        words_of("{task.fields[share]}"),
+        words_of("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:

@@ -29,8 +29,6 @@ from moescope.cli.terminal import errors
 from moescope.errors import BadInputError
 from moescope.given import parse_yaml, read_text
 
-__all__ = ["VERBS", "Argument", "Flag", "Settings", "flagged", "note", "of", "resolve", "verb"]
-
 _MOST_BYTES = 1 << 17
 
 

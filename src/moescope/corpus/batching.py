@@ -17,8 +17,6 @@ import numpy.typing as npt
 from moescope.corpus.tokenize import Sequence, TokenizedDocument
 from moescope.errors import BadInputError
 
-__all__ = ["Batch", "iter_batches", "iter_pools", "make_batches"]
-
 
 class Batch(NamedTuple):
     """Rows of nearly one length, padded on the right.

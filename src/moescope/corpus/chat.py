@@ -13,18 +13,12 @@ from moescope.corpus.documents import Document
 from moescope.errors import CorpusError
 from moescope.words import said_by
 
-__all__ = ["render_chat", "render_messages"]
-
 # Private-use characters: no template and hardly a text holds them, and no template strips them.
 _PROBE = "\ue0f1moescope\ue0f2"
 
 
 def render_chat(tokenizer: Any, document: Document) -> tuple[str, int, int]:
     """Render a document as one user's message with the generation prompt.
-
-    Args:
-        tokenizer: a transformers tokenizer with a chat template.
-        document: the document.
 
     Returns:
         The rendered chat, and the span [begin, end) of the document's text in it. A template that
@@ -52,10 +46,6 @@ def render_chat(tokenizer: Any, document: Document) -> tuple[str, int, int]:
 
 def render_messages(tokenizer: Any, document: Document) -> tuple[str, list[tuple[int, int]]]:
     """Render a document that is a chat, without a generation prompt.
-
-    Args:
-        tokenizer: a transformers tokenizer with a chat template.
-        document: the document; its messages are rendered as they are.
 
     Returns:
         The rendered chat, and the span [begin, end) of each message's text in it. A template that

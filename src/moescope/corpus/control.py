@@ -14,8 +14,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Marks", "MarksWarning", "control_ids", "find_marks", "notes_on_marks", "warn_of_marks"]
-
 _MARK = re.compile(
     r"<[|｜][\w▁]{2,40}[|｜]>|<(?:start|end)_of_turn>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS)\]"
 )
@@ -45,9 +43,6 @@ def control_ids(tokenizer: Any) -> frozenset[int]:
 
     Those that it names (BOS, EOS, …) and those that it merely holds with the mark "special", as
     gpt-oss does with ``<|channel|>``. An unknown character (``unk``) stands for text.
-
-    Args:
-        tokenizer: a transformers tokenizer.
     """
     added = getattr(tokenizer, "added_tokens_decoder", None) or {}
     marked = {int(i) for i, token in added.items() if getattr(token, "special", False)}

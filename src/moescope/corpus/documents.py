@@ -16,28 +16,17 @@ from typing import NamedTuple
 from moescope.corpus.hub import HUB_PREFIX, is_saved_dataset, read_dataset
 from moescope.corpus.messages import Message, as_string, read_messages
 from moescope.corpus.readers import find_files, is_plain_text, read_file, stem_of
-from moescope.corpus.records import Fields, Problem, Record, SourceFile, corpus_error
+from moescope.corpus.records import MEND, Fields, Problem, Record, SourceFile, corpus_error
 from moescope.corpus.seen import SeenIds
 from moescope.corpus.spec import CorpusSpec
 from moescope.corpus.split import in_shard, in_split, parse_shard
 from moescope.errors import CorpusError
 from moescope.words import listing, near_names
 
-__all__ = [
-    "RESERVED_DOMAIN",
-    "Corpus",
-    "Document",
-    "Fingerprint",
-    "Skipped",
-    "Whole",
-    "open_corpus",
-]
-
 RESERVED_DOMAIN = "all"
 """The name of the total over every domain in all tables."""
 
 _FIRST_SOURCES = 5
-_SKIP = "mend it, or use `on_error=skip` to leave it out"
 _CHATS = "if it is a list of messages, say which turns count: `turns=all` or `turns=assistant`"
 
 
@@ -196,7 +185,7 @@ class Corpus:
                 yield self._document(item, fallback) if isinstance(item, Record) else item
             if empty:
                 yield Problem(
-                    "empty file", file.label, "no text in it", "put text there or " + _SKIP
+                    "empty file", file.label, "no text in it", "put text there or " + MEND
                 )
 
     def _document(self, record: Record, fallback: str | None) -> Document | Problem:
@@ -212,7 +201,7 @@ class Corpus:
         if given is None or given == "":
             given = record.place
         if not isinstance(given, str | int | float):
-            return Problem("id is not a string", record.source, f"got {_kind(given)}", _SKIP)
+            return Problem("id is not a string", record.source, f"got {_kind(given)}", MEND)
         text = text if isinstance(text, str) else as_string(text)
         document = Document(str(given), domain, text, record.source, messages)
         return _unencodable(document) or document
@@ -231,12 +220,12 @@ class Corpus:
             try:
                 return read_messages(text, self.spec.turns)
             except ValueError as error:
-                return Problem("no chat", record.source, f"field {field!r}: {error}", _SKIP)
+                return Problem("no chat", record.source, f"field {field!r}: {error}", MEND)
         if not isinstance(text, str):
-            advice = _CHATS if isinstance(text, list) else _SKIP
+            advice = _CHATS if isinstance(text, list) else MEND
             return Problem("text is not a string", record.source, f"got {_kind(text)}", advice)
         if not text.strip():
-            return Problem("empty text", record.source, f"field {field!r}", _SKIP)
+            return Problem("empty text", record.source, f"field {field!r}", MEND)
         return text
 
     def _domain(self, record: Record, fallback: str | None) -> str | Problem:
@@ -244,7 +233,7 @@ class Corpus:
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
         if value is not None and not isinstance(value, str):
-            return Problem("domain is not a string", record.source, f"got {_kind(value)}", _SKIP)
+            return Problem("domain is not a string", record.source, f"got {_kind(value)}", MEND)
         domain = _label(value) or _label(self.spec.domain) or fallback
         if domain:
             _refuse_reserved(domain, record.source)
@@ -353,7 +342,7 @@ def _unencodable(document: Document) -> Problem | None:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             found = f"{name}: lone surrogate {value[error.start]!r} at character {error.start}"
-            return Problem("not valid Unicode", document.source, found, _SKIP)
+            return Problem("not valid Unicode", document.source, found, MEND)
     return None
 
 

@@ -19,8 +19,6 @@ from moescope.corpus.pieces import WHOLE, EncodedPiece, encoded_pieces
 from moescope.corpus.spelling import are_control, encode, spell_out
 from moescope.errors import CorpusError
 
-__all__ = ["Encoded", "encode_chat", "encode_plain", "encode_rendered"]
-
 
 class Encoded(NamedTuple):
     """A piece of the document's token list, and the special tokens that open each later window."""

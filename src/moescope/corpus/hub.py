@@ -14,8 +14,6 @@ from moescope.corpus.tables import require_column
 from moescope.errors import MissingExtraError
 from moescope.words import near_names, said_by
 
-__all__ = ["HUB_PREFIX", "is_saved_dataset", "read_dataset"]
-
 HUB_PREFIX = "hf:"
 
 

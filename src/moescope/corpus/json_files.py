@@ -7,15 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from moescope.corpus.lines import Line, decode_fault, open_bytes, whole_lines
-from moescope.corpus.records import Problem, Record, SourceFile, corpus_error
+from moescope.corpus.records import MEND, Problem, Record, SourceFile, corpus_error
 from moescope.words import said_by
-
-__all__ = ["MAX_JSON_BYTES", "read_json", "read_jsonl"]
 
 MAX_JSON_BYTES = 512 << 20
 """A JSON list cannot be streamed, so a longer one is refused."""
-
-_SKIP = "mend it, or use `on_error=skip` to leave it out"
 
 
 def read_jsonl(file: SourceFile) -> Iterator[Record | Problem]:
@@ -70,7 +66,7 @@ def _parse_list(file: SourceFile, data: bytes) -> list[Any]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise corpus_error(
-            f"{file.label}: not a JSON document ({_reason(error)}); if it holds one object per "
+            f"{file.label}: not a JSON document ({why_no_json(error)}); if it holds one object per "
             "line, name it .jsonl"
         ) from error
     if not isinstance(items, list):
@@ -87,21 +83,19 @@ def _parse_line(file: SourceFile, line: Line, content: bytes) -> Record | Proble
         item = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         at = line.offset + line.data.index(content)
-        return Problem("not valid UTF-8", source, decode_fault(error, at), _SKIP)
+        return Problem("not valid UTF-8", source, decode_fault(error, at), MEND)
     except (ValueError, RecursionError) as error:
-        advice = _SKIP
+        advice = MEND
         if content in (b"{", b"{}") or content.endswith(b"{"):
             advice = "one object must stand on one line; " + advice
-        return Problem("not valid JSON", source, _reason(error), advice)
+        return Problem("not valid JSON", source, why_no_json(error), advice)
     return _as_record(f"{file.name}:{line.number}", source, item)
 
 
 def _as_record(place: str, source: str, item: Any) -> Record | Problem:
     if isinstance(item, dict):
         return Record(place, source, item, item.keys())
-    return Problem(
-        "not an object", source, f"got {_kind(item)}", 'expected {"text": ...}; ' + _SKIP
-    )
+    return Problem("not an object", source, f"got {_kind(item)}", 'expected {"text": ...}; ' + MEND)
 
 
 def _refuse_other_layout(file: SourceFile, content: bytes) -> None:
@@ -117,10 +111,9 @@ def _refuse_other_layout(file: SourceFile, content: bytes) -> None:
         )
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return said_by(error, 120)
+def why_no_json(error: Exception) -> str:
+    """What `json.loads` says, in a few words."""
+    return "nested too deeply" if isinstance(error, RecursionError) else said_by(error, 120)
 
 
 def _kind(item: Any) -> str:

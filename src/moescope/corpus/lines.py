@@ -15,15 +15,6 @@ from typing import BinaryIO, NamedTuple, cast
 from moescope.corpus.records import SourceFile, corpus_error
 from moescope.words import said_by
 
-__all__ = [
-    "MAX_RECORD_BYTES",
-    "Line",
-    "binary_lines",
-    "decode_fault",
-    "open_bytes",
-    "whole_lines",
-]
-
 MAX_RECORD_BYTES = 256 << 20
 """A record longer than this is taken for a damaged or misnamed file rather than a text."""
 

@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["Message", "Turns", "as_string", "read_messages"]
-
 Turns = Literal["all", "assistant"]
 
 _KEYS = (("role", "content"), ("from", "value"))
@@ -31,10 +29,6 @@ class Message(NamedTuple):
 
 def read_messages(value: Any, turns: Turns) -> tuple[Message, ...]:
     """The messages of a field: objects with role and content, or with from and value.
-
-    Args:
-        value: what the field holds.
-        turns: which of them count.
 
     Raises:
         ValueError: it is not a list of messages with a text each, or no turn counts.

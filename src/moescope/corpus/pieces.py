@@ -21,8 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MARGIN", "PIECE", "WHOLE", "EncodedPiece", "encoded_pieces", "pieces"]
-
 WHOLE = 1 << 20
 """Characters up to which a text is encoded at once."""
 

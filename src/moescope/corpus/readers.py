@@ -17,8 +17,6 @@ from moescope.corpus.tables import read_csv, read_parquet
 from moescope.corpus.text_files import TextUnit, read_text
 from moescope.words import near_names, one_line
 
-__all__ = ["SUFFIXES", "find_files", "is_plain_text", "read_file", "stem_of"]
-
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt", ".md")
 """What can be read; all but .json and .parquet also with .gz behind it."""
 
@@ -31,9 +29,6 @@ def find_files(path: str) -> list[SourceFile]:
     """List the files of a corpus in the order in which they are read.
 
     Hidden files and, inside folders, those called README, LICENSE or SOURCES are left out.
-
-    Args:
-        path: a file or a folder.
 
     Returns:
         At least one file, ordered by name, folder by folder.

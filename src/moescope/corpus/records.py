@@ -15,13 +15,8 @@ from typing import Any, NamedTuple
 from moescope.errors import CorpusError
 from moescope.words import one_line
 
-__all__ = [
-    "Fields",
-    "Problem",
-    "Record",
-    "SourceFile",
-    "corpus_error",
-]
+MEND = "mend it, or use `on_error=skip` to leave it out"
+"""Advice on an entry that cannot be used."""
 
 
 class Fields(NamedTuple):

@@ -7,8 +7,6 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SeenIds"]
-
 
 class SeenIds:
     """A set of ids that keeps a 64-bit hash of each.

@@ -27,8 +27,6 @@ from moescope.errors import BadInputError
 from moescope.given import Seed
 from moescope.words import listing
 
-__all__ = ["IN_MEMORY", "AnyText", "CorpusSpec", "as_text"]
-
 IN_MEMORY = "texts in memory"
 """Stands for the path of texts that were given themselves."""
 

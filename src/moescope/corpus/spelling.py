@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 from moescope.corpus.control import control_ids
 
-__all__ = ["are_control", "encode", "spell_out", "token_texts"]
-
 
 def spell_out(
     tokenizer: Any,

@@ -15,8 +15,6 @@ from typing import Literal, NamedTuple
 
 from moescope.errors import BadInputError
 
-__all__ = ["Shard", "Split", "in_shard", "in_split", "parse_shard"]
-
 Split = Literal["train", "test"]
 
 _SHARD = re.compile(r"\s*([0-9]{1,9})\s*/\s*([0-9]{1,9})\s*")

@@ -11,16 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moescope.corpus.lines import decode_fault, whole_lines
-from moescope.corpus.records import Fields, Problem, Record, SourceFile, corpus_error
+from moescope.corpus.records import MEND, Fields, Problem, Record, SourceFile, corpus_error
 from moescope.words import near_names, said_by
-
-__all__ = ["read_csv", "read_parquet", "require_column"]
 
 _BATCH_ROWS = 256
 # The csv module holds four bytes per character of the cell at hand: an unclosed quote near the
 # start of a large file must end before it fills the memory.
 _MAX_CELL = 64 << 20
-_SKIP = "mend it, or use `on_error=skip` to leave it out"
 
 
 def read_csv(file: SourceFile, fields: Fields, delimiter: str) -> Iterator[Record | Problem]:
@@ -48,7 +45,7 @@ def read_csv(file: SourceFile, fields: Fields, delimiter: str) -> Iterator[Recor
                 raise corpus_error(
                     f"{file.label}:{start}: not a readable table ({reason}); check its quotes"
                 ) from error
-            yield Problem("a badly quoted row", f"{file.label}:{start}", reason, _SKIP)
+            yield Problem("a badly quoted row", f"{file.label}:{start}", reason, MEND)
             continue
         if row is None:
             return
@@ -66,10 +63,10 @@ def _row(
 ) -> Record | Problem:
     source = f"{file.label}:{start}"
     if fault:
-        return Problem("not valid UTF-8", source, fault, _SKIP)
+        return Problem("not valid UTF-8", source, fault, MEND)
     if len(row) != len(header):
         detail = f"{len(row)} cells, the header names {len(header)} columns"
-        return Problem("a ragged row", source, detail, _SKIP)
+        return Problem("a ragged row", source, detail, MEND)
     return Record(f"{file.name}:{start}", source, dict(zip(header, row, strict=True)), header)
 
 
@@ -157,7 +154,7 @@ def read_parquet(file: SourceFile, fields: Fields) -> Iterator[Record | Problem]
                     source = f"{file.label}:row {row}"
                     row += 1
                     if isinstance(values, str):
-                        yield Problem("not valid UTF-8", source, values, _SKIP)
+                        yield Problem("not valid UTF-8", source, values, MEND)
                     else:
                         yield Record(place, source, values, columns)
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:

@@ -14,8 +14,6 @@ from typing import Literal
 from moescope.corpus.lines import Line, binary_lines, decode_fault
 from moescope.corpus.records import Fields, Problem, Record, SourceFile
 
-__all__ = ["MAX_PART", "TextUnit", "read_text"]
-
 TextUnit = Literal["paragraph", "line", "file"]
 
 MAX_PART = 1 << 20

@@ -25,8 +25,6 @@ from moescope.corpus.documents import Document
 from moescope.corpus.encode import Encoded, encode_chat, encode_plain, encode_rendered
 from moescope.errors import CorpusError
 
-__all__ = ["Sequence", "TokenizedDocument", "cut_alike", "tokenize_corpus", "tokenize_document"]
-
 
 class Sequence(NamedTuple):
     """One window of a document, ready for the model.
@@ -129,11 +127,7 @@ def tokenize_document(
 
 
 def cut_alike(document: TokenizedDocument, length: int) -> TokenizedDocument:
-    """The first counted tokens of a document, so that domains do not differ in length.
-
-    Args:
-        document: encoded at least so far.
-        length: counted tokens to keep.
+    """The first ``length`` counted tokens of a document, so that domains do not differ in length.
 
     Returns:
         The windows up to the last of these tokens; none of a document with fewer.
@@ -157,27 +151,11 @@ def cut_alike(document: TokenizedDocument, length: int) -> TokenizedDocument:
 
 
 def tokenize_corpus(
-    tokenizer: Any,
-    documents: Iterable[Document],
-    *,
-    context_length: int,
-    chat_template: bool = False,
-    chat_text: bool = False,
-    count_template: bool = False,
-    truncate: bool = False,
+    tokenizer: Any, documents: Iterable[Document], **options: Any
 ) -> Iterator[TokenizedDocument]:
     """Encode documents one after the other, numbered from 0; see ``tokenize_document``."""
     for doc_index, document in enumerate(documents):
-        yield tokenize_document(
-            tokenizer,
-            document,
-            doc_index,
-            context_length=context_length,
-            chat_template=chat_template,
-            chat_text=chat_text,
-            count_template=count_template,
-            truncate=truncate,
-        )
+        yield tokenize_document(tokenizer, document, doc_index, **options)
 
 
 def _collect(

@@ -13,8 +13,6 @@ from moescope.files.ledger import GONE, LEDGER, PARTIAL, UNKNOWN, Ledger
 from moescope.files.lock import acquire, release
 from moescope.files.paths import noted, usable_path, write_error
 
-__all__ = ["LOCK", "HeldFolder", "claim", "find_held"]
-
 LOCK = ".moescope.lock"
 
 _WAIT_SECONDS = 2.0

@@ -16,21 +16,6 @@ from pathlib import Path, PurePosixPath
 
 from moescope.errors import RunError
 
-__all__ = [
-    "GONE",
-    "LEDGER",
-    "PARTIAL",
-    "SCRATCH",
-    "UNKNOWN",
-    "Ledger",
-    "are_intact",
-    "is_intact",
-    "is_plain_name",
-    "plain_name",
-    "require_intact",
-    "sha256_of",
-]
-
 LEDGER = "moescope.sha256"
 """What moescope wrote in a folder: a line for each file, and what kind of result it is."""
 

@@ -16,8 +16,6 @@ from pathlib import Path
 
 from moescope.errors import BusyError, RunError
 
-__all__ = ["acquire", "holder", "release"]
-
 _PAUSE_SECONDS = 0.05
 _MISSES = 20
 _SIGN = b'{"pid":'

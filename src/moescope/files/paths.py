@@ -12,8 +12,6 @@ from pathlib import Path
 from moescope.errors import BadInputError, WriteError
 from moescope.words import said_by
 
-__all__ = ["noted", "partial_of", "usable_path", "write_error"]
-
 
 def usable_path(path: str | Path) -> Path:
     """A path that something can be written to.

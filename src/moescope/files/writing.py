@@ -14,23 +14,15 @@ from moescope.files.claims import HeldFolder, claim, find_held
 from moescope.files.ledger import LEDGER, Ledger, sha256_of
 from moescope.files.paths import noted, partial_of, usable_path
 
-__all__ = [
-    "checksum_of",
-    "drop_scratch",
-    "keep_scratch",
-    "nothing_of_bad_input",
-    "own",
-    "owned",
-    "remove",
-    "remove_result",
-    "replacing",
-    "replacing_folder",
-    "require_replaceable",
-    "scratch_folder",
-    "write_bytes",
-]
-
 _SIGNED_WITHIN = 4096
+
+
+def _holder(path: Path) -> tuple[HeldFolder, Path]:
+    """What `find_held` finds, where the folder must be held."""
+    held, place = find_held(path)
+    if held is None:
+        raise AssertionError(f"nobody claimed the folder of {path}")
+    return held, place
 
 
 def own(path: Path, *, flush: bool = True) -> Path:
@@ -40,9 +32,7 @@ def own(path: Path, *, flush: bool = True) -> Path:
         RunError: it is there and moescope did not write it, or a link is on the way.
         WriteError: the ledger cannot be written.
     """
-    held, place = find_held(path)
-    if held is None:
-        raise AssertionError(f"nobody claimed the folder of {path}")
+    held, place = _holder(path)
     name = held.name_of(place)
     refuse_links(held, place)
     if not held.ledger.knows(name):
@@ -58,14 +48,14 @@ def own(path: Path, *, flush: bool = True) -> Path:
 
 def owned(folder: Path) -> list[str]:
     """Names of the files in a held folder that moescope wrote, ascending."""
-    held, place = find_held(folder / LEDGER)
-    assert held is not None
+    held, place = _holder(folder / LEDGER)
     inside = "" if place.parent == held.path else held.name_of(place.parent) + "/"
     names = (n for n in held.ledger.sums if n.startswith(inside) and not n.endswith("/"))
     return sorted(n.removeprefix(inside) for n in names)
 
 
 def refuse_links(held: HeldFolder, place: Path) -> None:
+    """Refuse a place that a link inside the folder leads to."""
     for there in (place, *place.parents):
         if there == held.path:
             return
@@ -125,8 +115,7 @@ def replacing(path: Path, signature: bytes | None = None, *, flush: bool = True)
 
 def checksum_of(path: Path) -> str:
     """The checksum of a file of a held folder, as it was noted when it was written."""
-    held, place = find_held(path)
-    assert held is not None
+    held, place = _holder(path)
     return held.ledger.sums[held.name_of(place)][-1]
 
 
@@ -175,9 +164,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         RunError: the old folder holds a file that moescope did not write.
         WriteError: disk full or no permission.
     """
-    held, place = find_held(path)
-    if held is None:
-        raise AssertionError(f"nobody claimed the folder of {path}")
+    held, place = _holder(path)
     name, old = held.name_of(place), place.with_name(place.name + ".old")
     refuse_links(held, place)
     _refuse_others(held, place)
@@ -271,8 +258,7 @@ def keep_scratch(path: Path) -> Path:
         RunError: a folder of that name is there and is not ours.
         WriteError: the ledger cannot be written.
     """
-    held, place = find_held(path)
-    assert held is not None
+    held, place = _holder(path)
     name = held.name_of(place) + "/"
     refuse_links(held, place)
     if name not in held.ledger.sums:
@@ -288,8 +274,7 @@ def keep_scratch(path: Path) -> Path:
 
 def drop_scratch(path: Path) -> None:
     """Remove a folder that `keep_scratch` noted."""
-    held, place = find_held(path)
-    assert held is not None
+    held, place = _holder(path)
     name = held.name_of(place) + "/"
     with contextlib.suppress(RunError):
         refuse_links(held, place)
@@ -307,8 +292,7 @@ def remove(path: Path) -> None:
     Raises:
         RunError: a link is on the way.
     """
-    held, place = find_held(path)
-    assert held is not None
+    held, place = _holder(path)
     name = held.name_of(place)
     refuse_links(held, place)
     if name not in held.ledger.sums:
@@ -331,8 +315,7 @@ def nothing_of_bad_input(
         folder: that is held.
         unless: was something kept by then that is worth going on with?
     """
-    held, _ = find_held(folder / LEDGER)
-    assert held is not None
+    held, _ = _holder(folder / LEDGER)
     before = set(held.ledger.sums)
     try:
         yield
@@ -362,8 +345,7 @@ def remove_result(folder: Path) -> None:
             folder.rmdir()
         return
     with claim(folder, kind):
-        held, _ = find_held(folder / LEDGER)
-        assert held is not None
+        held, _ = _holder(folder / LEDGER)
         _remove_all(held, list(held.ledger.sums))
         held.ledger.path.unlink(missing_ok=True)
         held.ledger.appended = 0

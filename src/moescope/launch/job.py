@@ -17,11 +17,9 @@ from moescope.errors import RunError
 from moescope.files import LEDGER, LOCK, owned, remove, remove_result, write_bytes
 from moescope.given import MOST_SHARDS
 from moescope.models.spec import EngineName, ModelSpec
-from moescope.run.manifest import MANIFEST, read_manifest
+from moescope.run.manifest import MANIFEST, has_progress, read_manifest
 from moescope.run.options import TraceOptions
 from moescope.run.same import require_same
-
-__all__ = ["PARTS", "Job", "Parts"]
 
 PARTS = "parts"
 """The folder of the parts, inside that of the run."""
@@ -88,11 +86,7 @@ class Parts:
         if stored is None:
             return None
         parts = cls(run, int(stored["shards"]))
-        return parts if any(map(parts._has_work, parts.shards)) else None
-
-    def _has_work(self, shard: Shard) -> bool:
-        run = self.run_of(shard)
-        return (run / MANIFEST).is_file() and read_manifest(run).state is not None
+        return parts if any(has_progress(parts.run_of(shard)) for shard in parts.shards) else None
 
     def write(self, job: Job) -> None:
         """Say what is launched here."""

@@ -26,8 +26,6 @@ from moescope.launch.worker import Outcome
 from moescope.memory import available_memory
 from moescope.models.loading import pick_device
 
-__all__ = ["run_local"]
-
 _COMMAND = [sys.executable, "-m", "moescope.launch"]
 _SHARE_OF_MEMORY = 0.9
 
@@ -36,11 +34,6 @@ def run_local(job: Job, watch: Watch, workers: int) -> None:
     """Trace all shards that are not finished by processes of this machine.
 
     Threads, free memory (where no ``memory`` is asked for) and GPUs are divided among the workers.
-
-    Args:
-        job: what to trace.
-        watch: the shards.
-        workers: processes at a time.
 
     Raises:
         LaunchError: a process cannot be started, or died too often.

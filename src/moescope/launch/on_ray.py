@@ -27,8 +27,6 @@ from moescope.memory import available_memory
 from moescope.models.loading import pick_device
 from moescope.words import said_by
 
-__all__ = ["ray_workers", "run_on_ray", "with_ray"]
-
 _POLL_SECONDS = 1.0
 _LOOKS_A_SECOND = 50
 """At how many shards' files the launcher looks, however many there are."""

@@ -8,8 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moescope.given import MOST_SHARDS, MOST_WORKERS
 
-__all__ = ["LaunchOptions"]
-
 
 class LaunchOptions(BaseModel):
     """How a corpus is spread over workers."""

@@ -21,8 +21,6 @@ from moescope.run.manifest import MANIFEST, Manifest, claim_run, read_manifest
 from moescope.run.merge import merge_runs
 from moescope.run.options import TraceOptions
 
-__all__ = ["launch"]
-
 _LOCK_SECONDS = 5.0
 """For a launcher that is just dying."""
 
@@ -90,11 +88,7 @@ def launch(
 
 
 def _trace_parts(
-    job: Job,
-    run: Path,
-    how: LaunchOptions,
-    resume: bool,
-    on_progress: OnProgress,
+    job: Job, run: Path, how: LaunchOptions, resume: bool, on_progress: OnProgress
 ) -> Parts:
     """Have every shard traced."""
     if how.launcher == "ray":

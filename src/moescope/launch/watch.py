@@ -8,19 +8,12 @@ from moescope.launch.job import Parts
 from moescope.launch.worker import Outcome
 from moescope.progress import OnProgress, Progress, quiet
 
-__all__ = ["RETRIES", "Watch"]
-
 RETRIES = 3
 """How often a shard whose worker died is given to another one that gets no further."""
 
 
 class Watch:
-    """Keeps account of the shards and tells about it.
-
-    Args:
-        parts: the shards and their folders.
-        on_progress: called whenever something is known.
-    """
+    """Keeps account of the shards and tells about it."""
 
     def __init__(self, parts: Parts, on_progress: OnProgress = quiet) -> None:
         self.parts, self._on_progress = parts, on_progress

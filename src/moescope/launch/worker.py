@@ -28,8 +28,6 @@ from moescope.progress import OnProgress, Progress, quiet
 from moescope.trace import trace
 from moescope.words import said_by
 
-__all__ = ["Outcome", "attempt", "main"]
-
 LOCK_SECONDS = 120.0
 """A network file system needs so long to notice that the machine of a lock is gone."""
 
@@ -51,14 +49,7 @@ class Outcome(NamedTuple):
 
 
 def attempt(job: Job, shard: Shard, run: Path, on_progress: OnProgress = quiet) -> Outcome:
-    """Trace one shard, or go on with it; never raises for what went wrong in it.
-
-    Args:
-        job: the model, the corpus and the options.
-        shard: which part of the corpus.
-        run: the folder of its run.
-        on_progress: called after every batch.
-    """
+    """Trace one shard, or go on with it; never raises for what went wrong in it."""
     corpus = job.corpus.model_copy(update={"shard": str(shard)})
     try:
         trace(

@@ -12,17 +12,15 @@ from torch import nn
 
 from moescope.errors import BadInputError, ModelError
 from moescope.models.loading import (
-    EngineName,
     LoadedModel,
     held_model,
     open_model,
+    stored_in,
     weights_fingerprint,
 )
 from moescope.models.probe import find_anatomy
 from moescope.models.source import require_usable
-from moescope.models.spec import AnySpec, ModelSpec
-
-__all__ = ["AnyModel", "as_model", "wrap_model"]
+from moescope.models.spec import AnySpec, EngineName, ModelSpec
 
 AnyModel = AnySpec | LoadedModel
 """What stands for a model wherever one is needed: how to load it, or one that is open."""
@@ -104,6 +102,5 @@ def wrap_model(model: nn.Module, tokenizer: Any, name: str | None = None) -> Loa
     require_usable(spec, tokenizer)
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
-    stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
     anatomy, digest = find_anatomy(model.eval(), config), weights_fingerprint(model)
-    return held_model(spec, model, config, tokenizer, anatomy, digest, stored, place)
+    return held_model(spec, model, config, tokenizer, anatomy, digest, stored_in(config), place)

@@ -21,8 +21,6 @@ from moescope.errors import ModelError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Anatomy", "MoELayer", "Scoring", "Site", "find_sites", "refuse_type"]
-
 Scoring = Literal["softmax", "sigmoid", "sqrtsoftplus", "probabilities"]
 """How a router turns logits into scores: softmax over experts; sigmoid or sqrt(softplus) of each
 logit on its own; or ``probabilities``: what the router returns first are probabilities already."""
@@ -170,10 +168,6 @@ class Anatomy:
 
 def find_sites(model: nn.Module, model_type: str) -> tuple[Site, ...]:
     """Find every MoE layer by looking at the modules.
-
-    Args:
-        model: any causal language model, real or on the meta device.
-        model_type: ``config.model_type``, for messages and for the families that are refused.
 
     Returns:
         The sites in ascending order of layer number.

@@ -8,7 +8,6 @@ logits. Where a family passes its routing another way, `_READERS` says how it is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -16,8 +15,6 @@ from torch import nn
 
 from moescope.errors import CoverageError, ModelError
 from moescope.models.anatomy import Site
-
-__all__ = ["EnoughSeen", "Routing", "RoutingCapture", "read_router_output"]
 
 
 class Routing(NamedTuple):
@@ -110,12 +107,7 @@ class RoutingCapture:
         if self._stop and all(tap.routings for tap in self._taps):
             raise EnoughSeen
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for tap in self._taps:
             for handle in tap.handles:
                 handle.remove()
@@ -176,8 +168,7 @@ def read_router_output(router: nn.Module, output: Any) -> Routing:
     Raises:
         ModelError: it returned something else, as routers of remote code do.
     """
-    reader = _READERS.get(type(router).__name__, _read_contract)
-    return reader(output)
+    return _READERS.get(type(router).__name__, _read_contract)(output)
 
 
 def _read_contract(output: Any) -> Routing:

@@ -20,14 +20,6 @@ from moescope.models.scales import quant_method
 from moescope.models.spec import ModelSpec
 from moescope.models.streaming import StreamedModel
 
-__all__ = [
-    "name_misfit",
-    "refuse_foreign_ids",
-    "refuse_giant",
-    "refuse_partial",
-    "refuse_quantised",
-]
-
 
 def refuse_quantised(spec: ModelSpec, config: Any) -> None:
     """Scales of quantised weights are transformers' affair, and read with the whole model."""

@@ -11,15 +11,9 @@ from typing import Any
 from moescope.errors import ModelError
 from moescope.models.anatomy import refuse_type
 
-__all__ = ["auto_class"]
-
 
 def auto_class(model: str, config: Any) -> Any:
     """The auto class of transformers that builds and loads this model.
-
-    Args:
-        model: its name, for messages.
-        config: its configuration.
 
     Raises:
         ModelError: transformers knows the type, but not as a model that writes text; or the type

@@ -20,10 +20,6 @@ import torch
 from moescope.errors import BadInputError, ModelError
 from moescope.given import parse_json, read_text
 
-__all__ = [
-    "CONFIG", "TOKENIZER", "WEIGHTS", "check_config", "fault_in", "json_object", "local_folder",
-]  # fmt: skip
-
 CONFIG = ("config.json",)
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -86,10 +82,6 @@ def local_folder(model: str) -> Path | None:
 def check_config(path: Path, model: str) -> None:
     """Refuse a configuration whose numbers no model has, before a module is built.
 
-    Args:
-        path: of the config.json.
-        model: how messages call the model.
-
     Raises:
         ModelError: it is not a JSON object, or a number in it cannot be meant.
     """
@@ -139,10 +131,6 @@ def _flat(value: dict[str, Any], above: str = "", depth: int = 0) -> Iterator[tu
 
 def json_object(path: Path, label: str) -> dict[str, Any]:
     """The JSON object in a file of a model.
-
-    Args:
-        path: the file.
-        label: how messages call it.
 
     Raises:
         ModelError: no regular file, too large, or something else in it.

@@ -19,8 +19,6 @@ from moescope.models.capture import read_router_output
 from moescope.models.edits import KINDS, Edit, by_kind
 from moescope.models.edits.edit import Chosen, LayerEdits
 
-__all__ = ["Decision", "refuse_copy"]
-
 
 class Decision:
     """Called in place of a router's ``forward`` (or of a block's ``route_tokens_to_experts``)."""

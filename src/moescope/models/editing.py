@@ -23,8 +23,6 @@ from moescope.models.edits import Edit, Edits, as_edits, by_kind, check_edits, n
 from moescope.models.edits.edit import LayerEdits
 from moescope.models.window import PassWindow
 
-__all__ = ["HasModel", "edited"]
-
 REFUSED = {
     "JetMoeTopKGating": (
         "its router hands assignments over sorted by expert, so an edited choice has no place there"
@@ -41,12 +39,10 @@ class HasModel(Protocol):
     @property
     def model(self) -> nn.Module:
         """The model itself."""
-        ...
 
     @property
     def anatomy(self) -> Anatomy:
         """Its MoE layers."""
-        ...
 
 
 @contextlib.contextmanager

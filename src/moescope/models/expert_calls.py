@@ -8,7 +8,6 @@ another form and are computed from their weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -18,15 +17,9 @@ from moescope.errors import BadInputError, CoverageError, ModelError
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import Routing, RoutingCapture
 
-__all__ = ["ExpertInputs", "ExpertLayer", "LayerInput"]
-
 
 class ExpertLayer:
     """The routed experts of one MoE layer.
-
-    Args:
-        model: a loaded model.
-        layer: one of its layers, from the anatomy.
 
     Example::
 
@@ -119,10 +112,6 @@ class ExpertInputs:
         with ExpertInputs(model, layers) as inputs:
             model(input_ids)
             hidden_TD, routing = inputs.take()[5]       # layer 5
-
-    Args:
-        model: the model that will run.
-        layers: the MoE layers to read.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[MoELayer]) -> None:
@@ -150,16 +139,11 @@ class ExpertInputs:
 
         return hook
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._capture.__exit__(kind, error, trace)
+        self._capture.__exit__(*raised)
 
     def take(self, expected_rows: int | None = None) -> dict[int, LayerInput]:
         """Inputs and routing of the one forward pass since the last take, by layer number.
@@ -209,9 +193,7 @@ def _by_two_choices(experts: Any, expert: int, hidden_TD: torch.Tensor) -> torch
 
 def _dbrx(experts: Any, expert: int, hidden_TD: torch.Tensor) -> torch.Tensor:
     """DBRX wants a batch axis."""
-    ids = torch.full((hidden_TD.shape[0], 1), expert, device=hidden_TD.device)
-    weights = torch.ones_like(ids, dtype=hidden_TD.dtype)
-    return experts(hidden_TD[None], ids, weights)[0]  # type: ignore[no-any-return]
+    return _by_choice(lambda hidden, *choice: experts(hidden[None], *choice)[0], expert, hidden_TD)
 
 
 _SPECIAL: dict[str, Callable[[Any, int, torch.Tensor], torch.Tensor]] = {

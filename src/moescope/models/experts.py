@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-__all__ = ["expert_weights", "fast_experts", "run_sorted", "sorts_experts"]
-
 _NAME = "moescope_sorted"
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -30,9 +28,6 @@ def fast_experts(model: nn.Module) -> Iterator[bool]:
 
     Nothing changes for a model off the processor, with quantized experts, spread over several
     processes, or whose experts transformers does not run through its registered functions.
-
-    Args:
-        model: a transformers model; its config is given back as it was.
 
     Yields:
         Whether the experts were switched.

@@ -50,21 +50,6 @@ from moescope.models.spec import AnySpec, EngineName, ModelSpec, as_spec
 from moescope.models.stored import checkpoint_files
 from moescope.models.streaming import StreamedModel
 
-__all__ = [
-    "DTYPES",
-    "EngineName",
-    "LoadedModel",
-    "ModelSpec",
-    "has_bfloat16",
-    "held_model",
-    "load_meta",
-    "load_model",
-    "load_streamed",
-    "open_model",
-    "pick_device",
-    "weights_fingerprint",
-]
-
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 
@@ -92,7 +77,7 @@ class LoadedModel:
     @property
     def vocab_size(self) -> int:
         """Token ids that the model knows: the rows of its embedding."""
-        return _embedding_rows(self.model)
+        return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
     @property
     def pad_id(self) -> int:
@@ -127,7 +112,7 @@ def load_model(model: AnySpec) -> LoadedModel:
     device, config = pick_device(spec.device), load_config(spec)
     stock = _build_meta(spec, config)
     empty = _anatomy(spec, stock, config)  # refuse before reading gigabytes
-    stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    stored = stored_in(config)
     dtype = _auto_dtype(stored, empty, device) if spec.dtype == "auto" else _dtype(spec.dtype)
     refuse_giant(spec, config, empty, stored if dtype == "auto" else dtype)
     require_packages(spec, config)
@@ -176,19 +161,7 @@ def held_model(
     device: torch.device,
     streamed: StreamedModel | None = None,
 ) -> LoadedModel:
-    """What is known of a model whose modules and tokenizer are there.
-
-    Args:
-        spec: how it was loaded.
-        model: its modules.
-        config: its configuration.
-        tokenizer: its tokenizer.
-        anatomy: its MoE layers.
-        weights_hash: see `weights_fingerprint`.
-        stored: the dtype that its checkpoint has.
-        device: where it computes.
-        streamed: what holds its layers, where they stay on disk.
-    """
+    """What is known of a model that is there; ``stored``: the dtype that its checkpoint has."""
     refuse_foreign_ids(spec, model)
     dtype = next(model.parameters()).dtype if streamed is None else streamed.dtype
     return LoadedModel(
@@ -236,8 +209,7 @@ def open_model(
     if engine != "streamed":
         config = load_config(spec)
         stored = getattr(config.get_text_config(), "dtype", None)
-        dtype = _auto_streamed(stored, device)
-        dtype = dtype if spec.dtype == "auto" else _dtype(spec.dtype)
+        dtype = _streamed_dtype(spec, stored, device)
         need = resident_need(_anatomy(spec, _build_meta(spec, config), config), dtype)
         if need <= budget or (engine == "resident" and memory is None):
             return load_model(spec)
@@ -260,13 +232,7 @@ def load_streamed(
 
     Embedding, norms and head are read; the layers are read one at a time when a trace runs them.
     Two environment variables that size torch's caches of kernels are set where they are not
-    (`moescope.kernels`).
-
-    Args:
-        spec: the model.
-        memory: bytes that the process may take; by default nine tenths of what is free.
-        batch_tokens: tokens of a batch; by default up to 8,192, as many as fit.
-        window: tokens of the longest window; the model's context up to 2,048 by default.
+    (`moescope.kernels`). See `open_model`; ``memory`` is in bytes here.
 
     Raises:
         ModelError: as `load_model`; a quantised checkpoint, a shard that is missing, a tensor of
@@ -278,10 +244,11 @@ def load_streamed(
     refuse_quantised(spec, config)
     empty = _build_meta(spec, config)
     anatomy = _anatomy(spec, empty, config)
-    stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
-    dtype = _auto_streamed(stored, device) if spec.dtype == "auto" else _dtype(spec.dtype)
+    stored = stored_in(config)  # what is built in another dtype changes the configuration
+    dtype = _streamed_dtype(spec, stored, device)
     model = _build_meta(spec, config, dtype).eval()
     folder, block = checkpoint_folder(spec), anatomy.layers[0].site.block
+    context = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
     refuse_unscaled(config, checkpoint_files(folder), model)
     streamed = guard(spec, StreamedModel, model, folder, block, dtype, device, reads=WEIGHTS)
     streamed.need = plan_streaming(
@@ -291,7 +258,7 @@ def load_streamed(
         dtype,
         int(0.9 * free_memory(device)) if memory is None else memory,
         batch_tokens,
-        window=window or _usual_window(config),
+        window=window or min(2048, int(context)),
         sorts=device.type == "cpu" and sorts_experts(model),
     )
     guard(spec, streamed.load_rest, reads=WEIGHTS)
@@ -299,21 +266,18 @@ def load_streamed(
     return held_model(spec, model, config, tokenizer, anatomy, digest, stored, device, streamed)
 
 
-def _usual_window(config: Any) -> int:
-    return int(
-        min(2048, getattr(config.get_text_config(), "max_position_embeddings", 2048) or 2048)
-    )
+def stored_in(config: Any) -> Any:
+    """The dtype of a checkpoint, as its configuration says, or None."""
+    return getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
 
 
-def _auto_streamed(stored: Any, device: torch.device) -> torch.dtype:
+def _streamed_dtype(spec: ModelSpec, stored: Any, device: torch.device) -> torch.dtype:
+    if spec.dtype != "auto":
+        return _dtype(spec.dtype)
     if not isinstance(stored, torch.dtype):
         return torch.float32
     half = stored in (torch.bfloat16, torch.float16)
     return torch.float32 if half and device.type == "cpu" and not has_bfloat16() else stored
-
-
-def _embedding_rows(model: nn.Module) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -328,11 +292,10 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def _build_meta(spec: ModelSpec, config: Any, dtype: torch.dtype | None = None) -> nn.Module:
-    build = auto_class(spec.model, config).from_config
     with torch.device("meta"):
         model: nn.Module = guard(
             spec,
-            build,
+            auto_class(spec.model, config).from_config,
             config,
             reads=CONFIG,
             trust_remote_code=spec.trust_remote_code,

@@ -15,14 +15,6 @@ from moescope.errors import ModelError
 from moescope.memory import available_memory, held_memory, readable
 from moescope.models.anatomy import Anatomy
 
-__all__ = [
-    "HEAD_CELLS",
-    "StreamedNeed",
-    "free_memory",
-    "plan_streaming",
-    "resident_need",
-]
-
 HEAD_CELLS = 1 << 24
 """Logits (rows × vocabulary) that the streamed engine makes at a time."""
 

@@ -17,8 +17,6 @@ from torch import nn
 
 from moescope.errors import ModelError
 
-__all__ = ["narrow_weights", "widen_outputs"]
-
 _PART_CELLS = 1 << 23
 """Weights of the head that are widened at a time."""
 

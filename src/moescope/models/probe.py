@@ -21,8 +21,6 @@ from moescope.models.anatomy import Anatomy, MoELayer, Scoring, Site, find_sites
 from moescope.models.capture import Routing, read_router_output
 from moescope.words import said_by
 
-__all__ = ["RouterBehaviour", "classify", "find_anatomy"]
-
 _ROWS = 64
 _TOLERANCE = 1e-3
 _LARGEST_ROUTER = 1 << 26
@@ -74,13 +72,9 @@ def _layer(model: nn.Module, site: Site, seen: RouterBehaviour, hidden: int) -> 
     sizes = [p.numel() for p in experts.parameters() if id(p) not in inside and p.dim() > 1]
     return MoELayer(
         site=site,
-        num_experts=seen.num_experts,
-        top_k=seen.top_k,
+        **seen._asdict(),
         hidden_size=hidden,
         expert_hidden_size=_expert_width(experts, hidden),
-        scoring=seen.scoring,
-        normalized=seen.normalized,
-        selection_bias=seen.selection_bias,
         expert_params=sum(sizes) / seen.num_experts,
         shared_params=sum(
             p.numel() for s in site.shared for p in model.get_submodule(s).parameters()

@@ -19,17 +19,11 @@ from torch import nn
 
 from moescope.errors import BadInputError, ModelError
 
-__all__ = ["Resumable", "decoder_layers"]
-
 _DECODER_LAYER = re.compile(r"^(?:(.*?)\.)?(layers|blocks|h)\.\d+(?:\.|$)")
 
 
 def decoder_layers(model: nn.Module, inside: str) -> list[nn.Module]:
-    """The decoder layers of a model in their order.
-
-    Args:
-        model: a transformers model.
-        inside: dotted path of any module inside one of them.
+    """The decoder layers of a model in their order, found by the path of a module in one of them.
 
     Raises:
         ModelError: the path lies in no numbered decoder layer.
@@ -113,26 +107,9 @@ class Resumable:
             return self._model(**call, use_cache=False).logits  # type: ignore[no-any-return]
         kept = self._kept[start - 1]
         if rows is not None:
-            kept = _take(kept, rows, int(self._call["input_ids"].shape[0]))
-        with self._skipped(start, kept):
+            kept = take_rows(kept, rows, int(self._call["input_ids"].shape[0]))
+        with answering(self.layers[:start], kept):
             return self._model(**call, use_cache=False).logits  # type: ignore[no-any-return]
-
-    @contextlib.contextmanager
-    def _skipped(self, start: int, kept: Any) -> Iterator[None]:
-        def answer(*_args: Any, **_kwargs: Any) -> Any:
-            return kept
-
-        skipped: list[Any] = self.layers[:start]
-        own = [layer.__dict__.get("forward") for layer in skipped]  # put there by other tools
-        for layer in skipped:
-            layer.forward = answer
-        try:
-            yield
-        finally:
-            for layer, forward in zip(skipped, own, strict=True):
-                del layer.forward
-                if forward is not None:
-                    layer.forward = forward
 
     def check(self, logits: torch.Tensor, start: int) -> bool:
         """Does a pass from ``start`` give exactly these logits, those of the plain pass?"""
@@ -142,9 +119,29 @@ class Resumable:
             return False
 
 
-def _take(kept: Any, rows: torch.Tensor, batch: int) -> Any:
+@contextlib.contextmanager
+def answering(layers: Sequence[Any], kept: Any) -> Iterator[None]:
+    """Let these layers give back ``kept`` instead of running."""
+
+    def answer(*_args: Any, **_kwargs: Any) -> Any:
+        return kept
+
+    own = [layer.__dict__.get("forward") for layer in layers]  # put there by other tools
+    for layer in layers:
+        layer.forward = answer
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
+
+
+def take_rows(kept: Any, rows: torch.Tensor | slice, batch: int) -> Any:
+    """Some sequences of a batch, of what a layer put out for it."""
     if isinstance(kept, torch.Tensor):
         return kept[rows] if kept.dim() and kept.shape[0] == batch else kept
     if isinstance(kept, tuple | list):
-        return type(kept)(_take(part, rows, batch) for part in kept)
+        return type(kept)(take_rows(part, rows, batch) for part in kept)
     return kept

@@ -23,14 +23,6 @@ from moescope.models.spec import ModelSpec
 from moescope.models.stored import Stored, read_header
 from moescope.models.targets import loaded_names, targets_of
 
-__all__ = [
-    "quant_method",
-    "refuse_left_out",
-    "refuse_parts_of_blocks",
-    "refuse_unscaled",
-    "require_packages",
-]
-
 _NO_SCALE = re.compile(
     r"(bias|shape|act)$|[._]([kqv]|input|output|activation)_(global_)?(scale|zero_point)\w*$"
 )
@@ -84,11 +76,6 @@ def require_packages(spec: ModelSpec, config: Any) -> None:
 def refuse_unscaled(config: Any, files: dict[str, Path], model: nn.Module) -> None:
     """Refuse, by the headers alone, weights whose scale nobody would apply.
 
-    Args:
-        config: its configuration.
-        files: where each tensor is stored.
-        model: the modules, without weights.
-
     Raises:
         ModelError: the first of them.
     """
@@ -106,12 +93,7 @@ def refuse_unscaled(config: Any, files: dict[str, Path], model: nn.Module) -> No
 
 
 def refuse_left_out(files: dict[str, Path], model: nn.Module, unexpected: set[str]) -> None:
-    """Refuse a loaded model of which a scale was left out.
-
-    Args:
-        files: where each tensor is stored.
-        model: the stock modules, without weights.
-        unexpected: what transformers found no place for, by the names that it uses.
+    """Refuse a loaded model of which a scale was left out: it is among the ``unexpected`` tensors.
 
     Raises:
         ModelError: the first such scale.
@@ -128,43 +110,31 @@ def refuse_left_out(files: dict[str, Path], model: nn.Module, unexpected: set[st
 
 
 def refuse_parts_of_blocks(
-    config: Any,
-    files: dict[str, Path],
-    model: nn.Module,
-    loaded: nn.Module | None = None,
+    config: Any, files: dict[str, Path], model: nn.Module, loaded: nn.Module | None = None
 ) -> None:
     """Refuse float8 weights that end in the middle of a block, if they were widened.
 
     transformers takes the size of a block from shape and number of scales, which holds for whole
-    blocks only: it fails, or scales the wrong columns.
-
-    Args:
-        config: its configuration.
-        files: where each tensor is stored.
-        model: the stock modules, without weights.
-        loaded: what came of loading, where that did not fail: what is float8 there is not widened.
+    blocks only: it fails, or scales the wrong columns. ``loaded``: what came of loading, where that
+    did not fail: what is float8 there is not widened.
 
     Raises:
         ModelError: the first such weight.
     """
     if quant_method(config)[0] != "fp8":
         return
+    block = _quantization(config).get("weight_block_size") or (128, 128)
     kept = {} if loaded is None else dict(loaded.named_parameters())
     for key, weight in _narrow(files, model).items():
         if weight.name in kept and kept[weight.name].dtype.itemsize < 2:
             continue
         for scale in weight.scales:
             grid, shape = read_header(files[scale])[scale].shape, weight.entry.shape
-            if 1 < len(grid) == len(shape) and _ends_in_a_block(shape, grid, _block(config)):
+            if 1 < len(grid) == len(shape) and _ends_in_a_block(shape, grid, block):
                 raise ModelError(
                     f"{weight.path}: {key} of shape {shape} has {grid} scales, so its last block "
                     f"is not a whole one, and transformers widens whole blocks only; {_COPY}"
                 )
-
-
-def _block(config: Any) -> tuple[int, int]:
-    rows, columns = _quantization(config).get("weight_block_size") or (128, 128)
-    return int(rows), int(columns)
 
 
 def _quantization(config: Any) -> dict[str, Any]:

@@ -25,19 +25,6 @@ from moescope.models.config_files import CONFIG, TOKENIZER, check_config, fault_
 from moescope.models.spec import ModelSpec
 from moescope.models.stored import INDEX, SINGLE, weight_map
 
-__all__ = [
-    "MAX_TOKEN_ID",
-    "NoTokenizerError",
-    "checkpoint_folder",
-    "config_hash",
-    "guard",
-    "load_config",
-    "load_tokenizer",
-    "pinned",
-    "require_usable",
-    "text_hash",
-]
-
 MAX_TOKEN_ID = 1 << 24
 """Far above the vocabulary of any known model."""
 

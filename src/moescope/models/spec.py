@@ -8,8 +8,6 @@ from typing import Literal
 
 from moescope.errors import BadInputError
 
-__all__ = ["AnySpec", "DtypeName", "EngineName", "ModelSpec", "as_spec"]
-
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 """Precisions that a model is run in."""
 

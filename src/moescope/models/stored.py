@@ -15,31 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
 from moescope.errors import ModelError
 from moescope.models.config_files import json_object
 from moescope.words import said_by
-
-__all__ = [
-    "INDEX",
-    "SINGLE",
-    "Stored",
-    "Target",
-    "assemble",
-    "check_stack",
-    "checkpoint_files",
-    "copy_into",
-    "opened",
-    "pick_stacked",
-    "places",
-    "read_header",
-    "reading",
-    "refuse_shape",
-    "stacked_side",
-    "weight_map",
-]
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -71,9 +53,8 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
                 f"{folder}: the index names the shard {name}, which is not there; fetch the whole "
                 "checkpoint"
             )
-        absent = {key for key, file in named.items() if file == name} - set(
-            _names_in(folder / name)
-        )
+        here = {key for key, file in named.items() if file == name}
+        absent = here - set(_names_in(folder / name))
         if absent:
             raise ModelError(
                 f"{name} does not hold {min(absent)}, which the index says it does; fetch the "
@@ -303,14 +284,10 @@ def places(
 def pick_stacked(flat: torch.Tensor, shape: Any, parts: Any, dim: int) -> torch.Tensor:
     """Elements of a stack of experts by their flat index, from the experts' own tensors."""
     picked = []
-    for index in flat.tolist():
-        place = [int(i) for i in torch.unravel_index(torch.tensor(index), tuple(shape))]
+    for place in zip(*np.unravel_index(flat.numpy(), tuple(shape)), strict=True):
         experts, begin, end = next(p for p in parts if p[1] <= place[dim] < p[2])
         key, reader = experts[place[0]]
-        place[dim] -= begin
-        own = [*shape[1:dim], end - begin, *shape[dim + 1 :]]
-        within = 0
-        for at, side in zip(place[1:], own, strict=True):
-            within = within * side + at
-        picked.append(reader.elements(key, [within]))
+        own = (*shape[1:dim], end - begin, *shape[dim + 1 :])
+        within = (*place[1:dim], place[dim] - begin, *place[dim + 1 :])
+        picked.append(reader.elements(key, [int(np.ravel_multi_index(within, own))]))
     return torch.cat(picked)

@@ -7,6 +7,7 @@ It knows parameters, not decoder layers.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
@@ -31,18 +32,12 @@ from moescope.models.stored import (
 )
 from moescope.models.targets import made_together
 
-__all__ = ["StoredWeights"]
-
 _Reads = list[Any]
 """Of each source of a parameter: its key, an open file, and the pattern that it matched."""
 
 
 class StoredWeights:
     """What a checkpoint folder holds.
-
-    Args:
-        model: the modules whose parameters are read; transformers' conversions ask for it.
-        folder: config and safetensors.
 
     Attributes:
         files: the file that holds each tensor.
@@ -52,7 +47,7 @@ class StoredWeights:
         self.folder = folder
         self.files = checkpoint_files(folder)
         self._model = model
-        self._headers: dict[Path, dict[str, Stored]] = {}
+        self._header_of = functools.cache(read_header)
 
     def header(self, key: str) -> Stored:
         """Shape and place of a stored tensor.
@@ -65,11 +60,6 @@ class StoredWeights:
         if key not in header:
             raise ModelError(f"{path.name} does not hold {key}, which the index says it does")
         return header[key]
-
-    def _header_of(self, path: Path) -> dict[str, Stored]:
-        if path not in self._headers:
-            self._headers[path] = read_header(path)
-        return self._headers[path]
 
     @contextlib.contextmanager
     def opened(

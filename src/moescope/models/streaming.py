@@ -8,11 +8,9 @@ and nowhere else. It knows files and modules, not batches.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,10 @@ from moescope.memory import give_memory_back
 from moescope.models.experts import expert_weights, sorts_experts
 from moescope.models.memory import StreamedNeed
 from moescope.models.narrow import narrow_weights, widen_outputs
+from moescope.models.resume import answering
 from moescope.models.stored import Target, check_stack, refuse_shape, stacked_side
 from moescope.models.stored_weights import StoredWeights
 from moescope.models.targets import kept_wide, targets_of
-
-__all__ = ["StreamedModel"]
-
 
 UNSTREAMED = {
     "inkling2_text": "a layer reads what earlier layers left in the model, not only its own input",
@@ -58,27 +54,30 @@ class StreamedModel:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         folder: Path,
         block: str,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        model_type = str(getattr(_text_config(model), "model_type", ""))
+        model_type = str(getattr(model.config.get_text_config(), "model_type", ""))
         if model_type in UNSTREAMED:
             raise ModelError(
                 f"{model_type} models cannot be streamed: {UNSTREAMED[model_type]}; use "
                 "`engine=resident`"
             )
-        self.model: Any = model
+        self.model = model
         self.dtype, self.device = dtype, device
         self.need: StreamedNeed | None = None
         self._stack = _stack_of(block)
         self._layer = re.compile(rf"^{re.escape(self._stack)}\.(\d+)\.")
         self._stored = StoredWeights(model, folder)
         self._meta = dict(model.state_dict(keep_vars=True))
+        self._tied = getattr(model, "all_tied_weights_keys", None) or {}
         self._by_layer = self._plan()
-        self.layers = list(self._layer_modules())
+        self._targets = {n: t for part in self._by_layer.values() for n, t in part.items()}
+        self._outside = {n for n in self._meta if not self._layer.match(n)}
+        self.layers: list[nn.Module] = list(model.get_submodule(self._stack).children())
         self._slot: dict[tuple[str, ...], torch.Tensor] = {}
         self._check_shapes()
         self._as_stored = self._stay_as_stored()
@@ -94,17 +93,11 @@ class StreamedModel:
             plan.setdefault(int(match[1]) if match else None, {})[name] = target
         return plan
 
-    def _layer_modules(self) -> Iterator[nn.Module]:
-        yield from self.model.get_submodule(self._stack).children()
-
     def _check_shapes(self) -> None:
         """Refuse a checkpoint that does not fit, by its headers, before a weight is read."""
-        made = {n: t for part in self._by_layer.values() for n, t in part.items()}
-        tied = {id(self._meta[n]) for n in made}
-        missing = sorted(n for n in self._meta if n not in made and id(self._meta[n]) not in tied)
-        parameters = dict(self.model.named_parameters())
-        missing = [n for n in missing if n in parameters and not self._is_tied(n)]
-        self._refuse_missing(missing)
+        made, tied = self._targets, {id(self._meta[n]) for n in self._targets}
+        parameters = dict(self.model.named_parameters()).keys() - made.keys() - self._tied.keys()
+        self._refuse_missing(sorted(n for n in parameters if id(self._meta[n]) not in tied))
         for name, target in made.items():
             shape, dim = tuple(self._meta[name].shape), None
             if target.converter is not None and (dim := stacked_side(target.converter)) is None:
@@ -123,27 +116,21 @@ class StreamedModel:
         """
         if self.dtype != torch.float32 or self.device.type != "cpu":
             return {}
-        made = {n: t for part in self._by_layer.values() for n, t in part.items()}
         kept = {}
         experts = expert_weights(self.model) if sorts_experts(self.model) else []
         for name in [*experts, *narrow_weights(self.model)]:
-            sources = made[name].sources if name in made else []
+            sources = self._targets[name].sources if name in self._targets else []
             dtypes = {self._stored.header(key).dtype for key, _ in sources}
             if len(dtypes) == 1 and dtypes <= {torch.bfloat16, torch.float16}:
                 kept[name] = dtypes.pop()
         return {n: d for n, d in kept.items() if d is not None}
 
-    def _is_tied(self, name: str) -> bool:
-        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
-        return name in tied
-
     # -- sizes
 
     def outside_bytes(self) -> int:
         """Bytes of what lies outside the decoder layers, in memory."""
-        names = {n for n in self._meta if not self._layer.match(n)}
         seen: dict[int, int] = {}
-        for name in names:  # tied weights are one tensor, held as the one that is stored
+        for name in self._outside:  # tied weights are one tensor, held as the one that is stored
             shared = id(self._meta[name])
             seen[shared] = min(self._size(name), seen.get(shared, self._size(name)))
         return sum(seen.values())
@@ -176,11 +163,10 @@ class StreamedModel:
         """
         self._initialize_buffers(self.model)  # first: what it does to parameters must not stay
         self._fill(self._by_layer.get(None, {}), {})
-        outside = {n for n in self._meta if not self._layer.match(n)}
-        absent = outside - self._by_layer.get(None, {}).keys()
+        absent = self._outside - self._by_layer.get(None, {}).keys()
         self.model.tie_weights(missing_keys=absent, recompute_mapping=False)
         widen_outputs(self.model, self.dtype)
-        self._require(outside)
+        self._require(self._outside)
 
     def load_layer(self, index: int) -> None:
         """Read the weights of one decoder layer into memory."""
@@ -233,9 +219,8 @@ class StreamedModel:
         transformers' rarer conversions is made whole for it.
         """
         digest = hashlib.sha256()
-        targets = {n: t for part in self._by_layer.values() for n, t in part.items()}
-        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
-        twin = {source: target for target, source in tied.items() if target in targets}
+        targets = self._targets
+        twin = {source: target for target, source in self._tied.items() if target in targets}
         for name, empty in sorted(self.model.named_parameters()):
             step = max(1, empty.numel() // 64)
             flat = torch.arange(min(64, -(-empty.numel() // step))) * step
@@ -280,11 +265,12 @@ class StreamedModel:
 
         handle = self.layers[index].register_forward_hook(stop)
         try:
-            with _answering(self.layers[:index], hidden):
-                body: Any = self.model.base_model
-                body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            with answering(self.layers[:index], hidden):
+                self.model.base_model(
+                    input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+                )
         except _Done as done:
-            output = done.output
+            output = done.args[0]
         else:
             raise ModelError(f"decoder layer {index} was not called")
         finally:
@@ -303,9 +289,8 @@ class StreamedModel:
         """Logits (B, positions ``at``, V) of what the last decoder layer put out."""
         places = torch.arange(input_ids.shape[1], device=self.device)[at]
         some = {"logits_to_keep": places} if self.head_takes_positions else {}
-        with _answering(self.layers, hidden):
-            model: Any = self.model
-            output = model(
+        with answering(self.layers, hidden):
+            output = self.model(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **some
             )
         logits: torch.Tensor = output.logits
@@ -340,20 +325,14 @@ class StreamedModel:
         """
         parts = [part for part in self.model.modules() if hasattr(part, "_init_weights")]
         owner = {id(module): part for part in parts for module in part.modules()}
+        inside = {id(module) for layer in self.layers for module in layer.modules()}
         for module in root.modules():
             empty = {n: b for n, b in module._buffers.items() if b is not None and b.is_meta}
-            if not empty or (root is self.model and self._is_inside_a_layer(module)):
+            if not empty or (root is self.model and id(module) in inside):
                 continue
             for name, buffer in empty.items():
                 module._buffers[name] = torch.empty_like(buffer, device=self.device)
             owner[id(module)]._init_weights(module)
-
-    def _is_inside_a_layer(self, module: nn.Module) -> bool:
-        return any(module is part for layer in self.layers for part in layer.modules())
-
-
-def _text_config(model: Any) -> Any:
-    return model.config.get_text_config()
 
 
 def _stack_of(block: str) -> str:
@@ -369,26 +348,6 @@ def _stack_of(block: str) -> str:
 
 class _Done(Exception):
     """Carries a layer's output out of the forward pass that the rest of is not needed."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
-
-
-@contextlib.contextmanager
-def _answering(layers: list[nn.Module], hidden: Any) -> Iterator[None]:
-    """Let these layers give back ``hidden`` instead of running."""
-
-    def answer(*_args: Any, **_kwargs: Any) -> Any:
-        return hidden
-
-    for layer in layers:
-        layer.forward = answer
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
 def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:

@@ -14,16 +14,9 @@ import torch
 
 from moescope.models.stored import Target
 
-__all__ = ["kept_wide", "loaded_names", "made_together", "targets_of"]
-
 
 def targets_of(model: Any, keys: Iterable[str]) -> dict[str, Target]:
-    """Every parameter and buffer that these stored tensors make, in the order of the tensors.
-
-    Args:
-        model: the modules, which may be on the meta device.
-        keys: names of stored tensors.
-    """
+    """Every parameter and buffer that these stored tensors make, in the order of the tensors."""
     names = model.state_dict(keep_vars=True)
     found: dict[str, Target] = {}
     for key, name, pattern, converter in _renamed(model, keys):

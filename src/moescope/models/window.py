@@ -15,8 +15,6 @@ import torch
 
 from moescope.errors import ModelError
 
-__all__ = ["PassWindow"]
-
 _LEAVE_OUT = "positions cannot be told, so leave the position out"
 _NOT_CACHES = (bool, int, str, torch.Tensor)
 """Arguments such as ``use_cache`` and ``cache_position``, which hold no tokens."""

@@ -23,8 +23,8 @@ from moescope.errors import (
 from moescope.files import write_bytes
 from moescope.measure.windows import run_windows
 from moescope.metrics.runs import AnalyzedRun, AnyRun, as_run
-from moescope.models.loading import LoadedModel, ModelSpec, load_model
-from moescope.models.spec import as_spec
+from moescope.models.loading import LoadedModel, load_model
+from moescope.models.spec import ModelSpec, as_spec
 from moescope.profiles.contexts import WindowTexts
 from moescope.profiles.facts import Profile, Profiles
 from moescope.profiles.measure import measure

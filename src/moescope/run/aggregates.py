@@ -21,19 +21,6 @@ from numpy.typing import NDArray
 from moescope.run.facts import LayerFacts, TokenBlock
 from moescope.run.sparse import SparseCounter
 
-__all__ = [
-    "ABSENT",
-    "DECISIVENESS",
-    "HISTOGRAMS",
-    "LOGIT_EDGES",
-    "PROB_EDGES",
-    "WEIGHT_EDGES",
-    "AggregateShape",
-    "PhaseAggregates",
-    "pack",
-    "unpack",
-]
-
 DECISIVENESS = ("router_entropy", "topk_entropy", "topk_mass", "margin_first", "margin_kth")
 """Names of the per-token scalars that are summed by cluster, in storage order."""
 

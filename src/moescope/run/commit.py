@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from moescope.errors import CoverageError, RunError
 from moescope.files import owned, remove, write_bytes
+from moescope.run.facts import LayerFacts, TokenBlock
 from moescope.run.manifest import (
     PART_NAME,
     Coverage,
@@ -38,8 +39,6 @@ from moescope.run.shards import document_table, sample_table, shard_table
 from moescope.run.state import RunState
 from moescope.run.store import read_parquet, write_parquet, write_tensors
 
-__all__ = ["GrowingRun", "PoolResult", "coverage", "finish"]
-
 _IF_ANY = ("spelt_out", "unknown_marks")
 """Counters that a manifest holds only where something was counted."""
 
@@ -55,6 +54,41 @@ class PoolResult(NamedTuple):
     rows: list[dict[str, Any]]
     tokens: int
     control: int = 0
+
+
+def add_block(
+    state: RunState,
+    keep: str,
+    phase: str,
+    block: TokenBlock,
+    facts: list[LayerFacts],
+    ids: list[str],
+) -> list[dict[str, Any]]:
+    """Add tokens to the sums and, where one is kept, to the sample.
+
+    Returns:
+        What a shard is to hold of them, where every token is kept.
+    """
+    aggregates, sample = state.phase(phase)
+    aggregates.add(block, facts)
+    if keep != "aggregates":
+        sample.add(block, facts, state.shape.layers, ids)
+    slim = [_kept_of(f) for f in facts] if keep == "all" else []
+    return [{"phase": phase, "block": block, "facts": slim, "ids": ids}] if slim else []
+
+
+def _kept_of(facts: LayerFacts) -> LayerFacts:
+    """What a shard holds of the facts, in its types: the rest is most of their memory."""
+    none = np.zeros((0, 0), np.float32)
+    return facts._replace(
+        topk_ids=facts.topk_ids.astype(np.uint16),
+        topk_weights=facts.topk_weights.astype(np.float16),
+        logits=none,
+        probs=none,
+        topk_entropy=none,
+        topk_mass=none,
+        margin_first=none,
+    )
 
 
 class GrowingRun:

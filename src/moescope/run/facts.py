@@ -7,8 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LayerFacts", "TokenBlock", "ids_only"]
-
 
 class TokenBlock(NamedTuple):
     """The counted tokens of one batch, by sequence and position; all arrays have shape (T,).

@@ -15,8 +15,6 @@ from moescope.run.sample import Sample
 from moescope.run.sparse import SparseCounter
 from moescope.run.state import RunState
 
-__all__ = ["JoinedState"]
-
 _OVER_ALL = ("coactivation", "flow")
 """Arrays that have neither clusters nor domains."""
 
@@ -25,13 +23,7 @@ _PATH_BITS = 44
 
 
 class JoinedState:
-    """A `RunState` that other states are added to, in an order that decides its numbering.
-
-    Args:
-        shape: layers, experts and limits, the same in every part.
-        sample_tokens: budget of the sample, likewise.
-        seed: of the sample, likewise.
-    """
+    """A `RunState` that other states are added to, in an order that decides its numbering."""
 
     def __init__(self, shape: AggregateShape, sample_tokens: int, seed: int) -> None:
         self.state = RunState(shape, sample_tokens, seed)
@@ -45,7 +37,7 @@ class JoinedState:
         ``shape.max_clusters``, then in turn. The sample keeps what one sample over everything
         would have kept, because that is decided by a hash of each span alone.
         """
-        domains = self._number_domains(part)
+        domains = np.asarray([self.state.number(name) for name in part.domains], np.int64)
         clusters = self._place_clusters(part, domains)
         for name, sums in part.phases.items():
             sums.grow(len(part.cluster_domain), len(part.domains))
@@ -54,10 +46,6 @@ class JoinedState:
             for key, counter in sums.sparse.items():
                 mine.sparse[key].merge(_renumbered(key, counter, domains))
             sample.merge(_with_domains(part.samples[name], domains))
-
-    def _number_domains(self, part: RunState) -> NDArray[np.int64]:
-        """For each domain of the part its number here."""
-        return np.asarray([self.state.number(name) for name in part.domains], np.int64)
 
     def _place_clusters(self, part: RunState, domains: NDArray[np.int64]) -> NDArray[np.int64]:
         """For each cluster of the part its number here, as `RunState.place` would have given it.

@@ -29,28 +29,6 @@ from moescope.errors import RunError
 from moescope.files import claim, plain_name, write_bytes
 from moescope.given import MOST_EXPERTS, first_problem
 
-__all__ = [
-    "MANIFEST",
-    "PART_NAME",
-    "SCHEMA_VERSION",
-    "TEXTS",
-    "CorpusFacts",
-    "Coverage",
-    "Manifest",
-    "Merged",
-    "MergedPart",
-    "ModelFacts",
-    "OptionFacts",
-    "Origin",
-    "Progressed",
-    "Stored",
-    "WholeCorpus",
-    "claim_run",
-    "has_progress",
-    "read_manifest",
-    "write_manifest",
-]
-
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 TEXTS = "texts.jsonl"

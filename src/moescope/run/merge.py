@@ -36,8 +36,6 @@ from moescope.run.state import RunState
 from moescope.run.store import copy_stored, understood, write_tensors
 from moescope.words import brief, listing
 
-__all__ = ["merge_runs"]
-
 _MODEL_MAY_DIFFER = ("device", "name", "path", "revision")  # hashes say whether it is the same
 _CORPUS_MAY_DIFFER = ("path", "shard")
 _EACH_PART = ("token_budget", "limit")

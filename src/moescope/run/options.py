@@ -8,8 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moescope.given import MOST_TOKENS, Seed
 
-__all__ = ["TraceOptions"]
-
 
 class TraceOptions(BaseModel):
     """How a corpus is run through a model and what is kept."""

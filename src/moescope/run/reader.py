@@ -21,8 +21,6 @@ from moescope.run.shards import document_table
 from moescope.run.state import RunState
 from moescope.run.store import read_json, read_parquet, read_tensors, understood
 
-__all__ = ["Run", "TokenRows", "shape_of"]
-
 
 class TokenRows(NamedTuple):
     """Single tokens with their routing.
@@ -216,6 +214,7 @@ def token_rows(table: pa.Table, shape: AggregateShape, domains: list[str]) -> To
             raise ValueError(f"{name} has {chunk.type.list_size} per token, expected {top_k}")
         return np.asarray(chunk.flatten()).reshape(-1, top_k)
 
+    whole = ("window", "pos", "token_id", "next_id", "pred_id")
     pairs = list(zip(shape.layers, shape.top_k, strict=True))
     ids = {n: matrix(f"e_{n}", k).astype(np.int64) for n, k in pairs}
     for layer, experts in zip(shape.layers, shape.num_experts, strict=True):
@@ -224,11 +223,7 @@ def token_rows(table: pa.Table, shape: AggregateShape, domains: list[str]) -> To
     return TokenRows(
         doc=doc_index,
         domain=order[domain_code] if names else np.zeros(0, np.int64),
-        window=column("window").astype(np.int64),
-        pos=column("pos").astype(np.int64),
-        token_id=column("token_id").astype(np.int64),
-        next_id=column("next_id").astype(np.int64),
-        pred_id=column("pred_id").astype(np.int64),
+        **{n: column(n).astype(np.int64) for n in whole},
         nll=column("nll").astype(np.float32),
         ids=ids,
         weights={n: matrix(f"w_{n}", k).astype(np.float32) for n, k in pairs},

@@ -10,8 +10,6 @@ from moescope.errors import RunError
 from moescope.run.manifest import Manifest
 from moescope.words import brief
 
-__all__ = ["require_same", "require_same_run"]
-
 _MAY_DIFFER = ("device", "engine_version", "name", "notes", "path")
 """Of a run: where its parts lie and what they are called decides no figure."""
 

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 
 from moescope.run.facts import LayerFacts, TokenBlock
 
-__all__ = ["Sample", "SampledSpan", "SpanArrays", "span_priority"]
-
 SpanArrays = dict[str, NDArray[np.generic]]
 """Column name → array with one row per token; ``ids_L`` and ``weights_L`` are (T, K)."""
 

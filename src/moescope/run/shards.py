@@ -16,8 +16,6 @@ import pyarrow as pa
 from moescope.run.aggregates import AggregateShape
 from moescope.run.sample import Sample
 
-__all__ = ["document_table", "sample_table", "shard_table"]
-
 _TOKEN_COLUMNS = ("window", "pos", "token_id", "next_id", "pred_id", "nll")
 
 

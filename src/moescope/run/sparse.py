@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 from moescope.run.spill import Counts, Parts, SortedRuns, join
 
-__all__ = ["SparseCounter"]
-
 _MIN_BUFFER = 1 << 16
 
 

@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 
 from moescope.files import write_error
 
-__all__ = ["Parts", "SortedRuns", "join", "load_arrays", "save_arrays"]
-
 _ENTRY = np.dtype([("key", np.int64), ("count", np.int64)])
 _AT_A_TIME = 1 << 16
 _NAMES = {
@@ -56,9 +54,6 @@ class SortedRuns:
     A run that is added is merged with those before it that are no longer than what there is to
     merge by then. So a count is written again when the run that it is in has doubled, and not
     whenever something is added.
-
-    Args:
-        folder: on the disk that is to hold them.
     """
 
     def __init__(self, folder: Path) -> None:

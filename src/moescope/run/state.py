@@ -21,8 +21,6 @@ from moescope.run.sample import Sample, SampledSpan
 from moescope.run.sparse import SparseCounter
 from moescope.run.spill import Parts
 
-__all__ = ["PHASES", "RunState"]
-
 PHASES = ("prefill", "decode")
 """``prefill``: the document's own tokens; ``decode``: tokens that the model wrote, step by step."""
 

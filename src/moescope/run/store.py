@@ -26,16 +26,6 @@ from moescope.run.manifest import Stored
 from moescope.run.spill import Parts, load_arrays, save_arrays
 from moescope.words import said_by
 
-__all__ = [
-    "copy_stored",
-    "read_json",
-    "read_parquet",
-    "read_tensors",
-    "understood",
-    "write_parquet",
-    "write_tensors",
-]
-
 
 def write_tensors(path: Path, arrays: Mapping[str, NDArray[Any] | Parts]) -> str:
     """Write arrays as safetensors, atomically; returns the sha256."""

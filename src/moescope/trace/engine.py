@@ -23,11 +23,8 @@ from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
 from moescope.words import said_by
 
-__all__ = ["BatchResult", "Engine", "GenerationResult", "ResidentEngine", "predict"]
-
 _LOGIT_CELLS = 1 << 28
 _DEFAULT_BATCH_TOKENS = 8192
-_POOL_TOKENS = 32_768
 
 
 class BatchResult(NamedTuple):
@@ -57,20 +54,16 @@ class Engine(Protocol):
     @property
     def batch_tokens(self) -> int:
         """Token budget of a batch that suits this engine."""
-        ...
 
     @property
     def pool_tokens(self) -> int:
         """Tokens of a pool that suit this engine."""
-        ...
 
     def run(self, batches: Iterable[Batch]) -> Iterator[BatchResult]:
         """Run the batches of a pool; results in any order, one for each batch."""
-        ...
 
     def generate(self, prompts: NDArray[np.int64], num_tokens: int) -> GenerationResult:
         """Continue prompts of equal length (B, S) greedily by up to ``num_tokens``."""
-        ...
 
 
 class ResidentEngine:
@@ -88,6 +81,8 @@ class ResidentEngine:
             vocabulary would take more than about a gigabyte.
     """
 
+    pool_tokens = 32_768
+
     def __init__(
         self,
         loaded: LoadedModel,
@@ -104,18 +99,8 @@ class ResidentEngine:
             keep_memory()
         vocabulary = loaded.vocab_size
         affordable = _LOGIT_CELLS // vocabulary if predictions else _DEFAULT_BATCH_TOKENS
-        self._batch_tokens = batch_tokens or max(256, min(_DEFAULT_BATCH_TOKENS, affordable))
+        self.batch_tokens = batch_tokens or max(256, min(_DEFAULT_BATCH_TOKENS, affordable))
         self._device = next(loaded.model.parameters()).device
-
-    @property
-    def batch_tokens(self) -> int:
-        """Token budget of a batch."""
-        return self._batch_tokens
-
-    @property
-    def pool_tokens(self) -> int:
-        """Tokens of a pool."""
-        return _POOL_TOKENS
 
     def run(self, batches: Iterable[Batch]) -> Iterator[BatchResult]:
         """One forward pass per batch, in order."""

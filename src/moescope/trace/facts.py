@@ -15,8 +15,6 @@ import torch
 from moescope.models.anatomy import Scoring
 from moescope.run.facts import LayerFacts
 
-__all__ = ["layer_facts", "router_probs"]
-
 
 def router_probs(logits_TE: torch.Tensor, scoring: Scoring) -> torch.Tensor:
     """The router's full distribution over experts, shape (T, E), each row summing to 1.

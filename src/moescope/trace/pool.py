@@ -18,14 +18,12 @@ from moescope.corpus import Batch, TokenizedDocument, iter_batches
 from moescope.errors import ModelError
 from moescope.models.anatomy import MoELayer
 from moescope.models.capture import Routing
-from moescope.run.commit import PoolResult
+from moescope.run.commit import PoolResult, add_block
 from moescope.run.facts import LayerFacts, TokenBlock
 from moescope.run.options import TraceOptions
 from moescope.run.state import RunState
 from moescope.trace.engine import BatchResult, Engine
 from moescope.trace.facts import layer_facts
-
-__all__ = ["PoolRecorder"]
 
 _GENERATE_ROWS = 16
 
@@ -90,7 +88,7 @@ class PoolRecorder:
             facts = self._facts(result.routing, flat)
             if result.nll is not None:
                 _refuse_not_finite("the loss", block.nll[block.next_id >= 0])
-            self._add("prefill", block, facts, state, docs, rows)
+            rows += add_block(state, self._options.keep, "prefill", block, facts, docs.ids)
             _add_documents(block, facts, docs)
             state.make_room()
             tokens += block.num_tokens
@@ -110,23 +108,6 @@ class PoolRecorder:
             _refuse_not_finite(f"the routing of layer {layer.layer_idx}", numbers)
             facts.append(found)
         return facts
-
-    def _add(
-        self,
-        phase: str,
-        block: TokenBlock,
-        facts: list[LayerFacts],
-        state: RunState,
-        docs: _Docs,
-        rows: list[dict[str, Any]],
-    ) -> None:
-        aggregates, sample = state.phase(phase)
-        aggregates.add(block, facts)
-        if self._options.keep != "aggregates":
-            sample.add(block, facts, self._numbers, docs.ids)
-        if self._options.keep == "all":
-            slim = [_kept_of(f) for f in facts]
-            rows.append({"phase": phase, "block": block, "facts": slim, "ids": docs.ids})
 
     def _record_decoding(self, state: RunState, docs: _Docs, rows: list[dict[str, Any]]) -> None:
         """Continue the first window of each document; prompts of one length share a batch."""
@@ -155,7 +136,8 @@ class PoolRecorder:
                     )
                     for n in self._numbers
                 }
-                self._add("decode", block, self._facts(steps, flat), state, docs, rows)
+                facts = self._facts(steps, flat)
+                rows += add_block(state, self._options.keep, "decode", block, facts, docs.ids)
                 self._on_batch(0)
 
     def _document_rows(self, docs: _Docs) -> list[dict[str, Any]]:
@@ -174,20 +156,6 @@ class PoolRecorder:
                 }
             )
         return out
-
-
-def _kept_of(facts: LayerFacts) -> LayerFacts:
-    """What a shard holds of the facts, in its types: the rest is most of their memory."""
-    none = np.zeros((0, 0), np.float32)
-    return facts._replace(
-        topk_ids=facts.topk_ids.astype(np.uint16),
-        topk_weights=facts.topk_weights.astype(np.float16),
-        logits=none,
-        probs=none,
-        topk_entropy=none,
-        topk_mass=none,
-        margin_first=none,
-    )
 
 
 def _refuse_not_finite(what: str, numbers: NDArray[np.float32]) -> None:

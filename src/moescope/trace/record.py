@@ -46,8 +46,6 @@ from moescope.trace.pool import PoolRecorder
 from moescope.trace.room import document_bytes, require_room
 from moescope.trace.streamed import StreamedEngine
 
-__all__ = ["context_length", "trace"]
-
 _DEFAULT_CONTEXT = 2048
 _COUNTERS = ("left_out", "domain_tokens", "spelt_out", "unknown_marks")
 STREAMING = "streaming"
@@ -227,7 +225,9 @@ class _Tracer:
             self.loaded.pad_id,
             self._advance,
             stop=_stop_ids(self.loaded),
-            control=_control_ids(self.loaded, self.options),
+            control=frozenset()
+            if self.options.count_template  # then what a template may write counts from the model
+            else control_ids(self.loaded.tokenizer),
         )
         run = self.run
         pool_tokens = self.options.pool_tokens or self.engine.pool_tokens
@@ -287,10 +287,7 @@ def _engine(
     on_layer: Callable[[int, int], None],
 ) -> Engine:
     """The engine that suits how the model was loaded."""
-    asked: dict[str, Any] = {
-        "predictions": options.predictions,
-        "batch_tokens": options.batch_tokens,
-    }
+    asked: Any = {n: getattr(options, n) for n in ("predictions", "batch_tokens")}
     if loaded.streamed is None:
         return ResidentEngine(loaded, layers, **asked)
     if options.generate:
@@ -325,11 +322,6 @@ def _stop_ids(loaded: LoadedModel) -> frozenset[int]:
     given = getattr(loaded.model.generation_config, "eos_token_id", None)
     ids = given if isinstance(given, list) else [given]
     return frozenset(int(i) for i in ids if i is not None)
-
-
-def _control_ids(loaded: LoadedModel, options: TraceOptions) -> frozenset[int]:
-    """What does not count where the model writes it: what a template may write either."""
-    return frozenset() if options.count_template else control_ids(loaded.tokenizer)
 
 
 def _describe_model(loaded: LoadedModel, layers: tuple[MoELayer, ...]) -> dict[str, Any]:

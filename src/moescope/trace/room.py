@@ -13,8 +13,6 @@ from moescope.memory import readable
 from moescope.run.aggregates import AggregateShape
 from moescope.run.options import TraceOptions
 
-__all__ = ["document_bytes", "require_room", "sums_need"]
-
 _CHARACTERS_PER_TOKEN = 5
 """More than most text has, so that what is estimated is what it takes at least."""
 
@@ -30,14 +28,7 @@ def sums_need(
     documents: Mapping[str, int],
     characters: Mapping[str, int],
 ) -> int:
-    """Bytes that sums and sample of a text take at least.
-
-    Args:
-        shape: layers and experts.
-        options: what is kept.
-        documents: how many there are, by domain.
-        characters: their length, by domain.
-    """
+    """Bytes that sums and sample take at least; documents and characters are given by domain."""
     layers, cells = len(shape.layers), len(shape.layers) * shape.max_experts
     clusters = sum(
         min(_read(n, characters[name], options.limit), shape.max_clusters)

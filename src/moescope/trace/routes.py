@@ -7,6 +7,7 @@ forward pass each. It shows what a changed word does to the routing of the words
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,8 +23,6 @@ from moescope.trace.facts import layer_facts
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["AlignedToken", "RouteComparison", "compare_routes", "route", "route_text"]
 
 
 class AlignedToken(NamedTuple):
@@ -72,11 +71,7 @@ def compare_routes(model: AnyModel, left: str, right: str) -> RouteComparison:
         BadInputError: a text is empty or longer than the model's context.
     """
     loaded = as_model(model)
-    texts, facts = [], []
-    for text in (left, right):
-        tokens, routed = route_text(loaded, text)
-        texts.append(tokens)
-        facts.append(routed)
+    texts, facts = zip(*(route_text(loaded, text) for text in (left, right)), strict=True)
     layers = [m.layer_idx for m in loaded.anatomy.layers]
     rows = [_row(texts, facts, i, j) for i, j in _align(*texts)]
     prefix = [_prefix(row) for row in rows]
@@ -174,7 +169,7 @@ def _align(left: list[str], right: list[str]) -> list[tuple[int | None, int | No
 
 
 def _row(
-    texts: list[list[str]], facts: list[list[LayerFacts]], i: int | None, j: int | None
+    texts: Sequence[list[str]], facts: Sequence[list[LayerFacts]], i: int | None, j: int | None
 ) -> AlignedToken:
     left_ids = None if i is None else [f.topk_ids[i].tolist() for f in facts[0]]
     right_ids = None if j is None else [f.topk_ids[j].tolist() for f in facts[1]]
@@ -193,9 +188,5 @@ def _row(
 def _prefix(row: AlignedToken) -> int | None:
     if row.left_ids is None or row.right_ids is None:
         return None
-    length = 0
-    for a, b in zip(row.left_ids, row.right_ids, strict=True):
-        if a[0] != b[0]:
-            break
-        length += 1
-    return length
+    pairs = zip(row.left_ids, row.right_ids, strict=True)
+    return next((n for n, (a, b) in enumerate(pairs) if a[0] != b[0]), len(row.left_ids))

@@ -29,13 +29,10 @@ from moescope.models.capture import EnoughSeen, Routing, RoutingCapture
 from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
 from moescope.models.memory import HEAD_CELLS
-from moescope.models.streaming import StreamedModel
+from moescope.models.resume import take_rows
 from moescope.trace.engine import BatchResult, GenerationResult, next_tokens, score
 
-__all__ = ["StreamedEngine"]
-
 _BATCH_TOKENS = 8192
-_POOL_TOKENS = 262_144
 _KEY = "pool.json"
 
 
@@ -53,6 +50,9 @@ class StreamedEngine:
     Raises:
         ModelError: the model holds all its weights in memory.
     """
+
+    pool_tokens = 262_144
+    """The whole model is read once for each pool."""
 
     def __init__(
         self,
@@ -72,18 +72,8 @@ class StreamedEngine:
         self._sites = {layer.layer_idx: layer.site for layer in layers}
         self._scratch, self._predictions = scratch, predictions
         need = loaded.streamed.need
-        self._batch_tokens = batch_tokens or (_BATCH_TOKENS if need is None else need.batch_tokens)
+        self.batch_tokens = batch_tokens or (_BATCH_TOKENS if need is None else need.batch_tokens)
         self._on_layer = on_layer or (lambda _done, _all: None)
-
-    @property
-    def batch_tokens(self) -> int:
-        """Token budget of a batch."""
-        return self._batch_tokens
-
-    @property
-    def pool_tokens(self) -> int:
-        """Tokens of a pool: the whole model is read once for each."""
-        return _POOL_TOKENS
 
     def generate(
         self,
@@ -100,7 +90,7 @@ class StreamedEngine:
         """All batches through every layer, then one result for each batch, in order."""
         listed = list(batches)
         pool = _Pool(self._scratch, listed, str(self._streamed.device), self._identity())
-        model: StreamedModel = self._streamed
+        model = self._streamed
         last = max(self._sites) if not self._predictions else len(model.layers) - 1
         for index in range(last + 1):
             only_routing = index == last and not self._predictions
@@ -175,7 +165,7 @@ class StreamedEngine:
         nll = torch.empty((batch_size, length))
         for row in range(0, batch_size, rows):
             part = slice(row, row + rows)
-            below = _rows(hidden, part, batch_size)
+            below = take_rows(hidden, part, batch_size)
             for start in range(0, length, step):
                 at = (part, slice(start, start + step))
                 logits = self._streamed.run_head(ids[part], mask[part], below, at[1])
@@ -215,11 +205,8 @@ class _Pool:
             index, number = (int(part) for part in kept.stem.split("-")[1:])
             self._last[number] = max(index, self._last.get(number, -1))
 
-    def _hidden_path(self, index: int, number: int) -> Path:
-        return self._folder / f"hidden-{index:04d}-{number:06d}.safetensors"
-
-    def _routing_path(self, index: int, number: int) -> Path:
-        return self._folder / f"routing-{index:04d}-{number:06d}.safetensors"
+    def _path(self, what: str, index: int, number: int) -> Path:
+        return self._folder / f"{what}-{index:04d}-{number:06d}.safetensors"
 
     def passed(self, index: int, number: int) -> bool:
         """Did this batch pass this layer?"""
@@ -229,10 +216,10 @@ class _Pool:
         """Keep what a layer made of a batch; what the layer before the last made is dropped."""
         if routing is not None:
             tensors = {name: t.contiguous().cpu() for name, t in routing._asdict().items()}
-            self._write(tensors, self._routing_path(index, number))
-        self._write(_flatten(hidden), self._hidden_path(index, number))
+            self._write(tensors, self._path("routing", index, number))
+        self._write(_flatten(hidden), self._path("hidden", index, number))
         self._last[number] = index
-        self._hidden_path(index - 1, number).unlink(missing_ok=True)
+        self._path("hidden", index - 1, number).unlink(missing_ok=True)
 
     def _write(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
         partial = path.with_suffix(".partial")
@@ -245,11 +232,11 @@ class _Pool:
 
     def hidden(self, index: int, number: int) -> Any:
         """What a layer put out for a batch."""
-        return _unflatten(load_file(self._hidden_path(index, number), device=self._device))
+        return _unflatten(load_file(self._path("hidden", index, number), device=self._device))
 
     def routing(self, index: int, number: int) -> Routing:
         """What a router did with a batch."""
-        return Routing(**load_file(self._routing_path(index, number)))
+        return Routing(**load_file(self._path("routing", index, number)))
 
     def remove(self) -> None:
         """Drop everything of this pool."""
@@ -275,10 +262,3 @@ def _unflatten(tensors: dict[str, torch.Tensor]) -> Any:
     if "hidden" in tensors:
         return tensors["hidden"]
     return tuple(tensors.get(str(i)) for i in range(int(tensors["length"])))
-
-
-def _rows(output: Any, part: slice, batch: int) -> Any:
-    """Some sequences of a layer's output."""
-    if isinstance(output, torch.Tensor):
-        return output[part] if output.dim() and output.shape[0] == batch else output
-    return tuple(None if p is None else _rows(p, part, batch) for p in output)

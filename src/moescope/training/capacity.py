@@ -24,16 +24,6 @@ from torch import Tensor
 
 from moescope.errors import BadInputError
 
-__all__ = [
-    "Assignment",
-    "Choice",
-    "Overflow",
-    "assign",
-    "dropped_share_by_position",
-    "expert_capacity",
-    "explain",
-]
-
 Overflow = Literal["drop", "reroute"]
 """What happens to a choice whose expert is full."""
 
@@ -132,8 +122,7 @@ def assign(
     through the residual alone.
 
     Causal: what the first n tokens of a group get does not depend on the tokens after them, nor
-    on other groups. GShard's order by rank and Switch's rounds of "no token left behind" are not
-    causal.
+    on other groups.
 
     Degenerate: slots that hold num_experts stay empty and are not dropped. Ties between selection
     scores go to the lower expert.

@@ -24,8 +24,6 @@ from moescope.training.network import Network
 from moescope.training.optimizer import Optimizer
 from moescope.words import said_by
 
-__all__ = ["export_model", "load_checkpoint", "read_state", "rounded", "save_checkpoint"]
-
 _STATE = "state.json"
 _PARTS = ("weights", "optimizer", "buffers", "arrays")
 
@@ -60,14 +58,7 @@ def save_checkpoint(
     state: dict[str, Any],
     arrays: dict[str, torch.Tensor],
 ) -> None:
-    """Replace the checkpoint in ``folder`` by the present moment.
-
-    Args:
-        folder: the checkpoint's own folder.
-        network: its buffers (such as selection biases) are saved too.
-        optimizer: weights, moments.
-        state: step and identity, JSON.
-        arrays: anything else that must survive, by name.
+    """Replace the checkpoint in ``folder`` by the present moment, selection biases included.
 
     Raises:
         WriteError: disk full or no permission; the checkpoint before stays.
@@ -169,12 +160,7 @@ def export_model(
 ) -> None:
     """Save what was trained as a stock transformers model that `from_pretrained` loads.
 
-    Args:
-        network: its config and buffers.
-        optimizer: its masters hold the exact weights.
-        tokenizer: saved beside.
-        folder: created or replaced.
-        dtype: of the weights in the file; what the family keeps in float32 stays so.
+    The weights are of ``dtype``; what the family keeps in float32 stays so.
     """
     from transformers import AutoModelForCausalLM
 

@@ -25,8 +25,6 @@ from moescope.models.spec import ModelSpec
 from moescope.progress import OnProgress, Progress, quiet
 from moescope.training.recipe import Recipe, TokenizerRecipe
 
-__all__ = ["END_OF_TEXT", "Sampler", "Streams", "heldout_windows", "prepare_data", "unigram_losses"]
-
 END_OF_TEXT = "<|endoftext|>"
 _DOCUMENTS_AT_ONCE = 512
 
@@ -52,11 +50,6 @@ class Streams:
 
 def prepare_data(recipe: Recipe, folder: Path, on_progress: OnProgress = quiet) -> Streams:
     """Tokenizer and token streams, made in ``folder`` or read back from it.
-
-    Args:
-        recipe: what to read.
-        folder: ``tokenizer/`` and ``tokens/`` are written there.
-        on_progress: told what is being done.
 
     Raises:
         CorpusError: text that is missing or cannot be read.

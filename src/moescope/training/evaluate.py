@@ -12,8 +12,6 @@ from moescope.training.kernels import chunked_cross_entropy
 from moescope.training.network import Network, Pass, capacity_factor
 from moescope.training.objective import Workers
 
-__all__ = ["HeldOut", "evaluate"]
-
 _PROBE_WINDOWS = 2
 
 

@@ -12,13 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-__all__ = [
-    "causal_attention",
-    "chunked_cross_entropy",
-    "rms_norm",
-    "sorted_experts",
-]
-
 _Context = Any  # torch's autograd context: it takes whatever attribute it is given
 
 

@@ -16,57 +16,25 @@ from moescope.errors import RunError
 from moescope.files import is_intact, require_intact
 from moescope.run.store import write_parquet
 
-__all__ = ["TrainingLog"]
+_COLUMNS = {
+    "steps": (
+        "step", "tokens", "loss", "load_balancing_loss", "router_z_loss", "importance_loss",
+        "load_loss", "dropped_share", "learning_rate", "gradient_norm", "tokens_per_second",
+    ),
+    "layers": (
+        "step", "layer", "tokens", "cv", "max_violation", "load_entropy", "router_entropy",
+        "dead_share", "dropped_share", "rerouted_share", "saturation",
+    ),
+    "loads": ("step", "layer", "expert", "load"),
+    "drops": ("step", "position_from", "position_to", "dropped_share"),
+    "domains": ("step", "domain", "routing", "tokens", "loss", "unigram", "unigram_domain"),
+}  # fmt: skip
+"""Of each table, in their order."""
 
-_SCHEMAS = {
-    "steps": {
-        "step": pa.int64(),
-        "tokens": pa.int64(),
-        "loss": pa.float64(),
-        "load_balancing_loss": pa.float64(),
-        "router_z_loss": pa.float64(),
-        "importance_loss": pa.float64(),
-        "load_loss": pa.float64(),
-        "dropped_share": pa.float64(),
-        "learning_rate": pa.float64(),
-        "gradient_norm": pa.float64(),
-        "tokens_per_second": pa.float64(),
-    },
-    "layers": {
-        "step": pa.int64(),
-        "layer": pa.int64(),
-        "tokens": pa.int64(),
-        "cv": pa.float64(),
-        "max_violation": pa.float64(),
-        "load_entropy": pa.float64(),
-        "router_entropy": pa.float64(),
-        "dead_share": pa.float64(),
-        "dropped_share": pa.float64(),
-        "rerouted_share": pa.float64(),
-        "saturation": pa.float64(),
-    },
-    "loads": {
-        "step": pa.int64(),
-        "layer": pa.int64(),
-        "expert": pa.int64(),
-        "load": pa.float64(),
-    },
-    "drops": {
-        "step": pa.int64(),
-        "position_from": pa.int64(),
-        "position_to": pa.int64(),
-        "dropped_share": pa.float64(),
-    },
-    "domains": {
-        "step": pa.int64(),
-        "domain": pa.string(),
-        "routing": pa.string(),
-        "tokens": pa.int64(),
-        "loss": pa.float64(),
-        "unigram": pa.float64(),
-        "unigram_domain": pa.float64(),
-    },
-}
+_WHOLE = ("step", "tokens", "layer", "expert", "position_from", "position_to")
+_TEXT = ("domain", "routing")
+_TYPES = dict.fromkeys(_WHOLE, pa.int64()) | dict.fromkeys(_TEXT, pa.string())
+"""A column is of one type in every table: float64 unless it is here."""
 
 
 class TrainingLog:
@@ -91,10 +59,10 @@ class TrainingLog:
             keep_until: resume: keep what was written up to this step. None: start anew.
         """
         self.folder = folder
-        self.rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _SCHEMAS}
+        self.rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _COLUMNS}
         if keep_until is None:
             return
-        for name in _SCHEMAS:
+        for name in _COLUMNS:
             path = folder / f"{name}.parquet"
             if path.is_file():
                 kept = pq.read_table(require_intact(folder.parent, f"log/{path.name}")).to_pylist()
@@ -114,13 +82,13 @@ class TrainingLog:
         Raises:
             WriteError: disk full or no permission.
         """
-        for name in _SCHEMAS:
+        for name in _COLUMNS:
             write_parquet(self.folder / f"{name}.parquet", self.table(name))
 
     def table(self, name: str) -> pa.Table:
         """One table as Arrow."""
-        schema = pa.schema(list(_SCHEMAS[name].items()))
-        columns = {c: [row.get(c) for row in self.rows[name]] for c in _SCHEMAS[name]}
+        schema = pa.schema([(c, _TYPES.get(c, pa.float64())) for c in _COLUMNS[name]])
+        columns = {c: [row.get(c) for row in self.rows[name]] for c in _COLUMNS[name]}
         return pa.table(columns, schema=schema)
 
     @staticmethod

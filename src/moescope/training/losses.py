@@ -15,18 +15,6 @@ from torch import Tensor
 
 from moescope.errors import BadInputError
 
-__all__ = [
-    "coefficient_of_variation_squared",
-    "expert_load",
-    "importance_loss",
-    "linearized_cv_squared",
-    "load_balancing_loss",
-    "load_loss",
-    "max_violation",
-    "router_z_loss",
-    "update_selection_bias",
-]
-
 
 def coefficient_of_variation_squared(values_E: Float[Tensor, " E"]) -> Float[Tensor, ""]:
     """Variance over squared mean: how uneven E amounts are, whatever their scale.

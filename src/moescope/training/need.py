@@ -14,8 +14,6 @@ from moescope.models.memory import free_memory
 from moescope.training.network import stock_config
 from moescope.training.recipe import Recipe
 
-__all__ = ["require_memory", "stock_parameters"]
-
 _PARAMETER_BYTES = 14
 """A weight in half precision with its float32 master, a gradient, and two moments."""
 
@@ -40,11 +38,6 @@ def stock_parameters(recipe: Recipe, vocab_size: int) -> int:
 
 def require_memory(recipe: Recipe, vocab_size: int, device: torch.device) -> None:
     """Refuse what cannot be held.
-
-    Args:
-        recipe: the recipe.
-        vocab_size: tokens of the vocabulary, as many as are certain.
-        device: where it is trained.
 
     Raises:
         BadInputError: it needs more than is free; says what takes how much.

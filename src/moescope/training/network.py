@@ -24,8 +24,6 @@ from moescope.training import routers
 from moescope.training.kernels import causal_attention, rms_norm, sorted_experts
 from moescope.training.recipe import Capacity, ModelRecipe, Recipe
 
-__all__ = ["LayerRouting", "Network", "Pass", "build_network", "stock_config"]
-
 _EXPERTS, _ATTENTION = "moescope_sorted", "moescope_causal"
 
 
@@ -223,14 +221,7 @@ def _weights_after(
 def build_network(
     recipe: Recipe, vocab_size: int, end_of_text: int, device: torch.device
 ) -> Network:
-    """A new model with random weights, the same for the same seed.
-
-    Args:
-        recipe: architecture, sizes, router.
-        vocab_size: rows of the embedding.
-        end_of_text: id that closes documents.
-        device: where the weights live.
-    """
+    """A new model with random weights, the same for the same seed."""
     from transformers import AutoModelForCausalLM
 
     config = stock_config(recipe, vocab_size, end_of_text)

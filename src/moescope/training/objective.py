@@ -20,11 +20,9 @@ import torch
 from moescope.training import losses
 from moescope.training.kernels import chunked_cross_entropy
 from moescope.training.network import LayerRouting, Network, Pass, capacity_factor
-from moescope.training.part import Ramp, Weight
+from moescope.training.part import weight_at
 from moescope.training.recipe import Recipe
 from moescope.training.routers import gates
-
-__all__ = ["LayerSums", "StepResult", "Workers", "balance_weights", "run_step"]
 
 _X = TypeVar("_X")
 _Y = TypeVar("_Y")
@@ -73,8 +71,7 @@ class StepResult:
     layers: dict[int, LayerSums] = field(default_factory=dict)
 
 
-@dataclass
-class _Forward:
+class _Forward(NamedTuple):
     cross_entropy: torch.Tensor
     layers: list[LayerRouting]
 
@@ -123,14 +120,8 @@ class Workers:
 
 def balance_weights(recipe: Recipe, progress: float) -> BalanceWeights:
     """The weights when ``progress`` (0 to 1) of the steps are done."""
-
-    def at(weight: Weight) -> float:
-        return weight.at(progress) if isinstance(weight, Ramp) else weight
-
-    balance = recipe.balance
-    return BalanceWeights(
-        at(balance.load_balancing), at(balance.router_z), at(balance.importance), at(balance.load)
-    )
+    given = (getattr(recipe.balance, name) for name in BalanceWeights._fields)
+    return BalanceWeights(*(weight_at(weight, progress) for weight in given))
 
 
 def run_step(
@@ -324,9 +315,5 @@ def _collect(done: Iterator[_Backward], network: Network, number: int) -> StepRe
 
 
 def _add(into: LayerSums, other: LayerSums) -> None:
-    into.counts = into.counts + other.counts
-    into.assigned = into.assigned + other.assigned
-    into.dropped_by_position = into.dropped_by_position + other.dropped_by_position
-    into.rerouted += other.rerouted
-    into.entropy += other.entropy
-    into.tokens += other.tokens
+    for name, amount in vars(other).items():
+        setattr(into, name, getattr(into, name) + amount)

@@ -9,8 +9,6 @@ from torch import nn
 
 from moescope.training.recipe import TrainRecipe
 
-__all__ = ["Optimizer", "learning_rate"]
-
 
 def learning_rate(step: int, num_steps: int, train: TrainRecipe) -> float:
     """The rate of a step from 0: a linear rise, then half a cosine to the final rate.

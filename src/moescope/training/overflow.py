@@ -11,8 +11,6 @@ from moescope.models import AnyModel, as_model
 from moescope.trace.routes import route_text
 from moescope.training.capacity import Choice, Overflow, expert_capacity, explain
 
-__all__ = ["LayerOverflow", "explain_overflow"]
-
 
 @dataclass(frozen=True)
 class LayerOverflow:

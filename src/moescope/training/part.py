@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from moescope.given import MAX_SEED
 
-__all__ = ["Beta", "Part", "Ramp", "Weight"]
-
 _LARGEST = 1e15
 
 
@@ -54,5 +52,11 @@ class Ramp(Part):
 
 
 Weight = Annotated[float, Field(ge=0)] | Ramp
+
+
+def weight_at(weight: Weight, progress: float) -> float:
+    """A weight, fixed or a ramp, when ``progress`` (0 to 1) of the steps are done."""
+    return weight.at(progress) if isinstance(weight, Ramp) else weight
+
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

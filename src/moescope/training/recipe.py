@@ -16,17 +16,7 @@ from pydantic import Field, model_validator
 
 from moescope.corpus import CorpusSpec
 from moescope.given import MOST_EXPERTS
-from moescope.training.part import Beta, Part, Ramp, Weight
-
-__all__ = [
-    "Balance",
-    "Capacity",
-    "ModelRecipe",
-    "Ramp",
-    "Recipe",
-    "RouterRecipe",
-    "routing_notes",
-]
+from moescope.training.part import Beta, Part, Weight
 
 Architecture = Literal["olmoe", "mixtral", "qwen2_moe", "deepseek_v3"]
 RouterKind = Literal["topk", "noisy_topk", "switch", "expert_choice", "sigmoid_bias"]
@@ -270,7 +260,12 @@ class Recipe(Part):
     @property
     def normalize(self) -> bool:
         """Whether a token's K weights sum to 1."""
-        return _normalizes(self.model, self.router)
+        if self.router.kind == "sigmoid_bias":
+            return self.model.top_k > 1  # s / s is 1 and teaches nothing: a single score stays
+        if self.router.kind in ("switch", "expert_choice", "noisy_topk"):
+            return self.router.kind == "noisy_topk"
+        own = self.model.architecture == "mixtral"
+        return own if self.router.normalize is None else self.router.normalize
 
     def identity(self) -> str:
         """A sha256 of everything that decides the numbers (not ``run``, not where text lies)."""
@@ -292,14 +287,6 @@ class Recipe(Part):
                 f"{self.model.max_position_embeddings}"
             )
         return self
-
-
-def _normalizes(model: ModelRecipe, router: RouterRecipe) -> bool:
-    if router.kind == "sigmoid_bias":
-        return model.top_k > 1  # s / s is 1 and teaches the router nothing: a single score stays
-    if router.kind in ("switch", "expert_choice", "noisy_topk"):
-        return router.kind == "noisy_topk"
-    return model.architecture == "mixtral" if router.normalize is None else router.normalize
 
 
 def _check_router(recipe: Recipe) -> None:

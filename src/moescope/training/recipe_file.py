@@ -15,8 +15,6 @@ from moescope.given import parse_yaml, read_text
 from moescope.training.recipe import DataRecipe, Recipe, TokenizerRecipe
 from moescope.words import brief
 
-__all__ = ["load_recipe"]
-
 _MOST_BYTES = 1 << 17
 _PATHS = ("data.train", "data.heldout", "data.train.path", "data.heldout.path", "tokenizer.path")
 

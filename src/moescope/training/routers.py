@@ -20,17 +20,6 @@ from torch import Tensor
 
 from moescope.errors import BadInputError
 
-__all__ = [
-    "Routing",
-    "expert_choice",
-    "gates",
-    "keep_topk_probability",
-    "noisy_topk",
-    "sigmoid_bias",
-    "switch_top1",
-    "topk_softmax",
-]
-
 MIN_NOISE_STD = 0.01
 """What noisy top-k adds to softplus(noise logits), so that the noise never dies out."""
 
@@ -117,9 +106,7 @@ def topk_softmax(router_logits_TE: Float[Tensor, "T E"], top_k: int, *, normaliz
 def switch_top1(router_logits_TE: Float[Tensor, "T E"]) -> Routing:
     """The single most probable expert, weighted with its probability.
 
-    The weight is p_max itself, in [1/E, 1]. Normalising it over the one chosen expert would make
-    it the constant 1 and starve the router of the task's gradient: only the balance loss would
-    train it.
+    The weight is p_max itself, in [1/E, 1]; normalised it would be the constant 1.
 
     Args:
         router_logits_TE: (T, E).

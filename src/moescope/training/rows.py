@@ -9,8 +9,6 @@ from typing import Any
 from moescope.training.losses import max_violation
 from moescope.training.objective import LayerSums, StepResult
 
-__all__ = ["drop_rows", "load_rows", "routing_row"]
-
 _POSITION_BINS = 8
 
 

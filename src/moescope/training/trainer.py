@@ -44,10 +44,9 @@ from moescope.training.need import require_memory
 from moescope.training.network import Network, Pass, build_network, capacity_factor
 from moescope.training.objective import StepResult, Workers, balance_weights, run_step
 from moescope.training.optimizer import Optimizer, learning_rate
-from moescope.training.recipe import Ramp, Recipe, routing_notes
+from moescope.training.part import weight_at
+from moescope.training.recipe import Recipe, routing_notes
 from moescope.training.rows import drop_rows, load_rows, routing_row
-
-__all__ = ["Kept", "Trained", "TrainingState", "train"]
 
 _SAVED = torch.bfloat16
 """The weights of the models that are written."""
@@ -338,8 +337,7 @@ class _Run:
         self.write_down(done, rate, norm)
 
     def update_biases(self, done: StepResult, step: int) -> None:
-        weight = self.recipe.balance.bias_update
-        rate = weight.at(step / self.recipe.num_steps) if isinstance(weight, Ramp) else weight
+        rate = weight_at(self.recipe.balance.bias_update, step / self.recipe.num_steps)
         if not rate:
             return
         for layer_idx, router in self.network.routers.items():

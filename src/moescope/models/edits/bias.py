@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 else:
     torch = Later("torch")
 
-__all__ = ["Bias", "bias"]
-
 
 @dataclass(frozen=True)
 class Bias(Edit):

@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 else:
     torch = Later("torch")
 
-__all__ = [
-    "NUMBER", "Chosen", "Edit", "LayerEdits", "Removal", "Use", "WeightEdit", "finite", "same_sum",
-    "wide",
-]  # fmt: skip
-
 NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?|\.[0-9]+(?:e[+-]?[0-9]+)?"
 """A number as it is written behind a sign or an x."""
 

@@ -11,8 +11,6 @@ from moescope.errors import BadInputError
 from moescope.given import WHOLE
 from moescope.models.anatomy import Anatomy
 
-__all__ = ["Experts", "check_exist", "refs", "select_experts", "whole"]
-
 _SELECTOR = re.compile(
     rf"^L({WHOLE}|\*)E({WHOLE})(?:-({WHOLE}))?$|^L({WHOLE}|\*)E\*$", re.IGNORECASE
 )

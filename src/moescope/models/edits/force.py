@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 else:
     torch = Later("torch")
 
-__all__ = ["Force", "force"]
-
 _NO_RATIO = ("PhimoeTopKRouter", "ZayaRouter")
 
 

@@ -26,8 +26,6 @@ from moescope.models.edits.top_k import TopK
 from moescope.models.edits.zero import Zero
 from moescope.words import brief
 
-__all__ = ["BY_NAME", "KINDS", "Edits", "as_edits", "by_kind", "check_edits", "num_chosen"]
-
 KINDS: tuple[type[Edit], ...] = (Bias, Mask, TopK, Force, Zero, Scale)
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 else:
     torch = Later("torch")
 
-__all__ = ["Mask", "mask"]
-
 _SELECTION_BIASES = ("e_score_correction_bias", "expert_bias", "balancing_biases")
 _NEAR_BEST = "PhimoeTopKRouter"  # its softmax is over the near-best experts, not over all
 

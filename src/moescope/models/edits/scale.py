@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 else:
     torch = Later("torch")
 
-__all__ = ["Scale", "scale"]
-
 
 @dataclass(frozen=True)
 class Scale(WeightEdit):

@@ -15,8 +15,6 @@ from moescope.models.edits.experts import whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["TopK", "top_k"]
-
 _NAMES = ("top_k", "num_experts_per_tok", "moe_top_k")
 _LEAST = {"LongcatFlashExperts": 2}
 """Experts whose own code does not stand fewer choices of a token."""

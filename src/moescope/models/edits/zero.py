@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 else:
     torch = Later("torch")
 
-__all__ = ["Zero", "zero"]
-
 _REMOVALS = {
     "zero": "chosen as before, but contributing nothing",
     "zero-renormalize": "chosen as before, but contributing nothing, with the token's other "

@@ -20,29 +20,14 @@ from moescope.corpus.records import Problem
 from moescope.trace.importers.served import ServedModel
 from moescope.words import listing, one_line, said_by
 
-__all__ = [
-    "MAX_ARRAY_BYTES",
-    "MAX_TOKENS",
-    "Item",
-    "RefusedError",
-    "Request",
-    "counted_mask",
-    "expert_array",
-    "label_of",
-    "npy_bytes",
-    "prompt_ids_of",
-    "refuse",
-    "start_of",
-    "token_ids",
-    "unpacked",
-    "whole_numbers",
-]
-
 MAX_TOKENS = 1 << 24
 """Of one request: far more than any model reads, few enough to hold."""
 
 MAX_ARRAY_BYTES = 2 << 30
 """Of one array that a packed file declares, before it is unpacked."""
+
+OTHER_MODEL = "give the model that was served by `model`"
+"""Advice where a capture does not fit the model."""
 
 _DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "int64")
 _MAX_TOKEN = 1 << 24
@@ -159,7 +144,7 @@ def token_ids(value: Any, name: str, where: str, served: ServedModel) -> NDArray
     if int(made.min()) < 0 or int(made.max()) >= size:
         bad = int(made.min()) if int(made.min()) < 0 else int(made.max())
         refuse(f"{name} is outside the vocabulary", where, f"got {bad}, expected 0 to {size - 1}",
-               "give the model that was served by `model`")  # fmt: skip
+               OTHER_MODEL)  # fmt: skip
     return made.astype(np.int64)
 
 

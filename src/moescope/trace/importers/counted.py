@@ -21,8 +21,6 @@ from moescope.trace.importers.counts import Counted, counts_of
 from moescope.trace.importers.files import read_items
 from moescope.trace.importers.source import Import
 
-__all__ = ["CountsImporter"]
-
 _Sums = dict[tuple[str, str], NDArray[np.int64]]
 
 

@@ -12,18 +12,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from moescope.corpus.records import SourceFile
 from moescope.models.anatomy import Anatomy
 from moescope.run.state import PHASES
-from moescope.trace.importers.common import Item, label_of, refuse, whole_numbers
-from moescope.trace.importers.csv_columns import first_row, read_columns
+from moescope.trace.importers.common import OTHER_MODEL, Item, label_of, refuse, whole_numbers
+from moescope.trace.importers.csv_columns import first_row, integers, read_columns
 from moescope.trace.importers.served import ServedModel
 from moescope.words import listing
 
-__all__ = ["SUFFIXES", "Counted", "counts_of"]
+NAME = "aggregated counts"
+"""What a run says that it was imported from, where no engine is known."""
 
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".npz", ".safetensors")
 _NAMES = {
@@ -35,7 +35,6 @@ _NAMES = {
 }
 _READ = {"prefill": "prefill", "prompt": "prefill", "decode": "decode", "": "prefill"}
 _EXPECTED = "expected layer, expert and count, if known also domain and phase"
-_OTHER_MODEL = "give the model that was served by `model`"
 _MOST = 1 << 53
 """Of one count; sums of that many still are whole numbers."""
 
@@ -79,7 +78,7 @@ def _of_table(
     where = item.where
     found = read_columns(source, first_row(source), _NAMES, where, bare=False, expected=_EXPECTED,
                          needed=("layer", "expert", "count"))  # fmt: skip
-    layer, expert, count = (_column(*found[n], where) for n in ("layer", "expert", "count"))
+    layer, expert, count = (integers(*found[n], where) for n in ("layer", "expert", "count"))
     rows = layer.size
     labels = [
         np.asarray([str(v or "").strip() for v in found[name][1].to_pylist()], dtype=object)
@@ -97,12 +96,6 @@ def _of_table(
             _sums(layer[mine], expert[mine], count[mine], anatomy, where),
             bool(phase),
         )
-
-
-def _column(name: str, column: pa.ChunkedArray, where: str) -> NDArray[np.int64]:
-    if not pa.types.is_integer(column.type) or column.null_count:
-        refuse(f"column {name!r} holds something else than whole numbers", where, str(column.type))
-    return np.asarray(column.to_numpy()).astype(np.int64)
 
 
 def _cell(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> NDArray[np.int64]:
@@ -133,7 +126,7 @@ def _sums(
     if odd:
         refuse("a layer that is not an MoE layer of the model", where,
                f"got {listing(odd)}, expected among {listing(places)}",
-               f"write the model's own numbers of layers, or {_OTHER_MODEL}")  # fmt: skip
+               f"write the model's own numbers of layers, or {OTHER_MODEL}")  # fmt: skip
     made = _empty(anatomy)
     slot = np.asarray([places[n] for n in layer.tolist()], np.int64)
     size = np.asarray([m.num_experts for m in anatomy.layers])[slot]
@@ -142,7 +135,7 @@ def _sums(
         row = int(bad.argmax())
         refuse("an expert that the model does not have", where,
                f"layer {layer[row]}: got {expert[row]}, expected 0 to {size[row] - 1}",
-               f"{_OTHER_MODEL}; of redundant experts, write the logical ones")  # fmt: skip
+               f"{OTHER_MODEL}; of redundant experts, write the logical ones")  # fmt: skip
     _refuse_counts(count, where)
     np.add.at(made, (slot, expert), count)
     return made
@@ -158,7 +151,7 @@ def _of_array(value: Any, anatomy: Anatomy, where: str) -> NDArray[np.int64]:
         refuse("logical_count does not fit the model", where,
                f"got the shape {shape}, expected [layers, {widest}] or [steps, layers, {widest}] "
                f"with {rows[0]} layers (all decoder layers) or {rows[1]} (all MoE layers)",
-               _OTHER_MODEL)  # fmt: skip
+               OTHER_MODEL)  # fmt: skip
     _refuse_counts(array, where)
     sums = array.astype(np.int64).reshape(-1, *shape[-2:]).sum(0)
     if shape[-2] == rows[0]:

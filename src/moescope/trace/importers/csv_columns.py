@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
+from numpy.typing import NDArray
 
 from moescope.corpus.json_files import MAX_JSON_BYTES
 from moescope.corpus.lines import open_bytes
 from moescope.corpus.records import SourceFile
 from moescope.trace.importers.common import refuse
 from moescope.words import listing, said_by
-
-__all__ = ["first_row", "read_columns"]
 
 
 def first_row(source: SourceFile) -> list[str]:
@@ -64,6 +64,17 @@ def read_columns(
         refuse("not a CSV of rows like its first", where, said_by(error),
                "it was cut short or altered; trace again")  # fmt: skip
     return {name: (c, made[c]) for name, c in found.items() if c is not None}
+
+
+def integers(name: str, column: pa.ChunkedArray, where: str) -> NDArray[np.int64]:
+    """A column of whole numbers, none missing.
+
+    Raises:
+        RefusedError: it holds something else.
+    """
+    if not pa.types.is_integer(column.type) or column.null_count:
+        refuse(f"column {name!r} holds something else than whole numbers", where, str(column.type))
+    return np.asarray(column.to_numpy()).astype(np.int64)
 
 
 def _refuse_bomb(source: SourceFile, where: str) -> None:

@@ -6,7 +6,6 @@ JSON lines (also ``.gz``), a JSON object or list, ``.npz``, ``.safetensors``, an
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -16,16 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import safe_open
 
-from moescope.corpus.json_files import MAX_JSON_BYTES, read_json
+from moescope.corpus.json_files import MAX_JSON_BYTES, read_json, why_no_json
 from moescope.corpus.lines import open_bytes, whole_lines
-from moescope.corpus.records import Problem, SourceFile, corpus_error
+from moescope.corpus.records import MEND, Problem, SourceFile, corpus_error
 from moescope.errors import CorpusError
+from moescope.files import sha256_of
 from moescope.trace.importers.common import MAX_ARRAY_BYTES, Item, RefusedError, npy_bytes
 from moescope.words import listing, said_by
-
-__all__ = ["CaptureFile", "beside", "find_captures", "read_items"]
-
-_ADVICE = "mend it, or use `on_error=skip` to leave it out"
 
 
 class CaptureFile(NamedTuple):
@@ -87,15 +83,10 @@ def _fits(path: Path, suffixes: tuple[str, ...]) -> bool:
 
 
 def _capture(path: Path) -> CaptureFile:
-    digest, size = hashlib.sha256(), 0
     try:
-        with path.open("rb") as handle:
-            while chunk := handle.read(1 << 20):
-                digest.update(chunk)
-                size += len(chunk)
+        return CaptureFile(path, path.name, path.stat().st_size, sha256_of(path))
     except OSError as error:
         raise corpus_error(f"{path}: cannot be read ({error.strerror})") from error
-    return CaptureFile(path, path.name, size, digest.hexdigest())
 
 
 def beside(file: CaptureFile) -> list[CaptureFile]:
@@ -151,11 +142,9 @@ def _object(content: bytes, where: str) -> dict[str, Any] | RefusedError:
     try:
         made = json.loads(content)
     except (ValueError, RecursionError) as error:
-        deep = isinstance(error, RecursionError)
-        reason = "nested too deeply" if deep else said_by(error, 120)
-        return RefusedError(Problem("not valid JSON", where, reason, _ADVICE))
+        return RefusedError(Problem("not valid JSON", where, why_no_json(error), MEND))
     if not isinstance(made, dict):
-        return RefusedError(Problem("not an object", where, f"got {type(made).__name__}", _ADVICE))
+        return RefusedError(Problem("not an object", where, f"got {type(made).__name__}", MEND))
     return made
 
 

@@ -32,11 +32,9 @@ from moescope.trace.importers.common import (
     refuse,
     token_ids,
 )
-from moescope.trace.importers.csv_columns import first_row, read_columns
+from moescope.trace.importers.csv_columns import first_row, integers, read_columns
 from moescope.trace.importers.served import ServedModel
 from moescope.words import listing, ranges
-
-__all__ = ["NAME", "SUFFIXES", "requests"]
 
 NAME = "llama.cpp"
 SUFFIXES = (".csv",)
@@ -64,7 +62,8 @@ def requests(
     """
     where = item.where
     table = _read(item.values["csv"], where)
-    doc_id, label = label_of(_without_table(item), domain)
+    beside = {k: v for k, v in item.values.items() if k != "csv"}
+    doc_id, label = label_of(item._replace(values=beside), domain)
     if "token" in table:
         experts, start = _by_token(table, layers, where)
     else:
@@ -84,10 +83,6 @@ def requests(
         slots=tuple(layer.layer_idx for layer in layers),
         all_fed=prompt_ids.size + output_ids.size == end,
     )
-
-
-def _without_table(item: Item) -> Item:
-    return item._replace(values={k: v for k, v in item.values.items() if k != "csv"})
 
 
 def _read(source: SourceFile, where: str) -> _Table:
@@ -112,15 +107,13 @@ def _read(source: SourceFile, where: str) -> _Table:
 def _column(column: pa.ChunkedArray, name: str, where: str) -> NDArray[Any]:
     if name == "phase":
         return np.asarray([str(v).strip().lower() for v in column.to_pylist()])
-    if not pa.types.is_integer(column.type) or column.null_count:
-        refuse(f"column {name!r} holds something else than whole numbers", where, str(column.type))
-    made = np.asarray(column.to_numpy())
+    made = integers(name, column, where)
     if name in _NAMES["token"] and made.size:
         low, high = int(made.min()), int(made.max())
         if low < 0 or high >= MAX_TOKENS:
             refuse(f"column {name!r} holds no positions", where, f"got {low} to {high}",
                    f"expected 0 to {MAX_TOKENS - 1:,}")  # fmt: skip
-    return made.astype(np.int64)
+    return made
 
 
 def _in_order(

@@ -9,21 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from moescope.run.commit import PoolResult
+from moescope.run.commit import PoolResult, add_block
 from moescope.run.facts import LayerFacts, TokenBlock, ids_only
 from moescope.run.options import TraceOptions
 from moescope.run.state import PHASES, RunState
 from moescope.trace.importers.rows import CountedRequest, PhaseRows
 
-__all__ = ["RequestPool"]
-
 
 class RequestPool:
-    """Requests that are waiting.
-
-    Args:
-        options: what to keep.
-    """
+    """Requests that are waiting."""
 
     def __init__(self, options: TraceOptions) -> None:
         self._options = options
@@ -47,12 +41,7 @@ class RequestPool:
             if not parts:
                 continue
             block, facts = _joined(parts, places)
-            aggregates, sample = state.phase(phase)
-            aggregates.add(block, facts)
-            if self._options.keep != "aggregates":
-                sample.add(block, facts, state.shape.layers, names)
-            if self._options.keep == "all":
-                rows.append({"phase": phase, "block": block, "facts": facts, "ids": names})
+            rows += add_block(state, self._options.keep, phase, block, facts, names)
         return PoolResult([_document(r) for r in waiting], rows, tokens)
 
 
@@ -63,19 +52,15 @@ def _joined(
     sizes = [p.pos.size for _, p in parts]
     doc = np.repeat(np.asarray([i for i, _ in parts], np.int64), sizes)
     place = np.asarray(places, np.int64)[doc]
-    total = doc.size
+    total, known = doc.size, ("pos", "token_id", "next_id", "follows", "last")
     block = TokenBlock(
         doc=doc,
         cluster=place[:, 1],
         domain=place[:, 0],
         window=np.zeros(total, np.int64),
-        pos=np.concatenate([p.pos for _, p in parts]).astype(np.int64),
-        token_id=np.concatenate([p.token_id for _, p in parts]),
-        next_id=np.concatenate([p.next_id for _, p in parts]),
         pred_id=np.full(total, -1, np.int64),
         nll=np.full(total, np.nan, np.float32),
-        follows=np.concatenate([p.follows for _, p in parts]),
-        last=np.concatenate([p.last for _, p in parts]),
+        **{name: np.concatenate([getattr(p, name) for _, p in parts]) for name in known},
     )
     layers = range(len(parts[0][1].ids))
     return block, [ids_only(np.concatenate([p.ids[i] for _, p in parts])) for i in layers]

@@ -7,7 +7,7 @@ at the entry after the last commit, and the result is the same to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,25 +19,17 @@ from moescope.progress import OnProgress, Progress, quiet
 from moescope.run.manifest import claim_run
 from moescope.run.options import TraceOptions
 from moescope.run.store import read_parquet
-from moescope.trace.importers import llamacpp, sglang, vllm
-from moescope.trace.importers.common import Item, RefusedError, Request, refuse
+from moescope.trace.importers.common import Item, RefusedError, refuse
 from moescope.trace.importers.counted import CountsImporter
 from moescope.trace.importers.files import read_items
 from moescope.trace.importers.pool import RequestPool
 from moescope.trace.importers.rows import count_request
-from moescope.trace.importers.served import ServedModel
-from moescope.trace.importers.source import Import, notes
-
-__all__ = ["ENGINES", "EngineKind", "import_traces"]
+from moescope.trace.importers.source import READERS, Import, notes
 
 EngineKind = Literal["vllm", "sglang", "llamacpp", "counts"]
 ENGINES: tuple[str, ...] = get_args(EngineKind)
 """The engines whose captures can be read; ``counts`` are sums that any of them logged."""
 
-_PLAIN: dict[str, Callable[[Item, ServedModel, str | None], Iterator[Request]]] = {
-    "vllm": vllm.requests,
-    "sglang": sglang.requests,
-}
 _OPTIONS = (
     "layers", "keep", "seed", "sample_tokens", "token_budget", "pool_tokens", "checkpoint_seconds",
     "predictions",
@@ -169,7 +161,9 @@ class _Importer(Import):
                 raise item
             made = [
                 count_request(r, self.served, self.layers, ordered=self.source["ordered"])
-                for r in self._requests(item)
+                for r in READERS[self.engine].requests(
+                    item, self.served, self.source["domain"], self.layers
+                )
             ]
             for one in made:
                 if not self.seen.add(one.doc_id):
@@ -190,12 +184,6 @@ class _Importer(Import):
             self.run.tokens += one.num_tokens
             self.pool.add(one)
         self._advance()
-
-    def _requests(self, item: Item) -> Iterator[Request]:
-        domain = self.source["domain"]
-        if self.engine == "llamacpp":
-            return llamacpp.requests(item, self.served, domain, self.layers)
-        return _PLAIN[self.engine](item, self.served, domain)
 
     def _advance(self) -> None:
         packed = any(file.packed for file in self.files)

@@ -13,16 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.models.anatomy import Anatomy, MoELayer
-from moescope.trace.importers.common import Request, refuse
+from moescope.trace.importers.common import OTHER_MODEL, Request, refuse
 from moescope.trace.importers.served import ServedModel
 from moescope.trace.importers.uncaptured import refuse_repeated, zero_filled
 
-__all__ = ["ZERO_FILLED", "CountedRequest", "PhaseRows", "count_request", "slots_of"]
-
 ZERO_FILLED = "tokens whose routing was filled with zeros"
 """Why a token was left out; see `moescope.trace.importers.uncaptured.zero_filled`."""
-
-_OTHER_MODEL = "give the model that was served by `model`"
 
 
 class PhaseRows(NamedTuple):
@@ -111,7 +107,7 @@ def slots_of(request: Request, anatomy: Anatomy) -> tuple[int, ...]:
     if found not in known:
         refuse("another number of layers", request.where,
                f"got {found}, expected {anatomy.num_decoder_layers} (all decoder layers) or "
-               f"{len(anatomy.layers)} (all MoE layers)", _OTHER_MODEL)  # fmt: skip
+               f"{len(anatomy.layers)} (all MoE layers)", OTHER_MODEL)  # fmt: skip
     return known[found]
 
 
@@ -133,7 +129,7 @@ def _by_layer(request: Request, anatomy: Anatomy, layers: Sequence[MoELayer]) ->
         if rows.shape[1] != layer.top_k:
             refuse("another number of experts per token", where,
                    f"layer {layer.layer_idx}: got {rows.shape[1]}, expected {layer.top_k}",
-                   _OTHER_MODEL)  # fmt: skip
+                   OTHER_MODEL)  # fmt: skip
         if experts.dtype == np.uint8 and layer.num_experts > 256:
             refuse("dtype uint8 is too narrow", where,
                    f"layer {layer.layer_idx} has {layer.num_experts} experts; ids above 255 were "
@@ -209,7 +205,7 @@ def _check_ids(
         wrong = next(int(e) for e in ids[row] if not 0 <= e < layer.num_experts)
         refuse("an expert that the model does not have", request.where,
                f"layer {layer.layer_idx}, token {pos[row]}: got {wrong}, expected 0 to "
-               f"{layer.num_experts - 1}", _OTHER_MODEL)  # fmt: skip
+               f"{layer.num_experts - 1}", OTHER_MODEL)  # fmt: skip
     ranked = np.sort(ids, axis=1)
     twice = captured & (ranked[:, 1:] == ranked[:, :-1]).any(axis=1)
     if twice.any():

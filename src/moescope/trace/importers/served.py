@@ -19,8 +19,6 @@ from moescope.models.source import (
 )
 from moescope.models.spec import AnySpec, ModelSpec, as_spec
 
-__all__ = ["ServedModel", "describe_served", "open_served"]
-
 
 class ServedModel(NamedTuple):
     """What is known of the model without its weights.

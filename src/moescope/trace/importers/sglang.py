@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moescope.models.anatomy import MoELayer
 from moescope.trace.importers.common import (
     MAX_TOKENS,
     Item,
@@ -30,14 +31,14 @@ from moescope.trace.importers.common import (
 from moescope.trace.importers.served import ServedModel
 from moescope.trace.importers.vllm import requests as plain_requests
 
-__all__ = ["NAME", "SUFFIXES", "requests"]
-
 NAME = "SGLang"
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".npz", ".safetensors")
 _PROMPT = ("prompt_token_ids", "input_ids")
 
 
-def requests(item: Item, served: ServedModel, domain: str | None) -> Iterator[Request]:
+def requests(
+    item: Item, served: ServedModel, domain: str | None, layers: tuple[MoELayer, ...]
+) -> Iterator[Request]:
     """The requests of one entry: one, or one for each answer of a batch or of several samples.
 
     Raises:
@@ -49,7 +50,7 @@ def requests(item: Item, served: ServedModel, domain: str | None) -> Iterator[Re
             refuse("an answer without token ids", item.where, "of an OpenAI-style endpoint",
                    "save the answer of /generate, or prompt_token_ids, output_token_ids and "
                    "routed_experts")  # fmt: skip
-        yield from plain_requests(item, served, domain)
+        yield from plain_requests(item, served, domain, layers)
         return
     answers = answer if isinstance(answer, list) else [answer]
     doc_id, label = label_of(item, domain)

@@ -19,30 +19,19 @@ from moescope.trace.importers.files import CaptureFile, beside, find_captures
 from moescope.trace.importers.rows import ZERO_FILLED
 from moescope.trace.importers.served import ServedModel, describe_served, open_served
 
-__all__ = ["COUNTS", "Import", "corpus_name", "describe_source", "notes"]
-
-COUNTS = "aggregated counts"
-"""What a run says that it was imported from, where no engine is known."""
-
 _COUNTERS = ("left_out", "domain_tokens", "skipped", "requests")
-_READERS: dict[str, Any] = {
+READERS: dict[str, Any] = {
     "vllm": vllm, "sglang": sglang, "llamacpp": llamacpp, "counts": counts,
 }  # fmt: skip
-_NAMES = {"vllm": vllm.NAME, "sglang": sglang.NAME, "llamacpp": llamacpp.NAME, "counts": COUNTS}
+"""The module that reads what an engine captured, by the key of the engine."""
 
 
 def describe_source(
     engine: str, files: Sequence[CaptureFile], asked: dict[str, Any]
 ) -> dict[str, Any]:
-    """The part that identifies the source, and what it cannot say.
-
-    Args:
-        engine: key of the engine.
-        files: the captures.
-        asked: ``domain``, ``ordered`` and ``on_error``.
-    """
+    """The part that identifies the source, and what it cannot say."""
     return {
-        "engine": _NAMES[engine],
+        "engine": READERS[engine].NAME,
         "engine_version": None,
         "files": [
             {"file": f.name, "bytes": f.size, "sha256": f.sha256}
@@ -58,14 +47,7 @@ def describe_source(
 class Import:
     """What every import begins and ends with: the served model, the files, the run that grows.
 
-    Args:
-        engine: key of the engine.
-        files: captures, or folders of them.
-        folder: of the run.
-        model: that was served.
-        options: what to keep.
-        asked: ``domain``, ``ordered`` and ``on_error``.
-        on_progress: called as entries are read.
+    ``asked``: ``domain``, ``ordered`` and ``on_error``.
     """
 
     def __init__(
@@ -87,7 +69,7 @@ class Import:
                 "layers with different numbers of experts per token cannot be imported together; "
                 "choose some by `layers`"
             )
-        self.files = find_captures(files, _READERS[engine].SUFFIXES)
+        self.files = find_captures(files, READERS[engine].SUFFIXES)
         manifest = Manifest(
             model=describe_served(self.served, self.layers),
             corpus={"path": corpus_name(engine, self.files)},
@@ -117,7 +99,7 @@ class Import:
 
 def _absent(engine: str, ordered: bool) -> dict[str, str]:
     """What the run does not know, each with the reason."""
-    name = _NAMES[engine]
+    name = READERS[engine].NAME
     what = "sums" if engine == "counts" else "ids"
     only = f"this run was imported from {name}: {what} only"
     absent = {
@@ -139,7 +121,8 @@ def _absent(engine: str, ordered: bool) -> dict[str, str]:
 def corpus_name(engine: str, files: Sequence[CaptureFile]) -> str:
     """What a reader is told that the run was made of."""
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-    what = COUNTS if engine == "counts" else f"requests captured by {_NAMES[engine]}"
+    name = READERS[engine].NAME
+    what = name if engine == "counts" else f"requests captured by {name}"
     return f"{what} ({files[0].name}{more})"
 
 

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from moescope.models.anatomy import MoELayer
 from moescope.trace.importers.common import Request, refuse
 
-__all__ = ["refuse_repeated", "zero_filled"]
-
 _CERTAIN = 1e-6
 _TOKENS = 4
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from moescope.models.anatomy import MoELayer
 from moescope.trace.importers.common import (
     Item,
     Request,
@@ -24,14 +25,14 @@ from moescope.trace.importers.common import (
 )
 from moescope.trace.importers.served import ServedModel
 
-__all__ = ["NAME", "SUFFIXES", "requests"]
-
 NAME = "vLLM"
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".npz", ".safetensors")
 _ASK = "ask the server with return_token_ids: true"
 
 
-def requests(item: Item, served: ServedModel, domain: str | None) -> Iterator[Request]:
+def requests(
+    item: Item, served: ServedModel, domain: str | None, _layers: tuple[MoELayer, ...]
+) -> Iterator[Request]:
     """The requests of one entry: one, or one for each choice of a server's answer.
 
     Raises:
@@ -70,8 +71,8 @@ def _of_server(
     choices, where = answer["choices"], item.where
     if not isinstance(choices, list) or not all(isinstance(c, Mapping) for c in choices):
         refuse("choices is not a list of objects", where, f"got {type(choices).__name__}")
-    named = item if "id" in item.values or "id" not in answer else _with_id(item, answer["id"])
-    doc_id, label = label_of(named, domain)
+    own_id = {"id": answer["id"]} if "id" in answer else {}
+    doc_id, label = label_of(item._replace(values={**own_id, **item.values}), domain)
     for number, choice in enumerate(choices):
         here = where if len(choices) == 1 else f"{where}, choice {number}"
         given = choice if choice.get("prompt_token_ids") is not None else answer
@@ -90,7 +91,3 @@ def _of_server(
             start=start_of(item.values, here),
             counted=counted_mask(item.values, here),
         )
-
-
-def _with_id(item: Item, doc_id: Any) -> Item:
-    return item._replace(values={**item.values, "id": doc_id})

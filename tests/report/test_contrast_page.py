@@ -9,7 +9,7 @@ from tests.report.conftest import HOSTILE
 from tests.report.test_browser import BROWSER, USE, dom, root
 from tests.report.test_page import Page
 
-from moescope.intervene import contrast
+from moescope.intervene.contrast.compare import contrast
 from moescope.intervene.contrast.result import contrast_result
 from moescope.models import LoadedModel
 from moescope.report.contrast_page import contrast_page

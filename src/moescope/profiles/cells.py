@@ -29,8 +29,7 @@ class Cells(NamedTuple):
     @classmethod
     def of(cls, shape: AggregateShape) -> Cells:
         """The cells of a run."""
-        numbers = zip(shape.layers, shape.num_experts, shape.top_k, strict=True)
-        layers = tuple(Layer(i, *n) for i, n in enumerate(numbers))
+        layers = tuple(Layer.all_of(shape))
         starts = np.cumsum([0, *(layer.num_experts for layer in layers)]).tolist()
         return cls(layers, tuple(starts))
 

@@ -90,21 +90,14 @@ def partner_intervals(
         layer: whose experts.
         beside: the layer of the partners, which may be the same.
     """
-    ids, partner_ids = (sampled.tokens.ids[n.layer_idx] for n in (layer, beside))
-    weight_N1 = sampled.weight_N[:, None]
-    own_NE, other_NE = (
-        sampled.by_document_and_expert(n.layer_idx, n.num_experts) * weight_N1
-        for n in (layer, beside)
-    )
+    partner_ids, weight_N1 = sampled.tokens.ids[beside.layer_idx], sampled.weight_N[:, None]
+    own_NE, other_NE = (sampled.by_document_and_expert(n) * weight_N1 for n in (layer, beside))
     tokens_N = sampled.tokens_N * sampled.weight_N
     low, high = made.low.copy(), made.high.copy()
-    order = np.argsort(ids.reshape(-1), kind="stable")
-    starts = np.searchsorted(ids.reshape(-1)[order], np.arange(layer.num_experts + 1))
-    for e in range(layer.num_experts):
+    for e, rows in enumerate(sampled.rows_by_expert(layer)):
         partners = made.expert[e][made.expert[e] >= 0]
         if not partners.size:
             continue
-        rows = order[starts[e] : starts[e + 1]] // ids.shape[1]
         met = (partner_ids[rows][:, None, :] == partners[None, :, None]).any(2)
         both = np.stack([sampled.by_document(rows[met[:, j]]) for j in range(partners.size)], 1)
         ends = lift_interval(

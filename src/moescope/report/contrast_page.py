@@ -1,7 +1,6 @@
 """The page of a contrast: which experts tell two sets of texts apart, and how to steer by them.
 
-One self-contained file like the report of a trace (see `moescope.report.page`), made of a `Result`
-that was just found or read from its folder; nothing here knows a model.
+Made of a `Result` that was just found or read from its folder; see `moescope.report.page`.
 """
 
 from __future__ import annotations

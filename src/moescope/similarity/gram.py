@@ -262,12 +262,7 @@ class GramSums(NamedTuple):
 
 
 def gram_sums(outputs: FunctionOutputs, on_step: Step = lambda _: None) -> GramSums:
-    """Products of the token Gram matrices of every pair of functions, for every part of the text.
-
-    Args:
-        outputs: all of them added.
-        on_step: see `Step`.
-    """
+    """Products of the token Gram matrices of every two functions, for every part of the text."""
     groups, count = outputs.groups, outputs.shape[0]
     by_group = _products_by_group(outputs, on_step)
     products = np.empty((groups.parts.shape[0], count, count))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,13 +32,6 @@ Floats = NDArray[np.float64]
 
 _CELLS = 2_000_000
 _ROUNDING = 1e-12
-
-
-class Jackknife(NamedTuple):
-    """Ends of the 95 % interval, of the shape of the value."""
-
-    low: Floats
-    high: Floats
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from moescope.axes import ExpertRef
 from moescope.intervene.steering.passes import Look
+from moescope.intervene.steering.use import common_positions
 from moescope.measure.controls import distinct, substitutes
 from moescope.metrics.statistics import permutation_p
 from moescope.models.anatomy import Anatomy
@@ -100,11 +101,8 @@ def draw_controls(
     drawn = distinct((substitutes(pools, rng) for _ in range(_ATTEMPTS * number)), number)
     for layer in anatomy.select(tuple(sorted({e.layer_idx for e in experts}))):
         if layer.num_experts == sum(e.layer_idx == layer.layer_idx for e in experts):
-            return (
-                [],
-                limited,
-                f"No control: the edit names every expert of layer {layer.layer_idx}.",
-            )
+            why = f"No control: the edit names every expert of layer {layer.layer_idx}."
+            return [], limited, why
     made: list[Substitutes] = [dict(zip(experts, others, strict=True)) for others in drawn]
     return made, limited, _shortage(len(made), number, limited)
 
@@ -160,11 +158,8 @@ def _times_chosen(
     total = 0
     for substitute, expert in zip(substitutes, experts, strict=True):
         chose = plain.choices[expert.layer_idx].chose(substitute.expert)
-        mine = [edit.positions for edit in edits if expert in edit.experts]
-        if None in mine:
-            total += int(chose.sum())
-        else:
-            total += int(chose[sorted({p for at in mine for p in at or ()})].sum())
+        at = common_positions(edits, expert)
+        total += int((chose if at is None else chose[list(at)]).sum())
     return total
 
 

@@ -6,6 +6,7 @@ of a run are spread over cells here, and halves of documents are chosen. It know
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -98,8 +99,8 @@ def half_of_documents(names: Sequence[str], domains: Sequence[int]) -> NDArray[n
         [1, 0, 0, 0]
     """
     half = np.zeros(len(names), np.int64)
-    seen: dict[int, int] = {}
+    seen: Counter[int] = Counter()
     for i in sorted(range(len(names)), key=lambda i: (domains[i], names[i])):
-        half[i] = seen.get(domains[i], 0) % 2
-        seen[domains[i]] = seen.get(domains[i], 0) + 1
+        half[i] = seen[domains[i]] % 2
+        seen[domains[i]] += 1
     return half

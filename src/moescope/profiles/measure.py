@@ -104,13 +104,6 @@ def measure(
 ) -> Measured:
     """Measure all experts of the traced layers.
 
-    Args:
-        loaded: the model of the run.
-        windows: the text; see `moescope.measure.windows.run_windows`.
-        cells: which layers, and the order of their experts.
-        domains: names in the order wanted.
-        on_progress: told after each batch.
-
     Raises:
         ModelError: single outputs of an architecture do not add up (see `LayerGather`).
         CorpusError: no window.

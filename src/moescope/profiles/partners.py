@@ -82,14 +82,7 @@ def strongest_partners(
 def partner_intervals(
     made: Partners, sampled: SampledDocuments, layer: Layer, beside: Layer
 ) -> Partners:
-    """Add to each lift its 95 % interval over sampled documents.
-
-    Args:
-        made: partners of the experts of ``layer``.
-        sampled: the documents.
-        layer: whose experts.
-        beside: the layer of the partners, which may be the same.
-    """
+    """Add to each lift its 95 % interval over sampled documents."""
     partner_ids, weight_N1 = sampled.tokens.ids[beside.layer_idx], sampled.weight_N[:, None]
     own_NE, other_NE = (sampled.by_document_and_expert(n) * weight_N1 for n in (layer, beside))
     tokens_N = sampled.tokens_N * sampled.weight_N

@@ -48,11 +48,7 @@ def layer_paths(
 ) -> dict[int, float | str]:
     """By layer number the factor from the experts' output to the stream, or why there is none.
 
-    Args:
-        model: the model.
-        layers: the MoE layers to try.
-        ids: a few token ids, (1, S).
-        final: what the final norm received for them.
+    Tried on a few token ids, (1, S), for which the final norm received ``final``.
     """
     try:
         decoder = decoder_layers(model, layers[0].site.block)

@@ -95,15 +95,6 @@ def keep_measures(
 ) -> StoredMeasures:
     """Rank what was measured and write it.
 
-    Args:
-        run: the run.
-        key: see `measure_key`.
-        made: the measurement.
-        texts: the windows that it was made on.
-        token_text: gives the text of a list of token ids.
-        cells: the order of cells.
-        settings: how it was made, for people.
-
     Raises:
         WriteError: disk full or no permission.
     """

@@ -68,15 +68,7 @@ def profile_tables(
     why_no_tags: str,
     wanted: Sequence[int],
 ) -> Profiles:
-    """Put profiles together.
-
-    Args:
-        routed: what the run says.
-        measured: what the model says, or None.
-        tags: parts of speech of the sampled tokens, or None.
-        why_no_tags: the reason.
-        wanted: cells, in the order wanted.
-    """
+    """Put profiles of the cells ``wanted`` together, in their order."""
     slots = np.asarray([routed.cells.slot_of(cell) for cell in wanted], np.int64)
     made = []
     for layer in (routed.cells.layers[s] for s in np.unique(slots).tolist()):

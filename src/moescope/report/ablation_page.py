@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from moescope.report.about import label
+from moescope.report.about import label, model_facts
 from moescope.report.frames import layer_rows, settings, tidy
 from moescope.report.page import fill_page
 from moescope.result import Result
@@ -128,8 +128,7 @@ def _each_figures(result: Result) -> dict[str, Any]:
 
 def _facts(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """What is needed to measure again, as sections of name and value."""
-    model, source = data["model"], data["source"]
-    shown = ("model_type", "revision", "dtype", "config_sha256", "weights_sha256")
+    source = data["source"]
     text = {**source, "corpus": label(source.get("corpus")), "run": label(source.get("run"))}
     chosen = {
         "edit": data["edit"],
@@ -137,10 +136,9 @@ def _facts(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
         "seed": data["seed"],
         "measured": data["created"],
     }
-    sections = {
-        "Model": {"name": label(model["name"]), **{n: model[n] for n in shown}},
+    return settings({
+        "Model": model_facts(data["model"]),
         "Text": text,
         "Settings": chosen,
         "Versions": data["versions"],
-    }
-    return settings(sections)
+    })  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from moescope.report.frames import number
 from moescope.run.reader import Run
 from moescope.words import counted, listing
 
-__all__ = ["FEW_DOCUMENTS", "about", "alerts", "badly_predicted", "label", "say_basics"]
+__all__ = [
+    "FEW_DOCUMENTS", "about", "alerts", "badly_predicted", "label", "model_facts", "say_basics",
+]  # fmt: skip
 
 LITTLE_BETTER = 0.5
 """Nats per token; a model that predicts a domain by no more than this better than the frequency of
@@ -32,6 +35,12 @@ def label(name: object) -> str:
     if path.is_absolute() or text.startswith((".", "~")) or path.suffix:
         return path.name or text
     return text
+
+
+def model_facts(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What a page says of the model that something was measured on."""
+    shown = ("model_type", "revision", "dtype", "config_sha256", "weights_sha256")
+    return {"name": label(model["name"]), **{name: model[name] for name in shown}}
 
 
 def about(run: Run, domains: list[str]) -> dict[str, Any]:

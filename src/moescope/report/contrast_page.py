@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from moescope.report.about import label
+from moescope.report.about import label, model_facts
 from moescope.report.frames import number, settings, tidy
 from moescope.report.page import fill_page
 from moescope.result import Result
@@ -49,7 +49,7 @@ def contrast_page(result: Result) -> str:
         paired=about["paired"],
         shared=" and ".join(f"{100 * share:.0f} %" for share in about["shared_tokens"]),
         commands=_commands(about, shlex.quote(model)),
-        facts=_facts(result, model),
+        facts=_facts(result),
     )
 
 
@@ -109,10 +109,8 @@ def _commands(about: Mapping[str, Any], model: str) -> list[str]:
     ]
 
 
-def _facts(result: Result, model: str) -> list[tuple[str, list[tuple[str, str]]]]:
+def _facts(result: Result) -> list[tuple[str, list[tuple[str, str]]]]:
     """What is needed to do it again, as sections of name and value."""
-    known = result.about["model"]
-    hashes = ("model_type", "revision", "dtype", "config_sha256", "weights_sha256")
-    made = {k: v for k, v in result.identity.items() if k not in hashes}
-    sections = {"Model": {"name": model, **{n: known[n] for n in hashes}}, "Identity": made}
-    return settings(sections)
+    model = model_facts(result.about["model"])
+    made = {k: v for k, v in result.identity.items() if k not in model}
+    return settings({"Model": model, "Identity": made})

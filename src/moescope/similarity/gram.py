@@ -11,6 +11,7 @@ It knows arrays only: functions, tokens and groups of tokens, no model and no te
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -75,7 +76,7 @@ class TokenGroups:
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
         """The groups that meet tokens start … stop − 1, with their place counted from start."""
-        for group, (low, high) in enumerate(zip(self.bounds, self.bounds[1:], strict=False)):
+        for group, (low, high) in enumerate(itertools.pairwise(self.bounds)):
             if low < stop and high > start:
                 yield group, slice(max(low, start) - start, min(high, stop) - start)
 
@@ -138,9 +139,8 @@ class FunctionOutputs:
         means_PD = (members @ sums) / tokens[:, None]
         self.part_means_FP[function] = means_PD.square().sum(1)
         for start, stop in _spans(self.shape[1], _CHUNK):
-            self.on_means_FNP[function, start:stop] = (rows[start:stop].double() @ means_PD.T).to(
-                rows.dtype
-            )
+            on_means = rows[start:stop].double() @ means_PD.T
+            self.on_means_FNP[function, start:stop] = on_means.to(rows.dtype)
         self.store.write(function, 0, rows)
 
     def _means(self, function: int, rows_ND: torch.Tensor) -> None:
@@ -212,9 +212,7 @@ def cosine_sums(
     routed_sums, routed_tokens = np.zeros((2, experts, experts))
     room = outputs.budget / 4 / (outputs.store.dtype.itemsize * count * (width + 4 * count))
     rows = int(min(max(1, room), _CHUNK))
-    for group, (low, high) in enumerate(
-        zip(outputs.groups.bounds, outputs.groups.bounds[1:], strict=False)
-    ):
+    for group, (low, high) in enumerate(itertools.pairwise(outputs.groups.bounds)):
         for start, stop in _spans(high - low, rows, low):
             cosines = _cosines(outputs, start, stop)
             sums[group] += cosines.sum(0, dtype=_sum_type(outputs.device)).double().cpu().numpy()

@@ -37,17 +37,10 @@ SCORES: dict[str, str] = {
 }
 """Column → formula."""
 
-SCORE_NAMES = {
-    "load": "load",
-    "gate_mass": "gate mass",
+SCORE_NAMES = {name: name.replace("_", " ") for name in SCORES} | {
     "ean_mean": "mean output norm (EAN)",
     "ean_sum": "summed output norm (EAN)",
     "reap": "REAP",
-    "contribution": "contribution",
-    "lift": "lift",
-    "domain_bits": "domain bits",
-    "router_norm": "router norm",
-    "weight_norm": "weight norm",
 }
 """Column → name in sentences."""
 

@@ -81,13 +81,6 @@ def draw_controls(
 ) -> tuple[list[Substitutes], bool, str]:
     """Random substitutes for the edited experts, each draw another.
 
-    Args:
-        anatomy: of the model.
-        edits: on the chosen experts.
-        plain: the unedited pass, which says who was chosen where.
-        number: how many draws.
-        seed: of the draws.
-
     Returns:
         The draws, whether any was limited to experts chosen there, and why there are fewer than
         asked for (empty when there are not).
@@ -190,13 +183,7 @@ def run_controls(
 ) -> Controls:
     """Carry the controls out and say where the chosen experts stand.
 
-    Args:
-        anatomy: of the model.
-        edits: on the chosen experts.
-        plain: the unedited pass.
-        number: of controls.
-        seed: of their choice.
-        measure: divergence and changes of the words' logits under some edits.
+    ``measure`` gives the divergence and the changes of the words' logits under some edits.
     """
     draws, limited, note = draw_controls(anatomy, edits, plain, number, seed)
     experts = sorted({e for edit in edits for e in edit.experts})

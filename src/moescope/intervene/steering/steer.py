@@ -315,9 +315,11 @@ def _point(
 def _restored(point: list[Any]) -> SweepPoint:
     """A point as the journal gives it back."""
     made = SweepPoint(*point)
-    return made._replace(
-        words=tuple(Shift(*w) for w in made.words), text=made.text and _text(*made.text)
-    )
+    words = tuple(Shift(*w) for w in made.words)
+    if made.text is None:
+        return made._replace(words=words)
+    ids, pieces, text, ended = made.text
+    return made._replace(words=words, text=Text(tuple(ids), tuple(pieces), text, ended))
 
 
 def _identity(
@@ -336,11 +338,7 @@ def _in_words(edits: Sequence[Edit]) -> tuple[str, ...]:
 
 
 def _as_text(written: Continuation | None) -> Text | None:
-    return None if written is None else _text(*written[:4])
-
-
-def _text(ids: Sequence[int], pieces: Sequence[str], text: str, ended: bool) -> Text:
-    return Text(tuple(ids), tuple(pieces), text, ended)
+    return None if written is None else Text(*written[:4])
 
 
 def _parting(before: Continuation | None, after: Continuation | None) -> int | None:

@@ -128,15 +128,7 @@ def effect_of(
     uses: Sequence[ExpertUse],
     last: int,
 ) -> Effect:
-    """Did the edits reach the next token, and if not, why?
-
-    Args:
-        anatomy: of the model.
-        edits: what was done.
-        looks: the passes before and after.
-        uses: from `uses_of`.
-        last: position of the prompt's last token.
-    """
+    """Did the edits reach the next token, and if not, why?"""
     same_logits = np.array_equal(looks[0].logits, looks[1].logits)
     same_routing = all(_same(looks[0].choices[n], looks[1].choices[n]) for n in looks[0].choices)
     notes = [note for edit in edits if (note := _idle(edit, uses))]

@@ -404,7 +404,7 @@ class TestRefusals:
             measure_damage(tiny_loaded, some_windows(), settings.pop("experts"), **settings)
 
     def test_numbers_that_are_not_finite_are_no_result(self, tiny_loaded: LoadedModel) -> None:
-        with pytest.raises(ModelError, match="no finite number"):
+        with pytest.raises(ModelError, match="not a finite number"):
             run(tiny_loaded, some_windows(), scale("L1E1", 1e38))
 
     def test_text_in_which_nothing_is_predicted(self, tiny_loaded: LoadedModel) -> None:

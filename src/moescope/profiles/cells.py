@@ -67,15 +67,7 @@ class Cells(NamedTuple):
 def spread(
     table: pa.Table, phase: str, column: str, cells: Cells, groups: Sequence[str]
 ) -> NDArray[np.float64]:
-    """One column of a table with layer, expert and domain, as (groups, M); NaN where it has no row.
-
-    Args:
-        table: ``load`` or ``domain_specialization``.
-        phase: which phase.
-        column: a numeric column.
-        cells: the order of cells.
-        groups: names of domains.
-    """
+    """A column of a table by layer, expert and domain, as (groups, M); NaN where it has no row."""
     out = np.full((len(groups), cells.total), np.nan)
     row_of = {name: g for g, name in enumerate(groups)}
     start_of = {layer.layer_idx: cells.offsets[layer.slot] for layer in cells.layers}

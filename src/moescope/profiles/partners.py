@@ -47,12 +47,7 @@ def strongest_partners(
 
     The caution keeps a large lift of few tokens from leading; it is for ranking only.
 
-    Args:
-        pairs_EE: tokens that chose both; the diagonal of a layer with itself must be 0.
-        own_E: tokens of each expert.
-        other_E: tokens of each possible partner.
-        tokens: T.
-        rows: longest list.
+    ``pairs_EE``: tokens that chose both; the diagonal of a layer with itself must be 0.
 
     Returns:
         Partners with a lift above 1, without intervals.

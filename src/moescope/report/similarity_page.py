@@ -30,10 +30,6 @@ Row = dict[str, Any]
 def write_similarity_page(made: Similarity, path: str | Path) -> Path:
     """Write the page of a similarity.
 
-    Args:
-        made: from `compare_experts` or `open_similarity`.
-        path: where to.
-
     Returns:
         The path. The same result gives the same bytes.
 

@@ -200,10 +200,7 @@ def cosine_sums(
 ) -> CosineSums:
     """Cosine of every pair of functions on every token, summed.
 
-    Args:
-        outputs: all of them added.
-        routed_NE: bool, which tokens were really given to which of the first E functions.
-        on_step: see `Step`.
+    ``routed_NE``: which tokens were really given to which of the first E functions.
     """
     count, _, width = outputs.shape
     experts = 0 if routed_NE is None else routed_NE.shape[1]

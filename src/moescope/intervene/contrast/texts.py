@@ -108,14 +108,7 @@ def read_texts(
 ) -> tuple[TextSet, TextSet]:
     """Read and tokenize both sets, within a budget of tokens for each.
 
-    Args:
-        loaded: the model whose tokenizer cuts the text.
-        with_texts: a corpus, or texts.
-        without_texts: likewise.
-        paired: text n of one belongs to text n of the other.
-        span: which tokens count.
-        tokens: whole documents (pairs) are taken in the order of a hash until a set has so many.
-        options: context, chat template, seed.
+    Whole documents (pairs) are taken in the order of a hash until a set has so many ``tokens``.
 
     Raises:
         CorpusError: a set that cannot be read or is empty, or sets of unequal size when paired.

@@ -51,11 +51,7 @@ ROUTING_SCORES = ("load", "gate_mass", "lift", "domain_bits")
 class ScoreKeeper:
     """Adds up what scores need, batch by batch.
 
-    Args:
-        loaded: the model.
-        layers: the layers whose experts are scored.
-        domain_of_window: index of the domain of each window, (W,).
-        num_domains: C.
+    ``domain_of_window`` (W,): index of the domain of each window, of ``num_domains``.
 
     Attributes:
         notes: scores that this architecture does not have, in words.

@@ -21,7 +21,7 @@ from moescope.files import sha256_of
 from moescope.intervene import edited, mask, measure_damage, steer, sweep_experts
 from moescope.launch import LaunchOptions, launch
 from moescope.measure.windows import choose_windows, run_windows
-from moescope.metrics.runs import AnalyzedRun, as_run, compare_runs, open_run
+from moescope.metrics.runs import AnalyzedRun, compare_runs, open_run
 from moescope.models import LoadedModel, ModelSpec, as_model, load_meta, load_model, wrap_model
 from moescope.run.options import TraceOptions
 from moescope.trace import trace
@@ -229,7 +229,7 @@ class TestWhereAModelIsTaken:
     def test_a_run_is_a_path_or_open(self, tiny_run: AnalyzedRun) -> None:
         assert compare_runs(tiny_run.path, tiny_run).num_rows
         with pytest.raises(BadInputError, match="a run is the path of its folder"):
-            inspect.unwrap(as_run)(7)  # the tests check types before it could
+            inspect.unwrap(open_run)(7)  # the tests check types before it could
 
 
 class TestRoute:

@@ -27,10 +27,31 @@ from moescope.given import first_problem
 from moescope.run.manifest import Stored
 from moescope.run.store import read_parquet, write_parquet
 
-__all__ = ["RESULT", "SCHEMA_VERSION", "Note", "Result", "plain", "read_result", "refuse_finished"]
+__all__ = [
+    "RESULT",
+    "SCHEMA_VERSION",
+    "Note",
+    "Result",
+    "Tabular",
+    "plain",
+    "read_result",
+    "refuse_finished",
+]
 
 RESULT = "result.json"
 SCHEMA_VERSION = 1
+
+
+class Tabular:
+    """What was found, with one table that says most of it."""
+
+    def to_arrow(self) -> pa.Table:
+        """The table."""
+        raise NotImplementedError
+
+    def to_pandas(self) -> Any:
+        """`to_arrow` as a data frame; needs pandas."""
+        return self.to_arrow().to_pandas()
 
 
 class Note(NamedTuple):
@@ -172,23 +193,27 @@ def _nothing(where: Path, kind: str | None) -> str:
     return f"{where} holds no {RESULT}, so it is not {what}, or not a finished one"
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, digits: int = 17) -> Any:
     """Any number, array, list, dict or named tuple as JSON values; what is not finite is None.
 
+    Args:
+        value: what is to be written.
+        digits: significant ones that are kept of a float; all by default.
+
     Example:
-        >>> plain({"a": (1, float("nan")), "b": Note("note", "few")})
-        {'a': [1, None], 'b': {'level': 'note', 'text': 'few'}}
+        >>> plain({"a": (1 / 3, float("nan")), "b": Note("note", "few")}, 2)
+        {'a': [0.33, None], 'b': {'level': 'note', 'text': 'few'}}
     """
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if hasattr(value, "_asdict"):
-        return plain(value._asdict())
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
     if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+        value = value.tolist()
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in fields(value)}
+    if isinstance(value, list | tuple):
+        return [plain(v, digits) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): plain(v, digits) for k, v in value.items()}
     return value

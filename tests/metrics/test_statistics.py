@@ -69,7 +69,7 @@ def test_a_planted_domain_expert_is_found_and_only_it() -> None:
         assert made.q[1, 7] < 0.05
         assert made.p_max[1, 7] < 0.05
         assert made.lift_low[1, 7] > 1.5
-        others += int(((made.q < 0.05) & (made.lift > 1)).sum()) - 1
+        others += int(((made.q < 0.05) & (made.lift_over_others > 1)).sum()) - 1
     assert others <= 3  # one in twenty findings is stated
 
 
@@ -96,7 +96,7 @@ def test_few_documents_give_no_interval_and_no_p() -> None:
 def test_one_domain_has_a_value_but_nothing_to_compare_with() -> None:
     made = domain_specialization(np.full((6, 2), 3), np.full(6, 6), np.zeros(6, np.int64), 1)
     assert (made.value == 0.5).all()
-    assert np.isnan(made.lift).all()
+    assert np.isnan(made.lift_over_others).all()
     assert np.isnan(made.q).all()
 
 
@@ -106,7 +106,7 @@ def test_values_by_hand() -> None:
     made = domain_specialization(counts, np.array([4, 6, 40]), np.array([0, 0, 1]), 2)
     assert made.value[:, 0].tolist() == [0.3, 0.15]
     assert made.others[:, 0].tolist() == [0.15, 0.3]
-    assert made.lift[:, 0].tolist() == pytest.approx([2.0, 0.5])
+    assert made.lift_over_others[:, 0].tolist() == pytest.approx([2.0, 0.5])
 
 
 def test_documents_without_tokens_change_nothing() -> None:

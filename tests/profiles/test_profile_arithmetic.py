@@ -26,7 +26,7 @@ class TestCells:
 
     @pytest.mark.parametrize(
         ("name", "says"),
-        [("L3E2", "layer 3 .* has experts E0 to E1"), ("L2E0", "its MoE layers are 1, 3")],
+        [("L3E2", "layer 3 of .* has experts E0 to E1"), ("L2E0", "its MoE layers are 1, 3")],
     )
     def test_an_expert_that_is_not_there_is_refused(self, name: str, says: str) -> None:
         with pytest.raises(BadInputError, match=says):

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from moescope.profiles.facts import Absent, Part, plain
+from moescope.profiles.facts import Absent, Part
 from moescope.profiles.summary import describe, flags_of, quote, sureness
+from moescope.result import plain
 
 NAN = math.nan
 LOAD = Part(
@@ -167,5 +168,5 @@ def test_tokens_are_quoted_with_their_blanks_made_visible() -> None:
 
 
 def test_what_is_not_a_number_leaves_as_none() -> None:
-    made = plain({"a": [NAN, math.inf, 1 / 3], "b": (True, 2), "c": Absent("so")})
+    made = plain({"a": [NAN, math.inf, 1 / 3], "b": (True, 2), "c": Absent("so")}, 6)
     assert made == {"a": [None, None, 0.333333], "b": [True, 2], "c": {"absent": "so"}}

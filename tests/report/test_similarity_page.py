@@ -17,8 +17,8 @@ from moescope.cli import main
 from moescope.errors import MissingExtraError
 from moescope.metrics.runs import AnalyzedRun
 from moescope.models import LoadedModel
+from moescope.report import figures
 from moescope.report import similarity_data as page_data
-from moescope.report import similarity_figures
 from moescope.report.similarity_data import similarity_data
 from moescope.report.similarity_figures import write_similarity_figures
 from moescope.report.similarity_page import similarity_page, write_similarity_page
@@ -213,7 +213,7 @@ class TestFigures:
     def test_without_matplotlib_the_missing_extra_is_named(
         self, made: Similarity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(similarity_figures, "find_spec", lambda _name: None)
+        monkeypatch.setattr(figures, "find_spec", lambda _name: None)
         with pytest.raises(MissingExtraError, match=r"moescope\[figures\]"):
             write_similarity_figures(made, tmp_path)
 

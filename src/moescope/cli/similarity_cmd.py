@@ -116,7 +116,8 @@ def similarity(settings: SimilarityArgs, resume: bool) -> None:
     """
     options, folder, source = settings.options(), settings.folder(), settings.source()
     from moescope.files import claim
-    from moescope.report.similarity_figures import require_matplotlib, write_similarity_figures
+    from moescope.report.figures import require_matplotlib
+    from moescope.report.similarity_figures import write_similarity_figures
     from moescope.report.similarity_page import write_similarity_page
     from moescope.similarity.compare import compare_experts as compare
     from moescope.similarity.result import SIMILARITY

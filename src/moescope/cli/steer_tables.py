@@ -11,7 +11,7 @@ from moescope.cli.tables import listing
 from moescope.cli.terminal import output
 from moescope.cli.verb import flagged
 from moescope.intervene.steering.prompts import visible
-from moescope.intervene.steering.results import percent
+from moescope.words import percent
 
 if TYPE_CHECKING:
     from moescope.intervene.steering.controls import Controls

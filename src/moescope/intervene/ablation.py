@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 from moescope.intervene.answers import (
@@ -18,6 +17,7 @@ from moescope.intervene.answers import (
 from moescope.intervene.damage.measure import ABLATION, Damage
 from moescope.intervene.expert_sweep.scores import SCORE_NAMES, SCORES
 from moescope.intervene.expert_sweep.sweep import ExpertSweep
+from moescope.measure.identity import versions
 from moescope.result import Result
 
 __all__ = ["ablation_result"]
@@ -42,7 +42,6 @@ def ablation_result(found: Damage | ExpertSweep, source: Mapping[str, Any]) -> R
         tables = {"each": found.table, "correlations": found.correlations}
         answers, notes = sweep_answers(found), sweep_notes(found)
         more = {"scores": SCORES, "score_names": SCORE_NAMES}
-    names = ("moescope", "torch", "transformers", "numpy")
     about = {
         **found.about(),
         **more,
@@ -56,6 +55,6 @@ def ablation_result(found: Damage | ExpertSweep, source: Mapping[str, Any]) -> R
         "cost": saving_sentence(found.saving),
         "source": dict(source),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {n: version(n) for n in names} | {"python": platform.python_version()},
+        "versions": versions() | {"python": platform.python_version()},
     }
     return Result(ABLATION, found.identity, tables, tuple(answers), tuple(notes), about)

@@ -6,16 +6,17 @@ A finding is called one only where its interval or its p allows it. It knows res
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from moescope.intervene.damage.measure import Damage
+from moescope.intervene.damage.measure import Damage, Match
 from moescope.intervene.expert_sweep.scores import ROUTING_SCORES, SCORE_NAMES
 from moescope.intervene.expert_sweep.sweep import ExpertSweep
-from moescope.measure.controls import CALIPER, lowest_p
+from moescope.measure.controls import CALIPER, Controls, lowest_p
 from moescope.measure.saving import Saving
 from moescope.metrics.statistics import MIN_CLUSTERS
 from moescope.result import Note
+from moescope.words import counted, listing
 
 __all__ = [
     "damage_answers",
@@ -47,11 +48,8 @@ def damage_answers(damage: Damage) -> list[str]:
     elif damage.num_controls:
         out += _domains(damage)
     if math.isfinite(row["detectable"] or math.nan):
-        domains = [
-            r["detectable"]
-            for r in damage.plan_rows()
-            if r["scope"] == "domain" and math.isfinite(r["detectable"])
-        ]
+        found = (r["detectable"] for r in damage.plan_rows() if r["scope"] == "domain")
+        domains = [value for value in found if math.isfinite(value)]
         more = f", by domain {_n(min(domains))} to {_n(max(domains))}" if domains else ""
         out.append(
             f"A change of {_n(row['detectable'])} nats per token would have shown with 80 % power "
@@ -67,12 +65,11 @@ def _against_controls(damage: Damage, row: dict[str, Any], where: str) -> str:
     kind = "the same size" + (" and similar load" if matched else "")
     beyond = round(row["ce_change_p"] * (count + 1)) - 1
     p = f"p = {row['ce_change_p_overlap']:.3f}"
-    start = f"{where}, {count} random plan{'s' if count > 1 else ''} of {kind} change it by {span}"
+    start = f"{where}, {counted(count, 'random plan')} of {kind} change it by {span}"
     if beyond == 0:
-        chance = 100 * damage.chance[0]
         return (
             f"{start}: the plan does more harm than every one of them ({p}; a plan of no interest "
-            f"would in {chance:.1f} % of cases)."
+            f"would in {100 * damage.chance[0]:.1f} % of cases)."
         )
     return f"{start}: {beyond} of them do as much harm as the plan or more ({p})."
 
@@ -92,12 +89,12 @@ def _on_target(damage: Damage, rows: dict[str, dict[str, Any]]) -> list[str]:
             f"nothing; the difference is {difference}."
         ]
     if damage.num_controls:
-        out.append(_against_controls(damage, on, "On target"))
-        beyond = made.p_overlap <= _LEVEL or made.p_overlap <= damage.chance[0]
+        beyond = made.p_overlap <= max(_LEVEL, damage.chance[0])
         verdict = "larger than with every control" if beyond else "within what the controls show"
-        out.append(
-            f"The difference between on and off target is {verdict} (p = {made.p_overlap:.3f})."
-        )
+        out += [
+            _against_controls(damage, on, "On target"),
+            f"The difference between on and off target is {verdict} (p = {made.p_overlap:.3f}).",
+        ]
     return out
 
 
@@ -122,86 +119,68 @@ def _domains(damage: Damage) -> list[str]:
 
 def damage_notes(damage: Damage) -> list[Note]:
     """What limits the figures of `measure_damage`."""
-    notes = [Note("warn", text) for text in damage.measured.notes]
-    silent = [str(r) for r, n in _own_counts(damage) if n == 0]
-    if silent:
-        notes.append(Note("warn", f"Never chosen on this text: {', '.join(silent)}."))
+    counts = zip(damage.experts, damage.prepared.plan_counts.tolist(), strict=True)
+    silent = [str(expert) for expert, n in counts if n == 0]
+    return [
+        *map(_warn, damage.measured.notes),
+        *([_warn(f"Never chosen on this text: {', '.join(silent)}.")] if silent else []),
+        *_on_controls(damage),
+        *_few_documents(damage.plan_rows()),
+    ]
+
+
+def _on_controls(damage: Damage) -> Iterator[Note]:
     controls, count = damage.prepared.controls, damage.num_controls
     if controls is None:
-        notes.append(
-            Note("warn", "No controls: nothing says whether other experts would do less harm.")
-        )
-        return notes + _few_documents(damage.plan_rows())
+        yield _warn("No controls: nothing says whether other experts would do less harm.")
+        return
     if not count:
-        notes.append(
-            Note(
-                "warn",
-                f"None of the {controls.possible:,} possible controls has a load within a factor "
-                f"of {CALIPER} of the plan's in every layer: its experts have no like partners, so "
-                "nothing says whether others of their load would do less harm. `match=size` "
-                "compares with others whatever their load.",
-            )
+        yield _warn(
+            f"None of the {controls.possible:,} possible controls has a load within a factor "
+            f"of {CALIPER} of the plan's in every layer: its experts have no like partners, so "
+            "nothing says whether others of their load would do less harm. `match=size` "
+            "compares with others whatever their load."
         )
-        return notes + _few_documents(damage.plan_rows())
-    notes += _matching(damage)
+        return
+    yield _matching(damage.match, controls)
     least = lowest_p(damage.chance)
     if count < damage.requested:
         like = "" if damage.match == "size" else " of like load"
-        notes.append(
-            Note(
-                "warn",
-                f"Only {count} different controls{like} were found, {damage.requested} were asked "
-                f"for; the smallest p that they can give is {least:.3f}.",
-            )
+        yield _warn(
+            f"Only {count} different controls{like} were found, {damage.requested} were asked "
+            f"for; the smallest p that they can give is {least:.3f}."
         )
     elif least > _LEVEL:
-        notes.append(Note("note", f"{count} controls cannot give a p below {least:.3f}."))
+        yield Note("note", f"{count} controls cannot give a p below {least:.3f}.")
     if damage.chance[0] > 1.2 / (count + 1):
-        notes.append(
-            Note(
-                "warn",
-                f"The controls share experts with each other but none with the plan, so a plan of "
-                f"no interest would do more harm than all of them in {100 * damage.chance[0]:.1f} "
-                f"% of cases, not in {100 / (count + 1):.1f} %; the p given allow for it.",
-            )
+        yield _warn(
+            f"The controls share experts with each other but none with the plan, so a plan of "
+            f"no interest would do more harm than all of them in {100 * damage.chance[0]:.1f} "
+            f"% of cases, not in {100 / (count + 1):.1f} %; the p given allow for it."
         )
-    return notes + _few_documents(damage.plan_rows())
 
 
-def _own_counts(damage: Damage) -> list[tuple[Any, int]]:
-    return list(zip(damage.experts, damage.prepared.plan_counts.tolist(), strict=True))
+def _warn(text: str) -> Note:
+    return Note("warn", text)
 
 
-def _matching(damage: Damage) -> list[Note]:
-    controls = damage.prepared.controls
-    assert controls is not None
+def _matching(match: Match, controls: Controls) -> Note:
     ratios = controls.ratios
     span = f"{ratios.min():.2f} to {ratios.max():.2f} times theirs (mean {ratios.mean():.2f})"
-    on = "on the target domains" if damage.match == "target-load" else "on all text"
-    if damage.match == "size":
-        return [
-            Note(
-                "warn" if not controls.matched else "note",
-                f"The controls were matched in size only; the plan's load on all text is {span}.",
-            )
-        ]
-    return [Note("note", f"Load of the plan {on}: {span}.")]
+    if match == "size":
+        text = f"The controls were matched in size only; the plan's load on all text is {span}."
+        return Note("note" if controls.matched else "warn", text)
+    on = "on the target domains" if match == "target-load" else "on all text"
+    return Note("note", f"Load of the plan {on}: {span}.")
 
 
 def _few_documents(rows: Sequence[dict[str, Any]]) -> list[Note]:
-    few = [r for r in rows if r["documents"] < MIN_CLUSTERS]
-    if not few:
-        return []
-    names = ", ".join(f"{r['domain']} ({r['documents']})" for r in few[:8])
-    more = f" and {len(few) - 8} more" if len(few) > 8 else ""
-    return [
-        Note(
-            "warn",
-            f"Fewer than {MIN_CLUSTERS} documents: {names}{more}. The document is the unit of "
-            "every interval, so these have none; give more text with `tokens` or a shorter "
-            "`window`.",
-        )
-    ]
+    few = [f"{r['domain']} ({r['documents']})" for r in rows if r["documents"] < MIN_CLUSTERS]
+    text = (
+        f"Fewer than {MIN_CLUSTERS} documents: {listing(few, 8)}. The document is the unit of "
+        "every interval, so these have none; give more text with `tokens` or a shorter `window`."
+    )
+    return [_warn(text)] if few else []
 
 
 def sweep_answers(sweep: ExpertSweep) -> list[str]:
@@ -211,15 +190,11 @@ def sweep_answers(sweep: ExpertSweep) -> list[str]:
     for layer in sweep.layers:
         rows = [r for r in ranking if r["layer"] == layer]
         out.append(_foretold(sweep, layer))
-        top = rows[0]
-        unclear = sum(not r["ce_change_low"] > 0 for r in rows)
-        known = math.isfinite(top["ce_change_low"])
-        seen = (
-            f"; for {unclear} of its {len(rows)} experts the interval reaches 0 or below, so no "
-            "harm is shown"
-            if known
-            else ""
-        )
+        top, seen = rows[0], ""
+        if math.isfinite(top["ce_change_low"]):
+            unclear = sum(not r["ce_change_low"] > 0 for r in rows)
+            seen = f"; for {unclear} of its {len(rows)} experts the interval reaches 0 or below, "
+            seen += "so no harm is shown"
         out.append(
             f"In layer {layer} {top['name']} matters most: {_ci(top)} nats per token when it is "
             f"{sweep.edit.words}{seen}."
@@ -228,11 +203,8 @@ def sweep_answers(sweep: ExpertSweep) -> list[str]:
 
 
 def _foretold(sweep: ExpertSweep, layer: int) -> str:
-    rows = [
-        r
-        for r in sweep.correlations.to_pylist()
-        if r["basis"] == "layer" and r["layer"] == layer and r["importance"] == "ce_change"
-    ]
+    basis = {"basis": "layer", "layer": layer, "importance": "ce_change"}
+    rows = [r for r in sweep.correlations.to_pylist() if basis.items() <= r.items()]
     known = sorted((r for r in rows if math.isfinite(r["rho"])), key=lambda r: -r["rho"])
     if not known:
         return f"In layer {layer} too few experts were chosen to correlate scores with importance."
@@ -256,24 +228,19 @@ def _foretold(sweep: ExpertSweep, layer: int) -> str:
 
 def sweep_notes(sweep: ExpertSweep) -> list[Note]:
     """What limits the figures of `sweep_experts`."""
-    notes = [Note("warn", text) for text in sweep.measured.notes]
-    notes += [Note("note", text) for text in sweep.score_notes]
+    notes = [*map(_warn, sweep.measured.notes), *(Note("note", n) for n in sweep.score_notes)]
     rows = sweep.ranking()
     silent = [r["name"] for r in rows if r["chosen"] == 0]
     if silent:
-        shown = ", ".join(silent[:12]) + (f" and {len(silent) - 12} more" if silent[12:] else "")
-        notes.append(
-            Note("warn", f"Never chosen on this text, so left out of every correlation: {shown}.")
-        )
-    low = {n: r for n, r in sweep.repeatability.items() if r < 0.5}
+        left_out = "Never chosen on this text, so left out of every correlation"
+        notes.append(_warn(f"{left_out}: {listing(silent)}."))
+    low = [f"layer {n}: {r:.2f}" for n, r in sweep.repeatability.items() if r < 0.5]
     if low:
-        named = ", ".join(f"layer {n}: {r:.2f}" for n, r in low.items())
         notes.append(
-            Note(
-                "warn",
+            _warn(
                 f"The ranking by importance hardly repeats between halves of the documents "
-                f"({named}): on other text of this kind other experts may come first. Measure on "
-                "more text (`tokens`).",
+                f"({', '.join(low)}): on other text of this kind other experts may come first. "
+                "Measure on more text (`tokens`)."
             )
         )
     first = [r for r in sweep.table.to_pylist() if r["name"] == rows[0]["name"]]

@@ -122,10 +122,6 @@ def draw_controls(
 def require_room(plan: Iterable[ExpertRef], sizes: Mapping[int, int]) -> None:
     """Refuse a plan beside which a layer has not as many other experts.
 
-    Args:
-        plan: the experts.
-        sizes: how many experts each layer has.
-
     Raises:
         BadInputError: names the layer, or the plan has no expert.
     """

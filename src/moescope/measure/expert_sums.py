@@ -56,12 +56,7 @@ def measure_choices(
 ) -> Choices:
     """Run each expert of a layer on the rows that chose it.
 
-    Args:
-        call: the experts.
-        hidden_RD: what they received.
-        ids_RK: the experts of each row.
-        weights_RK: the weights that were multiplied.
-        each: called with every expert that was chosen.
+    ``each`` is called with every expert that was chosen.
     """
     ids, weights = ids_RK.long(), weights_RK.float()
     output, added = torch.zeros_like(weights), torch.zeros_like(weights)

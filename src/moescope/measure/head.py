@@ -79,11 +79,8 @@ class Head:
                 return None
             return (args[0].reshape(total, -1)[rows][None], *args[1:])
 
-        handle = self._module.register_forward_pre_hook(choose)
-        try:
+        with self._module.register_forward_pre_hook(choose):
             yield
-        finally:
-            handle.remove()
 
     def logits(
         self, run: Callable[[], torch.Tensor], rows: torch.Tensor, total: int

@@ -11,7 +11,12 @@ from typing import Any
 from moescope.measure.windows import TextWindow
 from moescope.models.loading import LoadedModel
 
-__all__ = ["describe_model", "identity", "text_fingerprint"]
+__all__ = ["describe_model", "identity", "text_fingerprint", "versions"]
+
+
+def versions() -> dict[str, str]:
+    """Of what computes the numbers."""
+    return {name: version(name) for name in ("moescope", "torch", "transformers", "numpy")}
 
 
 def describe_model(loaded: LoadedModel) -> dict[str, Any]:

@@ -57,10 +57,6 @@ def lowest_layer(edits: Sequence[Edit]) -> int:
 class QuickWay:
     """Passes of one model that leave out what an edit cannot change.
 
-    Args:
-        loaded: the model.
-        head: its output head.
-
     Attributes:
         full: layers from which no pass can start on this model.
         takes_off: contributions may be taken off a layer's output.
@@ -139,11 +135,8 @@ class QuickWay:
                 return (output[0] + change, *output[1:])
             return output + change
 
-        handle = plain.resumable.layers[layer].register_forward_hook(add)
-        try:
+        with plain.resumable.layers[layer].register_forward_hook(add):
             yield
-        finally:
-            handle.remove()
 
     def _change(self, plain: PlainPass, edits: Sequence[Edit], layer: int) -> torch.Tensor:
         """What the edits add to the output of the layer, (B, S, D): (factor − 1) · w · E(x)."""

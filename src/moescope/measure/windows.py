@@ -27,7 +27,6 @@ from moescope.corpus import (
     tokenize_document,
     warn_of_marks,
 )
-from moescope.corpus.batching import Batch
 from moescope.corpus.tokenize import Sequence as CorpusSequence
 from moescope.corpus.tokenize import TokenizedDocument
 from moescope.errors import BadInputError, CorpusError, RunError
@@ -137,8 +136,10 @@ def choose_windows(
         CorpusError: the text cannot be read, or has no token.
         RunError: the corpus is not the one expected.
     """
-    _require_positive("tokens_per_domain", tokens_per_domain)
-    _require_positive("window_tokens", window_tokens)
+    sizes = {"tokens_per_domain": tokens_per_domain, "window_tokens": window_tokens}
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise BadInputError(f"{name} must be 1 or more, got {value}")
     options, corpus = options or TraceOptions(), as_text(texts)
     context = context_length(loaded, options)
     seen = Fingerprint()
@@ -281,17 +282,8 @@ def window_batches(
         for i, w in enumerate(windows)
     ]  # fmt: skip
     for batch in make_batches(documents, batch_tokens, pad_id=pad_id):
-        yield _with_index(batch)
-
-
-def _with_index(batch: Batch) -> WindowBatch:
-    index = np.asarray([s.doc_index for s in batch.sequences], np.int64)
-    return WindowBatch(batch.token_ids, batch.attention_mask, batch.counted, index)
-
-
-def _require_positive(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise BadInputError(f"{name} must be 1 or more, got {value}")
+        rows = np.asarray([s.doc_index for s in batch.sequences], np.int64)
+        yield WindowBatch(batch.token_ids, batch.attention_mask, batch.counted, rows)
 
 
 def _windows(made: TokenizedDocument, longest: int) -> Iterable[TextWindow]:

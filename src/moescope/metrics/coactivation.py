@@ -79,7 +79,6 @@ def flow(
     tokens: int,
 ) -> Flow:
     """How routing in one layer predicts routing in the next (see `Flow`)."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = pairs_EE / counts_E.astype(np.float64)[:, None]
-    p[~np.isfinite(p)] = np.nan
+    # nothing of an expert that never ran
+    p = pairs_EE / np.where(counts_E > 0, counts_E, np.nan)[:, None]
     return Flow(p, next_counts_E / max(tokens, 1))

@@ -311,22 +311,15 @@ def domain_specialization(view: PhaseView) -> Rows:
         start += layer.num_experts
         baseline = token_baselines(*view.token_counts_by_domain(layer), layer.top_k)
         for d, name in enumerate(view.domains):
+            own = {column: values[d, cut] for column, values in made._asdict().items()}
             rows.add(
                 layer=layer.layer_idx,
                 expert=list(range(layer.num_experts)),
                 domain=name,
                 tokens=int(view.domain_tokens[d]),
-                value=made.value[d, cut],
+                value=own.pop("value"),
                 chance=layer.top_k / layer.num_experts,
-                others=made.others[d, cut],
-                lift_over_others=made.lift[d, cut],
-                ci_low=made.ci_low[d, cut],
-                ci_high=made.ci_high[d, cut],
-                lift_low=made.lift_low[d, cut],
-                lift_high=made.lift_high[d, cut],
-                p=made.p[d, cut],
-                q=made.q[d, cut],
-                p_max=made.p_max[d, cut],
+                **own,
                 by_token=baseline.by_token[d],
                 beyond_token=baseline.beyond_token[d],
                 on_shared=baseline.by_token[d] + baseline.beyond_token[d],

@@ -45,11 +45,6 @@ def domain_p(
     domain's own variance between documents (Welch), summed over experts in units of their overall
     rate. Labels are permuted over documents.
 
-    Args:
-        counts_NE: assignments of each document.
-        domain_N: its domain.
-        rng: random numbers.
-
     Returns:
         p, at least 1/(1 + `PERMUTATIONS`). NaN with fewer than two domains of at least
         `MIN_CLUSTERS` documents; documents of smaller domains are left out.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from moescope.metrics.table import Column, table
@@ -64,17 +65,15 @@ def _band(view: PhaseView, layers: list[int]) -> dict[str, object]:
         "specialized_share": float((q[tested] < 0.05).mean()) if tested.any() else float("nan"),
         "mean_abs_gap": float(np.nanmean(gap)) if np.isfinite(gap).any() else float("nan"),
     }
-    info = _where(view.table("information"), layer=layers)
-    for part in ("expert_domain", "expert_token", "expert_domain_given_token"):
-        column = f"i_{part}_bits"
-        out[column] = float(_floats(info, column).mean()) if info.num_rows else float("nan")
-    means = {
-        "balance": ["cv"],
-        "decisiveness": ["router_entropy", "topk_mass"],
-        "repetition": ["first"],
+    parts = ("expert_domain", "expert_token", "expert_domain_given_token")
+    means: dict[str, tuple[list[str], dict[str, object]]] = {
+        "information": ([f"i_{part}_bits" for part in parts], {}),
+        "balance": (["cv"], {"domain": ALL}),
+        "decisiveness": (["router_entropy", "topk_mass"], {"domain": ALL}),
+        "repetition": (["first"], {"domain": ALL}),
     }
-    for source, columns in means.items():
-        rows = _where(view.table(source), layer=layers, domain=ALL)
+    for source, (columns, of) in means.items():
+        rows = _where(view.table(source), layer=layers, **of)
         for column in columns:
             out[column] = float(_floats(rows, column).mean()) if rows.num_rows else float("nan")
     members = _where(view.table("committee"), layer=layers, tokens_used="all")
@@ -84,14 +83,12 @@ def _band(view: PhaseView, layers: list[int]) -> dict[str, object]:
 
 
 def _where(table: pa.Table, **wanted: object) -> pa.Table:
-    keep = np.ones(table.num_rows, np.bool_)
     for name, value in wanted.items():
         if name not in table.column_names:
             return table.slice(0, 0)
-        column = np.asarray(table[name].to_pylist(), dtype=object)
         allowed = value if isinstance(value, list) else [value]
-        keep &= np.isin(column, np.asarray(allowed, dtype=object))
-    return table.filter(pa.array(keep))
+        table = table.filter(pc.field(name).isin(allowed))
+    return table
 
 
 def _floats(table: pa.Table, name: str) -> NDArray[np.float64]:

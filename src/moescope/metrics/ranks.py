@@ -147,8 +147,8 @@ def repeatability(
     for _ in range(_SPLITS):
         order = rng.permutation(used)
         order = order[np.argsort(domain_N[order], kind="stable")]
-        found.append(spearman(*(sums_NE[h].sum(0) / tokens_N[h].sum() for h in
-                                (order[::2], order[1::2]))))  # fmt: skip
+        halves = order[::2], order[1::2]
+        found.append(spearman(*(sums_NE[h].sum(0) / tokens_N[h].sum() for h in halves)))
     known = np.asarray(found)[np.isfinite(found)]
     return float(known.mean()) if known.size else float("nan")
 

@@ -23,14 +23,14 @@ from moescope.metrics.agreement import agreement
 from moescope.metrics.intervals import mean_interval
 from moescope.metrics.table import Table
 from moescope.metrics.tables import TABLES, every_table, find_table
-from moescope.metrics.view import PhaseView, Rows
+from moescope.metrics.view import Layer, PhaseView, Rows
 from moescope.run.reader import Run, TokenRows, token_rows
 from moescope.run.store import read_parquet, understood, write_parquet
 
 _TABLES = "tables"
 _NOTE = b"note"
 
-__all__ = ["AnalyzedRun", "AnyRun", "as_run", "compare_runs", "note_of", "open_run", "table_names"]
+__all__ = ["AnalyzedRun", "AnyRun", "compare_runs", "note_of", "open_run", "table_names"]
 
 
 def table_names() -> list[str]:
@@ -134,8 +134,12 @@ class AnalyzedRun(Run):
         return whole.replace_schema_metadata({_NOTE: "; ".join(notes)}) if notes else whole
 
 
+AnyRun = AnalyzedRun | str | os.PathLike[str]
+"""What stands for a run wherever one is needed: one that is open, or its folder."""
+
+
 def open_run(path: AnyRun) -> AnalyzedRun:
-    """Open a finished run.
+    """Open a finished run; one that is open stays as it is.
 
     Example::
 
@@ -143,28 +147,15 @@ def open_run(path: AnyRun) -> AnalyzedRun:
         run.table("load").to_pandas().query("domain == 'ndis_policy' and layer == 3")
 
     Raises:
+        BadInputError: neither a run nor a path.
         RunError: no run there, damaged, or not finished.
     """
-    return as_run(path)
-
-
-AnyRun = AnalyzedRun | str | os.PathLike[str]
-"""What stands for a run wherever one is needed: one that is open, or its folder."""
-
-
-def as_run(given: AnyRun) -> AnalyzedRun:
-    """A run that is open.
-
-    Raises:
-        BadInputError: neither a run nor a path.
-        RunError: see `open_run`.
-    """
-    if isinstance(given, AnalyzedRun):
-        return given
-    if isinstance(given, str | os.PathLike):
-        return AnalyzedRun(os.fspath(given))
+    if isinstance(path, AnalyzedRun):
+        return path
+    if isinstance(path, str | os.PathLike):
+        return AnalyzedRun(os.fspath(path))
     raise BadInputError(
-        f"a run is the path of its folder, or what open_run gives; got {type(given).__name__}"
+        f"a run is the path of its folder, or what open_run gives; got {type(path).__name__}"
     )
 
 
@@ -181,7 +172,7 @@ def compare_runs(run_a: AnyRun, run_b: AnyRun) -> pa.Table:
     Raises:
         RunError: other experts or layers, no token in common, or a run without tokens.
     """
-    run_a, run_b = as_run(run_a), as_run(run_b)
+    run_a, run_b = open_run(run_a), open_run(run_b)
     for what in ("layers", "num_experts", "top_k"):
         a, b = (getattr(r.shape, what) for r in (run_a, run_b))
         if a != b:
@@ -208,9 +199,7 @@ def _compare_phase(rows: Rows, phase: str, run_a: Run, run_b: Run) -> None:
     ordered = not any("order" in r.shape.absent for r in (run_a, run_b))
     groups = {"all": np.ones(left.size, np.bool_)}
     groups |= {n: a.domain[left] == d for d, n in enumerate(run_a.domains)}
-    for layer, experts, top_k in zip(
-        run_a.shape.layers, run_a.shape.num_experts, run_a.shape.top_k, strict=True
-    ):
+    for _, layer, experts, top_k in Layer.all_of(run_a.shape):
         made = agreement(a.ids[layer][left], b.ids[layer][right])
         stacked = np.stack(made, axis=1)
         for name, mask in groups.items():
@@ -235,7 +224,7 @@ def _compare_phase(rows: Rows, phase: str, run_a: Run, run_b: Run) -> None:
             )
 
 
-def _kept_tokens(run: Run, phase: str = "prefill") -> TokenRows:
+def _kept_tokens(run: Run, phase: str) -> TokenRows:
     if "tokens" in run.absent:
         raise RunError(f"{run.path} has no tokens to compare: {run.absent['tokens']}")
     if run.manifest.options["keep"] == "all":
@@ -244,40 +233,29 @@ def _kept_tokens(run: Run, phase: str = "prefill") -> TokenRows:
                 [read_parquet(run.path, s).unify_dictionaries() for s in run.manifest.shards]
             ).unify_dictionaries()
             mine = pc.equal(pc.cast(table["phase"], pa.string()), phase)
-            rows = token_rows(table.filter(mine), run.shape, run.domains)
-    else:
-        sampled = run.tokens(phase)
-        if sampled is None:
-            raise RunError(f"{run.path} kept aggregates only; trace it with `keep=sample` or all")
-        rows = sampled
-    return rows
+            return token_rows(table.filter(mine), run.shape, run.domains)
+    sampled = run.tokens(phase)
+    if sampled is None:
+        raise RunError(f"{run.path} kept aggregates only; trace it with `keep=sample` or all")
+    return sampled
 
 
-def _matched(
-    a: TokenRows, b: TokenRows, *, one_text: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def _matched(a: TokenRows, b: TokenRows, *, one_text: bool) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the same tokens in both, by document, window, position and known id.
 
     With ``one_text`` only those of each document before the first whose ids differ.
     """
-    keys = [
-        {
-            (t.doc_names[d], w, p): i
-            for i, (d, w, p) in enumerate(
-                zip(t.doc.tolist(), t.window.tolist(), t.pos.tolist(), strict=True)
-            )
-        }
-        for t in (a, b)
-    ]
+    keys = []
+    for t in (a, b):
+        places = zip(t.doc.tolist(), t.window.tolist(), t.pos.tolist(), strict=True)
+        keys.append({(t.doc_names[d], w, p): i for i, (d, w, p) in enumerate(places)})
     common = sorted(keys[0].keys() & keys[1].keys())
-    left = np.asarray([keys[0][k] for k in common], np.int64)
-    right = np.asarray([keys[1][k] for k in common], np.int64)
+    left, right = (np.asarray([place[k] for k in common], np.int64) for place in keys)
     ids_a, ids_b = a.token_id[left], b.token_id[right]
     same = (ids_a == ids_b) | (ids_a < 0) | (ids_b < 0)
     if one_text:  # sorted by document and position
         doc = a.doc[left]
-        parted = np.asarray(sorted(set(doc[~same].tolist())), np.int64)
-        for number in parted:
+        for number in np.unique(doc[~same]):
             mine = np.flatnonzero(doc == number)
             same[mine[int(same[mine].argmin()) :]] = False
     return left[same], right[same]

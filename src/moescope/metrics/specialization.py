@@ -47,15 +47,16 @@ class DomainSpecialization(NamedTuple):
     """Arrays of shape (C, M), M cells (layer × expert) in the order of the counts.
 
     ``value``: N_{e,d}/N_d, chance K/E. ``others``: the same rate over all other domains together.
-    ``lift``: value/others; 1 means no specialization. ``ci_low``, ``ci_high``: 95 % interval of
-    ``value`` over documents; ``lift_low``, ``lift_high``: of the lift. ``p``: two-sided, document
-    labels permuted. ``q``: Benjamini–Hochberg over all C × M cells. ``p_max``: of the largest
-    difference of all cells, for a cell that was chosen because it is the largest.
+    ``lift_over_others``: value/others; 1 means no specialization. ``ci_low``, ``ci_high``: 95 %
+    interval of ``value`` over documents; ``lift_low``, ``lift_high``: of the lift. ``p``:
+    two-sided, document labels permuted. ``q``: Benjamini–Hochberg over all C × M cells.
+    ``p_max``: of the largest difference of all cells, for a cell that was chosen because it is the
+    largest.
     """
 
     value: NDArray[np.float64]
     others: NDArray[np.float64]
-    lift: NDArray[np.float64]
+    lift_over_others: NDArray[np.float64]
     ci_low: NDArray[np.float64]
     ci_high: NDArray[np.float64]
     lift_low: NDArray[np.float64]
@@ -87,7 +88,7 @@ def domain_specialization(
 
     Returns:
         See `DomainSpecialization`. A domain with fewer than 5 documents has NaN intervals and
-        tests; with one domain only, ``others``, ``lift``, ``p`` and ``q`` are NaN. The interval of
+        tests; with one domain only, ``others``, the lift, ``p`` and ``q`` are NaN. The interval of
         the lift takes the documents outside of the domain as one sample, whatever their domain.
 
     Reference:
@@ -110,7 +111,7 @@ def domain_specialization(
     return DomainSpecialization(
         value=value,
         others=others,
-        lift=lift,
+        lift_over_others=lift,
         ci_low=np.stack([e.low for e in ends]),
         ci_high=np.stack([e.high for e in ends]),
         lift_low=np.stack([e.low for e in lift_ends]),
@@ -265,12 +266,6 @@ def split_halves(
     rng: np.random.Generator,
 ) -> Float64[np.ndarray, " C"]:
     """`jensen_shannon` between two random halves of the documents of a domain, mean of 20 halvings.
-
-    Args:
-        counts_NE: assignments by document.
-        domain_N: domain of each document.
-        domains: which domains.
-        rng: random numbers.
 
     Returns:
         By domain, in [0, 1]; NaN for one with fewer than `MIN_CLUSTERS` documents with tokens.

@@ -334,9 +334,7 @@ def path_entropy(view: PhaseView) -> Rows:
     owner = counter.keys >> 44
     for name, _, _ in view.groups():
         if name == ALL:
-            merged = counter.keys & ((1 << 44) - 1)
-            index = np.unique(merged, return_inverse=True)[1]
-            counts = np.bincount(index.reshape(-1), counter.counts).astype(np.int64)
+            counts = _summed(counter.keys & ((1 << 44) - 1), counter.counts).astype(np.int64)
         else:
             counts = counter.counts[slice(*np.searchsorted(owner, [d := view.places[name], d + 1]))]
         if counts.sum() == 0:
@@ -393,5 +391,9 @@ def _unigram(view: PhaseView, group: str) -> float:
     counter = view.run.aggregates(view.phase).sparse[f"input_{layer.layer_idx}"]
     domain, token, _ = unpack(counter.keys)
     own = np.ones(domain.size, np.bool_) if group == ALL else domain == view.places[group]
-    index = np.unique(token[own], return_inverse=True)[1].reshape(-1)
-    return unseen_entropy(np.bincount(index, counter.counts[own]) / layer.top_k)
+    return unseen_entropy(_summed(token[own], counter.counts[own]) / layer.top_k)
+
+
+def _summed(keys: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The counts of each key that occurs, by ascending key."""
+    return np.bincount(np.unique(keys, return_inverse=True)[1], counts).astype(np.float64)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from moescope.run.aggregates import unpack
+from moescope.run.aggregates import AggregateShape, unpack
 from moescope.run.reader import Run, TokenRows
 
 __all__ = ["ALL", "Layer", "PhaseView", "Rows"]
@@ -28,6 +28,12 @@ class Layer(NamedTuple):
     layer_idx: int
     num_experts: int
     top_k: int
+
+    @classmethod
+    def all_of(cls, shape: AggregateShape) -> list[Layer]:
+        """The layers of a run."""
+        numbers = zip(shape.layers, shape.num_experts, shape.top_k, strict=True)
+        return [cls(slot, *own) for slot, own in enumerate(numbers)]
 
 
 class Rows:
@@ -79,9 +85,7 @@ class PhaseView:
         self.seed = int(run.manifest.options["seed"])
         self.domains = run.domains
         self.places = {name: d for d, name in enumerate(run.domains)}
-        shape = run.shape
-        numbers = zip(shape.layers, shape.num_experts, shape.top_k, strict=True)
-        self.layers = [Layer(i, *numbers_) for i, numbers_ in enumerate(numbers)]
+        self.layers = Layer.all_of(run.shape)
         self.cluster_tokens: NDArray[np.int64] = self.arrays["cluster_tokens"].astype(np.int64)
         self.cluster_domain = run.cluster_domain[: self.cluster_tokens.size]
         sums = np.bincount(self.cluster_domain, self.cluster_tokens, len(self.domains))
@@ -107,12 +111,8 @@ class PhaseView:
         """
         if name not in self.arrays:
             return np.full(layer.num_experts, np.nan)
-        cut = self.arrays[name][:, layer.slot, : layer.num_experts]
-        chosen: NDArray[np.float64] = (
-            cut.astype(np.float64).sum(0)
-            if group == ALL
-            else cut[self.places[group]].astype(np.float64)
-        )
+        cut = self.arrays[name][:, layer.slot, : layer.num_experts].astype(np.float64)
+        chosen: NDArray[np.float64] = cut.sum(0) if group == ALL else cut[self.places[group]]
         return chosen
 
     def sums_by_domain(self, counts_NE: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -140,10 +140,7 @@ class PhaseView:
         """(token ids (X,), counts (X, E)) over all domains, for kind input, next or pred."""
         counter = self.run.aggregates(self.phase).sparse[f"{kind}_{layer.layer_idx}"]
         _, token, expert = unpack(counter.keys)
-        ids, row = np.unique(token, return_inverse=True)
-        table = np.zeros((ids.size, layer.num_experts), np.int64)
-        np.add.at(table, (row.reshape(-1), expert), counter.counts)
-        return ids, table
+        return _by_row(token, expert, counter.counts, layer.num_experts)
 
     def token_counts_by_domain(
         self, layer: Layer
@@ -162,9 +159,17 @@ class PhaseView:
 
         def parts() -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
             for begin, end in pairwise(ends):
-                rows, place = np.unique(row[begin:end], return_inverse=True)
-                own = np.zeros((rows.size, layer.num_experts), np.int64)
-                np.add.at(own, (place.reshape(-1), expert[begin:end]), counts[begin:end])
-                yield rows, own
+                cut = slice(begin, end)
+                yield _by_row(row[cut], expert[cut], counts[cut], layer.num_experts)
 
         return total_XE, parts()
+
+
+def _by_row(
+    row: NDArray[np.int64], expert: NDArray[np.int64], counts: NDArray[np.int64], num_experts: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows that occur, ascending, and the counts of each by expert."""
+    rows, place = np.unique(row, return_inverse=True)
+    table = np.zeros((rows.size, num_experts), np.int64)
+    np.add.at(table, (place, expert), counts)
+    return rows, table

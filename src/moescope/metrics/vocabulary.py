@@ -105,13 +105,12 @@ def _null(
     sets = np.zeros((comb(rates_E.size, top_k), rates_E.size))
     for row, chosen in enumerate(combinations(range(rates_E.size), top_k)):
         sets[row, chosen] = 1.0
-    weights = np.maximum(rates_E, 1e-12)
-    for _ in range(_FITTING):
+    weights = least = np.maximum(rates_E, 1e-12)
+    for fitted in range(_FITTING + 1):
         share = np.exp(sets @ np.log(weights))
         share /= share.sum()
-        weights = weights * np.maximum(rates_E, 1e-12) / np.maximum(share @ sets, 1e-12)
-    share = np.exp(sets @ np.log(weights))
-    share /= share.sum()
+        if fitted < _FITTING:
+            weights = weights * least / np.maximum(share @ sets, 1e-12)
     drawn: NDArray[np.int64] = sets.astype(np.int64)
     return lambda n, rng: rng.multinomial(n, share) @ drawn
 

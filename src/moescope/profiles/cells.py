@@ -6,6 +6,7 @@ of a run are spread over cells here, and halves of documents are chosen. It know
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,8 +30,7 @@ class Cells(NamedTuple):
     @classmethod
     def of(cls, shape: AggregateShape) -> Cells:
         """The cells of a run."""
-        numbers = zip(shape.layers, shape.num_experts, shape.top_k, strict=True)
-        layers = tuple(Layer(i, *n) for i, n in enumerate(numbers))
+        layers = tuple(Layer.all_of(shape))
         starts = np.cumsum([0, *(layer.num_experts for layer in layers)]).tolist()
         return cls(layers, tuple(starts))
 
@@ -67,15 +67,7 @@ class Cells(NamedTuple):
 def spread(
     table: pa.Table, phase: str, column: str, cells: Cells, groups: Sequence[str]
 ) -> NDArray[np.float64]:
-    """One column of a table with layer, expert and domain, as (groups, M); NaN where it has no row.
-
-    Args:
-        table: ``load`` or ``domain_specialization``.
-        phase: which phase.
-        column: a numeric column.
-        cells: the order of cells.
-        groups: names of domains.
-    """
+    """A column of a table by layer, expert and domain, as (groups, M); NaN where it has no row."""
     out = np.full((len(groups), cells.total), np.nan)
     row_of = {name: g for g, name in enumerate(groups)}
     start_of = {layer.layer_idx: cells.offsets[layer.slot] for layer in cells.layers}
@@ -99,8 +91,8 @@ def half_of_documents(names: Sequence[str], domains: Sequence[int]) -> NDArray[n
         [1, 0, 0, 0]
     """
     half = np.zeros(len(names), np.int64)
-    seen: dict[int, int] = {}
+    seen: Counter[int] = Counter()
     for i in sorted(range(len(names)), key=lambda i: (domains[i], names[i])):
-        half[i] = seen.get(domains[i], 0) % 2
-        seen[domains[i]] = seen.get(domains[i], 0) + 1
+        half[i] = seen[domains[i]] % 2
+        seen[domains[i]] += 1
     return half

@@ -5,6 +5,7 @@ It knows windows of text and a tokenizer; which tokens are candidates is given.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,13 +14,7 @@ from numpy.typing import NDArray
 
 from moescope.measure.windows import TextWindow
 
-__all__ = [
-    "AROUND",
-    "CONTEXT_ROWS",
-    "MAX_PER_DOCUMENT",
-    "Context",
-    "WindowTexts",
-]
+__all__ = ["AROUND", "CONTEXT_ROWS", "MAX_PER_DOCUMENT", "Context", "WindowTexts"]
 
 AROUND = 12
 """Tokens of text before and after."""
@@ -80,22 +75,21 @@ class WindowTexts:
             weights: routing weight of each.
         """
         seen: set[tuple[int, int, int]] = set()
-        per_document: dict[str, int] = {}
+        per_document: Counter[str] = Counter()
         out: list[Context] = []
         for place, contribution, weight in zip(places, contributions, weights, strict=True):
             number = int(np.searchsorted(self._starts, place, side="right")) - 1
             window, at = self._windows[number], int(place - self._starts[number])
             key = self._neighbours(window, at)
-            if key in seen or per_document.get(window.doc, 0) >= MAX_PER_DOCUMENT:
+            if key in seen or per_document[window.doc] >= MAX_PER_DOCUMENT:
                 continue
             seen.add(key)
-            per_document[window.doc] = per_document.get(window.doc, 0) + 1
-            before, token, after = self._texts(window, at)
+            per_document[window.doc] += 1
             out.append(
                 Context(
                     window.doc, window.domain, window.window, window.start + at,
                     int(window.token_ids[at]), float(contribution), float(weight),
-                    before, token, after,
+                    *self._texts(window, at),
                 )
             )  # fmt: skip
             if len(out) == CONTEXT_ROWS:
@@ -117,9 +111,7 @@ class WindowTexts:
         while last < min(len(window.token_ids), at + 1 + AROUND) and window.counted[last]:
             last += 1
         ids = window.token_ids.tolist()
-        before = self._decode(ids[first:at])
-        until = self._decode(ids[first : at + 1])
-        whole = self._decode(ids[first:last])
+        before, until, whole = (self._decode(ids[first:end]) for end in (at, at + 1, last))
         # a character that the cut divides shows as a replacement sign in the shorter text only
         before, until = before.rstrip("\ufffd"), until.rstrip("\ufffd") or until
         if until.startswith(before) and whole.startswith(until):

@@ -7,8 +7,6 @@ parts. A part that could not be measured is an `Absent` with the reason, never a
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from moescope.axes import ExpertRef
+from moescope.result import plain
 
-__all__ = ["LISTS", "PARTS", "Absent", "Part", "Profile", "Profiles", "plain"]
+__all__ = ["LISTS", "PARTS", "Absent", "Part", "Profile", "Profiles"]
 
 PARTS = (
     "role", "sure", "domains", "tokens_in", "vocabulary", "coactivated", "previous", "following",
@@ -91,7 +90,7 @@ class Profile(Part):
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as JSON values: 6 significant digits, None for what is not a number."""
-        made: dict[str, Any] = plain({**self, "expert": str(self.expert)})
+        made: dict[str, Any] = plain({**self, "expert": str(self.expert)}, _DIGITS)
         return made
 
 
@@ -210,16 +209,3 @@ def _named(column: str) -> str:
 
 def _keys(table: pa.Table) -> list[tuple[int, int]]:
     return list(zip(table["layer"].to_pylist(), table["expert"].to_pylist(), strict=True))
-
-
-def plain(value: Any) -> Any:
-    """Any record, list, dict or number as JSON values; NaN and infinity become None."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float):
-        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
-    return value

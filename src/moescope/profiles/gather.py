@@ -10,7 +10,7 @@ It knows torch and experts, no text.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,15 +49,9 @@ class BatchRows(NamedTuple):
 
     def cut(self, rows: NDArray[np.int64], index: torch.Tensor) -> BatchRows:
         """Some rows; ``index`` is the same on the model's device. None of them is compared."""
-        return BatchRows(
-            self.read[rows],
-            self.counted[rows],
-            self.cluster[rows],
-            self.half[rows],
-            self.place[rows],
-            None if self.scale is None else self.scale[index],
-            self.compared[:0],
-        )
+        scale = None if self.scale is None else self.scale[index]
+        kept: list[Any] = [*(values[rows] for values in self[:5]), scale, self.compared[:0]]
+        return BatchRows(*kept)
 
 
 class Candidates(NamedTuple):
@@ -119,14 +113,13 @@ class LayerGather:
         read = np.flatnonzero(rows.read)
         index = torch.as_tensor(read, device=given.hidden.device)
         hidden, routing = given.hidden[index], given.routing
-        chosen = (routing.topk_ids[index], routing.topk_weights[index])
+        chosen = routing.topk_ids[index], routing.topk_weights[index]
         if together is not None:
             rows_given = (-1, given.hidden.shape[0], self.layer.hidden_size)
-            self._check(hidden, *chosen, together.float().reshape(rows_given).sum(0)[index])
+            self._check(hidden, chosen, together.float().reshape(rows_given).sum(0)[index])
         cut = rows.cut(read, index)
         choices = measure_choices(self._experts, hidden, *chosen, self._served_by(cut))
-        mine = cut.counted
-        self._add_sums(choices.take(mine), *(v[mine] for v in (cut.cluster, cut.half, cut.place)))
+        self._add_sums(choices.take(cut.counted), cut)
         self._compare(given.hidden, rows)
 
     def _served_by(self, rows: BatchRows) -> Callable[[Served], None]:
@@ -153,13 +146,9 @@ class LayerGather:
         if bool(counted.any()):
             self.counted_peak_E[e] = max(self.counted_peak_E[e], float(largest[counted].max()))
 
-    def _add_sums(
-        self,
-        choices: Choices,
-        cluster: NDArray[np.int64],
-        half: NDArray[np.int64],
-        place: NDArray[np.int64],
-    ) -> None:
+    def _add_sums(self, choices: Choices, rows: BatchRows) -> None:
+        """Add the choices of the rows that count."""
+        cluster, half, place = (v[rows.counted] for v in (rows.cluster, rows.half, rows.place))
         self.sums.add(cluster, choices)
         size, top_k, ids = self.layer.num_experts, choices.ids.shape[1], choices.ids.reshape(-1)
         key = np.repeat(half, top_k) * size + ids
@@ -186,15 +175,14 @@ class LayerGather:
     def _check(
         self,
         hidden: torch.Tensor,
-        ids_RK: torch.Tensor,
-        weights_RK: torch.Tensor,
+        chosen: tuple[torch.Tensor, torch.Tensor],
         expected: torch.Tensor,
     ) -> None:
         """Σ_k w·E(x) against what the experts put out; tries out where the weight goes in."""
         call, errors = self._experts, []
         for weighs_input in (call.weighs_input, not call.weighs_input):
             call.weighs_input = weighs_input
-            errors.append(self._gap(hidden, ids_RK, weights_RK, expected))
+            errors.append(self._gap(hidden, chosen, expected))
             if errors[-1] <= _REPLAY_ERROR:
                 return
         raise ModelError(
@@ -206,8 +194,7 @@ class LayerGather:
     def _gap(
         self,
         hidden: torch.Tensor,
-        ids_RK: torch.Tensor,
-        weights_RK: torch.Tensor,
+        chosen: tuple[torch.Tensor, torch.Tensor],
         expected: torch.Tensor,
     ) -> float:
         total = torch.zeros_like(expected)
@@ -215,7 +202,7 @@ class LayerGather:
         def add(served: Served) -> None:
             total.index_add_(0, served.row, served.added)
 
-        measure_choices(self._experts, hidden, ids_RK, weights_RK, add)
+        measure_choices(self._experts, hidden, *chosen, add)
         gap = total - expected
         gap = gap - gap.mean(0)  # a bias that is added once, for no expert in particular
         return float(gap.norm() / expected.norm().clamp_min(1e-30))
@@ -223,19 +210,12 @@ class LayerGather:
 
 def _highest(kept: Candidates, new: Candidates) -> Candidates:
     """The highest `CANDIDATES` contributions of each expert among both."""
-    joined = Candidates(
-        np.concatenate([kept.expert, new.expert]),
-        np.concatenate([kept.place, new.place]),
-        np.concatenate([kept.contribution, new.contribution]),
-        np.concatenate([kept.weight, new.weight]),
-    )
+    columns: list[Any] = [
+        np.concatenate([getattr(kept, name), getattr(new, name)]) for name in Candidates._fields
+    ]
+    joined = Candidates(*columns)
     order = np.lexsort((joined.place, -joined.contribution, joined.expert))
     expert = joined.expert[order]
     first = np.searchsorted(expert, expert, side="left")
     order = order[np.arange(order.size) - first < CANDIDATES]
-    return Candidates(
-        joined.expert[order],
-        joined.place[order],
-        joined.contribution[order],
-        joined.weight[order],
-    )
+    return Candidates(*(values[order] for values in columns))

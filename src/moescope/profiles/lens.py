@@ -18,9 +18,9 @@ Reference:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -83,13 +83,16 @@ class Lens:
 
     def _through_norm(self, vectors_MD: torch.Tensor) -> torch.Tensor:
         vectors = vectors_MD.to(self.gain.device, torch.float32)
-        if self.centred:
-            vectors = vectors - vectors.mean(-1, keepdim=True)
-        return vectors * self.gain
+        return _centred(vectors, self.centred) * self.gain
 
     def logits(self, vectors_MD: torch.Tensor) -> torch.Tensor:
         """Δlogits of M vectors whose frozen scale is already in them, (M, V); not centred."""
         return torch.cat([part for _, part in self.chunks(vectors_MD)], dim=-1)
+
+
+def _centred(vectors: torch.Tensor, wanted: bool) -> torch.Tensor:
+    """What a LayerNorm leaves of vectors before it scales them; an RMSNorm leaves everything."""
+    return vectors - vectors.mean(-1, keepdim=True) if wanted else vectors
 
 
 def frozen_scale(
@@ -113,10 +116,7 @@ def frozen_scale(
     Returns:
         (T,) float32.
     """
-    given = before.float()
-    if centred:
-        given = given - given.mean(-1, keepdim=True)
-    given = given * gain
+    given = _centred(before.float(), centred) * gain
     return ((after.float() - shift) * given).sum(-1) / (given * given).sum(-1).clamp_min(1e-30)
 
 
@@ -128,10 +128,6 @@ class FinalScales:
         with FinalScales(model, lens) as scales:
             model.base_model(input_ids=ids)
             scale_T = scales.take()
-
-    Args:
-        model: the model of the lens.
-        lens: see `find_lens`.
     """
 
     def __init__(self, model: nn.Module, lens: Lens) -> None:
@@ -148,12 +144,7 @@ class FinalScales:
         self._handle = self._module.register_forward_hook(hook)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._handle.remove()
 
     def take(self) -> torch.Tensor:
@@ -216,15 +207,12 @@ class _Ends:
         self._made: list[torch.Tensor] = []
         self._leaves: list[tuple[str, nn.Module, torch.Tensor, torch.Tensor]] = []
         self.last_before = torch.empty(0)
-        handles = [head.register_forward_hook(self._keep_head)]
-        for name, module in model.named_modules():
-            if module is not head and not any(True for _ in module.children()):
-                handles.append(module.register_forward_hook(self._keep_leaf(name)))
-        try:
+        with contextlib.ExitStack() as hooks:
+            hooks.enter_context(head.register_forward_hook(self._keep_head))
+            for name, module in model.named_modules():
+                if module is not head and not any(True for _ in module.children()):
+                    hooks.enter_context(module.register_forward_hook(self._keep_leaf(name)))
             output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
         if len(self._given) != 1:
             raise ModelError(
                 f"the head ran {len(self._given)} times in one pass, expected once; the logit lens "
@@ -290,8 +278,7 @@ def _behaviour(
     noise = (3 * torch.randn(1, 8, size, generator=generator) + 2).to(residual)
     got = norm(noise)[0].float()
     for centred in (False, True):
-        given = noise[0].float()
-        given = given - given.mean(-1, keepdim=True) if centred else given
+        given = _centred(noise[0].float(), centred)
         expected = gain * given / given.pow(2).mean(-1, keepdim=True).sqrt() + shift
         if (expected - got).norm() <= _EXACT * got.norm():
             return gain, shift, centred

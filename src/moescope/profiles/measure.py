@@ -104,13 +104,6 @@ def measure(
 ) -> Measured:
     """Measure all experts of the traced layers.
 
-    Args:
-        loaded: the model of the run.
-        windows: the text; see `moescope.measure.windows.run_windows`.
-        cells: which layers, and the order of their experts.
-        domains: names in the order wanted.
-        on_progress: told after each batch.
-
     Raises:
         ModelError: single outputs of an architecture do not add up (see `LayerGather`).
         CorpusError: no window.
@@ -277,10 +270,9 @@ def _finish(gathers: list[LayerGather], places: _Places) -> Measured:
         for name, values in _layer_figures(gather, places).items():
             parts.setdefault(name, []).append(values)
     figures = {name: np.concatenate(values, axis=-1) for name, values in parts.items()}
-    nearest = [_nearest(g) for g in gathers]
-    figures["nearest"] = np.concatenate([n[0] for n in nearest])
-    figures["cosine"] = np.concatenate([n[1] for n in nearest])
-    figures["cosine_halves"] = np.concatenate([n[2] for n in nearest], axis=1)
+    nearest, cosine, halves = zip(*map(_nearest, gathers), strict=True)
+    figures["nearest"], figures["cosine"] = np.concatenate(nearest), np.concatenate(cosine)
+    figures["cosine_halves"] = np.concatenate(halves, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         outputs = [g.output_ED.cpu().numpy() / g.sums.total().chosen[:, None] for g in gathers]
     figures["output"] = np.concatenate(outputs).astype(np.float32)
@@ -321,22 +313,19 @@ def _nearest(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """The experts of the layer whose outputs on identical inputs point the same way."""
     size = gather.layer.num_experts
+    sums, counts = (np.stack([v.sum(0), *v]) for v in (gather.cosine_2EE, gather.compared_2EE))
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = gather.cosine_2EE.sum(0) / gather.compared_2EE.sum(0)
-        halves = gather.cosine_2EE / gather.compared_2EE
-    ranked = np.where(np.isfinite(mean), mean, -np.inf)
+        cosines = sums / counts  # of both halves together, then of each
+    ranked = np.where(np.isfinite(cosines[0]), cosines[0], -np.inf)
     np.fill_diagonal(ranked, -np.inf)
     rows = min(NEAREST_ROWS, size)
     best = np.argsort(-ranked, axis=1, kind="stable")[:, :rows]
     found = np.isfinite(np.take_along_axis(ranked, best, 1))
     nearest = np.full((size, NEAREST_ROWS), -1, np.int64)
-    cosine = np.full((size, NEAREST_ROWS), np.nan)
-    both = np.full((2, size, NEAREST_ROWS), np.nan)
     nearest[:, :rows] = np.where(found, best, -1)
-    cosine[:, :rows] = np.where(found, np.take_along_axis(mean, best, 1), np.nan)
-    for h in (0, 1):
-        both[h, :, :rows] = np.where(found, np.take_along_axis(halves[h], best, 1), np.nan)
-    return nearest, cosine, both
+    shown = np.full((3, size, NEAREST_ROWS), np.nan)
+    shown[..., :rows] = np.where(found, np.take_along_axis(cosines, best[None], 2), np.nan)
+    return nearest, shown[0], shown[1:]
 
 
 def _add_norms(

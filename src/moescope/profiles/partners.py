@@ -47,12 +47,7 @@ def strongest_partners(
 
     The caution keeps a large lift of few tokens from leading; it is for ranking only.
 
-    Args:
-        pairs_EE: tokens that chose both; the diagonal of a layer with itself must be 0.
-        own_E: tokens of each expert.
-        other_E: tokens of each possible partner.
-        tokens: T.
-        rows: longest list.
+    ``pairs_EE``: tokens that chose both; the diagonal of a layer with itself must be 0.
 
     Returns:
         Partners with a lift above 1, without intervals.
@@ -82,29 +77,15 @@ def strongest_partners(
 def partner_intervals(
     made: Partners, sampled: SampledDocuments, layer: Layer, beside: Layer
 ) -> Partners:
-    """Add to each lift its 95 % interval over sampled documents.
-
-    Args:
-        made: partners of the experts of ``layer``.
-        sampled: the documents.
-        layer: whose experts.
-        beside: the layer of the partners, which may be the same.
-    """
-    ids, partner_ids = (sampled.tokens.ids[n.layer_idx] for n in (layer, beside))
-    weight_N1 = sampled.weight_N[:, None]
-    own_NE, other_NE = (
-        sampled.by_document_and_expert(n.layer_idx, n.num_experts) * weight_N1
-        for n in (layer, beside)
-    )
+    """Add to each lift its 95 % interval over sampled documents."""
+    partner_ids, weight_N1 = sampled.tokens.ids[beside.layer_idx], sampled.weight_N[:, None]
+    own_NE, other_NE = (sampled.by_document_and_expert(n) * weight_N1 for n in (layer, beside))
     tokens_N = sampled.tokens_N * sampled.weight_N
     low, high = made.low.copy(), made.high.copy()
-    order = np.argsort(ids.reshape(-1), kind="stable")
-    starts = np.searchsorted(ids.reshape(-1)[order], np.arange(layer.num_experts + 1))
-    for e in range(layer.num_experts):
+    for e, rows in enumerate(sampled.rows_by_expert(layer)):
         partners = made.expert[e][made.expert[e] >= 0]
         if not partners.size:
             continue
-        rows = order[starts[e] : starts[e + 1]] // ids.shape[1]
         met = (partner_ids[rows][:, None, :] == partners[None, :, None]).any(2)
         both = np.stack([sampled.by_document(rows[met[:, j]]) for j in range(partners.size)], 1)
         ends = lift_interval(

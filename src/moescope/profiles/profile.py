@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from moescope.errors import (
 )
 from moescope.files import write_bytes
 from moescope.measure.windows import run_windows
-from moescope.metrics.runs import AnalyzedRun, AnyRun, as_run
+from moescope.metrics.runs import AnalyzedRun, AnyRun, open_run
 from moescope.models.loading import LoadedModel, load_model
 from moescope.models.spec import ModelSpec, as_spec
 from moescope.profiles.contexts import WindowTexts
@@ -93,7 +94,7 @@ def profile_experts(
     on_progress: OnProgress = quiet,
 ) -> Profiles:
     """Profiles of these experts in order, each once, or of all (None); see `profile_expert`."""
-    run, options = as_run(run), options or ProfileOptions()
+    run, options = open_run(run), options or ProfileOptions()
     if "tokens" in run.absent:
         raise RunError(
             f"{run.path} cannot say what an expert does: {run.absent['tokens']}; its table load "
@@ -134,14 +135,13 @@ def _measures(routed: Routed, options: ProfileOptions, on_progress: OnProgress) 
         )
     except (CorpusError, RunError) as error:
         raise type(error)(f"{error}; `no_model` profiles without it") from error
-    seed = int(run.manifest.options["seed"])
     made = measure(loaded, windows, routed.cells, run.domains, on_progress)
     on_progress(Progress("looking through the lens"))
     settings = {
         "tokens_per_domain": tokens,
         "window_tokens": options.window_tokens,
         "dtype": loaded.dtype,
-        "seed": seed,
+        "seed": int(run.manifest.options["seed"]),
     }
     return keep_measures(
         run,
@@ -156,10 +156,9 @@ def _measures(routed: Routed, options: ProfileOptions, on_progress: OnProgress) 
 
 def _dtype(run: AnalyzedRun, given: ModelSpec | LoadedModel | None) -> str:
     """The precision to measure in: as asked for, else that of the run."""
-    own = str(run.manifest.model.get("dtype") or "auto")
-    if given is None or given.dtype == "auto":
-        return own
-    return given.dtype
+    if given is not None and given.dtype != "auto":
+        return given.dtype
+    return str(run.manifest.model.get("dtype") or "auto")
 
 
 def _load(
@@ -169,9 +168,8 @@ def _load(
     if spec is None:
         spec = ModelSpec(str(model.get("name")), model.get("revision"))
     on_progress(Progress(f"loading {spec.model}"))
-    chosen = ModelSpec(spec.model, spec.revision, dtype, spec.device, spec.trust_remote_code)
     try:
-        return load_model(chosen)
+        return load_model(replace(spec, dtype=dtype))
     except ModelError as error:
         raise ModelError(
             f"{error}; say with `model` where the run's model is, or leave out what needs it with "
@@ -223,15 +221,8 @@ def write_profiles(run: AnalyzedRun, profiles: Profiles, *, index: bool = False)
 
 def _entry(profile: Profile) -> dict[str, Any]:
     made = profile.to_dict()
-    return {
-        "expert": made["expert"],
-        "summary": made["summary"],
-        "role": made["role"],
-        "flags": made["flags"],
-        "sure": made["sure"],
-        "load": made["load"]["load"],
-        "file": f"{made['expert']}.json",
-    }
+    shown = {key: made[key] for key in ("expert", "summary", "role", "flags", "sure")}
+    return {**shown, "load": made["load"]["load"], "file": f"{made['expert']}.json"}
 
 
 def _json(value: Any) -> bytes:

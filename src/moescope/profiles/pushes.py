@@ -59,10 +59,6 @@ def rank_pushes(lens: Lens, pushes: Pushes) -> Pushed:
 
     An expert that is the only one with enough tokens has no others to stand beside: its own push
     is then ranked.
-
-    Args:
-        lens: see `find_lens`.
-        pushes: the layer's sums.
     """
     experts = pushes.counts.shape[1]
     rows = min(PUSH_ROWS, lens.vocabulary)

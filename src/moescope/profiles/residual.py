@@ -13,11 +13,13 @@ streams. It is tried here, layer by layer, on a few tokens:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from moescope.errors import ModelError
 from moescope.models.anatomy import MoELayer
@@ -46,11 +48,7 @@ def layer_paths(
 ) -> dict[int, float | str]:
     """By layer number the factor from the experts' output to the stream, or why there is none.
 
-    Args:
-        model: the model.
-        layers: the MoE layers to try.
-        ids: a few token ids, (1, S).
-        final: what the final norm received for them.
+    Tried on a few token ids, (1, S), for which the final norm received ``final``.
     """
     try:
         decoder = decoder_layers(model, layers[0].site.block)
@@ -93,15 +91,11 @@ def _one_pass(
 
         return hook
 
-    handles = []
-    for j, layer in enumerate(decoder):
-        handles.append(layer.register_forward_pre_hook(before(j), with_kwargs=True))
-        handles.append(layer.register_forward_hook(after(j)))
-    try:
+    with contextlib.ExitStack() as hooks:
+        for j, layer in enumerate(decoder):
+            hooks.enter_context(layer.register_forward_pre_hook(before(j), with_kwargs=True))
+            hooks.enter_context(layer.register_forward_hook(after(j)))
         model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls, [outputs[j] for j in range(len(decoder))]
 
 
@@ -143,7 +137,7 @@ def _factor(
         typical = float(plain.float().pow(2).mean().sqrt())
         for times in (1.0, 4.0):
             added = direction * (typical * times)
-            with _Adding(experts, added, rows):
+            with _adding(experts, added, rows):
                 changed = first_output(block(*args, **kwargs))
             gap = (changed.float() - plain.float()).reshape(rows, size)
             factor = float((gap @ added).mean() / (added @ added))
@@ -164,26 +158,18 @@ _NOT_ADDED = (
 )
 
 
-class _Adding:
-    """Adds a vector to every row of what the experts put out."""
+def _adding(experts: nn.Module, vector: torch.Tensor, rows: int) -> RemovableHandle:
+    """Within the block a vector is added to every row of what the experts put out."""
 
-    def __init__(self, experts: nn.Module, vector: torch.Tensor, rows: int) -> None:
-        self._experts, self._vector, self._rows = experts, vector, rows
-        self._handle: Any = None
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        made = first_output(output)
+        # some put out each expert's rows apart, to be summed later: one copy gets the vector
+        more = torch.zeros_like(made).reshape(-1, rows, vector.numel())
+        more[0] = vector.to(made.dtype)
+        made = made + more.reshape(made.shape)
+        return (made, *output[1:]) if isinstance(output, tuple | list) else made
 
-    def __enter__(self) -> None:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-            made = first_output(output)
-            # some put out each expert's rows apart, to be summed later: one copy gets the vector
-            more = torch.zeros_like(made).reshape(-1, self._rows, self._vector.numel())
-            more[0] = self._vector.to(made.dtype)
-            made = made + more.reshape(made.shape)
-            return (made, *output[1:]) if isinstance(output, tuple | list) else made
-
-        self._handle = self._experts.register_forward_hook(hook)
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
+    return experts.register_forward_hook(hook)
 
 
 def _close(made: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -17,6 +17,7 @@ from moescope.metrics.intervals import Interval, ratio_interval
 from moescope.metrics.runs import AnalyzedRun
 from moescope.metrics.view import ALL, Layer, PhaseView
 from moescope.profiles.cells import Cells, spread
+from moescope.profiles.columns import LOAD, SPECIAL
 from moescope.profiles.partners import Partners, partner_intervals, strongest_partners
 from moescope.profiles.sampled import SampledDocuments
 from moescope.profiles.tokens_in import (
@@ -37,14 +38,6 @@ PARTNER_ROWS = 8
 
 _PHASE = "prefill"
 
-_LOAD = (
-    "count", "tokens", "load", "activation_rate", "ci_low", "ci_high", "gate_mass", "first_share",
-)  # fmt: skip
-_DOMAIN = (
-    "value", "others", "lift_over_others", "lift_low", "lift_high", "q", "by_token",
-    "beyond_token", "shared_tokens",
-)  # fmt: skip
-
 
 class LayerTokens(NamedTuple):
     """Token ids of one layer's experts.
@@ -64,11 +57,7 @@ class LayerTokens(NamedTuple):
 
 
 class Routed:
-    """The facts of a run by cell.
-
-    Args:
-        run: a finished run.
-    """
+    """The facts of a run by cell."""
 
     def __init__(self, run: AnalyzedRun) -> None:
         self.run = run
@@ -88,36 +77,34 @@ class Routed:
     @cached_property
     def load(self) -> dict[str, NDArray[np.float64]]:
         """Columns of the table ``load``, each (1 + C, M): the total, then each domain."""
-        table = self.run.table("load")
-        groups = [ALL, *self.domains]
-        return {c: spread(table, _PHASE, c, self.cells, groups) for c in _LOAD}
+        table, groups = self.run.table("load"), [ALL, *self.domains]
+        return {c: spread(table, _PHASE, c, self.cells, groups) for c in LOAD.values()}
 
     @cached_property
     def special(self) -> dict[str, NDArray[np.float64]]:
         """Columns of the table ``domain_specialization``, each (C, M)."""
         table = self.run.table("domain_specialization")
-        return {c: spread(table, _PHASE, c, self.cells, self.domains) for c in _DOMAIN}
+        return {c: spread(table, _PHASE, c, self.cells, self.domains) for c in SPECIAL.values()}
 
     @cached_property
     def documents(self) -> NDArray[np.int64]:
         """Document clusters with a token of each cell: (1 + C, M), the total first."""
-        per_layer = []
-        for layer in self.cells.layers:
-            seen_NE = self.view.counts(layer) > 0
-            rows = [seen_NE.sum(0)]
-            for name in self.domains:
-                mask = self.view.cluster_domain == self.view.domains.index(name)
-                rows.append(seen_NE[mask].sum(0))
-            per_layer.append(np.stack(rows))
-        return np.concatenate(per_layer, axis=1)
+        seen_NM = np.concatenate([self.view.counts(n) > 0 for n in self.cells.layers], axis=1)
+        masks = self._of_groups(self.view.cluster_domain)
+        return np.stack([seen_NM[mask].sum(0) for mask in masks])
+
+    def _of_groups(self, domain_N: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+        """Which documents are in the total, and in each domain."""
+        numbers = [self.view.domains.index(name) for name in self.domains]
+        return [np.ones(domain_N.size, np.bool_), *(domain_N == d for d in numbers)]
 
     @cached_property
     def sampled(self) -> SampledDocuments | None:
         """Sampled tokens by document, or None when the run kept aggregates only."""
         tokens = self.view.tokens
-        return None if tokens is None or not tokens.doc.size else SampledDocuments(
-            self.view, tokens
-        )  # fmt: skip
+        if tokens is None or not tokens.doc.size:
+            return None
+        return SampledDocuments(self.view, tokens)
 
     def gate_interval(self, layer: Layer) -> Interval:
         """95 % interval of gate mass over sampled documents, (1 + C, E) each; NaN without."""
@@ -131,11 +118,9 @@ class Routed:
         return self._gates[layer.slot]
 
     def _gate_ends(self, layer: Layer, sampled: SampledDocuments) -> Iterator[Interval]:
-        masks = [np.ones(sampled.documents, np.bool_)]
-        masks += [sampled.domain_N == self.view.domains.index(n) for n in self.domains]
         weights = sampled.tokens.weights[layer.layer_idx].astype(np.float64)
-        mass_NE = sampled.by_document_and_expert(layer.layer_idx, layer.num_experts, weights)
-        for mask in masks:
+        mass_NE = sampled.by_document_and_expert(layer, weights)
+        for mask in self._of_groups(sampled.domain_N):
             weight = sampled.weight_N[mask, None]
             tokens = sampled.tokens_N[mask, None] * weight
             yield ratio_interval(mass_NE[mask] * weight, tokens, sampled.domain_N[mask])
@@ -177,17 +162,13 @@ class Routed:
         """Sampled documents in which each expert served each id of its list."""
         sampled = self.sampled
         assert sampled is not None
-        ids_TK = sampled.tokens.ids[layer.layer_idx]
         out = np.zeros(listed_ER.shape, np.int64)
-        order = np.argsort(ids_TK.reshape(-1), kind="stable")
-        starts = np.searchsorted(ids_TK.reshape(-1)[order], np.arange(layer.num_experts + 1))
-        for e, listed in enumerate(listed_ER):
-            rows = order[starts[e] : starts[e + 1]] // ids_TK.shape[1]
+        for e, rows in enumerate(sampled.rows_by_expert(layer)):
             token, doc = sampled.tokens.token_id[rows], sampled.doc_T[rows]
             pairs = np.unique(token * sampled.documents + doc) // sampled.documents
             found, count = np.unique(pairs, return_counts=True)
             times = dict(zip(found.tolist(), count.tolist(), strict=True))
-            out[e] = [times.get(int(x), 0) for x in listed]
+            out[e] = [times.get(int(x), 0) for x in listed_ER[e]]
         return out
 
     def partners(self, layer: Layer, beside: Layer) -> Partners:

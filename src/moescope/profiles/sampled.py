@@ -7,10 +7,12 @@ share that it has in the run. It knows no model.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.metrics.view import PhaseView
+from moescope.metrics.view import Layer, PhaseView
 from moescope.profiles.cells import half_of_documents
 from moescope.run.reader import TokenRows
 
@@ -51,6 +53,13 @@ class SampledDocuments:
         """N."""
         return int(self.domain_N.size)
 
+    def rows_by_expert(self, layer: Layer) -> list[NDArray[np.int64]]:
+        """For each expert of a layer the tokens that it served."""
+        ids_TK = self.tokens.ids[layer.layer_idx]
+        order = np.argsort(ids_TK.reshape(-1), kind="stable")
+        ends = np.searchsorted(ids_TK.reshape(-1)[order], np.arange(layer.num_experts + 1))
+        return [order[a:b] // ids_TK.shape[1] for a, b in pairwise(ends)]
+
     def by_document(
         self, rows: NDArray[np.int64], values: NDArray[np.float64] | None = None
     ) -> NDArray[np.float64]:
@@ -58,14 +67,10 @@ class SampledDocuments:
         return np.bincount(self.doc_T[rows], values, self.documents).astype(np.float64)
 
     def by_document_and_expert(
-        self,
-        layer_idx: int,
-        num_experts: int,
-        values_TK: NDArray[np.float64] | None = None,
+        self, layer: Layer, values_TK: NDArray[np.float64] | None = None
     ) -> NDArray[np.float64]:
         """Assignments (or the sum of ``values_TK`` over them) by document and expert, (N, E)."""
-        ids_TK = self.tokens.ids[layer_idx]
-        keys = (self.doc_T[:, None] * num_experts + ids_TK).reshape(-1)
+        shape = self.documents, layer.num_experts
+        keys = (self.doc_T[:, None] * shape[1] + self.tokens.ids[layer.layer_idx]).reshape(-1)
         values = None if values_TK is None else values_TK.reshape(-1)
-        size = self.documents * num_experts
-        return np.bincount(keys, values, size).astype(np.float64).reshape(-1, num_experts)
+        return np.bincount(keys, values, shape[0] * shape[1]).astype(np.float64).reshape(shape)

@@ -9,6 +9,7 @@ run, the model, the text and the version: nothing is ever shown for another one.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from moescope.profiles.cells import Cells
 from moescope.profiles.contexts import Context, WindowTexts
 from moescope.profiles.measure import Measured
 from moescope.profiles.pushes import Pushed, rank_pushes
+from moescope.result import plain
 from moescope.run.reader import Run
 from moescope.run.store import write_parquet, write_tensors
 
@@ -75,13 +77,11 @@ def measure_key(run: Run, tokens_per_domain: int, window_tokens: int, dtype: str
 
 
 def _paths(run: Run, key: str) -> dict[str, Path]:
-    folder = run.path / FOLDER
-    return {
-        "arrays": folder / f"measured-{key}.safetensors",
-        "pushes": folder / f"measured-{key}-lens.parquet",
-        "contexts": folder / f"measured-{key}-contexts.parquet",
-        "about": folder / f"measured-{key}.json",
-    }
+    names = {
+        "arrays": ".safetensors", "pushes": "-lens.parquet", "contexts": "-contexts.parquet",
+        "about": ".json",
+    }  # fmt: skip
+    return {part: run.path / FOLDER / f"measured-{key}{end}" for part, end in names.items()}
 
 
 def keep_measures(
@@ -95,45 +95,25 @@ def keep_measures(
 ) -> StoredMeasures:
     """Rank what was measured and write it.
 
-    Args:
-        run: the run.
-        key: see `measure_key`.
-        made: the measurement.
-        texts: the windows that it was made on.
-        token_text: gives the text of a list of token ids.
-        cells: the order of cells.
-        settings: how it was made, for people.
-
     Raises:
         WriteError: disk full or no permission.
     """
     arrays = dict(made.figures)
     arrays["norms"] = np.stack([*made.norms.values(), np.full(cells.total, np.nan)])[:-1]
-    pushed = {
-        slot: rank_pushes(made.lens, pushes)
-        for slot, pushes in made.pushes.items()
-        if made.lens is not None
-    }
+    lens, pushed, about_lens = made.lens, dict[int, Pushed](), None
+    if lens is not None:
+        pushed = {slot: rank_pushes(lens, pushes) for slot, pushes in made.pushes.items()}
+        about_lens = {
+            "norm": lens.norm,
+            "kind": "LayerNorm" if lens.centred else "RMSNorm",
+            "note": lens.note,
+            "paths": {n: f for n, f in lens.paths.items() if isinstance(f, float)},
+        }
     arrays |= _push_arrays(pushed, cells)
-    about = {
-        "settings": settings,
-        "text": {
-            "domains": made.text.domains,
-            "tokens": made.text.tokens.tolist(),
-            "documents": made.text.documents.tolist(),
-        },
-        "compared": made.compared,
-        "absent": made.absent,
-        "norms": list(made.norms),
-        "lens": None
-        if made.lens is None
-        else {
-            "norm": made.lens.norm,
-            "kind": "LayerNorm" if made.lens.centred else "RMSNorm",
-            "note": made.lens.note,
-            "paths": {str(n): f for n, f in made.lens.paths.items() if isinstance(f, float)},
-        },
-    }
+    about = plain({
+        "settings": settings, "text": made.text, "compared": made.compared, "absent": made.absent,
+        "norms": list(made.norms), "lens": about_lens,
+    })  # fmt: skip
     stored = StoredMeasures(
         about, arrays, _push_rows(pushed, cells, token_text), _context_rows(made, texts, cells)
     )
@@ -195,23 +175,20 @@ def _push_rows(pushed: dict[int, Pushed], cells: Cells, token_text: Any) -> pa.T
         }
         for name, values in columns.items():
             parts.setdefault(name, []).append(values)
-    joined = {name: np.concatenate(values) for name, values in parts.items()}
-    ids = joined.get("token_id", np.zeros(0, np.int64))
-    names = np.asarray(_SIDES, dtype=object)
-    side = joined.get("side", np.zeros(0, np.int64))
-    table = {n: pa.array(v) for n, v in joined.items()}
-    table["side"] = pa.array(names[side].tolist(), pa.string())
-    table["token"] = pa.array(token_text(ids.tolist()), pa.string())
-    return pa.table(table)
+    joined = {name: np.concatenate(values).tolist() for name, values in parts.items()}
+    sides = [_SIDES[side] for side in joined.get("side", ())]
+    texts = token_text(joined.get("token_id", []))
+    return pa.table({
+        **joined, "side": pa.array(sides, pa.string()), "token": pa.array(texts, pa.string()),
+    })  # fmt: skip
 
 
 def _context_rows(made: Measured, texts: WindowTexts, cells: Cells) -> pa.Table:
     rows: dict[str, list[Any]] = {n: [] for n in ("layer", "expert", "rank", *Context._fields)}
     for slot, found in enumerate(made.candidates):
         layer = cells.layers[slot]
-        starts = np.searchsorted(found.expert, np.arange(layer.num_experts + 1))
-        for e in range(layer.num_experts):
-            cut = slice(starts[e], starts[e + 1])
+        ends = np.searchsorted(found.expert, np.arange(layer.num_experts + 1))
+        for e, cut in enumerate(itertools.starmap(slice, itertools.pairwise(ends))):
             picked = texts.pick(found.place[cut], found.contribution[cut], found.weight[cut])
             for rank, context in enumerate(picked):
                 values = (layer.layer_idx, e, rank, *context)

@@ -53,6 +53,14 @@ SUPER_RATIO = 10.0
 """A super expert's largest output component is so many times the median expert's, besides the
 published rule."""
 
+THRESHOLDS = {
+    "lift": STANDOUT_LIFT, "typical": TYPICAL_LIFT, "dead": DEAD_SHARE, "cold": COLD_SHARE,
+    "super": SUPER_RATIO, "few_assignments": MIN_ASSIGNMENTS, "few_documents": MIN_CLUSTERS,
+    "moderate": (MODERATE_ASSIGNMENTS, MODERATE_DOCUMENTS),
+    "high": (HIGH_ASSIGNMENTS, HIGH_DOCUMENTS),
+}  # fmt: skip
+"""Those that a page names and applies."""
+
 _NAMED_TOKENS = 3
 
 
@@ -94,19 +102,13 @@ def flags_of(p: Part) -> list[str]:
         flags.append("dead")
     elif load.load < COLD_SHARE and assignments * COLD_SHARE >= DEAD_EXPECTED:
         flags.append("cold")
-    if not isinstance(p.contribution, Absent) and _is_super(p.contribution):
+    added, words = p.contribution, p.vocabulary
+    if not isinstance(added, Absent) and added.super_rule and added.peak_ratio >= SUPER_RATIO:
         flags.append("super")
-    if not isinstance(p.vocabulary, Absent) and _is_token_expert(load, p.vocabulary):
+    enough = load.count >= MIN_ASSIGNMENTS
+    if not isinstance(words, Absent) and enough and words.top_share >= TOKEN_EXPERT_SHARE:
         flags.append("token expert")
     return flags
-
-
-def _is_super(contribution: Part) -> bool:
-    return bool(contribution.super_rule and contribution.peak_ratio >= SUPER_RATIO)
-
-
-def _is_token_expert(load: Part, vocabulary: Part) -> bool:
-    return bool(load.count >= MIN_ASSIGNMENTS and vocabulary.top_share >= TOKEN_EXPERT_SHARE)
 
 
 def sureness(load: Part) -> Sureness:
@@ -140,14 +142,13 @@ def role_of(p: Part, flags: Sequence[str]) -> Role:
     domains = p.domains
     if isinstance(domains, Absent) or not any(math.isfinite(d.q) for d in domains):
         return Role("untested", "domains were not compared")
-    served = _standing_out(domains)
-    if served:
-        first = served[0]
-        return Role("domain", f"serves {first.domain}, {_times(first.lift)}", first.domain)
-    avoided = _avoided(domains)
-    if avoided:
-        first = avoided[0]
-        return Role("avoids", f"avoids {first.domain}, {_times(first.lift)}", first.domain)
+    for kind, verb, found in (
+        ("domain", "serves", _standing_out(domains)),
+        ("avoids", "avoids", _avoided(domains)),
+    ):
+        if found:
+            first = found[0]
+            return Role(kind, f"{verb} {first.domain}, {_times(first.lift)}", first.domain)
     return Role("none", "no domain stands out")
 
 
@@ -290,13 +291,8 @@ def quote(token: str) -> str:
     """A token in quotes, its line ends and tabs made visible; blanks where nothing else is."""
     shown = token.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
     if not token.strip():
-        shown = re.sub(" +", _blanks, shown)
+        shown = re.sub("  +", lambda found: f"␣×{len(found[0])}", shown).replace(" ", "␣")
     return f"‘{shown}’"
-
-
-def _blanks(found: re.Match[str]) -> str:
-    size = len(found[0])
-    return "␣" if size == 1 else f"␣×{size}"
 
 
 def _percent(share: float) -> str:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from moescope.axes import ExpertRef
 from moescope.metrics.view import Layer
 from moescope.metrics.vocabulary import MIN_TOKEN_COUNT
 from moescope.profiles.columns import (
@@ -67,15 +68,7 @@ def profile_tables(
     why_no_tags: str,
     wanted: Sequence[int],
 ) -> Profiles:
-    """Put profiles together.
-
-    Args:
-        routed: what the run says.
-        measured: what the model says, or None.
-        tags: parts of speech of the sampled tokens, or None.
-        why_no_tags: the reason.
-        wanted: cells, in the order wanted.
-    """
+    """Put profiles of the cells ``wanted`` together, in their order."""
     slots = np.asarray([routed.cells.slot_of(cell) for cell in wanted], np.int64)
     made = []
     for layer in (routed.cells.layers[s] for s in np.unique(slots).tolist()):
@@ -177,7 +170,7 @@ class _LayerTables:
         size = at.size
         self._experts |= {
             "expert": self._own,
-            "name": [f"L{layer.layer_idx}E{e}" for e in self._own.tolist()],
+            "name": _names(layer, self._own),
             "documents": self._routed.documents[0, at],
             "top_k": np.full(size, layer.top_k),
             "even": np.full(size, 1 / layer.num_experts),
@@ -273,9 +266,8 @@ class _LayerTables:
         made = self._routed.partners(self._layer, beside)
         columns = made._asdict() | {"partner": made.expert, "count": made.times}
         rows = self._listed(made.expert[self._own] >= 0, columns)
-        names = [f"L{beside.layer_idx}E{e}" for e in rows["partner"].tolist()]
-        named = np.asarray(names, dtype=object)
-        return rows | {"partner": named, "where": np.full(len(names), where, dtype=object)}
+        names = np.asarray(_names(beside, rows["partner"]), dtype=object)
+        return rows | {"partner": names, "where": np.full(len(names), where, dtype=object)}
 
     def _speech(self, tags: SpeechTags | None, why_no_tags: str) -> Columns:
         sampled, own = self._routed.sampled, self._own
@@ -330,10 +322,8 @@ class _LayerTables:
         """Above the 99.5th percentile of all, above a tenth of the largest, not late in depth."""
         depth = int(self._routed.run.manifest.model["decoder_layers"])
         early = self._layer.layer_idx < _SUPER_DEPTH * depth
-        large = peaks > max(
-            np.percentile(peaks, _SUPER_PERCENTILE), _SUPER_OF_LARGEST * peaks.max()
-        )
-        found: Array = large & early
+        least = max(np.percentile(peaks, _SUPER_PERCENTILE), _SUPER_OF_LARGEST * peaks.max())
+        found: Array = (peaks > least) & early
         return found
 
     def _own_rows(self, table: pa.Table) -> Columns:
@@ -379,18 +369,14 @@ class _LayerTables:
     def _similar(self, measured: StoredMeasures) -> Columns:
         a, at = measured.arrays, self._cells
         rank_of = a["nearest"][at] >= 0
-        alone = ~rank_of.any(1)
-        self._say(
-            "similar", "its outputs could not be compared: they are zero, or it is alone", alone
-        )
+        why = "its outputs could not be compared: they are zero, or it is alone"
+        self._say("similar", why, ~rank_of.any(1))
         self._figures("similar", {"tokens": int(measured.about["compared"][self._layer.slot])})
         i, rank = np.nonzero(rank_of)
         return {
             "expert": self._own[i],
             "rank": rank,
-            "partner": [
-                f"L{self._layer.layer_idx}E{e}" for e in a["nearest"][at][i, rank].tolist()
-            ],
+            "partner": _names(self._layer, a["nearest"][at][i, rank]),
             "cosine": a["cosine"][at][i, rank],
             "half_a": a["cosine_halves"][0, at][i, rank],
             "half_b": a["cosine_halves"][1, at][i, rank],
@@ -398,17 +384,15 @@ class _LayerTables:
 
     def _weights(self, measured: StoredMeasures) -> Columns:
         about, whole = measured.about, self._routed.cells.of_layer(self._layer)
-        names, norms = [], []
-        for name, values in zip(about["norms"], measured.arrays["norms"], strict=True):
-            if np.isfinite(values[whole]).all():
-                names.append(name)
-                norms.append(values)
+        norms = np.asarray(measured.arrays["norms"])
+        known = np.isfinite(norms[:, whole]).all(1)
+        names = [name for name, there in zip(about["norms"], known, strict=True) if there]
         if not names:
             reason = about["absent"].get(f"weights L{self._layer.layer_idx}", "no stacked weights")
             self._say("weights", reason)
             return {}
-        layer = np.stack(norms)[:, whole]
-        own, mean = np.stack(norms)[:, self._cells], layer.mean(1, keepdims=True)
+        layer, own = norms[known][:, whole], norms[known][:, self._cells]
+        mean = layer.mean(1, keepdims=True)
         return {
             "expert": np.repeat(self._own, len(names)),
             "tensor": names * self._own.size,
@@ -416,6 +400,10 @@ class _LayerTables:
             "layer_mean": np.broadcast_to(mean, own.shape).T.reshape(-1),
             "z": _ratio(own - mean, layer.std(1, keepdims=True)).T.reshape(-1),
         }
+
+
+def _names(layer: Layer, experts: Array) -> list[str]:
+    return [str(ExpertRef(layer.layer_idx, e)) for e in experts.tolist()]
 
 
 def _ratio(top: Array, bottom: Array) -> Array:

@@ -1,8 +1,6 @@
 """The page of measured damage: a plan beside its controls, or every expert of some layers.
 
-One self-contained file like the report of a trace (see `moescope.report.page`), made of a `Result`
-that was just found or read from its folder; nothing here knows a model.
-What a reader must see even without scripts (answers, notes, cost) is written as escaped text.
+Made of a `Result` that was just found or read from its folder; see `moescope.report.page`.
 """
 
 from __future__ import annotations
@@ -10,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moescope.report.about import label
-from moescope.report.frames import settings, tidy
+import pyarrow as pa
+
+from moescope.report.about import label, model_facts
+from moescope.report.frames import layer_rows, settings, tidy
 from moescope.report.page import fill_page
 from moescope.result import Result
+from moescope.words import counted, listing
 
 __all__ = ["ablation_page"]
 
@@ -23,11 +24,7 @@ _ENDS = ("", "_low", "_high")
 
 
 def ablation_page(result: Result) -> str:
-    """The page that shows a measurement; the same result gives the same bytes.
-
-    Args:
-        result: of `ablation_result`.
-    """
+    """The page that shows a measurement; the same result gives the same bytes."""
     about = result.about
     plan = about["trials"] == "plan"
     figures = _plan_figures(result) if plan else _each_figures(result)
@@ -55,42 +52,42 @@ def _title(data: Mapping[str, Any]) -> str:
         layers = ", ".join(map(str, data["layers"]))
         return f"Every expert of layer{'s' if len(data['layers']) > 1 else ''} {layers}"
     names = [e["expert"] for e in data["experts"]]
-    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    return f"Without {shown}"
+    return f"Without {listing(names, 4)}"
 
 
 def _subtitle(data: Mapping[str, Any]) -> str:
     text, source = data["text"], data["source"]
     where = label(source.get("corpus") or source.get("run"))
-    domains = len(text["domains"])
     return (
         f"{label(data['model']['name'])} · edit: {data['edit']} · {text['tokens']:,} predicted "
-        f"tokens of {text['documents']:,} documents, {domains} domain{'s' if domains > 1 else ''}"
+        f"tokens of {text['documents']:,} documents, {counted(len(text['domains']), 'domain')}"
         + (f", from {where}" if where else "")
     )
 
 
 def _layers(data: Mapping[str, Any], numbers: list[int]) -> list[dict[str, int]]:
-    model = data["model"]
-    known = zip(model["layers"], model["num_experts"], model["top_k"], strict=True)
-    return [{"layer": n, "experts": e, "top_k": k} for n, e, k in known if n in set(numbers)]
+    rows = layer_rows(*(data["model"][name] for name in ("layers", "num_experts", "top_k")))
+    return [row for row in rows if row["layer"] in numbers]
+
+
+def _by_group(table: pa.Table) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The rows of each group of documents."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        groups.setdefault((row["scope"], row["domain"]), []).append(row)
+    return groups
 
 
 def _plan_figures(result: Result) -> dict[str, Any]:
     data = result.about
-    trials: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in result.tables["damage"].to_pylist():
-        trials.setdefault((row["scope"], row["domain"]), []).append(row)
-    groups = []
-    for rows in trials.values():
-        own, others = rows[0], rows[1:]
-        groups.append(
-            {
-                **own,
-                "controls": {m: [r[m] for r in others] for m in _MEASURES},
-                "control_loads": [r["load"] for r in others],
-            }
-        )
+    groups = [
+        {
+            **own,
+            "controls": {m: [r[m] for r in others] for m in _MEASURES},
+            "control_loads": [r["load"] for r in others],
+        }
+        for own, *others in _by_group(result.tables["damage"]).values()
+    ]
     experts = [{**e, "layer": int(e["expert"][1:].split("E")[0])} for e in data["experts"]]
     return {
         "layers": _layers(data, [int(n) for n in data["layer_loads"]]),
@@ -105,9 +102,7 @@ def _plan_figures(result: Result) -> dict[str, Any]:
 def _each_figures(result: Result) -> dict[str, Any]:
     """Rows over all text whole; of each other group only the figures, expert by expert."""
     data = result.about
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in result.tables["each"].to_pylist():
-        groups.setdefault((row["scope"], row["domain"]), []).append(row)
+    groups = _by_group(result.tables["each"])
     everywhere = groups[("all", "all")]
     figures = [
         {
@@ -133,8 +128,7 @@ def _each_figures(result: Result) -> dict[str, Any]:
 
 def _facts(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """What is needed to measure again, as sections of name and value."""
-    model, source = data["model"], data["source"]
-    shown = ("model_type", "revision", "dtype", "config_sha256", "weights_sha256")
+    source = data["source"]
     text = {**source, "corpus": label(source.get("corpus")), "run": label(source.get("run"))}
     chosen = {
         "edit": data["edit"],
@@ -142,10 +136,9 @@ def _facts(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
         "seed": data["seed"],
         "measured": data["created"],
     }
-    sections = {
-        "Model": {"name": label(model["name"]), **{n: model[n] for n in shown}},
+    return settings({
+        "Model": model_facts(data["model"]),
         "Text": text,
         "Settings": chosen,
         "Versions": data["versions"],
-    }
-    return settings(sections)
+    })  # fmt: skip

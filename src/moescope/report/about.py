@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from moescope.metrics.intervals import FEW_DOCUMENTS
 from moescope.metrics.statistics import MIN_CLUSTERS
 from moescope.report.frames import number
 from moescope.run.reader import Run
+from moescope.words import counted, listing
 
-__all__ = ["FEW_DOCUMENTS", "about", "alerts", "badly_predicted", "label", "say_basics"]
+__all__ = [
+    "FEW_DOCUMENTS", "about", "alerts", "badly_predicted", "label", "model_facts", "say_basics",
+]  # fmt: skip
 
 LITTLE_BETTER = 0.5
 """Nats per token; a model that predicts a domain by no more than this better than the frequency of
@@ -31,6 +35,12 @@ def label(name: object) -> str:
     if path.is_absolute() or text.startswith((".", "~")) or path.suffix:
         return path.name or text
     return text
+
+
+def model_facts(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What a page says of the model that something was measured on."""
+    shown = ("model_type", "revision", "dtype", "config_sha256", "weights_sha256")
+    return {"name": label(model["name"]), **{name: model[name] for name in shown}}
 
 
 def about(run: Run, domains: list[str]) -> dict[str, Any]:
@@ -110,15 +120,14 @@ def alerts(run: Run, facts: dict[str, Any], loss: dict[str, list[Any]]) -> list[
 
 
 def _say_few(facts: dict[str, Any], say: Any) -> None:
-    small = [d for d in facts["domains"] if 0 < d["documents"] < FEW_DOCUMENTS]
+    sizes = [(d["name"], d["documents"]) for d in facts["domains"]]
+    small = [f"{name} ({size})" for name, size in sizes if 0 < size < FEW_DOCUMENTS]
     if small:
-        names = ", ".join(f"{d['name']} ({d['documents']})" for d in small[:8])
-        more = f" and {len(small) - 8} more" if len(small) > 8 else ""
         say(
             "warn",
-            f"Few documents: {names}{more}. The document is the unit of every interval and test; "
-            f"below {FEW_DOCUMENTS} only large differences can be seen, and below {MIN_CLUSTERS} "
-            "none is tested.",
+            f"Few documents: {listing(small, 8)}. The document is the unit of every interval and "
+            f"test; below {FEW_DOCUMENTS} only large differences can be seen, and below "
+            f"{MIN_CLUSTERS} none is tested.",
         )
 
 
@@ -156,16 +165,12 @@ def _say_coverage(facts: dict[str, Any], say: Any) -> None:
     _say_unseen(facts, say)
     coverage = facts["coverage"]
     silent = coverage.get("experts_never_chosen") or {}
-    count = sum(len(v) for v in silent.values())
+    count = sum(map(len, silent.values()))
     if count:
         names = [f"L{n}E{e}" for n, experts in silent.items() for e in experts]
-        shown = _join(names[:12]) + (f" and {count - 12} more" if count > 12 else "")
-        verb = "was" if count == 1 else "were"
-        say(
-            "warn",
-            f"{count} expert{'s' if count > 1 else ''} {verb} never chosen in "
-            f"{number(coverage.get('tokens_per_router', facts['tokens']))} tokens: {shown}.",
-        )
+        tokens = number(coverage.get("tokens_per_router", facts["tokens"]))
+        which = counted(count, "expert was", "experts were")
+        say("warn", f"{which} never chosen in {tokens} tokens: {listing(names)}.")
     skipped = {k: v for k, v in (coverage.get("skipped_records") or {}).items() if v}
     if skipped:
         listed = "; ".join(f"{reason}: {number(n)}" for reason, n in skipped.items())

@@ -32,20 +32,19 @@ _TOP_COLUMNS = (
 def rates(load: Frame, domains: list[str]) -> dict[str, Any]:
     """Activation rates in 1/10,000, by group (the total first, then domains) and cell."""
     groups = [ALL, *domains]
-    first = load.where(domain=ALL)
-    kept = {name: load.where(domain=name) for name in groups}
-    with_intervals = len(first) * len(groups) <= MAX_INTERVAL_CELLS
-    out: dict[str, Any] = {
+    kept = [load.where(domain=name) for name in groups]
+
+    def column(name: str) -> list[list[int | None]]:
+        return [scaled(frame[name]) for frame in kept]
+
+    with_intervals = len(kept[0]) * len(groups) <= MAX_INTERVAL_CELLS
+    return {
         "groups": groups,
-        "tokens": [int(f["tokens"][0]) if len(f) else 0 for f in kept.values()],
-        "rate": [scaled(f["activation_rate"]) for f in kept.values()],
-        "low": None,
-        "high": None,
+        "tokens": [int(frame["tokens"][0]) if len(frame) else 0 for frame in kept],
+        "rate": column("activation_rate"),
+        "low": column("ci_low") if with_intervals else None,
+        "high": column("ci_high") if with_intervals else None,
     }
-    if with_intervals:
-        out["low"] = [scaled(f["ci_low"]) for f in kept.values()]
-        out["high"] = [scaled(f["ci_high"]) for f in kept.values()]
-    return out
 
 
 def special(spec: Frame, domains: list[str], offsets: dict[int, int]) -> dict[str, Any]:
@@ -57,10 +56,8 @@ def special(spec: Frame, domains: list[str], offsets: dict[int, int]) -> dict[st
     marks = []
     for name in domains:
         rows = spec.take(passed & (spec["domain"] == name)) if len(spec) else spec
-        cells = [
-            offsets[int(n)] + int(e) for n, e in zip(rows["layer"], rows["expert"], strict=True)
-        ]
-        marks.append(cells)
+        places = zip(rows["layer"].tolist(), rows["expert"].tolist(), strict=True)
+        marks.append([offsets[n] + e for n, e in places])
     top = spec.take(top_order(spec, passed)[:MAX_TOP_CELLS]) if len(spec) else spec
     columns = top.tidy(_TOP_COLUMNS)
     columns["name"] = [

@@ -1,7 +1,6 @@
 """The page of a contrast: which experts tell two sets of texts apart, and how to steer by them.
 
-One self-contained file like the report of a trace (see `moescope.report.page`), made of a `Result`
-that was just found or read from its folder; nothing here knows a model.
+Made of a `Result` that was just found or read from its folder; see `moescope.report.page`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from moescope.report.about import label
+from moescope.report.about import label, model_facts
 from moescope.report.frames import number, settings, tidy
 from moescope.report.page import fill_page
 from moescope.result import Result
@@ -50,7 +49,7 @@ def contrast_page(result: Result) -> str:
         paired=about["paired"],
         shared=" and ".join(f"{100 * share:.0f} %" for share in about["shared_tokens"]),
         commands=_commands(about, shlex.quote(model)),
-        facts=_facts(result, model),
+        facts=_facts(result),
     )
 
 
@@ -110,10 +109,8 @@ def _commands(about: Mapping[str, Any], model: str) -> list[str]:
     ]
 
 
-def _facts(result: Result, model: str) -> list[tuple[str, list[tuple[str, str]]]]:
+def _facts(result: Result) -> list[tuple[str, list[tuple[str, str]]]]:
     """What is needed to do it again, as sections of name and value."""
-    known = result.about["model"]
-    hashes = ("model_type", "revision", "dtype", "config_sha256", "weights_sha256")
-    made = {k: v for k, v in result.identity.items() if k not in hashes}
-    sections = {"Model": {"name": model, **{n: known[n] for n in hashes}}, "Identity": made}
-    return settings(sections)
+    model = model_facts(result.about["model"])
+    made = {k: v for k, v in result.identity.items() if k not in model}
+    return settings({"Model": model, "Identity": made})

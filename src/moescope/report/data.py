@@ -17,7 +17,7 @@ from moescope.metrics.tables import TABLES
 from moescope.metrics.view import ALL
 from moescope.report.about import about, alerts
 from moescope.report.cells import rates, special
-from moescope.report.frames import Frame
+from moescope.report.frames import Frame, layer_rows
 from moescope.report.layers import committee, histograms, layer_columns, pairs
 from moescope.report.summary import headlines, meaning, sentences
 from moescope.report.tokens import MAX_SPANS, examples, expert_tokens
@@ -57,14 +57,12 @@ def report_data(run: AnalyzedRun) -> dict[str, Any]:
     domains = _shown_domains(run)
     frames = {name: _frame(run, name) for name in _TABLES}
     facts = about(run, domains or run.domains)
-    numbers = zip(run.shape.layers, run.shape.num_experts, run.shape.top_k, strict=True)
-    layers = [{"layer": n, "experts": e, "top_k": k} for n, e, k in numbers]
     views = {phase: _view(run, phase, frames, facts, domains) for phase in run.phases}
     first = next(iter(views.values()))
     return {
         "about": facts,
         "alerts": alerts(run, facts, first["loss"]),
-        "layers": layers,
+        "layers": layer_rows(run.shape.layers, run.shape.num_experts, run.shape.top_k),
         "phases": list(views),
         "views": views,
         "texts": _texts(run, views),

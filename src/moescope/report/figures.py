@@ -6,7 +6,7 @@ TrueType, PNGs have 300 dpi, and widths are those of a full text column.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from moescope.metrics.view import ALL
 from moescope.profiles.summary import Q_LEVEL
 from moescope.report.data import report_data
 
-__all__ = ["save_figure", "write_figures"]
+__all__ = ["draw_figures", "expert_ticks", "require_matplotlib", "write_figures"]
 
 _WIDTH = 6.8
 _COLORS = ("#0072b2", "#c8550a", "#00815c", "#b0568f", "#7a6a00", "#3f7fbf", "#8c3b2a", "#55606b")
@@ -54,31 +54,46 @@ def write_figures(run: AnalyzedRun, folder: str | Path) -> list[Path]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
+    require_matplotlib()
+    data = report_data(run)
+    view = data["views"][data["phases"][0]]
+
+    def drawing(draw: Callable[[Any, Any, Any], bool]) -> Callable[[Any], bool]:
+        return lambda figure: draw(figure, data, view)
+
+    return draw_figures({name: drawing(draw) for name, draw in _FIGURES.items()}, folder)
+
+
+def require_matplotlib() -> None:
+    """Refuse early where figures cannot be drawn.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     if find_spec("matplotlib") is None:
         raise MissingExtraError("matplotlib", "figures", "drawing figures")
+
+
+def draw_figures(drawings: Mapping[str, Callable[[Any], bool]], folder: str | Path) -> list[Path]:
+    """Draw figures as PDF and PNG into a folder; the same figures give the same bytes.
+
+    Args:
+        drawings: by name, what draws into an empty figure; False where there is nothing to draw.
+        folder: where to: new, empty, or one that this wrote before.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    data = report_data(run)
-    view = data["views"][data["phases"][0]]
-    written = []
-    with claim(folder, "figures") as target, mpl.rc_context(_STYLE):
-        for name, draw in _FIGURES.items():
-            figure = Figure(layout="constrained")
-            if not draw(figure, data, view):
-                continue
-            written += save_figure(figure, target, name)
-    return written
-
-
-def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PDF and PNG into a folder that is held; the same figure, the same bytes."""
     paths = []
-    for kind, extra in (("pdf", {"CreationDate": None}), ("png", {})):
-        path = folder / f"{name}.{kind}"
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=300, metadata=extra)
-        paths.append(path)
+    with claim(folder, "figures") as target, mpl.rc_context(_STYLE):
+        for name, draw in drawings.items():
+            figure = Figure(layout="constrained")
+            if not draw(figure):
+                continue
+            for kind, extra in (("pdf", {"CreationDate": None}), ("png", {})):
+                paths.append(target / f"{name}.{kind}")
+                with replacing(paths[-1]) as temporary:
+                    figure.savefig(temporary, format=kind, dpi=300, metadata=extra)
     return paths
 
 
@@ -99,6 +114,19 @@ def _label_layers(axis: Any, data: dict[str, Any]) -> None:
     step = max(1, len(numbers) // 12)
     axis.set_yticks(range(0, len(numbers), step), [str(n) for n in numbers[::step]])
     axis.set_ylabel("layer")
+
+
+def expert_ticks(axis: Any, experts: Sequence[int]) -> None:
+    """Numbers of experts along both sides of a matrix, as many as there is room for."""
+    ticks = range(0, len(experts), max(1, len(experts) // 8))
+    for set_ticks in (axis.set_xticks, axis.set_yticks):
+        set_ticks(ticks, [str(experts[t]) for t in ticks])
+
+
+def _over_layers(axis: Any, title: str) -> None:
+    axis.set_title(title, loc="left")
+    axis.set_xlabel("layer")
+    axis.locator_params(axis="x", integer=True)
 
 
 def _activation(figure: Any, data: dict[str, Any], view: dict[str, Any]) -> bool:
@@ -152,12 +180,8 @@ def _special(figure: Any, _data: dict[str, Any], view: dict[str, Any]) -> bool:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     top = view["special"]["top"]
-    keep = [
-        i
-        for i, v in enumerate(top["lift_over_others"])
-        if v and top["lift_low"][i] and top["lift_high"][i]
-    ]
-    keep = keep[:_TOP]
+    lifts = zip(*(top[n] for n in ("lift_over_others", "lift_low", "lift_high")), strict=True)
+    keep = [i for i, figures in enumerate(lifts) if all(figures)][:_TOP]
     if not keep:
         return False
     figure.set_size_inches(_WIDTH * 0.8, 0.9 + 0.19 * len(keep))
@@ -199,9 +223,7 @@ def _information(figure: Any, _data: dict[str, Any], view: dict[str, Any]) -> bo
         axis.fill_between(info["layer"], *ends, color="0.85", lw=0)
         axis.axhline(0, color="black", lw=0.6)
         axis.plot(info["layer"], values, "o-", ms=3, lw=1.2, color=_COLORS[n])
-        axis.set_title(title, loc="left")
-        axis.set_xlabel("layer")
-        axis.locator_params(axis="x", integer=True)
+        _over_layers(axis, title)
     figure.axes[0].set_ylabel("bits beyond chance")
     return True
 
@@ -215,37 +237,24 @@ def _layers(figure: Any, _data: dict[str, Any], view: dict[str, Any]) -> bool:
     figure.set_size_inches(_WIDTH * max(len(panels), 2) / 3, 2.5)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (table, column, title) in zip(axes, panels, strict=True):
-        rows = view[table]
         for n, name in enumerate(names):
-            index = [i for i, d in enumerate(rows["domain"]) if d == name]
-            x = [rows["layer"][i] for i in index]
             color = "black" if n == 0 else _COLORS[(n - 1) % len(_COLORS)]
-            axis.plot(
-                x,
-                _floats([rows[column][i] for i in index]),
-                "o-",
-                ms=2,
-                lw=1,
-                color=color,
-                label=_plain(name),
-            )
+            line = _line(view[table], column, name)
+            axis.plot(*line, "o-", ms=2, lw=1, color=color, label=_plain(name))
         chance = {"cv": "cv_chance", "topk_mass": "topk_mass_chance"}.get(column)
         if chance:
-            index = [i for i, d in enumerate(rows["domain"]) if d == ALL]
-            axis.plot(
-                [rows["layer"][i] for i in index],
-                _floats([rows[chance][i] for i in index]),
-                "--",
-                lw=0.9,
-                color="0.4",
-                label="even routing",
-            )
-        axis.set_title(title, loc="left")
-        axis.set_xlabel("layer")
-        axis.locator_params(axis="x", integer=True)
+            line = _line(view[table], chance, ALL)
+            axis.plot(*line, "--", lw=0.9, color="0.4", label="even routing")
+        _over_layers(axis, title)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return True
+
+
+def _line(rows: dict[str, Any], column: str, domain: str) -> tuple[list[int], NDArray[np.float64]]:
+    """Layers and values of one domain."""
+    own = [i for i, name in enumerate(rows["domain"]) if name == domain]
+    return [rows["layer"][i] for i in own], _floats([rows[column][i] for i in own])
 
 
 def _pairs(figure: Any, _data: dict[str, Any], view: dict[str, Any]) -> bool:
@@ -262,9 +271,7 @@ def _pairs(figure: Any, _data: dict[str, Any], view: dict[str, Any]) -> bool:
     axis = figure.subplots()
     scaled = np.log2(np.maximum(lift, 0.01) / (made["chance"] or 1.0))
     image = axis.imshow(scaled, cmap=_DIVERGING, vmin=-2, vmax=2)
-    ticks = range(0, size, max(1, size // 8))
-    axis.set_xticks(ticks, [str(made["experts"][t]) for t in ticks])
-    axis.set_yticks(ticks, [str(made["experts"][t]) for t in ticks])
+    expert_ticks(axis, made["experts"])
     axis.set_xlabel(f"expert of layer {made['layer']}")
     axis.set_ylabel("expert")
     figure.colorbar(image, ax=axis, label="co-activation, log₂ of lift over chance")

@@ -15,17 +15,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from moescope.result import plain as json_values
+
 __all__ = [
-    "Frame", "bits", "number", "p_text", "percent", "plain", "scaled", "settings", "tidy", "times",
+    "Frame", "bits", "layer_rows", "number", "p_text", "plain", "scaled", "settings", "tidy",
+    "times",
 ]  # fmt: skip
 
 
 class Frame:
-    """Columns of equal length.
-
-    Args:
-        columns: name → array.
-    """
+    """Columns of equal length."""
 
     def __init__(self, columns: dict[str, NDArray[Any]]) -> None:
         self.columns = columns
@@ -68,18 +67,8 @@ def _array(column: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def tidy(value: Any, digits: int = 4) -> Any:
-    """Any number, array, list or dict as JSON values: 4 significant digits, no NaN."""
-    if isinstance(value, np.ndarray):
-        return [tidy(v, digits) for v in value.tolist()]
-    if isinstance(value, dict):
-        return {str(k): tidy(v, digits) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [tidy(v, digits) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
-    return value
+    """`moescope.result.plain` with as many digits as a page shows."""
+    return json_values(value, digits)
 
 
 def scaled(values: NDArray[np.float64], factor: int = 10_000) -> list[int | None]:
@@ -87,13 +76,6 @@ def scaled(values: NDArray[np.float64], factor: int = 10_000) -> list[int | None
     known = np.isfinite(values)
     whole = np.rint(np.where(known, values, 0.0) * factor).astype(np.int64).tolist()
     return [w if k else None for w, k in zip(whole, known.tolist(), strict=True)]
-
-
-def percent(share: float) -> str:
-    """0.1234 as '12.3 %'; small shares keep two decimals."""
-    if not math.isfinite(share):
-        return "unknown"
-    return f"{100 * share:.2f} %" if 0 < abs(share) < 0.01 else f"{100 * share:.1f} %"
 
 
 def times(value: float) -> str:
@@ -119,6 +101,14 @@ def p_text(value: float) -> str:
 def number(count: float) -> str:
     """1234567 as '1,234,567'."""
     return f"{int(count):,}"
+
+
+def layer_rows(
+    layers: Iterable[int], num_experts: Iterable[int], top_k: Iterable[int]
+) -> list[dict[str, int]]:
+    """MoE layers for the scripts of a page."""
+    numbers = zip(layers, num_experts, top_k, strict=True)
+    return [{"layer": n, "experts": e, "top_k": k} for n, e, k in numbers]
 
 
 def plain(value: Any) -> str:

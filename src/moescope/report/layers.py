@@ -97,13 +97,7 @@ def pairs(coactivation: Frame, load: Frame, layers: list[int]) -> list[dict[str,
     shown = widest
     while shown > 8 and len(layers) * shown * (shown - 1) // 2 > MAX_PAIR_CELLS:
         shown -= 8
-    bounds = _blocks(coactivation, layers)
-    return [_pairs_of(coactivation.take(bounds[n]), total.where(layer=n), n, shown) for n in layers]
-
-
-def _blocks(frame: Frame, layers: list[int]) -> dict[int, Any]:
-    column = frame["layer"] if len(frame) else np.zeros(0, np.int64)
-    return {n: np.flatnonzero(column == n) for n in layers}
+    return [_pairs_of(coactivation.where(layer=n), total.where(layer=n), n, shown) for n in layers]
 
 
 def _pairs_of(rows: Frame, load: Frame, layer: int, shown: int) -> dict[str, Any]:
@@ -153,17 +147,11 @@ def committee(frame: Frame, layers: list[int]) -> list[dict[str, Any]]:
             if not len(rows):
                 continue
             chosen = rows.take(rows["member"].astype(np.bool_))
-            order = np.argsort(-chosen["eci"], kind="stable")
-            out.append(
-                {
-                    "tokens_used": used,
-                    "layer": n,
-                    "domains": int(rows["domains"][0]),
-                    "members": chosen["expert"][order].tolist(),
-                    "eci": tidy(chosen["eci"][order]),
-                    "even": tidy(1 / len(rows)),
-                    "jaccard": tidy(rows["jaccard"][0]),
-                    "jaccard_chance": tidy(rows["jaccard_chance"][0]),
-                }
-            )
-    return out
+            chosen = chosen.take(np.argsort(-chosen["eci"], kind="stable"))
+            out.append({
+                "tokens_used": used, "layer": n, "members": chosen["expert"].tolist(),
+                **{name: rows[name][0] for name in ("domains", "jaccard", "jaccard_chance")},
+                "eci": chosen["eci"], "even": 1 / len(rows),
+            })  # fmt: skip
+    made: list[dict[str, Any]] = tidy(out)
+    return made

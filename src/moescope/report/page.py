@@ -1,7 +1,8 @@
 """What every page is made with: one HTML file that needs no network, server or other file.
 
 A page is a Python file that makes its data, a body template that extends ``base.html.j2``, and
-scripts of its own; head, policy, styles and the shared scripts come from here.
+scripts of its own; head, policy, styles and the shared scripts come from here. What a reader must
+see even without scripts (sentences, numbers, notes) is written as escaped text.
 
 Data goes in as JSON in a ``script`` element of a type that browsers do not run, with every
 character escaped that could end that element; the page's own scripts put text into the page by

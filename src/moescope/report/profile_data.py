@@ -18,26 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from moescope.metrics.balance import COLD_SHARE, DEAD_SHARE
 from moescope.metrics.runs import AnalyzedRun
-from moescope.metrics.statistics import MIN_CLUSTERS
 from moescope.metrics.view import ALL
 from moescope.profiles.facts import Profiles
 from moescope.profiles.pushes import AGREED_TOKENS
-from moescope.profiles.summary import (
-    HIGH_ASSIGNMENTS,
-    HIGH_DOCUMENTS,
-    MIN_ASSIGNMENTS,
-    MODERATE_ASSIGNMENTS,
-    MODERATE_DOCUMENTS,
-    Q_LEVEL,
-    REPEATED_OVERLAP,
-    STANDOUT_LIFT,
-    SUPER_RATIO,
-    TYPICAL_LIFT,
-)
+from moescope.profiles.summary import Q_LEVEL, REPEATED_OVERLAP, THRESHOLDS
 from moescope.report.about import about, say_basics
-from moescope.report.frames import number, tidy
+from moescope.report.frames import layer_rows, number, tidy
+from moescope.words import counted
 
 __all__ = ["PAGE_BYTES", "Caps", "pack", "profiles_data", "unpack"]
 
@@ -76,18 +64,7 @@ LEVELS = (
 """From all that there is to the least; the first that fits is taken."""
 
 
-RULES = {
-    "lift": STANDOUT_LIFT,
-    "typical": TYPICAL_LIFT,
-    "dead": DEAD_SHARE,
-    "cold": COLD_SHARE,
-    "super": SUPER_RATIO,
-    "few_assignments": MIN_ASSIGNMENTS,
-    "few_documents": MIN_CLUSTERS,
-    "moderate": (MODERATE_ASSIGNMENTS, MODERATE_DOCUMENTS),
-    "high": (HIGH_ASSIGNMENTS, HIGH_DOCUMENTS),
-    "agreed": AGREED_TOKENS,
-}
+RULES = {**THRESHOLDS, "agreed": AGREED_TOKENS}
 """The thresholds that the page names and applies."""
 
 _DRAWN = {
@@ -121,13 +98,11 @@ def profiles_data(run: AnalyzedRun, profiles: Profiles) -> dict[str, Any]:
     """
     domains = [] if run.domains == [ALL] else list(run.domains)
     facts = about(run, domains)
-    shape = run.shape
-    numbers = zip(shape.layers, shape.num_experts, shape.top_k, strict=True)
     data: dict[str, Any] = {
         "about": facts,
         "alerts": _alerts(run, facts, profiles),
         "short": _short(facts, profiles) if len(profiles) > 1 else [],
-        "layers": [{"layer": n, "experts": e, "top_k": k} for n, e, k in numbers],
+        "layers": layer_rows(run.shape.layers, run.shape.num_experts, run.shape.top_k),
         "phases": ["prefill"],
         "domains": domains,
         "compared": len(pc.unique(profiles.tables["domains"]["domain"])),
@@ -230,15 +205,15 @@ def unpack(packed: dict[str, str]) -> Any:
 
 
 def _cut(caps: Caps) -> str:
-    def most(count: int, one: str, many: str) -> str:
-        return f"{count or 'no'} {one if count == 1 else many}"
+    def most(count: int, one: str, many: str | None = None) -> str:
+        return counted(count, one, many) if count else f"no {many or one + 's'}"
 
     parts = [
-        f"{most(caps.domains, 'domain', 'domains')} (what stands out most)",
-        most(caps.tokens, "token", "tokens"),
-        most(caps.contexts, "context", "contexts"),
-        f"{most(caps.pushes, 'token', 'tokens')} on each side of its pushes",
-        f"{most(caps.partners, 'partner', 'partners')} in each list",
+        f"{most(caps.domains, 'domain')} (what stands out most)",
+        most(caps.tokens, "token"),
+        most(caps.contexts, "context"),
+        f"{most(caps.pushes, 'token')} on each side of its pushes",
+        f"{most(caps.partners, 'partner')} in each list",
         most(caps.speech, "part of speech", "parts of speech"),
     ]
     return (
@@ -251,20 +226,19 @@ def _alerts(run: AnalyzedRun, facts: dict[str, Any], profiles: Profiles) -> list
     """What a reader must know first; ``level`` is bad, warn or note."""
     out: list[dict[str, str]] = []
     say_basics(facts, lambda level, text: out.append({"level": level, "text": text}))
+    notes = _absent_pushes(profiles)
     if len(profiles) and profiles.source["measured"] is None:
-        text = (
+        notes.insert(
+            0,
             "Made without the model: contributions, contexts, promoted tokens, similar experts and "
-            "weights are absent."
+            "weights are absent.",
         )
-        out.append({"level": "note", "text": text})
-    out += [{"level": "note", "text": text} for text in _absent_pushes(profiles)]
     if run.manifest.sample is None:
-        text = (
+        notes.append(
             "The run kept sums only: figures that need single tokens (gate mass intervals, halves, "
             "parts of speech) are absent."
         )
-        out.append({"level": "note", "text": text})
-    return out
+    return out + [{"level": "note", "text": text} for text in notes]
 
 
 def _absent_pushes(profiles: Profiles) -> list[str]:
@@ -291,20 +265,20 @@ def _short(facts: dict[str, Any], profiles: Profiles) -> list[str]:
     few = levels["none"]
     tail = f", and {number(few)} served too few tokens to say anything" if few else ""
     out = [
-        f"{number(len(profiles))} experts in {layers} layer{'s' if layers > 1 else ''}, profiled "
+        f"{number(len(profiles))} experts in {counted(layers, 'layer')}, profiled "
         f"on {number(facts['tokens'])} tokens of {number(facts['documents'])} documents. How sure "
         f"the profiles are: {', '.join(sure) or 'not at all'}{tail}."
     ]
     if kinds["domain"] or kinds["avoids"] or kinds["none"]:
         out.append(_domain_sentence(profiles, kinds))
-    work = "most of their work to a single token"
     odd = (
-        (kinds["token expert"], f"give {work}", f"gives {work.replace('their', 'its')}"),
-        (kinds["dead"] + kinds["never chosen"], "are dead", "is dead"),
-        (flags["cold"], "are cold", "is cold"),
-        (flags["super"], "are super experts", "is a super expert"),
-    )
-    parts = [f"{number(n)} {one if n == 1 else many}" for n, many, one in odd if n]
+        (kinds["token expert"], "gives most of its work to a single token",
+         "give most of their work to a single token"),
+        (kinds["dead"] + kinds["never chosen"], "is dead", "are dead"),
+        (flags["cold"], "is cold", "are cold"),
+        (flags["super"], "is a super expert", "are super experts"),
+    )  # fmt: skip
+    parts = [counted(*words) for words in odd if words[0]]
     if parts:
         joined = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
         out.append(f"Among them {joined}.")
@@ -328,13 +302,11 @@ def _domain_sentence(profiles: Profiles, kinds: Counter[str]) -> str:
     named = ", ".join(f"{name} {n}" for name, n in served.most_common(6))
     parts = []
     if kinds["domain"]:
-        verb = "serves" if kinds["domain"] == 1 else "serve"
+        serve = counted(kinds["domain"], "serves", "serve")
         more = ", …" if len(served) > 6 else ""
-        parts.append(f"{number(kinds['domain'])} {verb} a domain beyond the others ({named}{more})")
+        parts.append(f"{serve} a domain beyond the others ({named}{more})")
     if kinds["avoids"]:
-        parts.append(
-            f"{number(kinds['avoids'])} {'avoids' if kinds['avoids'] == 1 else 'avoid'} one"
-        )
+        parts.append(f"{counted(kinds['avoids'], 'avoids', 'avoid')} one")
     if kinds["none"]:
         parts.append(f"for {number(kinds['none'])} no domain stands out")
     joined = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"

@@ -1,8 +1,4 @@
-"""The page of profiles: one self-contained file to browse every expert, or to read one.
-
-Like the report it loads nothing, and text of a corpus enters it as text only (see
-`moescope.report.page`).
-"""
+"""The page of profiles, to browse every expert or to read one; see `moescope.report.page`."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ beside the page has all. Knows nothing of HTML.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -47,10 +47,7 @@ def similarity_data(made: Similarity) -> dict[str, Any]:
     return {
         "phases": ["sample"],  # what the scripts of a report ask for: one view, its domains
         "views": {"sample": {"domains": domains}},
-        "layers": [
-            {"layer": r["layer"], "experts": r["experts"], "top_k": r["top_k"]}
-            for r in about["layers"]
-        ],
+        "layers": [{key: r[key] for key in ("layer", "experts", "top_k")} for r in about["layers"]],
         "methods": [{"key": m, "name": METHOD_NAMES[m]} for m in made.methods],
         "matrices": {m: [tables.of(r, m) for r in about["layers"]] for m in made.methods},
         "orders": [tables.orders(r["layer"]) for r in about["layers"]],
@@ -110,13 +107,6 @@ class _Tables:
         }
 
 
-class _Points(NamedTuple):
-    """Columns of one layer's map."""
-
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
-
-
 def _maps(made: Similarity, domains: list[str]) -> tuple[list[dict[str, Any] | None], list[str]]:
     """Points by layer, with one pair of coordinates for each kind of map; texts of tokens."""
     table, about = made.maps, made.about["maps"]
@@ -142,21 +132,16 @@ def _maps(made: Similarity, domains: list[str]) -> tuple[list[dict[str, Any] | N
         }
         for m in own:
             drawn = part.filter(pc.equal(part["map"], m["map"]))
-            places = _Points(drawn["x"].to_numpy(), drawn["y"].to_numpy())
             out["kinds"][m["map"]] = {
-                **dict(zip("xy", _to_square(places), strict=True)),
+                **_to_square({axis: drawn[axis].to_numpy() for axis in "xy"}),
                 **tidy({k: m[k] for k in ("explained", "parameters", "neighbours")}, 6),
             }
         layers.append(out)
     return layers, names
 
 
-def _to_square(points: _Points) -> tuple[list[int], list[int]]:
+def _to_square(axes: dict[str, NDArray[np.float64]]) -> dict[str, list[int]]:
     """Whole numbers from −10,000 to 10,000, both axes by the same factor."""
-    middle = [(v.max() + v.min()) / 2 for v in points]
-    reach = max(float(np.abs(v - m).max()) for v, m in zip(points, middle, strict=True)) or 1.0
-    x, y = (
-        np.rint((v - m) / reach * _REACH).astype(int).tolist()
-        for v, m in zip(points, middle, strict=True)
-    )
-    return x, y
+    centred = {axis: v - (v.max() + v.min()) / 2 for axis, v in axes.items()}
+    reach = max(float(np.abs(v).max()) for v in centred.values()) or 1.0
+    return {a: np.rint(v / reach * _REACH).astype(int).tolist() for a, v in centred.items()}

@@ -5,41 +5,31 @@ Experts stand in the order of their clusters. Fonts are embedded as TrueType.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.errors import MissingExtraError
-from moescope.files import claim
 from moescope.report.figures import (
     _COLORS,
     _DIVERGING,
     _SEQUENTIAL,
-    _STYLE,
     _WIDTH,
     _plain,
-    save_figure,
+    draw_figures,
+    expert_ticks,
+    require_matplotlib,
 )
 from moescope.similarity.answers import METHOD_NAMES
 from moescope.similarity.result import Similarity
 from moescope.similarity.tables import clustered_order
 
-__all__ = ["require_matplotlib", "write_similarity_figures"]
+__all__ = ["write_similarity_figures"]
 
 _MOST_DOMAINS = 8
-
-
-def require_matplotlib() -> None:
-    """Refuse early where figures cannot be drawn.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "figures", "drawing figures")
 
 
 def write_similarity_figures(made: Similarity, folder: str | Path) -> list[Path]:
@@ -56,26 +46,12 @@ def write_similarity_figures(made: Similarity, folder: str | Path) -> list[Path]
         MissingExtraError: matplotlib is not installed.
     """
     require_matplotlib()
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    written = []
-    with claim(folder, "figures") as target, mpl.rc_context(_STYLE):
-        for row in made.about["layers"]:
-            figures = {f"similarity-L{row['layer']}": Figure(layout="constrained")}
-            figures |= {
-                f"map-{m['map']}-L{row['layer']}": Figure(layout="constrained")
-                for m in made.about["maps"]
-                if m["layer"] == row["layer"]
-            }
-            for name, figure in figures.items():
-                kind = name.split("-")[1]
-                if name.startswith("map"):
-                    _draw_map(figure, made, row["layer"], kind)
-                elif not _draw_matrices(figure, made, row["layer"]):
-                    continue
-                written += save_figure(figure, target, name)
-    return written
+    drawings: dict[str, Callable[[Any], bool]] = {}
+    for layer in (row["layer"] for row in made.about["layers"]):
+        drawings[f"similarity-L{layer}"] = partial(_draw_matrices, made=made, layer=layer)
+        for about in (m for m in made.about["maps"] if m["layer"] == layer):
+            drawings[f"map-{about['map']}-L{layer}"] = partial(_draw_map, made=made, about=about)
+    return draw_figures(drawings, folder)
 
 
 def _draw_matrices(figure: Any, made: Similarity, layer: int) -> bool:
@@ -99,9 +75,7 @@ def _draw_matrices(figure: Any, made: Similarity, layer: int) -> bool:
             matrix, cmap=_SEQUENTIAL if plain else _DIVERGING,
             vmin=low if plain else -limit, vmax=high if plain else limit,
         )  # fmt: skip
-        ticks = range(0, len(order), max(1, len(order) // 8))
-        axis.set_xticks(ticks, [str(order[t]) for t in ticks])
-        axis.set_yticks(ticks, [str(order[t]) for t in ticks])
+        expert_ticks(axis, order)
         axis.set_title(f"{METHOD_NAMES[row['method']]}, mean {row['mean']:.3f}", loc="left")
         figure.colorbar(image, ax=axis, shrink=0.8)
     for axis in axes[len(computed) :]:
@@ -111,11 +85,10 @@ def _draw_matrices(figure: Any, made: Similarity, layer: int) -> bool:
     return True
 
 
-def _draw_map(figure: Any, made: Similarity, layer: int, kind: str) -> None:
+def _draw_map(figure: Any, made: Similarity, about: dict[str, Any]) -> bool:
     """The same points twice: coloured by expert, and by domain."""
     table = made.maps.to_pandas()
-    part = table[(table["layer"] == layer) & (table["map"] == kind)]
-    about = next(m for m in made.about["maps"] if m["layer"] == layer and m["map"] == kind)
+    part = table[(table["layer"] == about["layer"]) & (table["map"] == about["map"])]
     figure.set_size_inches(_WIDTH, _WIDTH * 0.56)
     by_expert, by_domain = figure.subplots(1, 2)
     _by_expert(figure, by_expert, part)
@@ -137,6 +110,7 @@ def _draw_map(figure: Any, made: Similarity, layer: int, kind: str) -> None:
         axis.set_xlabel(_axis_words(about, 0))
         if n == 0:
             axis.set_ylabel(_axis_words(about, 1))
+    return True
 
 
 def _square(*axes: NDArray[np.float64]) -> list[tuple[float, float]]:

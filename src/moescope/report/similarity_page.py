@@ -1,8 +1,6 @@
 """The page of a similarity: heat maps of experts, what they agree on, and maps of their outputs.
 
-One self-contained file with the same scripts, colours and content security policy as a report
-(see `moescope.report.page`). The sentences and numbers at its head are written here, as escaped
-text; the figures are drawn from the dict of `moescope.report.similarity_data`.
+See `moescope.report.page`; the figures are those of `moescope.report.similarity_data`.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from moescope.report.similarity_data import similarity_data
 from moescope.result import Note
 from moescope.similarity.answers import similarity_answers, similarity_notes
 from moescope.similarity.result import Similarity
+from moescope.words import counted
 
 __all__ = ["similarity_page", "write_similarity_page"]
 
@@ -30,10 +29,6 @@ Row = dict[str, Any]
 
 def write_similarity_page(made: Similarity, path: str | Path) -> Path:
     """Write the page of a similarity.
-
-    Args:
-        made: from `compare_experts` or `open_similarity`.
-        path: where to.
 
     Returns:
         The path. The same result gives the same bytes.
@@ -71,7 +66,7 @@ def similarity_page(made: Similarity) -> str:
 def _subtitle(about: Row) -> str:
     layers = about["layers"]
     experts = _span([r["experts"] for r in layers])
-    words = f"{len(layers)} MoE layer{'s' if len(layers) > 1 else ''} of {experts} experts"
+    words = f"{counted(len(layers), 'MoE layer')} of {experts} experts"
     text = about["text"]
     if text is None:
         return f"{words} · parameters only, no text"
@@ -89,34 +84,26 @@ def _cut(about: Row, shown: dict[int, int]) -> list[Note]:
     """What the page leaves out."""
     if all(n == row["experts"] for n, row in zip(shown.values(), about["layers"], strict=True)):
         return []
-    return [
-        Note(
-            "note",
-            f"The page shows the {max(shown.values())} experts of each layer that were used most; "
-            "pairs.parquet has all.",
-        )
-    ]
+    kept = f"The page shows the {max(shown.values())} experts of each layer that were used most"
+    return [Note("note", f"{kept}; pairs.parquet has all.")]
 
 
 def _cards(about: Row) -> list[dict[str, str]]:
-    cards = [
-        {"value": str(len(about["layers"])), "label": "MoE layers compared"},
-        {"value": number(sum(r["experts"] for r in about["layers"])), "label": "experts in them"},
-    ]
+    cards = {
+        "MoE layers compared": str(len(about["layers"])),
+        "experts in them": number(sum(r["experts"] for r in about["layers"])),
+    }
     text = about["text"]
     if text is not None:
         never = sum(len(r["never_chosen"]) for r in about["layers"])
-        cards += [
-            {"value": number(text["tokens"]), "label": "tokens that every expert was asked about"},
-            {"value": number(text["documents"]), "label": "documents they come from"},
-            {
-                "value": str(len(text["domains"])),
-                "label": "domains, in equal shares where possible",
-            },
-            {"value": number(never), "label": "experts that the model gave none of these tokens"},
-        ]
-    cards.append({"value": about["model"]["dtype"], "label": "precision of the model"})
-    return cards
+        cards |= {
+            "tokens that every expert was asked about": number(text["tokens"]),
+            "documents they come from": number(text["documents"]),
+            "domains, in equal shares where possible": str(len(text["domains"])),
+            "experts that the model gave none of these tokens": number(never),
+        }
+    cards["precision of the model"] = about["model"]["dtype"]
+    return [{"value": value, "label": text} for text, value in cards.items()]
 
 
 def _settings(about: Row) -> list[tuple[str, list[tuple[str, str]]]]:

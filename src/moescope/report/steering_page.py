@@ -1,9 +1,4 @@
-"""The page of a steering: one self-contained file, made of its `Result`.
-
-Made like the report of a trace, with the same scripts, colours and content security policy (see
-`moescope.report.page`). What a reader must see even without scripts (what was done, what happened,
-warnings) is written as escaped text; the figures are drawn from embedded JSON.
-"""
+"""The page of a steering, made of its `Result`; see `moescope.report.page`."""
 
 from __future__ import annotations
 
@@ -30,7 +25,7 @@ def steering_page(result: Result) -> str:
         result: of `moescope.intervene.steering.results.steering_result`.
     """
     about = result.about
-    controls = about["controls"]
+    controls, title = about["controls"], "; ".join(about["edits"])
     alerts = [{**note._asdict(), "word": "Note."} for note in result.notes]
     if about["effect"]["kind"] != "some" and alerts:
         alerts[0] |= {"level": "bad", "word": "No effect."}
@@ -40,7 +35,7 @@ def steering_page(result: Result) -> str:
         steering_data(result),
         style="steering.css",
         alerts=alerts,
-        title=_shortened("; ".join(about["edits"])),
+        title=title if len(title) <= _TITLE else f"{title[: _TITLE - 1]}…",
         subtitle=f"{label(about['model'])} · {about['where']}",
         summary=result.answers,
         facts=_cards(about),
@@ -66,38 +61,20 @@ def steering_data(result: Result) -> dict[str, Any]:
 
 def _cards(about: Mapping[str, Any]) -> list[dict[str, str]]:
     kl, entropies = about["kl"], (about["entropy_before"], about["entropy_after"])
-    cards = [
-        {
-            "value": "∞" if kl is None else f"{kl:.3g}",
-            "label": "KL(before‖after) of the next token, nats",
-        },
-        {
-            "value": " → ".join(f"{e:.2f}" for e in entropies),
-            "label": "entropy of the next token, nats",
-        },
-    ]
+    cards = {
+        "KL(before‖after) of the next token, nats": "∞" if kl is None else f"{kl:.3g}",
+        "entropy of the next token, nats": " → ".join(f"{e:.2f}" for e in entropies),
+    }
     controls = about["controls"]
     if controls and controls["kl"]:
         n, stands = len(controls["draws"]), controls["kl"]
-        cards.append(
-            {
-                "value": f"{stands['rank']} of {n + 1}",
-                "label": f"place of its KL among {n} controls, p = {stands['p']:.2g}",
-            }
-        )
+        text = f"place of its KL among {n} controls, p = {stands['p']:.2g}"
+        cards[text] = f"{stands['rank']} of {n + 1}"
     before, after, places = (
         sum(use[name] for use in about["uses"])
         for name in ("chosen_before", "chosen_after", "positions")
     )
     if places:
-        cards.append(
-            {
-                "value": f"{before:,} → {after:,} of {places:,}",
-                "label": "chances in the prompt at which an edited expert was chosen",
-            }
-        )
-    return cards
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _TITLE else text[: _TITLE - 1] + "…"
+        text = "chances in the prompt at which an edited expert was chosen"
+        cards[text] = f"{before:,} → {after:,} of {places:,}"
+    return [{"value": value, "label": text} for text, value in cards.items()]

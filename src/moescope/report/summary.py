@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moescope.metrics.view import ALL
 from moescope.profiles.summary import Q_LEVEL
 from moescope.report.about import FEW_DOCUMENTS, badly_predicted
-from moescope.report.frames import Frame, bits, number, p_text, percent, times
+from moescope.report.frames import Frame, bits, number, p_text, times
+from moescope.words import counted, percent
 
 __all__ = ["headlines", "meaning", "sentences"]
 
@@ -53,9 +55,8 @@ def _scope(view: dict[str, Any], facts: dict[str, Any], tables: dict[str, Frame]
     spread = f"{domains} domains" if domains > 1 else "one domain"
     documents = f"of {number(facts['documents'])} documents " if facts["documents"] else ""
     return (
-        f"{number(view['rates']['tokens'][0])} tokens {documents}in {spread} passed {layers} MoE "
-        f"layer{'s' if layers > 1 else ''}; an expert chosen by chance would serve {shares} of "
-        "them."
+        f"{number(view['rates']['tokens'][0])} tokens {documents}in {spread} passed "
+        f"{counted(layers, 'MoE layer')}; an expert chosen by chance would serve {shares} of them."
     )
 
 
@@ -134,15 +135,11 @@ def _domain_or_token(tables: dict[str, Frame]) -> str:
     )
 
 
-def _means(info: Frame) -> tuple[float, float, float, float]:
-    names = (
-        "i_expert_token_bits",
-        "i_expert_domain_bits",
-        "i_expert_domain_given_token_bits",
-        "max_bits",
-    )
-    made = [float(np.mean(info[n])) for n in names]  # what is not known in one layer is in none
-    return made[0], made[1], made[2], made[3]
+def _means(info: Frame) -> list[float]:
+    """Bits about token, domain, domain beyond the token, and the most that there could be."""
+    names = (f"i_expert_{n}_bits" for n in ("token", "domain", "domain_given_token"))
+    # what is not known in one layer is in none
+    return [float(np.mean(info[n])) for n in (*names, "max_bits")]
 
 
 def _known_bits(value: float) -> str:
@@ -274,10 +271,8 @@ def _bands_title(bands: Frame) -> str:
         parts.append(("unevenness of load", "cv"))
     texts = []
     for name, column in parts:
-        written = times if column == "cv" else percent
-        texts.append(
-            f"{name} {written(float(bands[column][0]))} → {written(float(bands[column][-1]))}"
-        )
+        first, last = map(times if column == "cv" else percent, bands[column][[0, -1]].tolist())
+        texts.append(f"{name} {first} → {last}")
     return f"From {bands['band'][0]} to {bands['band'][-1]} layers: {', '.join(texts)}"
 
 
@@ -285,16 +280,19 @@ def _balance_title(frame: Frame) -> str:
     rows = frame.where(domain=ALL)
     if not len(rows):
         return "Balance"
-    low, high = float(rows["cv"].min()), float(rows["cv"].max())
-    chance = times(float(rows["cv_chance"].mean()))
-    return f"Load varies by a CV of {times(low)} to {times(high)} (even random routing: {chance})"
+    low, high, chance = map(times, (*_ends(rows["cv"]), float(rows["cv_chance"].mean())))
+    return f"Load varies by a CV of {low} to {high} (even random routing: {chance})"
+
+
+def _ends(values: NDArray[np.float64]) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
 
 
 def _decisive_title(frame: Frame) -> str:
     rows = frame.where(domain=ALL)
     if not len(rows):
         return "Decisiveness"
-    low, high = float(rows["router_entropy"].min()), float(rows["router_entropy"].max())
+    low, high = _ends(rows["router_entropy"])
     return f"Router entropy between {low:.2f} and {high:.2f} of its maximum"
 
 
@@ -302,15 +300,13 @@ def _repetition_title(frame: Frame) -> str:
     rows = frame.where(domain=ALL)
     if not len(rows):
         return "Repetition"
-    if not np.isfinite(rows["first"]).any():
-        return (
-            f"Neighbours share any expert in {percent(float(rows['any'].mean()))} of pairs; even "
-            f"chance gives {percent(float(rows['any_chance'].mean()))}"
-        )
-    load = rows["first_by_load"]
+    known = np.isfinite(rows["first"]).any()
+    names = ("first", "first_by_load") if known else ("any", "any_chance")
+    share, chance = (percent(float(rows[name].mean())) for name in names)
+    if not known:
+        return f"Neighbours share any expert in {share} of pairs; even chance gives {chance}"
     return (
-        f"Neighbours share their first expert in {percent(float(rows['first'].mean()))} of pairs; "
-        f"uneven load alone gives {percent(float(load.mean()))}"
+        f"Neighbours share their first expert in {share} of pairs; uneven load alone gives {chance}"
     )
 
 

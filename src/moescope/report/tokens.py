@@ -62,12 +62,6 @@ def examples(
 ) -> dict[str, Any]:
     """Spans of consecutive sampled tokens, as many of every domain, spread over its documents.
 
-    Args:
-        run: for the order of its domains.
-        tokens: the sampled tokens of one phase.
-        domains: the domains to show.
-        max_spans: at most this many spans.
-
     Returns:
         ``spans`` (document, domain, first position, token ids) and the packed routing; ``weights``
         and ``entropy`` are None where an imported run does not know them.

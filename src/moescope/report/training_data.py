@@ -249,6 +249,3 @@ def _weighted(values: Floats, tokens: Floats | None) -> Floats:
     with np.errstate(invalid="ignore"):
         mean: Floats = (np.nan_to_num(values) * weight).sum(axis=1) / weight.sum(axis=1)
     return mean
-
-
-# What is written as text.

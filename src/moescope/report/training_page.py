@@ -1,9 +1,7 @@
 """The page of a training run: rewritten while the run goes on, and reloading itself until it ends.
 
-One self-contained file like the report of a trace, with the same scripts, colours and content
-security policy (see `moescope.report.page`). Data goes in as a plain dict; nothing here knows a
-model, a router or a file of the run. What a reader must see even without scripts (status, numbers,
-notes, recipe) is written as escaped text; the figures are drawn from embedded JSON.
+See `moescope.report.page`. Data goes in as a plain dict; nothing here knows a model, a router or a
+file of the run.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from moescope.report.about import label
-from moescope.report.frames import percent, plain, tidy
+from moescope.report.frames import plain, tidy
 from moescope.report.page import fill_page, write_page
 from moescope.report.training_data import (
     POINTS,
@@ -26,6 +24,7 @@ from moescope.report.training_data import (
     last_rows,
     present,
 )
+from moescope.words import counted, percent
 
 __all__ = ["POINTS", "training_page", "write_training_page"]
 
@@ -41,10 +40,6 @@ _SCRIPTS = (
 
 def write_training_page(data: dict[str, Any], path: str | Path) -> Path:
     """Write the page of a run so that a reader never meets half a file.
-
-    Args:
-        data: see `training_page`.
-        path: where to; folders are made.
 
     Returns:
         The path. The same data gives the same bytes.
@@ -132,8 +127,8 @@ def _model(model: Mapping[str, Any]) -> str:
     parts = [
         _said(model.get("architecture"), str),
         _said(model.get("parameters"), lambda v: f"{_big(v)} parameters{active or ''}"),
-        f"{len(layers)} MoE layer{'s' if len(layers) > 1 else ''} "
-        f"of {model.get('num_experts')} experts, {model.get('top_k')} chosen for each token"
+        f"{counted(len(layers), 'MoE layer')} of {model.get('num_experts')} experts, "
+        f"{model.get('top_k')} chosen for each token"
         if layers
         else None,
     ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 from moescope.corpus import CorpusSpec
+from moescope.measure.identity import versions
 from moescope.metrics.ranks import RELABELLINGS
 from moescope.metrics.runs import AnalyzedRun
 from moescope.metrics.statistics import add_q
@@ -24,7 +24,7 @@ _PARTS = ("layers", "summary", "agreement", "nearest", "maps")
 def about_options(loaded: LoadedModel, options: dict[str, Any]) -> dict[str, Any]:
     """Versions, the model and how it was loaded, and the options."""
     return {
-        "versions": {n: version(n) for n in ("moescope", "torch", "transformers", "numpy")},
+        "versions": versions(),
         "model": {
             "name": loaded.spec.model, "revision": loaded.revision,
             "model_type": loaded.anatomy.model_type, "dtype": loaded.dtype,
@@ -48,13 +48,7 @@ def about_layers(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def about_text(
     sample: TokenSample, text: CorpusSpec | AnalyzedRun | None, given: TraceOptions
 ) -> dict[str, Any]:
-    """The tokens that were compared on, and where they are from.
-
-    Args:
-        sample: the tokens.
-        text: what they were taken from.
-        given: options of a corpus; a run has its own.
-    """
+    """The tokens that were compared on, and where they are from."""
     run, tokens = text if isinstance(text, AnalyzedRun) else None, Counter(sample.domain.tolist())
     documents = Counter(w.domain for w in {w.doc: w for w in sample.windows}.values())
     options = TraceOptions(**run.manifest.options) if run else given

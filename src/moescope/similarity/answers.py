@@ -9,6 +9,7 @@ from typing import Any
 
 from moescope.metrics.intervals import FEW_DOCUMENTS, MIN_CLUSTERS
 from moescope.result import Note
+from moescope.words import listing
 
 __all__ = ["METHOD_NAMES", "similarity_answers", "similarity_notes"]
 
@@ -55,18 +56,15 @@ def _same_words(layers: list[Row]) -> dict[str, str]:
             for expert, why in experts.items():
                 words = f"without {METHOD_NAMES[method]}: {why}"
                 found.setdefault(words, []).append(f"L{row['layer']}E{expert}")
-    shown = {}
-    for words, places in found.items():
-        more = f" and {len(places) - 6} more" if len(places) > 6 else ""
-        shown[words] = ", ".join(places[:6]) + more
-    return shown
+    return {words: listing(places, 6) for words, places in found.items()}
 
 
 def similarity_answers(about: Row) -> list[str]:
     """One sentence for each method, with the closest pair."""
     out = []
-    for method in dict.fromkeys(r["method"] for r in about["summary"]):
-        rows = [r for r in about["summary"] if r["method"] == method and r["mean"] is not None]
+    summary = about["summary"]
+    for method in dict.fromkeys(r["method"] for r in summary):
+        rows = [r for r in summary if r["method"] == method and r["mean"] is not None]
         if rows:
             out.append(_FINDINGS[method](rows))
     return out

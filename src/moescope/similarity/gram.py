@@ -11,6 +11,7 @@ It knows arrays only: functions, tokens and groups of tokens, no model and no te
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -75,7 +76,7 @@ class TokenGroups:
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
         """The groups that meet tokens start … stop − 1, with their place counted from start."""
-        for group, (low, high) in enumerate(zip(self.bounds, self.bounds[1:], strict=False)):
+        for group, (low, high) in enumerate(itertools.pairwise(self.bounds)):
             if low < stop and high > start:
                 yield group, slice(max(low, start) - start, min(high, stop) - start)
 
@@ -138,9 +139,8 @@ class FunctionOutputs:
         means_PD = (members @ sums) / tokens[:, None]
         self.part_means_FP[function] = means_PD.square().sum(1)
         for start, stop in _spans(self.shape[1], _CHUNK):
-            self.on_means_FNP[function, start:stop] = (rows[start:stop].double() @ means_PD.T).to(
-                rows.dtype
-            )
+            on_means = rows[start:stop].double() @ means_PD.T
+            self.on_means_FNP[function, start:stop] = on_means.to(rows.dtype)
         self.store.write(function, 0, rows)
 
     def _means(self, function: int, rows_ND: torch.Tensor) -> None:
@@ -200,10 +200,7 @@ def cosine_sums(
 ) -> CosineSums:
     """Cosine of every pair of functions on every token, summed.
 
-    Args:
-        outputs: all of them added.
-        routed_NE: bool, which tokens were really given to which of the first E functions.
-        on_step: see `Step`.
+    ``routed_NE``: which tokens were really given to which of the first E functions.
     """
     count, _, width = outputs.shape
     experts = 0 if routed_NE is None else routed_NE.shape[1]
@@ -212,9 +209,7 @@ def cosine_sums(
     routed_sums, routed_tokens = np.zeros((2, experts, experts))
     room = outputs.budget / 4 / (outputs.store.dtype.itemsize * count * (width + 4 * count))
     rows = int(min(max(1, room), _CHUNK))
-    for group, (low, high) in enumerate(
-        zip(outputs.groups.bounds, outputs.groups.bounds[1:], strict=False)
-    ):
+    for group, (low, high) in enumerate(itertools.pairwise(outputs.groups.bounds)):
         for start, stop in _spans(high - low, rows, low):
             cosines = _cosines(outputs, start, stop)
             sums[group] += cosines.sum(0, dtype=_sum_type(outputs.device)).double().cpu().numpy()
@@ -262,12 +257,7 @@ class GramSums(NamedTuple):
 
 
 def gram_sums(outputs: FunctionOutputs, on_step: Step = lambda _: None) -> GramSums:
-    """Products of the token Gram matrices of every pair of functions, for every part of the text.
-
-    Args:
-        outputs: all of them added.
-        on_step: see `Step`.
-    """
+    """Products of the token Gram matrices of every two functions, for every part of the text."""
     groups, count = outputs.groups, outputs.shape[0]
     by_group = _products_by_group(outputs, on_step)
     products = np.empty((groups.parts.shape[0], count, count))

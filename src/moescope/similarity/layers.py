@@ -62,16 +62,8 @@ def compare_outputs(
 ) -> LayerValues:
     """Cosine and linear CKA of the experts' outputs on identical inputs.
 
-    Args:
-        experts: of one layer.
-        inputs: what they receive, N tokens.
-        groups: the tokens in groups of whole documents.
-        methods: of `OUTPUT_METHODS`.
-        seed: of the shuffled experts.
-        reference: how many experts with shuffled weights answer too.
-        budget: bytes, see `FunctionOutputs`.
-        folder: where outputs are written if they do not fit.
-        on_step: called with what is being done and the operations just done.
+    ``reference`` experts with shuffled weights answer too. ``on_step`` is called with what is being
+    done and the operations just done.
     """
     layer = experts.layer
     shuffled, notes = _who_is_shuffled(experts, min(reference, layer.num_experts), seed)

@@ -72,12 +72,6 @@ def sample_outputs(
 
     Every expert gets the same number of points, drawn at random from its tokens; one that was
     chosen for fewer gives all, and the others more. So how dense a map is says nothing of load.
-
-    Args:
-        experts: of one layer.
-        inputs: what they received.
-        points: P at most.
-        seed: of the draw.
     """
     layer = experts.layer
     rng = np.random.default_rng([seed, 7, layer.layer_idx])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,13 +32,6 @@ Floats = NDArray[np.float64]
 
 _CELLS = 2_000_000
 _ROUNDING = 1e-12
-
-
-class Jackknife(NamedTuple):
-    """Ends of the 95 % interval, of the shape of the value."""
-
-    low: Floats
-    high: Floats
 
 
 @dataclass(frozen=True)
@@ -120,13 +113,7 @@ def cka_values(
     """Linear CKA of outputs on the same tokens: ||YᵀX||²_F / (||XᵀX||_F·||YᵀY||_F), centred.
 
     ``chance`` is its mean over all permutations of the tokens of one of the two, exactly:
-    tr(K_i)·tr(K_j) / ((N − 1)·||K_i||·||K_j||).
-
-    Args:
-        sums: of the experts, then of those with shuffled weights.
-        sizes: tokens of each group of documents.
-        undefined: functions that have no output to compare.
-        experts: E, how many of the functions are the layer's own.
+    tr(K_i)·tr(K_j) / ((N − 1)·||K_i||·||K_j||). Arguments as for `cosine_values`.
     """
     all_parts = np.stack([_over_norms(p) for p in sums.products])
     count = len(sizes)

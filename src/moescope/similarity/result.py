@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from moescope.errors import BadInputError
 from moescope.files import claim
 from moescope.measure.journal import drop_journal
-from moescope.result import Result, read_result
+from moescope.result import Result, Tabular, read_result
 from moescope.similarity.answers import similarity_answers, similarity_notes
 
 __all__ = ["SIMILARITY", "Similarity", "open_similarity"]
@@ -27,7 +27,7 @@ SIMILARITY = "similarity"
 
 
 @dataclass(frozen=True)
-class Similarity:
+class Similarity(Tabular):
     """What `moescope.similarity.compare.compare_experts` found.
 
     Attributes:
@@ -50,10 +50,6 @@ class Similarity:
         """The pairs as an Arrow table."""
         return self.pairs
 
-    def to_pandas(self) -> Any:
-        """The pairs as a data frame."""
-        return self.pairs.to_pandas()
-
     @property
     def methods(self) -> list[str]:
         """The methods that were computed, in the order in which they were asked for."""
@@ -68,19 +64,13 @@ class Similarity:
             BadInputError: this layer, method or column was not computed.
         """
         experts = {row["layer"]: row["experts"] for row in self.about["layers"]}
-        if (
-            layer not in experts
-            or method not in self.methods
-            or column not in self.pairs.schema.names
-        ):
+        computed = layer in experts and method in self.methods
+        if not computed or column not in self.pairs.schema.names:
             raise BadInputError(
                 f"no {column!r} of layer {layer} by {method!r}; layers: "
                 f"{', '.join(map(str, experts))}; methods: {', '.join(self.methods)}"
             )
-        wanted = pc.and_(
-            pc.equal(self.pairs["layer"], layer), pc.equal(self.pairs["method"], method)
-        )
-        rows = self.pairs.filter(wanted)
+        rows = self.pairs.filter((pc.field("layer") == layer) & (pc.field("method") == method))
         made = np.full((experts[layer], experts[layer]), np.nan)
         a, b = rows["expert_a"].to_numpy(), rows["expert_b"].to_numpy()
         made[a, b] = made[b, a] = rows[column].to_numpy().astype(np.float64)

@@ -23,11 +23,6 @@ def shuffled_expert(experts: ExpertLayer, expert: int, seed: int) -> Iterator[No
 
     Afterwards every entry is back, bit for bit.
 
-    Args:
-        experts: of one layer.
-        expert: which one.
-        seed: of the permutations.
-
     Raises:
         ModelError: this family does not keep its experts stacked.
     """

@@ -45,8 +45,8 @@ def pair_rows(rows: Rows, layer: int, method: str, made: PairValues, lift: Float
     rows.add(
         layer=layer, method=method, expert_a=a, expert_b=b, value=made.pairs(),
         ci_low=of(made.low), ci_high=of(made.high), chance=of(made.chance),
-        chance_sd=of(made.chance_sd), reference=_mean(made.reference), tokens=upper(made.tokens),
-        value_routed=of(made.routed),
+        chance_sd=of(made.chance_sd), reference=_of_known(np.mean, made.reference),
+        tokens=upper(made.tokens), value_routed=of(made.routed),
         tokens_routed=[None] * a.size if made.routed_tokens is None else upper(made.routed_tokens),
         value_debiased=of(made.debiased), value_centred=of(made.centred), lift=of(lift),
     )  # fmt: skip
@@ -69,17 +69,19 @@ def summary_row(layer: int, method: str, made: PairValues) -> dict[str, Any]:
         "mean_high": made.mean_high, "sd": float(values[known].std()),
         "max": float(values[top]), "max_pair": [int(a[top]), int(b[top])],
         "min": float(values[least]), "min_pair": [int(a[least]), int(b[least])],
-        "chance": _mean(upper(made.chance)), "reference": _mean(made.reference),
-        "reference_low": _end(np.min, made.reference),
-        "reference_high": _end(np.max, made.reference),
+        "chance": _of_known(np.mean, upper(made.chance)),
+        "reference": _of_known(np.mean, made.reference),
+        "reference_low": _of_known(np.min, made.reference),
+        "reference_high": _of_known(np.max, made.reference),
         "reference_pairs": int(np.isfinite(made.reference).sum()),
     }  # fmt: skip
     if made.debiased is not None:
-        row["mean_debiased"] = _mean(upper(made.debiased))
+        row["mean_debiased"] = _of_known(np.mean, upper(made.debiased))
     if made.centred is not None:
-        row["max_centred"] = _end(np.max, upper(made.centred))  # the mean is −1/(E − 1) anyway
+        # the mean is −1/(E − 1) anyway
+        row["max_centred"] = _of_known(np.max, upper(made.centred))
     if made.chance_sd is not None:
-        row["chance_sd"] = _mean(upper(made.chance_sd))
+        row["chance_sd"] = _of_known(np.mean, upper(made.chance_sd))
     if made.halves is not None:
         row |= _halves(made.halves)
     return row
@@ -101,16 +103,8 @@ def nearest(matrix_EE: Floats) -> tuple[list[int | None], list[float | None]]:
     """For each expert the other one that is most like it, and how much; None where unknown."""
     others = matrix_EE.copy()
     np.fill_diagonal(others, np.nan)
-    who: list[int | None] = []
-    how: list[float | None] = []
-    for row in others:
-        if np.isfinite(row).any():
-            best = int(np.nanargmax(row))
-            who.append(best)
-            how.append(float(row[best]))
-        else:
-            who.append(None)
-            how.append(None)
+    who = [int(np.nanargmax(row)) if np.isfinite(row).any() else None for row in others]
+    how = [None if e is None else float(others[i, e]) for i, e in enumerate(who)]
     return who, how
 
 
@@ -142,11 +136,6 @@ def agreement_rows(
     ]
 
 
-def _mean(values: Floats) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else float("nan")
-
-
-def _end(of: Any, values: Floats) -> float:
+def _of_known(of: Any, values: Floats) -> float:
     known = values[np.isfinite(values)]
     return float(of(known)) if known.size else float("nan")

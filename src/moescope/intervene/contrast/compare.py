@@ -23,7 +23,6 @@ from moescope.intervene.contrast.result import CONTRAST, ContrastResult, Proposa
 from moescope.intervene.contrast.statistics import (
     DocumentCounts,
     RateDifferences,
-    columns_of,
     compare_rates,
     rate_difference,
     smallest_p,
@@ -180,16 +179,12 @@ def _result(
         picked = _tested_apart(layers, sets, routed, (a, b), paired, candidates, seed)
     else:
         picked = _tested_together(whole, q, parts, candidates)
+    names = ("rate_with", "rate_without", "delta", "ci_low", "ci_high", "p")
     columns: dict[str, NDArray[Any]] = {
         "layer": np.array([r.layer_idx for r in refs]),
         "expert": np.array([r.expert for r in refs]),
         "name": np.array([str(r) for r in refs]),
-        "rate_with": whole.rate_with,
-        "rate_without": whole.rate_without,
-        "delta": whole.delta,
-        "ci_low": whole.low,
-        "ci_high": whole.high,
-        "p": whole.p,
+        **dict(zip(names, whole, strict=True)),
         "q": q,
         **parts,
     }
@@ -213,14 +208,16 @@ def _parts(
     routed: tuple[RoutedTexts, RoutedTexts], layers: Sequence[MoELayer]
 ) -> tuple[dict[str, NDArray[np.float64]], tuple[float, float]]:
     """Columns of the tokens' part, and the share of tokens that it refers to."""
-    ids = (routed[0].token_id, routed[1].token_id)
-    made = {
-        m.layer_idx: token_part(
-            ids, (routed[0].chosen[m.layer_idx], routed[1].chosen[m.layer_idx]), m.num_experts
+    a, b = routed
+    made = [
+        token_part(
+            (a.token_id, b.token_id), (a.chosen[m.layer_idx], b.chosen[m.layer_idx]), m.num_experts
         )
         for m in layers
-    }
-    return columns_of(made), next(iter(made.values())).shared
+    ]
+    names = ("delta_shared", "by_token")
+    columns = {name: np.concatenate([getattr(part, name) for part in made]) for name in names}
+    return columns, made[0].shared
 
 
 class _Picked(NamedTuple):
@@ -272,13 +269,8 @@ def _tested_apart(
     tested = compare_rates(held[0], held[1], paired=paired, seed=seed, families=alone)
     apart = [r.of_documents(~taken) for r, taken in zip(routed, chosen_on, strict=True)]
     parts, _ = _parts((apart[0], apart[1]), layers)
-    return _Picked(
-        rows,
-        delta[rows],
-        tested,
-        benjamini_hochberg(tested.p),
-        {k: v[rows] for k, v in parts.items()},
-    )
+    q, own_parts = benjamini_hochberg(tested.p), {k: v[rows] for k, v in parts.items()}
+    return _Picked(rows, delta[rows], tested, q, own_parts)
 
 
 def _half(keys: Sequence[str], seed: int) -> NDArray[np.bool_]:
@@ -291,25 +283,21 @@ def _half(keys: Sequence[str], seed: int) -> NDArray[np.bool_]:
 
 
 def _named(refs: Sequence[ExpertRef], picked: _Picked) -> list[Proposal]:
-    made = []
     t = picked.tested
-    for i, row in enumerate(picked.rows):
-        same_way = bool(np.sign(t.delta[i]) == np.sign(picked.chosen_by[i]))
-        made.append(
-            Proposal(
-                expert=str(refs[int(row)]),
-                delta_chosen_on=float(picked.chosen_by[i]),
-                delta=float(t.delta[i]),
-                low=float(t.low[i]),
-                high=float(t.high[i]),
-                p=float(t.p[i]),
-                q=float(picked.q[i]),
-                delta_shared=float(picked.parts["delta_shared"][i]),
-                by_token=float(picked.parts["by_token"][i]),
-                confirmed=bool(picked.q[i] < LEVEL) and same_way,
-            )
-        )
-    return made
+    same_way = np.sign(t.delta) == np.sign(picked.chosen_by)
+    columns = {
+        "expert": np.asarray([str(refs[row]) for row in picked.rows]),
+        "delta_chosen_on": picked.chosen_by,
+        "delta": t.delta,
+        "low": t.low,
+        "high": t.high,
+        "p": t.p,
+        "q": picked.q,
+        **picked.parts,
+        "confirmed": (picked.q < LEVEL) & same_way,
+    }
+    rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+    return [Proposal(**dict(zip(columns, row, strict=True))) for row in rows]
 
 
 def _notes(

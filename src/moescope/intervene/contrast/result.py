@@ -13,7 +13,7 @@ from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
 from moescope.intervene.contrast.texts import Span
 from moescope.plan import Plan, PlanEntry
-from moescope.result import Note, Result, plain
+from moescope.result import Note, Result, Tabular, plain
 
 __all__ = ["CONTRAST", "ContrastResult", "Proposal", "contrast_result"]
 
@@ -49,7 +49,7 @@ class Proposal(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ContrastResult:
+class ContrastResult(Tabular):
     """The difference of two sets of texts, expert by expert.
 
     Attributes:
@@ -89,10 +89,6 @@ class ContrastResult:
     def to_arrow(self) -> pa.Table:
         """One row per expert."""
         return pa.table({k: pa.array(v) for k, v in self.columns.items()})
-
-    def to_pandas(self) -> Any:
-        """`to_arrow` as a data frame; needs pandas."""
-        return self.to_arrow().to_pandas()
 
     def to_dict(self, strength: float = 2.0) -> dict[str, Any]:
         """Everything, as JSON values: ``experts`` is a list with one row per expert."""

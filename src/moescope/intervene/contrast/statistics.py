@@ -6,7 +6,7 @@ The document (or the pair of documents) is the unit of the interval and of the t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from math import comb, ldexp
 from typing import NamedTuple
 
@@ -281,11 +281,3 @@ def token_part(
     measured = counts[0].sum(0) / sizes[0].sum() - counts[1].sum(0) / sizes[1].sum()
     shared = (float(sizes[0].sum() / tokens[0].size), float(sizes[1].sum() / tokens[1].size))
     return TokenPart(measured, mix @ pooled, shared)
-
-
-def columns_of(parts: Mapping[int, TokenPart]) -> dict[str, Floats]:
-    """The parts of all layers as columns, in the order of the layers."""
-    return {
-        "delta_shared": np.concatenate([p.delta_shared for p in parts.values()]),
-        "by_token": np.concatenate([p.by_token for p in parts.values()]),
-    }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -108,14 +108,7 @@ def read_texts(
 ) -> tuple[TextSet, TextSet]:
     """Read and tokenize both sets, within a budget of tokens for each.
 
-    Args:
-        loaded: the model whose tokenizer cuts the text.
-        with_texts: a corpus, or texts.
-        without_texts: likewise.
-        paired: text n of one belongs to text n of the other.
-        span: which tokens count.
-        tokens: whole documents (pairs) are taken in the order of a hash until a set has so many.
-        options: context, chat template, seed.
+    Whole documents (pairs) are taken in the order of a hash until a set has so many ``tokens``.
 
     Raises:
         CorpusError: a set that cannot be read or is empty, or sets of unequal size when paired.
@@ -132,21 +125,15 @@ def read_texts(
         )
     if paired:
         counted = _pair_spans(a, b, span)
-        kept = _within(keys_a, [max(x.num_tokens, y.num_tokens) for x, y in zip(a, b, strict=True)],
-                       tokens, options.seed)  # fmt: skip
-        return tuple(
-            _text_set(docs, keys_a, masks, kept)
-            for docs, masks in zip((a, b), counted, strict=True)
-        )  # type: ignore[return-value]
-    return tuple(
-        _text_set(
-            docs,
-            keys,
-            [np.ones(d.num_tokens, np.bool_) for d in docs],
-            _within(keys, [d.num_tokens for d in docs], tokens, options.seed),
-        )
-        for docs, keys in sides
-    )  # type: ignore[return-value]
+        sizes = [max(x.num_tokens, y.num_tokens) for x, y in zip(a, b, strict=True)]
+        kept = _within(keys_a, sizes, tokens, options.seed)
+        return _text_set(a, keys_a, counted[0], kept), _text_set(b, keys_a, counted[1], kept)
+    made = []
+    for docs, keys in sides:
+        kept = _within(keys, [d.num_tokens for d in docs], tokens, options.seed)
+        every = [np.ones(d.num_tokens, np.bool_) for d in docs]
+        made.append(_text_set(docs, keys, every, kept))
+    return made[0], made[1]
 
 
 def _tokenized(
@@ -174,13 +161,8 @@ def _tokenized(
 def _within(keys: Sequence[str], sizes: Sequence[int], budget: int, seed: int) -> list[int]:
     """Documents in the order of a hash until the budget is used; given back in their own order."""
     order = sorted(range(len(keys)), key=lambda i: span_priority(keys[i], 0, seed))
-    kept, used = [], 0
-    for i in order:
-        if used >= budget:
-            break
-        kept.append(i)
-        used += sizes[i]
-    return sorted(kept)
+    used = np.cumsum([0, *(sizes[i] for i in order)])[:-1]  # before each
+    return sorted(order[: int((used < budget).sum())])
 
 
 def _text_set(
@@ -201,12 +183,12 @@ def _pair_spans(
     a: Sequence[TokenizedDocument], b: Sequence[TokenizedDocument], span: Span
 ) -> tuple[list[NDArray[np.bool_]], list[NDArray[np.bool_]]]:
     both: tuple[list[NDArray[np.bool_]], list[NDArray[np.bool_]]] = ([], [])
-    for one, other in zip(a, b, strict=True):
-        ids = [_own_tokens(d) for d in (one, other)]
-        masks = [np.ones(len(i), np.bool_) for i in ids]
-        if span != "all":
-            shared = _shared(*ids)
-            masks = [m if span == "shared" else ~m for m in shared]
+    for pair in zip(a, b, strict=True):
+        ids = [_own_tokens(d) for d in pair]
+        if span == "all":
+            masks = [np.ones(len(own), np.bool_) for own in ids]
+        else:
+            masks = [shared if span == "shared" else ~shared for shared in _shared(*ids)]
         for side, mask in zip(both, masks, strict=True):
             side.append(mask)
     for name, side in zip(("with", "without"), both, strict=True):
@@ -226,9 +208,8 @@ def _own_tokens(document: TokenizedDocument) -> list[int]:
 def _shared(one: list[int], other: list[int]) -> list[NDArray[np.bool_]]:
     """Which tokens of each text the other has too, in the same order."""
     masks = [np.zeros(len(one), np.bool_), np.zeros(len(other), np.bool_)]
-    for i, j, size in difflib.SequenceMatcher(
-        None, one, other, autojunk=False
-    ).get_matching_blocks():
+    matcher = difflib.SequenceMatcher(None, one, other, autojunk=False)
+    for i, j, size in matcher.get_matching_blocks():
         masks[0][i : i + size] = True
         masks[1][j : j + size] = True
     return masks
@@ -242,16 +223,7 @@ def route_texts(
     side: str,
     on_progress: OnProgress = quiet,
 ) -> RoutedTexts:
-    """Run one set through the model, batch by batch; what the journal holds is not run again.
-
-    Args:
-        loaded: the model.
-        texts: one set.
-        layers: whose routing is read.
-        journal: where each batch is kept.
-        side: name of the set in it.
-        on_progress: told after each batch.
-    """
+    """Run one set through the model, batch by batch; what the journal holds is not run again."""
     windows, owner = text_windows(texts)
     if not windows:
         raise CorpusError("no token of a set counts within the budget; raise `tokens`")
@@ -272,15 +244,13 @@ def route_texts(
     )  # fmt: skip
     parts = [journal.tables(side, n)["routing"] for n in range(len(batches))]
     whole = pa.concat_tables(parts).combine_chunks()
-    chosen = {
-        m.layer_idx: _column(whole[f"L{m.layer_idx}"].combine_chunks().flatten()).reshape(
-            whole.num_rows, -1
-        )
-        for m in layers
-    }
-    return RoutedTexts(
-        len(texts.documents), _column(whole["document"]), _column(whole["token_id"]), chosen
-    )
+    # copies, which are free to be written to
+    chosen = {}
+    for number in (m.layer_idx for m in layers):
+        flat = np.array(whole[f"L{number}"].combine_chunks().flatten())
+        chosen[number] = flat.reshape(whole.num_rows, -1)
+    document, token_id = (np.array(whole[name]) for name in ("document", "token_id"))
+    return RoutedTexts(len(texts.documents), document, token_id, chosen)
 
 
 def _routed(batch: WindowBatch, owner: NDArray[np.int64], routing: dict[int, Routing]) -> pa.Table:
@@ -292,15 +262,9 @@ def _routed(batch: WindowBatch, owner: NDArray[np.int64], routing: dict[int, Rou
     }
     for number, seen in routing.items():
         chosen = seen.topk_ids.cpu().numpy()[kept].astype(np.int16)
-        columns[f"L{number}"] = pa.FixedSizeListArray.from_arrays(
-            chosen.reshape(-1), chosen.shape[1]
-        )
+        lists = pa.FixedSizeListArray.from_arrays(chosen.reshape(-1), chosen.shape[1])
+        columns[f"L{number}"] = lists
     return pa.table(columns)
-
-
-def _column(values: Any) -> NDArray[Any]:
-    """A column that is free to be written to."""
-    return np.array(values)
 
 
 def text_windows(texts: TextSet) -> tuple[list[TextWindow], NDArray[np.int64]]:
@@ -314,10 +278,7 @@ def text_windows(texts: TextSet) -> tuple[list[TextWindow], NDArray[np.int64]]:
             counted[s.counted] = mask[start : start + size]
             start += size
             if counted.any():
-                windows.append(
-                    TextWindow(
-                        document.doc_id, document.domain, s.window, s.start, s.token_ids, counted
-                    )
-                )
+                name = document.doc_id, document.domain
+                windows.append(TextWindow(*name, s.window, s.start, s.token_ids, counted))
                 owner.append(number)
     return windows, np.asarray(owner, np.int64)

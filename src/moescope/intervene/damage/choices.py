@@ -69,16 +69,8 @@ def prepare(
 ) -> Prepared:
     """Count choices and draw controls, or read both from the journal.
 
-    Args:
-        loaded: the model.
-        windows: the text.
-        plan: its experts.
-        journal: of this measurement.
-        controls: wanted; 0 for none.
-        by_load: match load; else the number of experts in each layer only.
-        matched_on: windows whose choices make the load, (W,).
-        seed: of the draw.
-        batch_tokens: tokens run at once.
+    ``by_load``: controls match the load, else only the number of experts in each layer.
+    ``matched_on`` (W,): windows whose choices make the load. Without ``controls`` none are drawn.
 
     Raises:
         BadInputError: the plan leaves too few experts for controls.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -39,12 +39,18 @@ from moescope.models.edits import check_edits, select_experts
 from moescope.models.loading import LoadedModel
 from moescope.plan import Plan, PlanEntry
 from moescope.progress import OnProgress, quiet
+from moescope.result import Tabular
 from moescope.run.reader import Run
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["ABLATION", "Damage", "Experts", "Match", "make_plan", "measure_damage"]
+__all__ = [
+    "ABLATION",
+    "Damage",
+    "Experts",
+    "Match",
+    "TrialsResult",
+    "make_plan",
+    "measure_damage",
+]
 
 ABLATION = "ablation"
 """The kind of result that a measurement is."""
@@ -54,44 +60,62 @@ Match = Literal["load", "target-load", "size"]
 Experts = Plan | str | Sequence[str | ExpertRef]
 
 
-@dataclass(frozen=True)
-class Damage:
-    """What `measure_damage` found.
+@dataclass(frozen=True, kw_only=True)
+class TrialsResult(Tabular):
+    """What any measurement by trials holds.
 
     Attributes:
-        entries: the experts, with the reasons of their plan.
-        edit: what was done to them.
-        match: what the controls share with the plan besides its size.
-        requested: controls asked for.
-        prepared: controls, and how often the experts of each trial are chosen.
-        chance: for k = 0, 1, … the chance that at most k controls are as harmful as a plan of no
-            interest (see `moescope.measure.controls.exceed_chance`).
+        edit: what was done to experts.
         table: one row for each trial and group of documents.
-        selectivity: damage on target against off target; None without targets.
         scopes: documents, domains and targets.
         measured: sums by window, and what was computed.
         model: what was measured.
         identity: everything that decided the numbers.
-        seed: of the controls.
+        seed: of random numbers.
     """
 
-    entries: tuple[PlanEntry, ...]
     edit: DamageEdit
-    match: Match
-    requested: int
-    prepared: Prepared
-    chance: list[float]
     table: pa.Table
-    selectivity: Selectivity | None
     scopes: Scopes
     measured: Measured
     model: dict[str, Any]
     identity: dict[str, Any]
     seed: int
 
+    @property
+    def saving(self) -> Saving:
+        """What was computed, beside what full passes would have."""
+        return self.measured.saving
+
+    def to_arrow(self) -> pa.Table:
+        """One row for each trial and group of documents."""
+        return self.table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage(TrialsResult):
+    """What `measure_damage` found; see `TrialsResult` too. Trials are the plan and each control.
+
+    Attributes:
+        entries: the experts, with the reasons of their plan.
+        match: what the controls share with the plan besides its size.
+        requested: controls asked for.
+        prepared: controls, and how often the experts of each trial are chosen.
+        chance: for k = 0, 1, … the chance that at most k controls are as harmful as a plan of no
+            interest (see `moescope.measure.controls.exceed_chance`).
+        selectivity: damage on target against off target; None without targets.
+    """
+
+    entries: tuple[PlanEntry, ...]
+    match: Match
+    requested: int
+    prepared: Prepared
+    chance: list[float]
+    selectivity: Selectivity | None
+
     def __repr__(self) -> str:
-        controls = len(self.prepared.controls.plans) if self.prepared.controls else 0
-        return f"<Damage of {len(self.entries)} experts ({self.edit.name}), {controls} controls>"
+        size, controls = len(self.entries), self.num_controls
+        return f"<Damage of {size} experts ({self.edit.name}), {controls} controls>"
 
     @property
     def experts(self) -> tuple[ExpertRef, ...]:
@@ -103,22 +127,9 @@ class Damage:
         """Controls that were measured."""
         return 0 if self.prepared.controls is None else len(self.prepared.controls.plans)
 
-    @property
-    def saving(self) -> Saving:
-        """What was computed, beside what full passes would have."""
-        return self.measured.saving
-
     def plan_rows(self) -> list[dict[str, Any]]:
         """The rows of the plan itself, one for each group of documents."""
         return [row for row in self.table.to_pylist() if row["trial"] == "plan"]
-
-    def to_arrow(self) -> pa.Table:
-        """One row for each trial (the plan, each control) and group of documents."""
-        return self.table
-
-    def to_pandas(self) -> pd.DataFrame:
-        """The same as a data frame."""
-        return self.table.to_pandas()
 
     def about(self) -> dict[str, Any]:
         """What is known besides the table, as JSON takes it."""
@@ -134,13 +145,10 @@ class Damage:
         controls = self.prepared.controls
         listed: list[dict[str, Any]] = []
         if controls is not None:
-            figures = zip(
-                controls.plans, controls.ratios.tolist(), controls.worst.tolist(), strict=True
-            )
-            listed = [
-                {"experts": [str(e) for e in plan], "load_ratio": ratio, "worst_layer": worst}
-                for plan, ratio, worst in figures
-            ]
+            plans = ([str(e) for e in plan] for plan in controls.plans)
+            figures = zip(plans, controls.ratios.tolist(), controls.worst.tolist(), strict=True)
+            names = ("experts", "load_ratio", "worst_layer")
+            listed = [dict(zip(names, row, strict=True)) for row in figures]
         return {
             "match": self.match,
             "requested": self.requested,

@@ -48,12 +48,6 @@ def damage_table(
 ) -> pa.Table:
     """All figures of the plan (trial 0) and its controls.
 
-    Args:
-        measured: sums by window of each trial.
-        prepared: how often the experts of each trial were chosen.
-        scopes: documents and their groups.
-        chance: see `Damage.chance`.
-
     Returns:
         Columns: see docs/concepts/damage.md. What a control has no figure for is null.
     """

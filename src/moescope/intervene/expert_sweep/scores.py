@@ -37,17 +37,10 @@ SCORES: dict[str, str] = {
 }
 """Column → formula."""
 
-SCORE_NAMES = {
-    "load": "load",
-    "gate_mass": "gate mass",
+SCORE_NAMES = {name: name.replace("_", " ") for name in SCORES} | {
     "ean_mean": "mean output norm (EAN)",
     "ean_sum": "summed output norm (EAN)",
     "reap": "REAP",
-    "contribution": "contribution",
-    "lift": "lift",
-    "domain_bits": "domain bits",
-    "router_norm": "router norm",
-    "weight_norm": "weight norm",
 }
 """Column → name in sentences."""
 
@@ -58,11 +51,7 @@ ROUTING_SCORES = ("load", "gate_mass", "lift", "domain_bits")
 class ScoreKeeper:
     """Adds up what scores need, batch by batch.
 
-    Args:
-        loaded: the model.
-        layers: the layers whose experts are scored.
-        domain_of_window: index of the domain of each window, (W,).
-        num_domains: C.
+    ``domain_of_window`` (W,): index of the domain of each window, of ``num_domains``.
 
     Attributes:
         notes: scores that this architecture does not have, in words.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,75 +20,45 @@ import pyarrow.compute as pc
 from moescope.axes import ExpertRef
 from moescope.corpus import AnyText
 from moescope.given import require_seed
-from moescope.intervene.damage.edits import DamageEdit, damage_edit
-from moescope.intervene.damage.measure import ABLATION
+from moescope.intervene.damage.edits import damage_edit
+from moescope.intervene.damage.measure import ABLATION, TrialsResult
 from moescope.intervene.damage.scopes import Scopes
 from moescope.intervene.expert_sweep.scores import ScoreKeeper
 from moescope.intervene.expert_sweep.tables import correlation_table, expert_table, repeatabilities
 from moescope.measure.identity import describe_model, identity
 from moescope.measure.journal import open_journal
-from moescope.measure.saving import Saving
-from moescope.measure.trials import Measured, Trial, TrialRunner, batch_budget
+from moescope.measure.trials import Trial, TrialRunner, batch_budget
 from moescope.measure.windows import TextWindow, as_windows
 from moescope.models.accept import AnyModel, as_model
 from moescope.progress import OnProgress, quiet
 from moescope.run.reader import Run
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 __all__ = ["ExpertSweep", "sweep_experts"]
 
 
-@dataclass(frozen=True)
-class ExpertSweep:
-    """What `sweep_experts` found.
+@dataclass(frozen=True, kw_only=True)
+class ExpertSweep(TrialsResult):
+    """What `sweep_experts` found; see `TrialsResult` too.
+
+    Each expert is a trial of its own; the scores stand in the rows of scope ``all``.
 
     Attributes:
         layers: numbers of the layers. experts: all of them, by layer and number.
-        edit: what was done to each.
-        table: one row for each expert and group of documents; the scores stand in the rows of
-            scope ``all``.
         correlations: Spearman's ρ of every score with measured importance.
         repeatability: by layer, ρ of importance between halves of the documents.
-        scopes: documents and domains.
-        measured: sums by window, and what was computed.
         score_notes: scores that this architecture does not have.
-        model: what was measured.
-        identity: everything that decided the numbers.
-        seed: of the resampling.
     """
 
     layers: tuple[int, ...]
     experts: tuple[ExpertRef, ...]
-    edit: DamageEdit
-    table: pa.Table
     correlations: pa.Table
     repeatability: dict[int, float]
-    scopes: Scopes
-    measured: Measured
     score_notes: list[str]
-    model: dict[str, Any]
-    identity: dict[str, Any]
-    seed: int
-
-    @property
-    def saving(self) -> Saving:
-        """What was computed, beside what full passes would have."""
-        return self.measured.saving
 
     def ranking(self) -> list[dict[str, Any]]:
         """The rows over all text, most important expert of each layer first."""
         rows = self.table.filter(pc.equal(self.table["scope"], "all")).to_pylist()
         return sorted(rows, key=lambda r: (r["layer"], r["rank"]))
-
-    def to_arrow(self) -> pa.Table:
-        """One row for each expert and group of documents."""
-        return self.table
-
-    def to_pandas(self) -> pd.DataFrame:
-        """The same as a data frame."""
-        return self.table.to_pandas()
 
     def about(self) -> dict[str, Any]:
         """What is known besides the tables, as JSON takes it."""

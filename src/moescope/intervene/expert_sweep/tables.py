@@ -34,12 +34,6 @@ def expert_table(
 ) -> pa.Table:
     """One row for each expert and group of documents.
 
-    Args:
-        experts: in the order of the trials.
-        measured: sums by window of each.
-        scopes: documents and their groups.
-        scores: by layer, from `ScoreKeeper.scores`.
-
     Returns:
         Columns: see docs/concepts/damage.md. ``rank``: 1 for the largest change of cross-entropy in
         the layer, ties share the mean of their places; it and the scores are null outside ``all``.

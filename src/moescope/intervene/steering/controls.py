@@ -15,6 +15,7 @@ import numpy as np
 
 from moescope.axes import ExpertRef
 from moescope.intervene.steering.passes import Look
+from moescope.intervene.steering.use import common_positions
 from moescope.measure.controls import distinct, substitutes
 from moescope.metrics.statistics import permutation_p
 from moescope.models.anatomy import Anatomy
@@ -80,13 +81,6 @@ def draw_controls(
 ) -> tuple[list[Substitutes], bool, str]:
     """Random substitutes for the edited experts, each draw another.
 
-    Args:
-        anatomy: of the model.
-        edits: on the chosen experts.
-        plain: the unedited pass, which says who was chosen where.
-        number: how many draws.
-        seed: of the draws.
-
     Returns:
         The draws, whether any was limited to experts chosen there, and why there are fewer than
         asked for (empty when there are not).
@@ -100,11 +94,8 @@ def draw_controls(
     drawn = distinct((substitutes(pools, rng) for _ in range(_ATTEMPTS * number)), number)
     for layer in anatomy.select(tuple(sorted({e.layer_idx for e in experts}))):
         if layer.num_experts == sum(e.layer_idx == layer.layer_idx for e in experts):
-            return (
-                [],
-                limited,
-                f"No control: the edit names every expert of layer {layer.layer_idx}.",
-            )
+            why = f"No control: the edit names every expert of layer {layer.layer_idx}."
+            return [], limited, why
     made: list[Substitutes] = [dict(zip(experts, others, strict=True)) for others in drawn]
     return made, limited, _shortage(len(made), number, limited)
 
@@ -160,11 +151,8 @@ def _times_chosen(
     total = 0
     for substitute, expert in zip(substitutes, experts, strict=True):
         chose = plain.choices[expert.layer_idx].chose(substitute.expert)
-        mine = [edit.positions for edit in edits if expert in edit.experts]
-        if None in mine:
-            total += int(chose.sum())
-        else:
-            total += int(chose[sorted({p for at in mine for p in at or ()})].sum())
+        at = common_positions(edits, expert)
+        total += int((chose if at is None else chose[list(at)]).sum())
     return total
 
 
@@ -195,13 +183,7 @@ def run_controls(
 ) -> Controls:
     """Carry the controls out and say where the chosen experts stand.
 
-    Args:
-        anatomy: of the model.
-        edits: on the chosen experts.
-        plain: the unedited pass.
-        number: of controls.
-        seed: of their choice.
-        measure: divergence and changes of the words' logits under some edits.
+    ``measure`` gives the divergence and the changes of the words' logits under some edits.
     """
     draws, limited, note = draw_controls(anatomy, edits, plain, number, seed)
     experts = sorted({e for edit in edits for e in edit.experts})

@@ -12,7 +12,8 @@ from moescope.intervene.steering.distributions import Shift
 from moescope.intervene.steering.prompts import Prompt, WordToken, visible
 from moescope.intervene.steering.use import Choice, Effect, ExpertUse
 from moescope.models.edits import BY_NAME
-from moescope.result import Note, Result, plain
+from moescope.result import Note, Result, Tabular, plain
+from moescope.words import counted, listing, percent
 
 __all__ = [
     "STEERING",
@@ -22,7 +23,6 @@ __all__ = [
     "Text",
     "TokenShift",
     "WordShift",
-    "percent",
     "steering_result",
 ]
 
@@ -55,7 +55,7 @@ class Text(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SteeringResult:
+class SteeringResult(Tabular):
     """One edit beside the unedited model.
 
     Attributes:
@@ -104,10 +104,9 @@ class SteeringResult:
         """Where the edit holds, in words."""
         if self.targets is None:
             return "everywhere, generated tokens included"
-        named = [f"{t} {visible(self.prompt.pieces[t])}" for t in self.targets[:6]]
-        more = f" and {len(self.targets) - 6} more" if len(self.targets) > 6 else ""
+        named = listing((f"{t} {visible(self.prompt.pieces[t])}" for t in self.targets), 6)
         several = "tokens" if len(self.targets) > 1 else "token"
-        return f"at {several} {', '.join(named)}{more} of the prompt only"
+        return f"at {several} {named} of the prompt only"
 
     def summary(self) -> list[str]:
         """What happened, in a few sentences."""
@@ -120,10 +119,6 @@ class SteeringResult:
             for t in self.tokens
         ]
         return pa.Table.from_pylist(rows)
-
-    def to_pandas(self) -> Any:
-        """`to_arrow` as a data frame; needs pandas."""
-        return self.to_arrow().to_pandas()
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON values."""
@@ -154,7 +149,7 @@ class SweepPoint(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SweepResult:
+class SweepResult(Tabular):
     """An edit over its strength.
 
     Attributes:
@@ -195,10 +190,6 @@ class SweepResult:
             rows.append(row)
         return pa.Table.from_pylist(rows)
 
-    def to_pandas(self) -> Any:
-        """`to_arrow` as a data frame; needs pandas."""
-        return self.to_arrow().to_pandas()
-
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON values."""
         return {**plain(self), "unit": self.unit, "neutral": self.neutral}
@@ -210,17 +201,12 @@ def _on_next(result: SteeringResult) -> str:
     moved = f"KL(before‖after) = {result.kl:.3g} nats"
     if result.effect.kind == "none":
         return "The next-token distribution is the same, bit for bit."
+    before, after = percent(old.shift.prob_before), percent(new.shift.prob_after)
     if old.token_id == new.token_id:
-        a, b = old.shift.prob_before, old.shift.prob_after
-        return (
-            f"The most probable next token stays “{visible(old.text)}” ({percent(a)} → "
-            f"{percent(b)}); {moved}."
-        )
-    return (
-        f"The most probable next token changes from “{visible(old.text)}” "
-        f"({percent(old.shift.prob_before)}) to “{visible(new.text)}” "
-        f"({percent(new.shift.prob_after)}); {moved}."
-    )
+        change = f"stays “{visible(old.text)}” ({before} → {after})"
+    else:
+        change = f"changes from “{visible(old.text)}” ({before}) to “{visible(new.text)}” ({after})"
+    return f"The most probable next token {change}; {moved}."
 
 
 def _on_controls(result: SteeringResult) -> str:
@@ -233,11 +219,10 @@ def _on_controls(result: SteeringResult) -> str:
     if result.kl == 0.0:
         moved = sum(c.kl > 0.0 for c in controls.draws)
         return f"The same edit on other experts changed something in {moved} of {n} controls."
-    several = "controls" if n > 1 else "control"
     layer = "layers" if len({u.expert.split("E")[0] for u in result.uses}) > 1 else "layer"
     return (
-        f"Beside {n} {several} (the same edit on other experts of the {layer}) its KL is number "
-        f"{rank} of {n + 1} (p = {p:.2g}, at best {1 / (n + 1):.2g})."
+        f"Beside {counted(n, 'control')} (the same edit on other experts of the {layer}) its KL is "
+        f"number {rank} of {n + 1} (p = {p:.2g}, at best {1 / (n + 1):.2g})."
     )
 
 
@@ -247,19 +232,6 @@ def _on_text(result: SteeringResult) -> str:
     if result.first_difference is None:
         return f"The generated text is the same, all {len(result.before.token_ids)} tokens."
     return f"The generated texts part at token {result.first_difference + 1}."
-
-
-def percent(share: float) -> str:
-    """A probability: one decimal, two significant digits when small.
-
-    Example:
-        >>> percent(0.1234), percent(0.00042), percent(0.0)
-        ('12.3 %', '0.042 %', '0.0 %')
-    """
-    value = 100 * share
-    if value >= 0.095 or value == 0:
-        return f"{value:.1f} %"
-    return f"{value:.2g} %" if value >= 1e-4 else "< 0.0001 %"
 
 
 def _written(text: str) -> str:

@@ -41,7 +41,7 @@ from moescope.intervene.steering.results import (
     TokenShift,
     WordShift,
 )
-from moescope.intervene.steering.use import choices_at, effect_of, uses_of
+from moescope.intervene.steering.use import choices_at, common_positions, effect_of, uses_of
 from moescope.measure.identity import identity
 from moescope.measure.journal import open_journal
 from moescope.models.accept import AnyModel, as_model
@@ -149,12 +149,12 @@ def steer(
     before, after = bench.write(), bench.write(changed)
     written = None if before is None or after is None else (before, after)
     uses = uses_of(changed, looks, written)
-    last = len(bench.prompt) - 1
+    last, common = len(bench.prompt) - 1, common_positions(changed)
     ids = top_union(plain, other, top)
     return SteeringResult(
         model=loaded.spec.model,
         prompt=bench.prompt,
-        targets=_common(changed),
+        targets=common,
         edits=_in_words(changed),
         tokens=tuple(
             TokenShift(i, text, shift_of(i, plain, other))
@@ -165,9 +165,7 @@ def steer(
         entropy_before=entropy(plain),
         entropy_after=entropy(other),
         uses=tuple(uses),
-        choices=tuple(
-            choices_at([m.layer_idx for m in bench.layers], _common(changed) or (last,), looks)
-        ),
+        choices=tuple(choices_at([m.layer_idx for m in bench.layers], common or (last,), looks)),
         effect=effect_of(loaded.anatomy, changed, looks, uses, last),
         controls=compared,
         before=_as_text(before),
@@ -317,9 +315,11 @@ def _point(
 def _restored(point: list[Any]) -> SweepPoint:
     """A point as the journal gives it back."""
     made = SweepPoint(*point)
-    return made._replace(
-        words=tuple(Shift(*w) for w in made.words), text=made.text and _text(*made.text)
-    )
+    words = tuple(Shift(*w) for w in made.words)
+    if made.text is None:
+        return made._replace(words=words)
+    ids, pieces, text, ended = made.text
+    return made._replace(words=words, text=Text(tuple(ids), tuple(pieces), text, ended))
 
 
 def _identity(
@@ -331,13 +331,6 @@ def _identity(
     )  # fmt: skip
 
 
-def _common(edits: Sequence[Edit]) -> tuple[int, ...] | None:
-    """All positions that edits hold at; None when one of them holds everywhere."""
-    if any(e.positions is None for e in edits):
-        return None
-    return tuple(sorted({p for e in edits for p in e.positions or ()}))
-
-
 def _in_words(edits: Sequence[Edit]) -> tuple[str, ...]:
     """Each edit; its positions only where they are not those of all."""
     alike = len({e.positions for e in edits}) == 1
@@ -345,11 +338,7 @@ def _in_words(edits: Sequence[Edit]) -> tuple[str, ...]:
 
 
 def _as_text(written: Continuation | None) -> Text | None:
-    return None if written is None else _text(*written[:4])
-
-
-def _text(ids: Sequence[int], pieces: Sequence[str], text: str, ended: bool) -> Text:
-    return Text(tuple(ids), tuple(pieces), text, ended)
+    return None if written is None else Text(*written[:4])
 
 
 def _parting(before: Continuation | None, after: Continuation | None) -> int | None:

@@ -6,7 +6,7 @@ says in words what happened, from what was captured and never from what should h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,7 +16,9 @@ from moescope.intervene.steering.passes import Continuation, LayerChoice, Look
 from moescope.models.anatomy import Anatomy
 from moescope.models.edits import Edit
 
-__all__ = ["Choice", "Effect", "ExpertUse", "choices_at", "effect_of", "uses_of"]
+__all__ = [
+    "Choice", "Effect", "ExpertUse", "choices_at", "common_positions", "effect_of", "uses_of",
+]  # fmt: skip
 
 _SLACK = 8
 """Weights that differ by no more than so many roundings of their precision are the same."""
@@ -68,39 +70,33 @@ def uses_of(
 ) -> list[ExpertUse]:
     """Every expert that an edit names, in order."""
     experts = sorted({e for edit in edits for e in edit.experts})
-    return [
-        _use(e, _where(e, edits, looks[0]), looks, _goes_on(e, edits, written)) for e in experts
-    ]
+    return [_use(e, edits, looks, written) for e in experts]
 
 
-def _where(expert: ExpertRef, edits: Sequence[Edit], look: Look) -> list[int]:
-    """Prompt positions at which some edit of this expert holds."""
-    mine = [e for e in edits if expert in e.experts]
-    if any(e.positions is None for e in mine):
-        return list(range(len(look.choices[expert.layer_idx].ids)))
-    return sorted({p for e in mine for p in e.positions or ()})
-
-
-def _goes_on(
-    expert: ExpertRef,
-    edits: Sequence[Edit],
-    written: tuple[Continuation, Continuation] | None,
-) -> tuple[Continuation, Continuation] | None:
-    everywhere = any(e.positions is None for e in edits if expert in e.experts)
-    return written if everywhere else None
+def common_positions(
+    edits: Iterable[Edit], expert: ExpertRef | None = None
+) -> tuple[int, ...] | None:
+    """All positions that edits, or those of one expert, hold at; None when one holds everywhere."""
+    found = [e.positions for e in edits if expert is None or expert in e.experts]
+    if None in found:
+        return None
+    return tuple(sorted({p for positions in found for p in positions or ()}))
 
 
 def _use(
     expert: ExpertRef,
-    at: list[int],
+    edits: Sequence[Edit],
     looks: tuple[Look, Look],
     written: tuple[Continuation, Continuation] | None,
 ) -> ExpertUse:
     layer, number = expert
+    positions = common_positions(edits, expert)
+    everywhere = positions is None
+    at = list(range(len(looks[0].choices[layer].ids)) if positions is None else positions)
     counts = [int(k.choices[layer].chose(number)[at].sum()) for k in looks]
     logits = looks[0].choices[layer].logits[at[-1]]
     rank = 1 + int((logits > logits[number]).sum())
-    fed = [_fed(w, expert) for w in written] if written else [None, None]
+    fed = [_fed(w, expert) for w in written] if written and everywhere else [None, None]
     return ExpertUse(str(expert), len(at), counts[0], counts[1], rank, fed[0], fed[1])
 
 
@@ -132,15 +128,7 @@ def effect_of(
     uses: Sequence[ExpertUse],
     last: int,
 ) -> Effect:
-    """Did the edits reach the next token, and if not, why?
-
-    Args:
-        anatomy: of the model.
-        edits: what was done.
-        looks: the passes before and after.
-        uses: from `uses_of`.
-        last: position of the prompt's last token.
-    """
+    """Did the edits reach the next token, and if not, why?"""
     same_logits = np.array_equal(looks[0].logits, looks[1].logits)
     same_routing = all(_same(looks[0].choices[n], looks[1].choices[n]) for n in looks[0].choices)
     notes = [note for edit in edits if (note := _idle(edit, uses))]
@@ -175,12 +163,8 @@ def _idle(edit: Edit, uses: Sequence[ExpertUse]) -> str | None:
     if not mine:
         return None
     where = f"the {mine[0].positions} tokens" if mine[0].positions > 1 else "the token"
-    why = edit.idle(mine, where, _named(mine))
+    why = edit.idle(mine, where, mine[0].expert if len(mine) == 1 else "any of these experts")
     return why and f"{edit}: {why}"
-
-
-def _named(mine: Sequence[ExpertUse]) -> str:
-    return mine[0].expert if len(mine) == 1 else "any of these experts"
 
 
 def _unread(anatomy: Anatomy, edits: Sequence[Edit], last: int) -> str:

@@ -20,8 +20,6 @@ from moescope.errors import BadInputError
 from moescope.given import WHOLE
 from moescope.words import ranges
 
-__all__ = ["ExpertRef", "require_experts", "require_layers"]
-
 _PATTERN = re.compile(rf"^L({WHOLE})E({WHOLE})$", re.IGNORECASE)
 
 

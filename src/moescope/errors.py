@@ -23,22 +23,6 @@ from __future__ import annotations
 
 import errno
 
-__all__ = [
-    "BadInputError",
-    "BusyError",
-    "CorpusError",
-    "CoverageError",
-    "InterruptedTrainingError",
-    "LaunchError",
-    "MissingExtraError",
-    "ModelError",
-    "MoescopeError",
-    "RunError",
-    "TrainingError",
-    "WriteError",
-    "lacks_memory",
-]
-
 _NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "Cannot allocate memory")
 
 

@@ -18,23 +18,6 @@ from pydantic import Field, ValidationError
 from moescope.errors import BadInputError
 from moescope.words import said_by
 
-__all__ = [
-    "MAX_SEED",
-    "MOST_EXPERTS",
-    "MOST_SHARDS",
-    "MOST_TOKENS",
-    "MOST_WORKERS",
-    "WHOLE",
-    "Seed",
-    "first_problem",
-    "parse_json",
-    "parse_yaml",
-    "read_text",
-    "refuse_odd_text",
-    "require_seed",
-    "whole_number",
-]
-
 MAX_SEED = 2**63 - 1
 """The largest that every generator takes, and that every file keeps as it is."""
 

@@ -26,8 +26,6 @@ from moescope.training.recipe import Recipe
 from moescope.training.recipe_file import load_recipe
 from moescope.training.trainer import Trained, TrainingState
 
-__all__ = ["PAGE", "Analysis", "analyze", "report_on", "train", "training_data"]
-
 PAGE = "training.html"
 
 

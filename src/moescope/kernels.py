@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["keep_few_kernels"]
-
 _KERNELS = 8
 
 

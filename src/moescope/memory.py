@@ -11,17 +11,6 @@ from pathlib import Path
 
 from moescope.errors import BadInputError, ModelError, lacks_memory
 
-__all__ = [
-    "available_memory",
-    "give_memory_back",
-    "held_memory",
-    "keep_memory",
-    "machine_memory",
-    "parse_memory",
-    "readable",
-    "within_memory",
-]
-
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 _SIZE = re.compile(
     r"^\s*([0-9]{1,15}(?:\.[0-9]*)?|\.[0-9]+)\s*((?:[KMGT]I?)?)B?\s*$", re.IGNORECASE

@@ -28,8 +28,6 @@ from moescope.errors import BadInputError
 from moescope.files import usable_path, write_bytes
 from moescope.given import first_problem, parse_json, read_text
 
-__all__ = ["PLAN_SCHEMA", "PLAN_SIGNATURE", "Plan", "PlanEntry", "PlanModel"]
-
 PLAN_SCHEMA: Literal[2] = 2
 """Version of the JSON that `Plan.write` makes; version 1, without settings, is read too."""
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["OnProgress", "Progress", "quiet"]
-
 
 class Progress(NamedTuple):
     """What is being done, and how far that is.

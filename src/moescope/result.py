@@ -27,17 +27,6 @@ from moescope.given import first_problem
 from moescope.run.manifest import Stored
 from moescope.run.store import read_parquet, write_parquet
 
-__all__ = [
-    "RESULT",
-    "SCHEMA_VERSION",
-    "Note",
-    "Result",
-    "Tabular",
-    "plain",
-    "read_result",
-    "refuse_finished",
-]
-
 RESULT = "result.json"
 SCHEMA_VERSION = 1
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["NEWEST", "OLDEST", "untested"]
-
 OLDEST, NEWEST = (5, 23), (5, 24)
 
 

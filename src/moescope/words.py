@@ -11,18 +11,6 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
-__all__ = [
-    "brief",
-    "counted",
-    "listing",
-    "near_names",
-    "one_line",
-    "percent",
-    "ranges",
-    "said_by",
-    "size",
-]
-
 
 def one_line(text: str, limit: int = 2000) -> str:
     """Make a text fit one line of a terminal: nothing unprintable, not endless."""

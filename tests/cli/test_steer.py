@@ -126,12 +126,30 @@ def test_without_a_confirmed_expert_there_is_a_result_and_no_plan(
     moescope: Callable[..., Done], place: Path
 ) -> None:
     texts = ("--with", "a.txt", "--without", "b.txt")
-    assert moescope("contrast", "moe", *texts, "--text-unit", "line", "-o", "two").returncode == 0
-    done = moescope("contrast", "moe", *texts, "-o", "two")  # a paragraph a side
+    done = moescope("contrast", "moe", *texts, "-o", "three")  # a paragraph a side
     assert done.returncode == 0, done.stderr
     assert "no plan was written" in done.stderr
-    assert "nothing to steer by" in read_result(place / "two", "contrast").answers[0]
-    assert not (place / "two" / "plan.json").exists()  # that of the earlier one is no longer so
+    assert "nothing to steer by" in read_result(place / "three", "contrast").answers[0]
+    assert not (place / "three" / "plan.json").exists()
+
+
+def test_a_finished_result_is_replaced_only_by_itself(
+    moescope: Callable[..., Done], place: Path
+) -> None:
+    command = ("contrast", "moe", "--with", "a.txt", "--without", "b.txt", "--text-unit", "line")
+    assert moescope(*command, "-o", "kept").returncode == 0
+    before = (place / "kept" / "result.json").read_bytes()
+    again = moescope(*command, "-o", "kept")
+    assert (again.returncode, "already holds a result" in again.stderr) == (2, True)
+    other = moescope(*command, "--candidates", "3", "-o", "kept", "--resume")
+    assert other.returncode == 2
+    assert "cannot resume" in other.stderr
+    assert "candidates was 10, now 3" in other.stderr
+    assert (place / "kept" / "result.json").read_bytes() == before
+    assert moescope(*command, "-o", "kept", "--resume").returncode == 0
+    steered = ("steer", "moe", "--prompt", "the plan", "--set", "L1E2=+2", "-o", "steered")
+    assert moescope(*steered).returncode == 0
+    assert "already holds a result" in moescope(*steered).stderr
 
 
 BAD = {

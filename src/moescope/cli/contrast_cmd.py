@@ -19,7 +19,7 @@ from moescope.cli.verb import Flag, flagged, verb
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
-    from moescope.intervene.contrast.compare import ContrastResult
+    from moescope.intervene.contrast.result import ContrastResult
 
 
 class ContrastArgs(ModelArgs, CorpusArgs, LayersArgs, FormatArgs):

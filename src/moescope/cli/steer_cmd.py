@@ -20,8 +20,8 @@ from moescope.result import refuse_finished
 from moescope.run.options import TraceOptions
 
 if TYPE_CHECKING:
+    from moescope.intervene.steering.results import SteeringResult, SweepResult
     from moescope.intervene.steering.settings import Setting
-    from moescope.intervene.steering.steer import SteeringResult, SweepResult
     from moescope.models import LoadedModel
     from moescope.plan import Plan
     from moescope.progress import OnProgress

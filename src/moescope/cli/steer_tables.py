@@ -16,8 +16,8 @@ from moescope.words import percent
 if TYPE_CHECKING:
     from moescope.intervene.steering.controls import Controls
     from moescope.intervene.steering.distributions import Shift
+    from moescope.intervene.steering.results import SteeringResult, SweepResult
     from moescope.intervene.steering.results import Text as Written
-    from moescope.intervene.steering.steer import SteeringResult, SweepResult
     from moescope.intervene.steering.use import Choice, ExpertUse
     from moescope.models import Anatomy
 

@@ -15,14 +15,6 @@ from safetensors.torch import load_file, save_file
 from moescope.errors import BadInputError
 from moescope.files import claim, replacing, write_bytes
 
-__all__ = [
-    "CHECKPOINTS",
-    "checkpoint_steps",
-    "pack_checkpoint",
-    "restore_checkpoint",
-    "write_checkpoint",
-]
-
 _HERE = Path(__file__).parent
 
 CHECKPOINTS = _HERE / "checkpoints"

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from moescope.lazy import lazily
 
 if TYPE_CHECKING:
-    from moescope.intervene.contrast.compare import ContrastResult
+    from moescope.intervene.contrast.result import ContrastResult
     from moescope.intervene.damage.measure import Damage, measure_damage
     from moescope.intervene.expert_sweep.sweep import ExpertSweep, sweep_experts
-    from moescope.intervene.steering.steer import SteeringResult, SweepResult, steer, sweep
+    from moescope.intervene.steering.results import SteeringResult, SweepResult
+    from moescope.intervene.steering.steer import steer, sweep
     from moescope.models.editing import edited
     from moescope.models.edits import Edit, bias, force, mask, scale, select_experts, top_k, zero
 

@@ -20,8 +20,6 @@ from moescope.intervene.expert_sweep.sweep import ExpertSweep
 from moescope.measure.identity import versions
 from moescope.result import Result
 
-__all__ = ["ablation_result"]
-
 
 def ablation_result(found: Damage | ExpertSweep, source: Mapping[str, Any]) -> Result:
     """What was measured, with answers in sentences, notes, what it cost, and versions.

@@ -14,17 +14,9 @@ from moescope.intervene.expert_sweep.scores import ROUTING_SCORES, SCORE_NAMES
 from moescope.intervene.expert_sweep.sweep import ExpertSweep
 from moescope.measure.controls import CALIPER, Controls, lowest_p
 from moescope.measure.saving import Saving
-from moescope.metrics.statistics import MIN_CLUSTERS
+from moescope.metrics.intervals import MIN_CLUSTERS
 from moescope.result import Note
 from moescope.words import counted, listing
-
-__all__ = [
-    "damage_answers",
-    "damage_notes",
-    "saving_sentence",
-    "sweep_answers",
-    "sweep_notes",
-]
 
 _LEVEL = 0.05
 

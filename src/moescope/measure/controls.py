@@ -19,18 +19,6 @@ from numpy.typing import NDArray
 from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
 
-__all__ = [
-    "CALIPER",
-    "DEFAULT_CONTROLS",
-    "Controls",
-    "distinct",
-    "draw_controls",
-    "exceed_chance",
-    "lowest_p",
-    "require_room",
-    "substitutes",
-]
-
 CALIPER = 1.25
 """Loads within this factor count as matched, in every layer."""
 

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from moescope.models.expert_calls import ExpertLayer
 
-__all__ = ["Choices", "ExpertSums", "Served", "measure_choices"]
-
 
 class Served(NamedTuple):
     """The M rows that chose one expert.

@@ -19,8 +19,6 @@ from moescope.models.expert_calls import ExpertInputs
 from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
 
-__all__ = ["batch_inputs", "fitting_batch", "run_batches"]
-
 _MOST_TOKENS = 8192
 _FEWEST_TOKENS = 64
 _ROOM = 1 << 28

@@ -27,8 +27,6 @@ from moescope.models.expert_calls import ExpertInputs, LayerInput
 from moescope.models.loading import LoadedModel
 from moescope.models.resume import Resumable
 
-__all__ = ["Head", "PlainPass", "affected", "plain_pass", "scored_tokens"]
-
 
 @dataclass(frozen=True)
 class PlainPass:

@@ -11,8 +11,6 @@ from typing import Any
 from moescope.measure.windows import TextWindow
 from moescope.models.loading import LoadedModel
 
-__all__ = ["describe_model", "identity", "text_fingerprint", "versions"]
-
 
 def versions() -> dict[str, str]:
     """Of what computes the numbers."""

@@ -36,8 +36,6 @@ from moescope.result import RESULT, read_result, refuse_finished
 from moescope.run.same import require_same
 from moescope.run.store import write_parquet
 
-__all__ = ["JOURNAL", "Journal", "drop_journal", "open_journal"]
-
 JOURNAL = "measured.jsonl"
 
 _TABLES = "measured"

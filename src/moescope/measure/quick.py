@@ -28,8 +28,6 @@ from moescope.models.edits import Edit
 from moescope.models.expert_calls import ExpertLayer
 from moescope.models.loading import LoadedModel
 
-__all__ = ["Quick", "QuickWay", "lowest_layer"]
-
 _NOISE = 2e-6
 """Mean change, in nats per token, that rounding may make in single precision."""
 

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Saving", "saving_of"]
-
 
 @dataclass(frozen=True)
 class Saving:

@@ -19,8 +19,6 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["PlainScores", "TokenDamage", "compare"]
-
 _PIECE_CELLS = 1 << 20
 """Cells that are worked on at once, so that they stay in the processor's cache."""
 

@@ -33,8 +33,6 @@ from moescope.models.experts import fast_experts
 from moescope.models.loading import LoadedModel
 from moescope.progress import OnProgress, Progress, quiet
 
-__all__ = ["Measured", "Trial", "TrialRunner", "batch_budget"]
-
 _BATCH_TOKENS = 2048
 _NAIVE_SAMPLES = 3
 Floats = NDArray[np.float64]

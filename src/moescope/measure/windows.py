@@ -37,15 +37,6 @@ from moescope.run.reader import Run
 from moescope.run.sample import span_priority
 from moescope.trace.record import context_length
 
-__all__ = [
-    "TextWindow",
-    "WindowBatch",
-    "as_windows",
-    "choose_windows",
-    "run_windows",
-    "window_batches",
-]
-
 
 class TextWindow(NamedTuple):
     """One window of one document.

@@ -8,8 +8,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 
-__all__ = ["Agreement", "agreement", "committee", "entropy_bits", "mean_jaccard"]
-
 
 class Agreement(NamedTuple):
     """How two routings of the same tokens agree; arrays (T,).

@@ -11,8 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-__all__ = ["COLD_SHARE", "DEAD_SHARE", "Balance", "balance", "cv_by_chance"]
-
 DEAD_SHARE = 0.001
 """An expert with less than this share of a layer's assignments counts as dead."""
 

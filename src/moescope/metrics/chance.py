@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from math import comb
 
-__all__ = ["expected_jaccard", "share_any"]
-
 
 def share_any(num_experts: int, top_k: int) -> float:
     """P(two random K-subsets of E share at least one) = 1 − C(E−K, K)/C(E, K).

@@ -12,8 +12,6 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
-__all__ = ["Coactivation", "Flow", "coactivation", "flow"]
-
 
 class Coactivation(NamedTuple):
     """Arrays (E, E), NaN on the diagonal and for experts that never ran.

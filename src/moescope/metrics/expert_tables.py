@@ -29,19 +29,6 @@ from moescope.run.aggregates import (
     WEIGHT_EDGES,
 )
 
-__all__ = [
-    "balance_table",
-    "coactivation",
-    "committee_table",
-    "decisiveness",
-    "domain_distance",
-    "domain_specialization",
-    "flow",
-    "histograms",
-    "load",
-]
-
-
 MAX_PAIR_ROWS = 3_000_000
 """Rows of the table of pairs of domains."""
 

@@ -35,8 +35,6 @@ from moescope.metrics.intervals import mean_interval
 from moescope.metrics.likeness import document_pairs, domain_p, joined_documents, pairs_p
 from moescope.metrics.statistics import permutation_p
 
-__all__ = ["Bits", "Information", "SampledText", "layer_information", "previous_tokens"]
-
 SHUFFLES = 30
 """Shuffled copies behind each null."""
 

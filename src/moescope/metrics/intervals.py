@@ -15,24 +15,6 @@ from jaxtyping import Int64, Num
 from numpy.typing import NDArray
 from scipy.special import stdtrit  # scipy.stats takes most of a second to import
 
-__all__ = [
-    "FEW_DOCUMENTS",
-    "MIN_CLUSTERS",
-    "Contrast",
-    "Interval",
-    "Means",
-    "contrast",
-    "delete_group_interval",
-    "document_means",
-    "jackknife",
-    "joint_df",
-    "lift_interval",
-    "mean_interval",
-    "minimum_detectable",
-    "quantile",
-    "ratio_interval",
-]
-
 Floats = NDArray[np.float64]
 
 MIN_CLUSTERS = 5

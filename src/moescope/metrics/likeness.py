@@ -18,9 +18,8 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from scipy import sparse
 
-from moescope.metrics.statistics import MIN_CLUSTERS, permutation_p
-
-__all__ = ["PERMUTATIONS", "document_pairs", "domain_p", "joined_documents", "pairs_p"]
+from moescope.metrics.intervals import MIN_CLUSTERS
+from moescope.metrics.statistics import permutation_p
 
 PERMUTATIONS = 499
 """The smallest p is 1/500."""

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from moescope.metrics.table import Column, table
 from moescope.metrics.view import ALL, PhaseView, Rows
 
-__all__ = ["BANDS", "bands", "phases"]
-
 BANDS = ("early", "middle", "late")
 
 

@@ -15,17 +15,6 @@ from scipy.stats import rankdata
 
 from moescope.metrics.statistics import permutation_p
 
-__all__ = [
-    "LEAST_EXPERTS",
-    "RELABELLINGS",
-    "Mantel",
-    "RankCorrelation",
-    "mantel",
-    "rank_correlation",
-    "repeatability",
-    "spearman",
-]
-
 LEAST_EXPERTS = 5
 """With fewer experts in a layer no correlation is given."""
 

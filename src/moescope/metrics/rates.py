@@ -24,17 +24,6 @@ from numpy.typing import NDArray
 
 from moescope.metrics.intervals import MIN_CLUSTERS, Interval, jackknife, joint_df, quantile
 
-__all__ = [
-    "Moments",
-    "Spread",
-    "difference_interval",
-    "rate_interval",
-    "rate_ratio_interval",
-    "residuals",
-    "spread",
-    "standardised",
-]
-
 Floats = NDArray[np.float64]
 
 _BORROWED = 10.0

@@ -30,8 +30,6 @@ from moescope.run.store import read_parquet, understood, write_parquet
 _TABLES = "tables"
 _NOTE = b"note"
 
-__all__ = ["AnalyzedRun", "AnyRun", "compare_runs", "note_of", "open_run", "table_names"]
-
 
 def table_names() -> list[str]:
     """The names of all tables, those of installed packages included."""

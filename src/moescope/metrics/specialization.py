@@ -25,18 +25,6 @@ from moescope.metrics.rates import (
 )
 from moescope.metrics.statistics import benjamini_hochberg, permutation_test, permutations_for
 
-__all__ = [
-    "DomainSpecialization",
-    "TokenBaseline",
-    "domain_specialization",
-    "jensen_shannon",
-    "jensen_shannon_pairs",
-    "split_halves",
-    "token_baseline",
-    "token_baselines",
-]
-
-
 _HALVINGS = 20
 
 _PAIR_CELLS = 1 << 22

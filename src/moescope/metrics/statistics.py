@@ -18,17 +18,6 @@ from numpy.typing import NDArray
 from moescope.metrics.intervals import MIN_CLUSTERS
 from moescope.metrics.rates import Moments, residuals, spread, standardised
 
-__all__ = [
-    "MANY_DOMAINS",
-    "MIN_CLUSTERS",
-    "PermutationTest",
-    "add_q",
-    "benjamini_hochberg",
-    "permutation_p",
-    "permutation_test",
-    "permutations_for",
-]
-
 MANY_DOMAINS = 64
 """With more domains, the sums of a permutation are made for all of them at once."""
 

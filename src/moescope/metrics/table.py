@@ -11,8 +11,6 @@ from moescope.errors import BadInputError, MoescopeError
 from moescope.metrics.view import PhaseView, Rows
 from moescope.run.aggregates import ABSENT
 
-__all__ = ["COMMON", "Column", "Table", "table"]
-
 
 class Column(NamedTuple):
     """What a column says; ``chance``: what it would be if experts knew nothing of the text.

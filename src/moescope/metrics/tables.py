@@ -14,8 +14,6 @@ from moescope.errors import BadInputError
 from moescope.metrics import expert_tables, phases, token_tables
 from moescope.metrics.table import Table
 
-__all__ = ["GROUP", "TABLES", "every_table", "find_table"]
-
 GROUP = "moescope.tables"
 """The group of entry points."""
 

@@ -19,17 +19,6 @@ from moescope.metrics.vocabulary import token_overlap as overlap
 from moescope.metrics.vocabulary import vocabulary_specialization as vocabulary
 from moescope.run.aggregates import unpack
 
-__all__ = [
-    "domain_loss",
-    "expert_tokens",
-    "information",
-    "path_entropy",
-    "paths",
-    "repetition",
-    "token_overlap",
-    "vocabulary_specialization",
-]
-
 _KINDS = {"input": "input", "predicted": "pred", "next": "next"}
 
 

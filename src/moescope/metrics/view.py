@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from moescope.run.aggregates import AggregateShape, unpack
 from moescope.run.reader import Run, TokenRows
 
-__all__ = ["ALL", "Layer", "PhaseView", "Rows"]
-
 ALL = "all"
 """The name of the total over every domain."""
 

@@ -16,13 +16,6 @@ import numpy as np
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 
-__all__ = [
-    "MIN_TOKEN_COUNT",
-    "VocabularySpecialization",
-    "token_overlap",
-    "vocabulary_specialization",
-]
-
 MIN_TOKEN_COUNT = 10
 """A token id (or a token id at one expert) seen fewer times than this is left out."""
 

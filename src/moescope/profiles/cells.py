@@ -18,8 +18,6 @@ from moescope.axes import ExpertRef, require_experts
 from moescope.metrics.view import Layer
 from moescope.run.aggregates import AggregateShape
 
-__all__ = ["Cells", "half_of_documents", "spread"]
-
 
 class Cells(NamedTuple):
     """The traced layers, and where the experts of each begin. M is the number of all cells."""

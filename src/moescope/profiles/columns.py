@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-__all__ = ["COLUMNS", "CONTRIBUTION", "DOMAIN_LOAD", "LOAD", "SPECIAL", "schema_of"]
-
 _TEXT, _INT, _NUMBER = pa.string(), pa.int64(), pa.float64()
 _HALVES = "and in each half of the documents"
 

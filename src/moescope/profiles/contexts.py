@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from moescope.measure.windows import TextWindow
 
-__all__ = ["AROUND", "CONTEXT_ROWS", "MAX_PER_DOCUMENT", "Context", "WindowTexts"]
-
 AROUND = 12
 """Tokens of text before and after."""
 

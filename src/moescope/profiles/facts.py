@@ -19,8 +19,6 @@ import pyarrow as pa
 from moescope.axes import ExpertRef
 from moescope.result import plain
 
-__all__ = ["LISTS", "PARTS", "Absent", "Part", "Profile", "Profiles"]
-
 PARTS = (
     "role", "sure", "domains", "tokens_in", "vocabulary", "coactivated", "previous", "following",
     "parts_of_speech", "contribution", "contexts", "pushes", "similar", "weights",

@@ -22,8 +22,6 @@ from moescope.measure.expert_sums import Choices, ExpertSums, Served, measure_ch
 from moescope.models.anatomy import MoELayer
 from moescope.models.expert_calls import ExpertLayer, LayerInput
 
-__all__ = ["BatchRows", "Candidates", "LayerGather"]
-
 CANDIDATES = 128
 """Highest contributions that are kept of each expert, before contexts that repeat are dropped."""
 

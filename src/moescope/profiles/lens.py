@@ -31,8 +31,6 @@ from moescope.models.anatomy import MoELayer
 from moescope.models.loading import LoadedModel
 from moescope.profiles.residual import layer_paths
 
-__all__ = ["FinalScales", "Lens", "find_lens", "frozen_scale"]
-
 _PROBE_TOKENS = 16
 _CHUNK = 8192
 _EXACT = 2e-2

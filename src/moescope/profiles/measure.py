@@ -30,8 +30,6 @@ from moescope.profiles.lens import FinalScales, Lens, find_lens
 from moescope.profiles.residual import first_output
 from moescope.progress import OnProgress, Progress, quiet
 
-__all__ = ["COMPARED_TOKENS", "NEAREST_ROWS", "Measured", "MeasuredText", "Pushes", "measure"]
-
 COMPARED_TOKENS = 512
 """Tokens on which all experts of a layer are run, to compare their outputs; a few more, because
 each batch rounds its part up."""

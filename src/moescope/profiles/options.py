@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from moescope.models import LoadedModel, ModelSpec
 
-__all__ = ["DEFAULT_PIPELINE", "ProfileOptions"]
-
 DEFAULT_PIPELINE = "en_core_web_sm"
 
 

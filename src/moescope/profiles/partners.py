@@ -15,8 +15,6 @@ from moescope.metrics.intervals import lift_interval
 from moescope.metrics.view import Layer
 from moescope.profiles.sampled import SampledDocuments
 
-__all__ = ["MIN_PAIR_COUNT", "Partners", "partner_intervals", "strongest_partners"]
-
 MIN_PAIR_COUNT = 20
 """A pair that met on fewer tokens is not listed."""
 

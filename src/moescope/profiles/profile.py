@@ -43,8 +43,6 @@ from moescope.profiles.tables import profile_tables
 from moescope.progress import OnProgress, Progress, quiet
 from moescope.run.store import write_parquet
 
-__all__ = ["ProfileOptions", "profile_all", "profile_expert", "profile_experts", "write_profiles"]
-
 
 def profile_expert(
     run: AnyRun,

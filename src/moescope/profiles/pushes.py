@@ -18,8 +18,6 @@ from moescope.metrics.ranks import spearman
 from moescope.profiles.lens import Lens
 from moescope.profiles.measure import Pushes
 
-__all__ = ["AGREED_TOKENS", "MIN_HALF_TOKENS", "PUSH_ROWS", "Pushed", "rank_pushes"]
-
 PUSH_ROWS = 20
 """Promoted, and suppressed, tokens that are kept of each expert."""
 

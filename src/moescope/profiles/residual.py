@@ -26,8 +26,6 @@ from moescope.models.anatomy import MoELayer
 from moescope.models.resume import decoder_layers
 from moescope.words import said_by
 
-__all__ = ["first_output", "layer_paths"]
-
 _TOLERANCE = 0.03
 _ROUNDING = 3e-3
 """Half precision reads a factor of 2 as 1.998; models use round factors."""

@@ -28,8 +28,6 @@ from moescope.profiles.tokens_in import (
     vocabulary_of_experts,
 )
 
-__all__ = ["PARTNER_ROWS", "TOKEN_ROWS", "LayerTokens", "Routed"]
-
 TOKEN_ROWS = 16
 """Token ids in an expert's list."""
 

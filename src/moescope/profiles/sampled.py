@@ -16,8 +16,6 @@ from moescope.metrics.view import Layer, PhaseView
 from moescope.profiles.cells import half_of_documents
 from moescope.run.reader import TokenRows
 
-__all__ = ["SampledDocuments"]
-
 
 class SampledDocuments:
     """Sampled tokens of one phase with their documents.

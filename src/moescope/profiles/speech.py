@@ -21,8 +21,6 @@ from moescope.profiles.options import DEFAULT_PIPELINE
 from moescope.profiles.sampled import SampledDocuments
 from moescope.run.reader import Run, TokenRows
 
-__all__ = ["SPACE", "SpeechMix", "SpeechTags", "speech_mix", "tag_tokens"]
-
 SPACE = "SPACE"
 """Tag of tokens that hold nothing but blanks and line ends."""
 

@@ -31,8 +31,6 @@ from moescope.result import plain
 from moescope.run.reader import Run
 from moescope.run.store import write_parquet, write_tensors
 
-__all__ = ["FOLDER", "StoredMeasures", "keep_measures", "measure_key", "read_measures"]
-
 FOLDER = "profiles"
 """Folder in a run that profiles are written to."""
 

@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from moescope.metrics.balance import COLD_SHARE, DEAD_SHARE
-from moescope.metrics.statistics import MIN_CLUSTERS
+from moescope.metrics.intervals import MIN_CLUSTERS
 from moescope.profiles.facts import Absent, Part
-
-__all__ = ["describe", "flags_of", "quote", "role_of", "sureness"]
 
 MIN_ASSIGNMENTS = 100
 """With fewer assignments nothing but the load is said."""

@@ -36,8 +36,6 @@ from moescope.profiles.speech import SpeechTags, speech_mix
 from moescope.profiles.stored import StoredMeasures
 from moescope.profiles.summary import MIN_ASSIGNMENTS, describe
 
-__all__ = ["profile_tables"]
-
 NO_MODEL = "made without the model"
 """Reason given for every part that needs it."""
 

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from moescope.metrics.vocabulary import MIN_TOKEN_COUNT
 
-__all__ = ["TokenLists", "Vocabulary", "list_overlap", "top_tokens", "vocabulary_of_experts"]
-
 _HALF_COUNT = MIN_TOKEN_COUNT // 2
 
 

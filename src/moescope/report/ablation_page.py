@@ -16,8 +16,6 @@ from moescope.report.page import fill_page
 from moescope.result import Result
 from moescope.words import counted, listing
 
-__all__ = ["ablation_page"]
-
 _SCRIPTS = ("ablation_core.js", "ablation_plan.js", "ablation_each.js", "ablation_scores.js")
 _MEASURES = ("ce_change", "kl", "flips")
 _ENDS = ("", "_low", "_high")

@@ -10,15 +10,10 @@ from typing import Any
 import numpy as np
 
 from moescope.corpus import notes_on_marks
-from moescope.metrics.intervals import FEW_DOCUMENTS
-from moescope.metrics.statistics import MIN_CLUSTERS
+from moescope.metrics.intervals import FEW_DOCUMENTS, MIN_CLUSTERS
 from moescope.report.frames import number
 from moescope.run.reader import Run
 from moescope.words import counted, listing
-
-__all__ = [
-    "FEW_DOCUMENTS", "about", "alerts", "badly_predicted", "label", "model_facts", "say_basics",
-]  # fmt: skip
 
 LITTLE_BETTER = 0.5
 """Nats per token; a model that predicts a domain by no more than this better than the frequency of

@@ -14,8 +14,6 @@ from moescope.metrics.view import ALL
 from moescope.profiles.summary import Q_LEVEL
 from moescope.report.frames import Frame, scaled
 
-__all__ = ["MAX_INTERVAL_CELLS", "MAX_TOP_CELLS", "rates", "special"]
-
 MAX_TOP_CELLS = 200
 """Cells in the table of specialised experts."""
 

@@ -17,8 +17,6 @@ from moescope.report.frames import number, settings, tidy
 from moescope.report.page import fill_page
 from moescope.result import Result
 
-__all__ = ["contrast_page"]
-
 _SCRIPTS = ("ablation_core.js", "contrast.js")
 _MOST = 2000
 """Experts that the page holds; the table beside it has all."""

@@ -22,8 +22,6 @@ from moescope.report.layers import committee, histograms, layer_columns, pairs
 from moescope.report.summary import headlines, meaning, sentences
 from moescope.report.tokens import MAX_SPANS, examples, expert_tokens
 
-__all__ = ["MAX_DOMAINS", "report_data"]
-
 MAX_DOMAINS = 48
 """Domains on the page; those with the most tokens."""
 

@@ -21,8 +21,6 @@ from moescope.metrics.view import ALL
 from moescope.profiles.summary import Q_LEVEL
 from moescope.report.data import report_data
 
-__all__ = ["draw_figures", "expert_ticks", "require_matplotlib", "write_figures"]
-
 _WIDTH = 6.8
 _COLORS = ("#0072b2", "#c8550a", "#00815c", "#b0568f", "#7a6a00", "#3f7fbf", "#8c3b2a", "#55606b")
 _SEQUENTIAL, _DIVERGING = "cividis", "PuOr_r"

@@ -17,11 +17,6 @@ from numpy.typing import NDArray
 
 from moescope.result import plain as json_values
 
-__all__ = [
-    "Frame", "bits", "layer_rows", "number", "p_text", "plain", "scaled", "settings", "tidy",
-    "times",
-]  # fmt: skip
-
 
 class Frame:
     """Columns of equal length."""

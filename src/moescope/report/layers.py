@@ -10,10 +10,6 @@ from moescope.metrics.view import ALL
 from moescope.report.frames import Frame, tidy
 from moescope.run.aggregates import DECISIVENESS
 
-__all__ = [
-    "MAX_PAIR_CELLS", "committee", "histograms", "layer_columns", "pairs",
-]  # fmt: skip
-
 MAX_PAIR_CELLS = 150_000
 """Pairs of experts in all heatmaps together."""
 

@@ -25,8 +25,6 @@ from markupsafe import Markup
 from moescope.files import usable_path, write_bytes
 from moescope.profiles.summary import Q_LEVEL
 
-__all__ = ["LAST", "SHARED", "SIGNATURE", "embed_json", "fill_page", "write_page"]
-
 SIGNATURE = b'<meta name="generator" content="moescope">'
 _TEMPLATES = Path(__file__).parent / "templates"
 _VENDOR = Path(__file__).parent / "vendor"

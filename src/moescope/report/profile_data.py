@@ -27,8 +27,6 @@ from moescope.report.about import about, say_basics
 from moescope.report.frames import layer_rows, number, tidy
 from moescope.words import counted
 
-__all__ = ["PAGE_BYTES", "Caps", "pack", "profiles_data", "unpack"]
-
 PAGE_BYTES = 4_000_000
 """Bytes of the packed profiles on the page; the libraries add half a million."""
 

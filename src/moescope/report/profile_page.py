@@ -10,8 +10,6 @@ from moescope.profiles.stored import FOLDER
 from moescope.report.page import fill_page, write_page
 from moescope.report.profile_data import RULES, profiles_data
 
-__all__ = ["build_profile_page", "render_profile_page"]
-
 _SCRIPTS = (
     "heatmap.js", "profiles_inflate.js", "profiles_data.js", "profiles_map.js", "profiles_list.js",
     "profiles_parts.js", "profiles_text.js", "profiles_panel.js",

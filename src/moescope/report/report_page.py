@@ -10,8 +10,6 @@ from moescope.metrics.runs import AnalyzedRun
 from moescope.report.data import report_data
 from moescope.report.page import SIGNATURE, fill_page, write_page
 
-__all__ = ["build_report", "render_report"]
-
 _SCRIPTS = (
     "heatmap.js", "head.js", "bars.js", "maps.js", "special.js", "information.js", "lines.js",
     "pairs.js", "vocabulary.js", "examples.js", "foot.js",

@@ -20,8 +20,6 @@ from moescope.similarity.pair_values import upper
 from moescope.similarity.result import Similarity
 from moescope.similarity.tables import clustered_order
 
-__all__ = ["PAIRS_AT_MOST", "PAIRS_WITH_INTERVALS", "similarity_data"]
-
 PAIRS_WITH_INTERVALS = 200_000
 """With more pairs × layers × methods the page leaves intervals out."""
 

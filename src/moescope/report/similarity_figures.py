@@ -27,8 +27,6 @@ from moescope.similarity.answers import METHOD_NAMES
 from moescope.similarity.result import Similarity
 from moescope.similarity.tables import clustered_order
 
-__all__ = ["write_similarity_figures"]
-
 _MOST_DOMAINS = 8
 
 

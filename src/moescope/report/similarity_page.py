@@ -17,8 +17,6 @@ from moescope.similarity.answers import similarity_answers, similarity_notes
 from moescope.similarity.result import Similarity
 from moescope.words import counted
 
-__all__ = ["similarity_page", "write_similarity_page"]
-
 _SCRIPTS = (
     "heatmap.js", "similarity.js", "similarity_depth.js", "similarity_pairs.js",
     "similarity_agreement.js", "similarity_map.js",

@@ -10,8 +10,6 @@ from moescope.report.frames import tidy
 from moescope.report.page import fill_page
 from moescope.result import Result
 
-__all__ = ["steering_data", "steering_page"]
-
 _SCRIPTS = (
     "heatmap.js", "steering.js", "steering_controls.js", "steering_text.js", "steering_sweep.js"
 )  # fmt: skip

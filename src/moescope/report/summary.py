@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moescope.metrics.intervals import FEW_DOCUMENTS
 from moescope.metrics.view import ALL
 from moescope.profiles.summary import Q_LEVEL
-from moescope.report.about import FEW_DOCUMENTS, badly_predicted
+from moescope.report.about import badly_predicted
 from moescope.report.frames import Frame, bits, number, p_text, times
 from moescope.words import counted, percent
-
-__all__ = ["headlines", "meaning", "sentences"]
 
 
 def sentences(view: dict[str, Any], facts: dict[str, Any], tables: dict[str, Frame]) -> list[str]:

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from moescope.report.frames import Frame, tidy
 from moescope.run.reader import Run, TokenRows
 
-__all__ = ["MAX_SPANS", "SPAN_TOKENS", "examples", "expert_tokens"]
-
 MAX_SPANS = 40
 SPAN_TOKENS = 80
 MAX_EXPERT_TOKEN_ROWS = 40_000

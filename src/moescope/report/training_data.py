@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from moescope.metrics.balance import cv_by_chance
 
-__all__ = ["POINTS", "Floats", "column", "figures_of", "in_blocks", "last_rows", "present"]
-
 POINTS = 1000
 """Most points of a line; a longer run is drawn as means over equally many logged steps."""
 

@@ -17,7 +17,6 @@ from moescope.report.about import label
 from moescope.report.frames import plain, tidy
 from moescope.report.page import fill_page, write_page
 from moescope.report.training_data import (
-    POINTS,
     Floats,
     column,
     figures_of,
@@ -25,8 +24,6 @@ from moescope.report.training_data import (
     present,
 )
 from moescope.words import counted, percent
-
-__all__ = ["POINTS", "training_page", "write_training_page"]
 
 _RECENT = 20
 """Logged steps that a card's training loss is the mean of."""

@@ -16,8 +16,6 @@ from moescope.result import plain
 from moescope.run.options import TraceOptions
 from moescope.similarity.inputs import TokenSample
 
-__all__ = ["about_layers", "about_options", "about_text"]
-
 _PARTS = ("layers", "summary", "agreement", "nearest", "maps")
 
 

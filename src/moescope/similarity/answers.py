@@ -11,8 +11,6 @@ from moescope.metrics.intervals import FEW_DOCUMENTS, MIN_CLUSTERS
 from moescope.result import Note
 from moescope.words import listing
 
-__all__ = ["METHOD_NAMES", "similarity_answers", "similarity_notes"]
-
 METHOD_NAMES = {
     "cosine": "cosine of outputs",
     "cka": "linear CKA of outputs",

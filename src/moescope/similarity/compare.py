@@ -60,8 +60,6 @@ from moescope.similarity.tables import (
     summary_row,
 )
 
-__all__ = ["LIFT", "SimilarityOptions", "compare_experts"]
-
 LIFT = "coactivation_lift"
 """How a run's co-activation is called beside the methods."""
 

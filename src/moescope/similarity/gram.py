@@ -24,17 +24,6 @@ from numpy.typing import NDArray
 
 from moescope.similarity.row_store import RowStore
 
-__all__ = [
-    "CosineSums",
-    "FunctionOutputs",
-    "GramSums",
-    "TokenGroups",
-    "block_side",
-    "cosine_sums",
-    "gram_operations",
-    "gram_sums",
-]
-
 Step = Callable[[float], None]
 """Called with the number of floating-point operations that were just done."""
 

@@ -25,8 +25,6 @@ from moescope.models.expert_calls import ExpertInputs, LayerInput
 from moescope.run.sample import span_priority
 from moescope.similarity.row_store import RowStore
 
-__all__ = ["GROUPS", "LayerSample", "TokenSample", "capture_inputs", "even_shares", "take_tokens"]
-
 GROUPS = 10
 """Groups of whole documents that intervals are made of; fewer where there are fewer documents."""
 

@@ -32,8 +32,6 @@ from moescope.similarity.pair_values import (
 )
 from moescope.similarity.shuffled import shuffled_expert
 
-__all__ = ["OUTPUT_METHODS", "LayerValues", "compare_outputs", "compare_parameters", "cost"]
-
 OUTPUT_METHODS = ("cosine", "cka")
 """The methods that need text."""
 

@@ -25,17 +25,6 @@ from moescope.models.expert_calls import ExpertLayer
 from moescope.similarity.inputs import LayerSample, even_shares
 from moescope.similarity.options import MapKind
 
-__all__ = [
-    "PlaneMap",
-    "WeightedOutputs",
-    "draw_map",
-    "neighbour_shares",
-    "pca_map",
-    "require_umap",
-    "sample_outputs",
-    "umap_map",
-]
-
 Floats = NDArray[np.float64]
 
 NEIGHBOURS = 10

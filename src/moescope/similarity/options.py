@@ -8,8 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moescope.given import Seed
 
-__all__ = ["METHODS", "MapKind", "Method", "SimilarityOptions"]
-
 Method = Literal["cosine", "cka", "weights", "router"]
 
 METHODS: tuple[Method, ...] = ("cosine", "cka", "weights", "router")

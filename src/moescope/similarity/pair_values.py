@@ -20,14 +20,6 @@ from numpy.typing import NDArray
 from moescope.metrics.intervals import Interval, delete_group_interval
 from moescope.similarity.gram import CosineSums, GramSums
 
-__all__ = [
-    "PairValues",
-    "cka_values",
-    "cosine_values",
-    "debiased_cka",
-    "flat_cosines",
-]
-
 Floats = NDArray[np.float64]
 
 _CELLS = 2_000_000

@@ -20,8 +20,6 @@ from moescope.measure.journal import drop_journal
 from moescope.result import Result, Tabular, read_result
 from moescope.similarity.answers import similarity_answers, similarity_notes
 
-__all__ = ["SIMILARITY", "Similarity", "open_similarity"]
-
 SIMILARITY = "similarity"
 """The kind of result that this is."""
 

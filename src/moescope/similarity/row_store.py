@@ -15,8 +15,6 @@ import torch
 
 from moescope.errors import WriteError
 
-__all__ = ["RowStore"]
-
 
 class RowStore:
     """A (items, rows, width) array, in memory or in a file that vanishes with the process.

@@ -14,8 +14,6 @@ import torch
 
 from moescope.models.expert_calls import ExpertLayer
 
-__all__ = ["shuffled_expert"]
-
 
 @contextmanager
 def shuffled_expert(experts: ExpertLayer, expert: int, seed: int) -> Iterator[None]:

@@ -16,14 +16,6 @@ from moescope.metrics.ranks import mantel, spearman
 from moescope.metrics.view import Rows
 from moescope.similarity.pair_values import PairValues, upper
 
-__all__ = [
-    "agreement_rows",
-    "clustered_order",
-    "nearest",
-    "pair_rows",
-    "summary_row",
-]
-
 Floats = NDArray[np.float64]
 
 

@@ -39,14 +39,13 @@ from moescope.intervene.contrast.texts import (
 )
 from moescope.measure.identity import describe_model, identity
 from moescope.measure.journal import open_journal
-from moescope.metrics.statistics import MIN_CLUSTERS, benjamini_hochberg
+from moescope.metrics.intervals import MIN_CLUSTERS
+from moescope.metrics.statistics import benjamini_hochberg
 from moescope.models.accept import AnyModel, as_model
 from moescope.models.anatomy import MoELayer
 from moescope.models.loading import LoadedModel
 from moescope.progress import OnProgress, quiet
 from moescope.run.options import TraceOptions
-
-__all__ = ["ContrastResult", "Proposal", "contrast"]
 
 HOLDOUT_DOCUMENTS = 20
 """With so many documents (pairs) on each side one half chooses experts and the other tests them."""

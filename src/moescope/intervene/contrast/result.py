@@ -15,8 +15,6 @@ from moescope.intervene.contrast.texts import Span
 from moescope.plan import Plan, PlanEntry
 from moescope.result import Note, Result, Tabular, plain
 
-__all__ = ["CONTRAST", "ContrastResult", "Proposal", "contrast_result"]
-
 CONTRAST = "contrast"
 """The kind of result that a contrast is."""
 

@@ -13,25 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.metrics.intervals import Interval, quantile
+from moescope.metrics.intervals import MIN_CLUSTERS, Interval, quantile
 from moescope.metrics.rates import difference_interval, rate_interval
-from moescope.metrics.statistics import (
-    MIN_CLUSTERS,
-    permutation_p,
-    permutation_test,
-    permutations_for,
-)
-
-__all__ = [
-    "DocumentCounts",
-    "RateDifferences",
-    "TokenPart",
-    "compare_rates",
-    "rate_difference",
-    "smallest_p",
-    "swap_p",
-    "token_part",
-]
+from moescope.metrics.statistics import permutation_p, permutation_test, permutations_for
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -36,16 +36,6 @@ from moescope.run.options import TraceOptions
 from moescope.run.sample import span_priority
 from moescope.trace.record import context_length
 
-__all__ = [
-    "BATCH_TOKENS",
-    "RoutedTexts",
-    "Span",
-    "TextSet",
-    "read_texts",
-    "route_texts",
-    "text_windows",
-]
-
 Span = Literal["all", "differing", "shared"]
 """Which tokens of a pair count: all, those that the other member lacks, or those that both have."""
 

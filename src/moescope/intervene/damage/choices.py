@@ -22,8 +22,6 @@ from moescope.models.anatomy import MoELayer
 from moescope.models.capture import Routing, RoutingCapture
 from moescope.models.loading import LoadedModel
 
-__all__ = ["Prepared", "count_choices", "prepare"]
-
 _CONTROL_STREAM = 1
 """Keeps the random numbers of the controls apart from those of the resampling."""
 

@@ -9,8 +9,6 @@ from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
 from moescope.models.edits import KINDS, Edit
 
-__all__ = ["DamageEdit", "damage_edit"]
-
 
 class DamageEdit(NamedTuple):
     """A way to take experts away.

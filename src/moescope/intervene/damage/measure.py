@@ -42,16 +42,6 @@ from moescope.progress import OnProgress, quiet
 from moescope.result import Tabular
 from moescope.run.reader import Run
 
-__all__ = [
-    "ABLATION",
-    "Damage",
-    "Experts",
-    "Match",
-    "TrialsResult",
-    "make_plan",
-    "measure_damage",
-]
-
 ABLATION = "ablation"
 """The kind of result that a measurement is."""
 

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from moescope.errors import BadInputError
 from moescope.measure.windows import TextWindow
 
-__all__ = ["Group", "Scope", "Scopes"]
-
 Scope = Literal["all", "on-target", "off-target", "domain"]
 Number = TypeVar("Number", np.float64, np.int64)
 

@@ -16,8 +16,6 @@ from moescope.measure.trials import Measured
 from moescope.metrics.intervals import Means, contrast, document_means, minimum_detectable
 from moescope.metrics.statistics import add_q
 
-__all__ = ["MEASURES", "Selectivity", "damage_table", "group_means", "selectivity"]
-
 MEASURES = ("ce_change", "kl", "flips")
 
 Floats = NDArray[np.float64]

@@ -21,8 +21,6 @@ from moescope.models.anatomy import MoELayer
 from moescope.models.expert_calls import ExpertLayer
 from moescope.models.loading import LoadedModel
 
-__all__ = ["ROUTING_SCORES", "SCORES", "SCORE_NAMES", "ScoreKeeper"]
-
 SCORES: dict[str, str] = {
     "load": "share of the layer's choices: N_e / (T·K)",
     "gate_mass": "mean weight over all tokens: Σ w / T",

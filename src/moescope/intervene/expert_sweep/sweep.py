@@ -33,8 +33,6 @@ from moescope.models.accept import AnyModel, as_model
 from moescope.progress import OnProgress, quiet
 from moescope.run.reader import Run
 
-__all__ = ["ExpertSweep", "sweep_experts"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSweep(TrialsResult):

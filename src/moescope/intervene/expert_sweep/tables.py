@@ -20,8 +20,6 @@ from moescope.metrics.intervals import minimum_detectable
 from moescope.metrics.ranks import RankCorrelation, rank_correlation, repeatability
 from moescope.metrics.statistics import add_q
 
-__all__ = ["IMPORTANCE", "correlation_table", "expert_table", "repeatabilities"]
-
 IMPORTANCE = ("ce_change", "kl")
 """Measures that scores are held against; the first is what importance means."""
 

@@ -21,8 +21,6 @@ from moescope.metrics.statistics import permutation_p
 from moescope.models.anatomy import Anatomy
 from moescope.models.edits import Edit
 
-__all__ = ["Control", "Controls", "Standing", "draw_controls", "run_controls", "stand"]
-
 MOST_CONTROLS = 10_000
 """Each is a pass of the model."""
 

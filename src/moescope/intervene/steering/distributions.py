@@ -10,8 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Shift", "entropy", "kl_divergence", "log_probs", "shift_of", "top_union"]
-
 Floats = NDArray[np.float64]
 
 

@@ -23,8 +23,6 @@ from moescope.models.edits import Edit
 from moescope.models.loading import LoadedModel
 from moescope.words import said_by
 
-__all__ = ["Continuation", "LayerChoice", "Look", "look", "write"]
-
 
 class LayerChoice(NamedTuple):
     """What one layer chose for T tokens.

@@ -14,8 +14,6 @@ from moescope.corpus import Document, tokenize_document
 from moescope.errors import BadInputError
 from moescope.models.loading import LoadedModel
 
-__all__ = ["Prompt", "WordToken", "pieces_of", "read_prompt", "visible", "word_tokens"]
-
 _LONGEST = 1 << 30
 _REACH = 8
 _SHOWN = 14

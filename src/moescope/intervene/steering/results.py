@@ -15,17 +15,6 @@ from moescope.models.edits import BY_NAME
 from moescope.result import Note, Result, Tabular, plain
 from moescope.words import counted, listing, percent
 
-__all__ = [
-    "STEERING",
-    "SteeringResult",
-    "SweepPoint",
-    "SweepResult",
-    "Text",
-    "TokenShift",
-    "WordShift",
-    "steering_result",
-]
-
 STEERING = "steering"
 """The kind of result that a steering is."""
 

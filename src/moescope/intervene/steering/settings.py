@@ -15,8 +15,6 @@ from moescope.errors import BadInputError
 from moescope.models.anatomy import Anatomy
 from moescope.models.edits import BY_NAME, KINDS, Edit, WeightEdit, select_experts
 
-__all__ = ["Setting", "check_settings", "edits_at", "parse_setting", "parse_strengths", "swept"]
-
 MOST_STRENGTHS = 101
 """A sweep of more strengths is refused."""
 

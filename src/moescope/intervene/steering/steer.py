@@ -50,8 +50,6 @@ from moescope.models.edits import Edit, Edits, as_edits, check_edits
 from moescope.models.loading import LoadedModel
 from moescope.progress import OnProgress, Progress, quiet
 
-__all__ = ["SteeringResult", "SweepPoint", "SweepResult", "steer", "sweep"]
-
 CONTROLS = 10
 """Controls of an edit unless another number is asked for."""
 

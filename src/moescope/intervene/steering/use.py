@@ -16,10 +16,6 @@ from moescope.intervene.steering.passes import Continuation, LayerChoice, Look
 from moescope.models.anatomy import Anatomy
 from moescope.models.edits import Edit
 
-__all__ = [
-    "Choice", "Effect", "ExpertUse", "choices_at", "common_positions", "effect_of", "uses_of",
-]  # fmt: skip
-
 _SLACK = 8
 """Weights that differ by no more than so many roundings of their precision are the same."""
 

@@ -160,7 +160,7 @@ def test_tables_print_in_every_format_and_name_what_exists(
     assert "activation_rate" in about.stdout
     for words, expected in (
         (("loads",), "no table"),
-        (("load", "--layer", "9"), "it has [0, 1, 2, 3]"),
+        (("load", "--layer", "9"), "it has 0, 1, 2, 3"),
         (("load", "--sort", "x"), "no column"),
     ):
         bad = moescope("table", run, *words, cwd=place)

@@ -14,7 +14,8 @@ from tests.report.conftest import HOSTILE
 from tests.report.test_browser import BROWSER, USE, dom, root
 from tests.report.test_page import Page
 
-from moescope.report.training_page import POINTS, training_page, write_training_page
+from moescope.report.training_data import POINTS
+from moescope.report.training_page import training_page, write_training_page
 
 LAYERS, EXPERTS, TOP_K = 3, 8, 2
 DOMAINS = ["code", "math", "web-forum"]

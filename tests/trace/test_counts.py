@@ -85,7 +85,7 @@ def test_sums_that_must_agree_agree(tiny_run) -> None:  # type: ignore[no-untype
 def test_every_kept_token_is_in_the_shards_and_agrees_with_the_sums(tiny_run) -> None:  # type: ignore[no-untyped-def]
     from moescope.metrics.runs import _kept_tokens
 
-    rows = _kept_tokens(tiny_run)
+    rows = _kept_tokens(tiny_run, "prefill")
     prefill = tiny_run.aggregates("prefill").arrays
     assert rows.doc.size == prefill["cluster_tokens"].sum()
     for i, layer in enumerate(tiny_run.shape.layers):

@@ -107,8 +107,8 @@ def steer(settings: SteerArgs, resume: bool) -> None:
     out = settings.out
     if resume and not (out and strengths):
         raise BadInputError("`resume` goes on with a sweep that was kept; it needs `sweep` and -o")
-    refuse_finished(out, resume)
     with nullcontext() if out is None else claim(out, "steering"):
+        refuse_finished(out, resume)
         with progress(f"loading {settings.model}") as show:
             loaded = settings.load()
             if plan is not None:

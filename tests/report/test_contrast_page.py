@@ -1,6 +1,7 @@
 """The page of a contrast: it says what was found, holds no request, and draws in a browser."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,14 @@ def test_the_page_says_what_was_found_without_scripts(results: dict[str, Result]
     assert "--plan plan.json" in body
     assert "=+1.5" in body
     assert "What it does not prove" in body
+
+
+def test_a_setting_in_a_sentence_is_code_and_the_rest_stays_text(
+    results: dict[str, Result],
+) -> None:
+    notes = (Note("warn", "give more `tokens` to <b>"),)
+    body = contrast_page(replace(results["told"], notes=notes)).split('id="data"')[0]
+    assert "give more <code>tokens</code> to &lt;b&gt;" in body
 
 
 def test_where_nothing_differs_nothing_is_proposed(results: dict[str, Result]) -> None:

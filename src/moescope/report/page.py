@@ -15,12 +15,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from moescope.files import usable_path, write_bytes
 from moescope.profiles.summary import Q_LEVEL
@@ -88,6 +89,7 @@ def fill_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["coded"] = _coded
     return environment.get_template(template).render(
         policy=_policy(sources),
         style=Markup("\n".join(styles)),
@@ -110,8 +112,8 @@ def embed_json(data: Any) -> str:
         ValueError: a number is NaN or infinite.
     """
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    for character, escape in _ESCAPES.items():
-        text = text.replace(character, escape)
+    for character, safe in _ESCAPES.items():
+        text = text.replace(character, safe)
     return text
 
 
@@ -133,3 +135,8 @@ def _policy(scripts: list[str]) -> str:
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
+
+
+def _coded(text: str) -> Markup:
+    """A sentence of the library, which names settings in backticks, as HTML."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

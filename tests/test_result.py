@@ -10,7 +10,7 @@ from tests.support.killed import run_and_kill
 
 from moescope.errors import RunError
 from moescope.files import LEDGER, claim, write_bytes
-from moescope.result import Note, Result, plain, read_result
+from moescope.result import Note, Result, plain, read_result, results_in
 
 
 def made(**changes: Any) -> Result:
@@ -130,3 +130,18 @@ def test_whatever_numbers_come_in_they_go_out_as_json() -> None:
     assert plain(values) == {
         "1": 0.5, "a": [[1.0, None], None], "n": {"level": "note", "text": "x"},
     }  # fmt: skip
+
+
+def test_results_that_lie_in_a_folder_are_found_by_what_they_are_of(tmp_path: Path) -> None:
+    for name, weights in (("ablation", "aa"), ("mine", "aa"), ("other", "bb")):
+        Result("ablation", {"weights_sha256": weights}, {}, (f"of {weights}",)).save(
+            tmp_path / name
+        )
+    (tmp_path / "mine" / "result.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    assert list(results_in(tmp_path)) == ["ablation", "other"]
+    found = results_in(tmp_path, weights_sha256="aa")
+    assert [(n, h.kind, h.answers) for n, h in found.items()] == [
+        ("ablation", "ablation", ("of aa",))
+    ]
+    assert results_in(tmp_path / "nowhere") == {}

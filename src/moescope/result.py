@@ -116,8 +116,8 @@ class _File(BaseModel):
     rows: int
 
 
-class _Head(BaseModel):
-    """What stands in ``result.json``."""
+class ResultHead(BaseModel):
+    """What stands in ``result.json``: all of a result but its tables."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -153,14 +153,7 @@ def read_result(folder: str | Path, kind: str | None = None) -> Result:
     """
     where = Path(folder)
     path = where / RESULT
-    try:
-        head = _Head.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise RunError(_nothing(where, kind)) from error
-    except OSError as error:
-        raise RunError(f"{path} cannot be read ({error.strerror})") from error
-    except ValidationError as error:
-        raise RunError(f"{path} is damaged ({first_problem(error)}); make it again") from error
+    head = _read_head(where, kind)
     if kind is not None and head.kind != kind:
         raise RunError(f"{where} holds a result of another kind ({head.kind}, not {kind})")
     odd = [n for n in head.files if not is_plain_name(n) or "/" in n or not n.endswith(".parquet")]
@@ -172,6 +165,39 @@ def read_result(folder: str | Path, kind: str | None = None) -> Result:
     }
     notes = tuple(head.notes)
     return Result(head.kind, head.identity, tables, head.answers, notes, head.about)
+
+
+def results_in(folder: str | Path, **identity: Any) -> dict[str, ResultHead]:
+    """The finished results in the folders of a folder, by the name of theirs, sorted.
+
+    Such as those that were measured on a run and lie in it. What cannot be read is passed over;
+    `read_result` says why.
+
+    Args:
+        folder: to look in; not in folders of its folders.
+        identity: only results with these values, such as ``weights_sha256``.
+    """
+    found = {}
+    for path in sorted(Path(folder).glob(f"*/{RESULT}")):
+        try:
+            head = _read_head(path.parent)
+        except RunError:
+            continue
+        if all(head.identity.get(name) == value for name, value in identity.items()):
+            found[path.parent.name] = head
+    return found
+
+
+def _read_head(where: Path, kind: str | None = None) -> ResultHead:
+    path = where / RESULT
+    try:
+        return ResultHead.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RunError(_nothing(where, kind)) from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        raise RunError(f"{path} is damaged ({first_problem(error)}); make it again") from error
 
 
 def _nothing(where: Path, kind: str | None) -> str:

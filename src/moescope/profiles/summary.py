@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from moescope.metrics.balance import COLD_SHARE, DEAD_SHARE
 from moescope.metrics.intervals import MIN_CLUSTERS
+from moescope.metrics.specialization import Q_LEVEL
 from moescope.profiles.facts import Absent, Part
 
 MIN_ASSIGNMENTS = 100
@@ -27,9 +28,6 @@ MODERATE_ASSIGNMENTS, MODERATE_DOCUMENTS = 300, 10
 DEAD_EXPECTED = 10
 """An expert is called dead or cold only if an expert at the threshold would have been chosen so
 often."""
-
-Q_LEVEL = 0.05
-"""False discovery rate at which a domain may be claimed."""
 
 STANDOUT_LIFT = 1.5
 """A domain stands out at this lift over the other domains; below its inverse it is avoided."""

@@ -19,10 +19,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from moescope.metrics.runs import AnalyzedRun
+from moescope.metrics.specialization import Q_LEVEL
 from moescope.metrics.view import ALL
 from moescope.profiles.facts import Profiles
 from moescope.profiles.pushes import AGREED_TOKENS
-from moescope.profiles.summary import Q_LEVEL, REPEATED_OVERLAP, THRESHOLDS
+from moescope.profiles.summary import REPEATED_OVERLAP, THRESHOLDS
 from moescope.report.about import about, say_basics
 from moescope.report.frames import layer_rows, number, tidy
 from moescope.words import counted

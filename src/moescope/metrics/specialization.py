@@ -142,7 +142,7 @@ def used(q: Any, value: Any, others: Any) -> NDArray[Any]:
     return np.where(np.nan_to_num(q, nan=1.0) < Q_LEVEL, way, "")
 
 
-def much(lift: Any) -> NDArray[np.bool_]:
+def much(lift: Any) -> Any:
     """Is a use that is shown much more, or much less, than that of the other domains?"""
     return np.greater_equal(lift, MUCH_LIFT) | np.less_equal(lift, 1 / MUCH_LIFT)
 

@@ -116,6 +116,7 @@ def similarity(settings: SimilarityArgs, resume: bool) -> None:
     """
     options, folder, source = settings.options(), settings.folder(), settings.source()
     from moescope.files import claim
+    from moescope.report.contents import renew_contents
     from moescope.report.figures import require_matplotlib
     from moescope.report.similarity_figures import write_similarity_figures
     from moescope.report.similarity_page import write_similarity_page
@@ -135,6 +136,7 @@ def similarity(settings: SimilarityArgs, resume: bool) -> None:
         settings.write_to(folder)
         _warn(made)
         page = write_similarity_page(made, folder / "similarity.html")
+        renew_contents(folder, note)
         if settings.pdf:
             for path in write_similarity_figures(made, folder / "figures"):
                 errors.print(str(path), soft_wrap=True)

@@ -34,7 +34,7 @@ def ablation_page(result: Result) -> str:
         name=label(about["model"]["name"]),
         title=_title(about),
         subtitle=_subtitle(about),
-        answers=result.answers,
+        sentences=result.answers,
         alerts=[note._asdict() for note in result.notes],
         cost=about["cost"],
         facts=_facts(about),

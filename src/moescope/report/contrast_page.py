@@ -38,7 +38,7 @@ def contrast_page(result: Result) -> str:
         title="Experts that tell two sets of texts apart",
         name=model,
         subtitle=_subtitle(about, model),
-        answers=result.answers,
+        sentences=result.answers,
         alerts=[note._asdict() for note in result.notes],
         shown=number(shown.num_rows),
         all=number(table.num_rows),

@@ -30,7 +30,7 @@ SIGNATURE = b'<meta name="generator" content="moescope">'
 _TEMPLATES = Path(__file__).parent / "templates"
 _VENDOR = Path(__file__).parent / "vendor"
 _LIBRARIES = ("d3.min.js", "plot.umd.min.js")
-SHARED = ("core.js", "theme.js", "controls.js", "tables.js")
+SHARED = ("core.js", "theme.js", "controls.js", "tables.js", "commands.js")
 LAST = "main.js"
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
@@ -63,6 +63,7 @@ def fill_page(
     title: str,
     subtitle: str = "",
     alerts: Sequence[Mapping[str, str]] = (),
+    sentences: Sequence[str] = (),
     style: str = "",
     **words: Any,
 ) -> str:
@@ -70,16 +71,18 @@ def fill_page(
 
     Args:
         template: body under ``templates/``.
-        scripts: the page's own files under ``templates/js/``, in order.
+        scripts: the page's own files under ``templates/js/``, in order; none: it has no figures.
         data: by name, what `embed_json` takes; the level of tests goes with it.
         title: heading of the page.
         subtitle: a line under it.
         alerts: what a reader must know first: ``level`` (bad, warn, note), ``text``, and ``word``
             where another one than "Careful." and its like begins it.
+        sentences: the page in short; the first also stands where a page of contents finds it.
         style: the page's own style sheet, if it has one.
         words: what else the template names; everything is escaped.
     """
-    sources = [_script(_VENDOR / name) for name in _LIBRARIES]
+    drawn = _LIBRARIES if scripts else ()  # a page without figures needs no library
+    sources = [_script(_VENDOR / name) for name in drawn]
     sources += [_script(_TEMPLATES / "js" / name) for name in (*SHARED, *scripts, LAST)]
     styles = [(_TEMPLATES / n).read_text(encoding="utf-8") for n in ("style.css", style) if n]
     environment = jinja2.Environment(
@@ -98,6 +101,7 @@ def fill_page(
         title=title,
         subtitle=subtitle,
         alerts=alerts,
+        sentences=sentences,
         **words,
     )
 

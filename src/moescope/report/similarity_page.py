@@ -50,7 +50,7 @@ def similarity_page(made: Similarity) -> str:
         subtitle=_subtitle(about),
         alerts=[n._asdict() for n in (*similarity_notes(about), *_cut(about, shown))],
         style="similarity.css",
-        findings=similarity_answers(about),
+        sentences=similarity_answers(about),
         facts=_cards(about),
         methods=made.methods,
         has={"maps": bool(data["maps"]), "agreement": bool(about["agreement"]),

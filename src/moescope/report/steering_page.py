@@ -35,7 +35,7 @@ def steering_page(result: Result) -> str:
         alerts=alerts,
         title=title if len(title) <= _TITLE else f"{title[: _TITLE - 1]}…",
         subtitle=f"{label(about['model'])} · {about['where']}",
-        summary=result.answers,
+        sentences=result.answers,
         facts=_cards(about),
         several=len(about["uses"]) > 1,
         has={

@@ -30,7 +30,7 @@ SIGNATURE = b'<meta name="generator" content="moescope">'
 _TEMPLATES = Path(__file__).parent / "templates"
 _VENDOR = Path(__file__).parent / "vendor"
 _LIBRARIES = ("d3.min.js", "plot.umd.min.js")
-SHARED = ("core.js", "theme.js", "controls.js", "tables.js", "commands.js")
+SHARED = ("core.js", "theme.js", "controls.js", "tables.js", "commands.js", "scrolling.js")
 LAST = "main.js"
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 

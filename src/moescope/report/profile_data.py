@@ -24,6 +24,7 @@ from moescope.profiles.facts import Profiles
 from moescope.profiles.pushes import AGREED_TOKENS
 from moescope.profiles.summary import Q_LEVEL, REPEATED_OVERLAP, THRESHOLDS
 from moescope.report.about import about, say_basics
+from moescope.report.commands import EXPERT, expert_commands
 from moescope.report.frames import layer_rows, number, tidy
 from moescope.words import counted
 
@@ -107,6 +108,8 @@ def profiles_data(run: AnalyzedRun, profiles: Profiles) -> dict[str, Any]:
         "roles": [kind for kind, _ in Counter(profiles.column("role_kind")).most_common()],
         "rules": RULES,
         "constants": profiles.constants,
+        "commands": expert_commands(run),
+        "expert_word": EXPERT,
         "measured": profiles.source["measured"] if len(profiles) else None,
         "cut": None,
     }

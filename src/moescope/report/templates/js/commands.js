@@ -25,5 +25,6 @@
   // Where the folder of this page has profiles, names of experts lead to them.
   const profiles = document.querySelector('#beside [data-page="profiles"]');
   M.profileOf = (name) => (profiles ? `${profiles.getAttribute("href")}#${name}` : null);
+  M.expertColumn = (key) => ({ key, label: "expert", name: true, render: (r) => M.expert(r[key]) });
   M.expert = (name, shown = name) => (profiles ? M.h("a", { class: "expert", href: M.profileOf(name), title: `the profile of ${name}` }, shown) : shown);
 })();

@@ -2,7 +2,7 @@
 // A map of cells on a canvas: thousands of cells are cheap, and arrow keys read them one by one.
 (function () {
   // spec: rows, cols, width, rowLabel(i), colLabel(j), color(i, j) or null, mark(i, j), describe(i, j),
-  //       yTitle, xTitle, label, square
+  //       yTitle, xTitle, label, square, href(i, j): where a click or Enter leads, or null
   M.heatmap = function (spec) {
     const left = 44;
     const top = 4;
@@ -44,7 +44,16 @@
       else tell(row, column, event.clientX, event.clientY);
     });
     canvas.addEventListener("pointerleave", () => M.tip.hide());
+    const open = (row, column) => {
+      const href = spec.href && row >= 0 && column >= 0 && row < spec.rows && column < spec.cols ? spec.href(row, column) : null;
+      if (href) location.href = href;
+    };
+    canvas.addEventListener("click", (event) => {
+      const box = canvas.getBoundingClientRect();
+      open(Math.floor((event.clientY - box.top - top) / ch), Math.floor((event.clientX - box.left - left) / cw));
+    });
     canvas.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && cursor) open(...cursor);
       const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
       if (!move) return;
       event.preventDefault();

@@ -108,7 +108,7 @@
     const agree = rows.filter((r) => r.same > 0).length;
     M.title("nearest", `Layer ${number}: nearest neighbours`,
       methods.length > 1 ? `${agree} of ${rows.length} experts have the same neighbour by at least two methods · ↔: each is the other's nearest` : "↔: each is the other's nearest");
-    const columns = [{ key: "number", label: "expert", name: true, render: (r) => r.expert }, ...methods.flatMap((m) => [
+    const columns = [{ key: "number", label: "expert", name: true, render: (r) => M.expert(r.expert) }, ...methods.flatMap((m) => [
       { key: `${m}_who`, label: `by ${M.short[m]}`, name: true }, { key: m, label: "value", format: M.fmt.three },
     ])];
     M.fill(M.id("plot-nearest"), M.table(columns, rows, { label: `Nearest neighbours in layer ${number}`, dense: true }));

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from moescope.cli.asked import asked
 from moescope.cli.of_run import OfRunArgs
 from moescope.cli.settings import Format, FormatArgs, Layers, TextArgs
 from moescope.cli.tables import print_table
@@ -164,7 +165,9 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
             found = _measure(settings, experts, loaded, windows, resume, show)
         result = ablation_result(found, settings.source())
         result.save(folder)
-        page = write_page(folder / "ablation.html", ablation_page(result))
+        page = write_page(
+            folder / "ablation.html", ablation_page(result, asked("ablate", settings))
+        )
         settings.write_to(folder)
         renew_contents(folder, note)
     _print(found, result, settings.format)

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from rich.text import Text
 
+from moescope.cli.asked import asked
 from moescope.cli.of_run import OfRunArgs
 from moescope.cli.settings import CorpusArgs, Format, FormatArgs, LayersArgs
 from moescope.cli.tables import listing, print_table
@@ -88,13 +89,13 @@ def contrast(settings: ContrastArgs, resume: bool) -> None:
             )  # fmt: skip
         _show(made, settings.format, settings.rows, settings.strength)
         if out is not None:
-            page = _save(made, settings.strength, out)
+            page = _save(made, settings.strength, out, asked("contrast", settings))
             settings.write_to(out)
             renew_contents(out, note)
             (output if settings.format == "table" else errors).print(str(page), soft_wrap=True)
 
 
-def _save(made: ContrastResult, strength: float, folder: Path) -> Path:
+def _save(made: ContrastResult, strength: float, folder: Path, command: str) -> Path:
     from moescope.intervene.contrast.result import contrast_result
     from moescope.measure.journal import drop_journal
     from moescope.report.contrast_page import contrast_page
@@ -106,7 +107,7 @@ def _save(made: ContrastResult, strength: float, folder: Path) -> Path:
         made.plan(strength).write(folder / "plan.json")
     else:
         errors.print("no plan was written: no expert's difference is confirmed", style="yellow")
-    page = write_page(folder / "contrast.html", contrast_page(result))
+    page = write_page(folder / "contrast.html", contrast_page(result, command))
     drop_journal(folder)
     return page
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import model_validator
 
+from moescope.cli.asked import asked
 from moescope.cli.settings import ModelArgs, TableOrJson
 from moescope.cli.tables import titled
 from moescope.cli.terminal import output, progress, write
@@ -98,7 +99,8 @@ def profile(settings: ProfileArgs) -> None:
         with opened.writing():
             settings.write_to(write_profiles(opened, made, index=settings.all))
         parts = [made] if settings.all else [made[i : i + 1] for i in range(len(made))]
-        pages = [build_profile_page(opened, part) for part in parts]
+        command = asked("profile", settings)
+        pages = [build_profile_page(opened, part, again=command) for part in parts]
     renew_contents(opened.path, note)
     if settings.format == "json":
         for one in made:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from moescope.cli.asked import asked
 from moescope.cli.settings import FormatArgs, Layers, ModelArgs, TextArgs
 from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, progress
@@ -135,7 +136,9 @@ def similarity(settings: SimilarityArgs, resume: bool) -> None:
         made.save(folder)
         settings.write_to(folder)
         _warn(made)
-        page = write_similarity_page(made, folder / "similarity.html")
+        page = write_similarity_page(
+            made, folder / "similarity.html", asked("similarity", settings)
+        )
         renew_contents(folder, note)
         if settings.pdf:
             for path in write_similarity_figures(made, folder / "figures"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from moescope.cli.asked import asked
 from moescope.cli.of_run import OfRunArgs
 from moescope.cli.settings import TableOrJson
 from moescope.cli.terminal import errors, output, progress, write
@@ -123,13 +124,13 @@ def steer(settings: SteerArgs, resume: bool) -> None:
         else:
             print_steering(result, followed, loaded.anatomy)
         if out is not None:
-            page = _save(result, followed, out)
+            page = _save(result, followed, out, asked("steer", settings))
             settings.write_to(out)
             renew_contents(out, note)
             (errors if settings.format == "json" else output).print(str(page), soft_wrap=True)
 
 
-def _save(result: SteeringResult, followed: SweepResult | None, folder: Path) -> Path:
+def _save(result: SteeringResult, followed: SweepResult | None, folder: Path, command: str) -> Path:
     from moescope.intervene.steering.results import steering_result
     from moescope.measure.journal import drop_journal
     from moescope.report.page import write_page
@@ -137,7 +138,7 @@ def _save(result: SteeringResult, followed: SweepResult | None, folder: Path) ->
 
     made = steering_result(result, followed)
     made.save(folder)
-    page = write_page(folder / "steering.html", steering_page(made))
+    page = write_page(folder / "steering.html", steering_page(made, command))
     drop_journal(folder)
     return page
 

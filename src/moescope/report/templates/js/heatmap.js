@@ -6,7 +6,7 @@
   M.heatmap = function (spec) {
     const left = 44;
     const top = 4;
-    const bottom = 34;
+    const bottom = 38;
     const widest = spec.cols <= 16 ? (spec.square ? 26 : 46) : spec.square ? 13 : 26;
     const cw = Math.max(spec.square ? 5 : 3.4, Math.min(widest, (spec.width - left - 6) / spec.cols));
     const ch = spec.square ? cw : spec.rows <= 8 ? 22 : spec.rows <= 20 ? 15 : spec.rows <= 36 ? 11 : 8;
@@ -104,11 +104,10 @@
     const every = M.step(spec.rows, ch, 12);
     for (let i = 0; i < spec.rows; i += every) pen.fillText(spec.rowLabel(i), left - 6, top + i * ch + ch / 2);
     pen.textAlign = "center";
-    const step = M.step(spec.cols, cw, 8 * String(spec.cols).length + 6);
     const end = top + spec.rows * ch;
-    for (let j = 0; j < spec.cols; j += step) pen.fillText(spec.colLabel(j), left + j * cw + cw / 2, end + 9);
+    columnLabels(pen, spec, left, end, cw);
     pen.textAlign = "left";
-    pen.fillText(spec.xTitle, left, end + 25);
+    pen.fillText(spec.xTitle, left, end + 31);
     pen.save();
     pen.translate(8, top + (spec.rows * ch) / 2);
     pen.rotate(-Math.PI / 2);
@@ -116,6 +115,22 @@
     pen.fillText(spec.yTitle, 0, 0);
     pen.restore();
   };
+
+  // Every column has its number: upright where they would touch; where not even that fits, some have.
+  function columnLabels(pen, spec, left, end, cw) {
+    const step = M.step(spec.cols, cw, 8 * String(spec.cols).length + 6);
+    const upright = step > 1 && cw >= 11;
+    for (let j = 0; j < spec.cols; j += upright ? 1 : step) {
+      pen.save();
+      pen.translate(left + j * cw + cw / 2, end + (upright ? 4 : 9));
+      if (upright) {
+        pen.rotate(-Math.PI / 2);
+        pen.textAlign = "right";
+      }
+      pen.fillText(spec.colLabel(j), 0, 0);
+      pen.restore();
+    }
+  }
 
   // Every how many labels fit, in round steps.
   M.step = function (count, size, room) {

@@ -57,7 +57,7 @@ M.start(function () {
   };
   // A map in a host: {width, ch, axes}. Gives back what draws it again.
   function mapIn(host, made, { width, ch, axes }) {
-    const [left, top, bottom] = axes ? [44, 4, 34] : [0, 0, 0];
+    const [left, top, bottom] = axes ? [44, 4, 38] : [0, 0, 0];
     const cw = Math.max(axes ? 4 : 1, Math.min(36, (width - left - (axes ? 8 : 0)) / widest));
     const size = [Math.ceil(left + cw * widest + (axes ? 8 : 0)), Math.ceil(top + ch * M.layers.length + bottom)];
     const ratio = Math.min(2, window.devicePixelRatio || 1);

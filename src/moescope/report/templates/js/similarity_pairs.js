@@ -64,6 +64,7 @@
     const map = M.heatmap({
       rows: n, cols: n, width: Math.min(M.width("pairs"), 44 + n * side + 6), square: true, label: `${M.methodName(method)} of expert pairs in layer ${number}`,
       rowLabel: (i) => String(shown[rank[i]]), colLabel: (i) => String(shown[rank[i]]), yTitle: "expert", xTitle: `expert of layer ${number} →`,
+      href: (i, j) => (i === j ? M.profileOf(M.name(layer, shown[rank[i]])) : null),
       color: (i, j) => { const v = M.pair(method, layer, "value", rank[i], rank[j]); return v === null ? null : scale.color(v); },
       describe: (i, j) => describe(layer, method, rank[i], rank[j]),
     });

@@ -25,6 +25,7 @@ from markupsafe import Markup, escape
 
 from moescope.files import usable_path, write_bytes
 from moescope.profiles.summary import Q_LEVEL
+from moescope.report.frames import legible
 
 SIGNATURE = b'<meta name="generator" content="moescope">'
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -89,6 +90,7 @@ def fill_page(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_legible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -97,7 +99,7 @@ def fill_page(
         policy=_policy(sources),
         style=Markup("\n".join(styles)),
         scripts=[Markup(s) for s in sources],
-        data=Markup(embed_json({**data, "level": Q_LEVEL})),
+        data=Markup(embed_json(legible({**data, "level": Q_LEVEL}))),
         title=title,
         subtitle=subtitle,
         alerts=alerts,
@@ -139,6 +141,11 @@ def _policy(scripts: list[str]) -> str:
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
+
+
+def _legible(value: Any) -> Any:
+    """What a template writes; not what is HTML already."""
+    return value if isinstance(value, Markup) else legible(value)
 
 
 def _coded(text: str) -> Markup:

@@ -2,9 +2,11 @@
 // What is wider than its place shows that there is more: its edge fades until the end is reached.
 (function () {
   function mark(host) {
-    const rest = host.scrollWidth - host.clientWidth;
-    const [before, after] = [host.scrollLeft > 2, rest - host.scrollLeft > 2];
-    host.dataset.more = rest > 2 ? (before && after ? "both" : after ? "right" : "left") : "";
+    const more = {
+      left: host.scrollLeft > 2, right: host.scrollWidth - host.clientWidth - host.scrollLeft > 2,
+      below: host.scrollHeight - host.clientHeight - host.scrollTop > 2,
+    };
+    host.dataset.more = Object.keys(more).filter((side) => more[side]).join(" ");
   }
   const all = () => document.querySelectorAll(".scroll, .table-wrap, pre.command").forEach(mark);
   let waiting = 0;

@@ -1,10 +1,12 @@
 """The dict behind the page: complete, bounded, finite, and honest about what is absent."""
 
 import json
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from tests.report.conftest import MakeRun
 from tests.report.large import InventedRun
 
 from moescope.metrics.runs import AnalyzedRun
@@ -55,6 +57,16 @@ class TestNumbers:
     def test_a_run_gives_json_without_nan(self, tiny_run: AnalyzedRun) -> None:
         text = json.dumps(report_data(tiny_run), allow_nan=False)  # raises on NaN
         assert json.loads(text) == report_data(tiny_run)
+
+
+def test_no_token_shows_as_an_empty_box(make_run: MakeRun, tiny_corpus: Path) -> None:
+    odd = ["\x07", "\ue000", "\u0378", "\u200b", "a\xa0b", "\u0301", "\ufffd\ufffd"]
+    run = make_run(tiny_corpus)
+    run.__dict__["vocabulary"] = {token: odd[token % len(odd)] for token in range(5000)}
+    shown = set(report_data(run)["texts"].values())
+    assert shown == {
+        r"\x07", r"\ue000", r"\u0378", r"\u200b", r"a\xa0b", "◌\u0301", "‹bytes›",
+    }  # fmt: skip
 
 
 class TestNames:

@@ -7,6 +7,8 @@ may be of any length.
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -16,6 +18,26 @@ def one_line(text: str, limit: int = 2000) -> str:
     """Make a text fit one line of a terminal: nothing unprintable, not endless."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])
     return line if len(text) <= limit else f"{line[:limit]}…"
+
+
+def printable(text: str) -> str:
+    r"""A token's text with nothing in it that shows as an empty box or as nothing; line ends stay.
+
+    What no font has a sign for becomes an escape, bytes that are no whole character are named, and
+    an accent without a letter gets a circle to stand on.
+
+    Example:
+        >>> printable(" a\x00\ue000"), printable("\u0301e"), printable("\ufffd\ufffd")
+        (' a\\\\x00\\\\ue000', '◌\u0301e', '‹bytes›')
+    """
+    seen = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+    before = " "
+    parts = []
+    for c in seen:
+        alone = unicodedata.category(c).startswith("M") and before.isspace()
+        parts.append(f"◌{c}" if alone else c)
+        before = c
+    return re.sub("\ufffd+", "‹bytes›", "".join(parts))
 
 
 def said_by(error: BaseException, limit: int = 160) -> str:

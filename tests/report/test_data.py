@@ -57,6 +57,18 @@ class TestNumbers:
         assert json.loads(text) == report_data(tiny_run)
 
 
+def test_no_token_shows_as_an_empty_box(
+    tiny_run: AnalyzedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = ["\x07", "\ue000", "\u0378", "\ud800", "\u200b", "a\xa0b", "\u0301", "\ufffd\ufffd"]
+    vocabulary = {token: odd[token % len(odd)] for token in range(5000)}
+    monkeypatch.setitem(tiny_run.__dict__, "vocabulary", vocabulary)
+    shown = set(report_data(tiny_run)["texts"].values())
+    assert shown == {
+        r"\x07", r"\ue000", r"\u0378", r"\ud800", r"\u200b", r"a\xa0b", "◌\u0301", "‹bytes›",
+    }  # fmt: skip
+
+
 class TestNames:
     @pytest.mark.parametrize(
         ("given", "shown"),

@@ -27,8 +27,8 @@ def printable(text: str) -> str:
     an accent without a letter gets a circle to stand on.
 
     Example:
-        >>> printable(" a\x00\ue000"), printable("\u0301e"), printable("\ufffd\ufffd")
-        (' a\\\\x00\\\\ue000', '◌\u0301e', '‹bytes›')
+        >>> printable(" a\x00\ue000"), printable("\ufffd\ufffd")
+        (' a\\x00\\ue000', '‹bytes›')
     """
     seen = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
     before = " "

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moescope.metrics.specialization import used
 from moescope.metrics.view import ALL
-from moescope.profiles.summary import Q_LEVEL
 from moescope.report.frames import Frame, scaled
 
 MAX_TOP_CELLS = 200
@@ -46,16 +46,17 @@ def rates(load: Frame, domains: list[str]) -> dict[str, Any]:
 
 
 def special(spec: Frame, domains: list[str], offsets: dict[int, int]) -> dict[str, Any]:
-    """Which cells pass, how many were tested, and the rows of the top ones."""
-    q = spec["q"] if len(spec) else np.zeros(0)
-    tested = np.isfinite(q)
-    passed = tested & (np.where(tested, q, 1.0) < Q_LEVEL)
-    over = passed & (spec["value"] > spec["others"]) if len(spec) else passed
-    marks = []
+    """Which cells pass, how many were tested, experts used more and less, by domain; top rows."""
+    q, value, others = (spec[n] if len(spec) else np.zeros(0) for n in ("q", "value", "others"))
+    tested, use = np.isfinite(q), used(q, value, others)
+    passed, over = use != "", use == "more"
+    marks, uses = [], []
     for name in domains:
-        rows = spec.take(passed & (spec["domain"] == name)) if len(spec) else spec
+        own = (spec["domain"] == name) if len(spec) else passed
+        rows = spec.take(passed & own) if len(spec) else spec
         places = zip(rows["layer"].tolist(), rows["expert"].tolist(), strict=True)
         marks.append([offsets[n] + e for n, e in places])
+        uses.append(use[own].tolist())
     top = spec.take(top_order(spec, passed)[:MAX_TOP_CELLS]) if len(spec) else spec
     columns = top.tidy(_TOP_COLUMNS)
     columns["name"] = [
@@ -67,6 +68,8 @@ def special(spec: Frame, domains: list[str], offsets: dict[int, int]) -> dict[st
         "passed": int(passed.sum()),
         "over": int(over.sum()),
         "under": int(passed.sum() - over.sum()),
+        "more": [own.count("more") for own in uses],
+        "less": [own.count("less") for own in uses],
         "marks": marks,
         "top": columns,
     }

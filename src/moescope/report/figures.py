@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from moescope.errors import MissingExtraError
 from moescope.files import claim, replacing
 from moescope.metrics.runs import AnalyzedRun
+from moescope.metrics.specialization import Q_LEVEL
 from moescope.metrics.view import ALL
-from moescope.profiles.summary import Q_LEVEL
 from moescope.report.data import report_data
 
 _WIDTH = 6.8

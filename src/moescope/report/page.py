@@ -24,7 +24,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from moescope.files import usable_path, write_bytes
-from moescope.profiles.summary import Q_LEVEL
+from moescope.metrics.specialization import Q_LEVEL
 
 SIGNATURE = b'<meta name="generator" content="moescope">'
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -17,6 +17,7 @@ from moescope.metrics.tables import TABLES
 from moescope.models import AnyModel, LoadedModel, as_model
 from moescope.models.spec import as_spec
 from moescope.progress import OnProgress, Progress, quiet
+from moescope.report.contents import renew_contents
 from moescope.report.report_page import build_report
 from moescope.report.training_page import write_training_page
 from moescope.run.options import TraceOptions
@@ -88,7 +89,9 @@ def report_on(run: str | Path, *, on_progress: OnProgress = quiet) -> Analysis:
         on_progress(Progress(f"table {name}", number, len(names), "tables"))
         opened.table(name)
     on_progress(Progress("writing the report"))
-    return Analysis(opened, build_report(opened))
+    report = build_report(opened)
+    renew_contents(opened.path, lambda why: on_progress(Progress("writing", note=f"note: {why}")))
+    return Analysis(opened, report)
 
 
 def train(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from moescope.cli.settings import Format, FormatArgs, Layers, ModelArgs, TextArgs
+from moescope.cli.asked import asked
+from moescope.cli.of_run import OfRunArgs
+from moescope.cli.settings import Format, FormatArgs, Layers, TextArgs
 from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, output, progress
-from moescope.cli.verb import Flag, flagged, note, of, verb
+from moescope.cli.verb import flagged, note, of, verb
 from moescope.errors import BadInputError
-from moescope.files import usable_path
 from moescope.progress import Progress
 from moescope.run.options import TraceOptions
 
@@ -47,15 +48,15 @@ _LAYERS_SHOWN = 3
 _RHO_COLUMNS = ("basis", "layer", "score", "rho", "low", "high", "p", "q", "experts")
 
 
-class AblateArgs(ModelArgs, TextArgs, FormatArgs):
+class AblateArgs(OfRunArgs, TextArgs, FormatArgs):
     """Everything that `ablate` can be told."""
+
+    kept_as: ClassVar[str] = "ablation"
 
     corpus: str | None = None
     """text: file, folder, or hf:owner/name"""
     run: str | None = None
     """instead of --corpus: the text that a run of this model was made on; names the model too"""
-    out: Annotated[str | None, Flag("-o")] = None
-    """folder to write; by default RUN/ablation, with --run"""
     plan: str | None = None
     """JSON file that names the experts"""
     experts: str | None = None
@@ -76,17 +77,6 @@ class AblateArgs(ModelArgs, TextArgs, FormatArgs):
         256, ge=2, description="most tokens of one window; shorter brings more documents"
     )
     batch_tokens: int | None = of(TraceOptions, "batch_tokens")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _model_of_run(cls, given: Any) -> Any:
-        if given.get("run") is None or given.get("model"):
-            return given
-        from moescope.run.manifest import read_manifest
-
-        known = read_manifest(Path(str(given["run"]))).model
-        revision = given.get("revision") or known.get("revision")
-        return {**given, "model": known["name"], "revision": revision}
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
@@ -116,7 +106,7 @@ class AblateArgs(ModelArgs, TextArgs, FormatArgs):
 
     def folder(self) -> Path:
         """Where to write."""
-        return Path(str(self.run)) / "ablation" if self.out is None else usable_path(self.out)
+        return Path(str(super().folder()))
 
     def windows(self, loaded: LoadedModel) -> list[TextWindow]:
         """The text to measure on."""
@@ -163,6 +153,7 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
     from moescope.intervene.ablation import ablation_result
     from moescope.intervene.damage.measure import ABLATION
     from moescope.report.ablation_page import ablation_page
+    from moescope.report.contents import renew_contents
     from moescope.report.page import write_page
 
     reads = [] if corpus is None else [corpus]
@@ -174,8 +165,11 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
             found = _measure(settings, experts, loaded, windows, resume, show)
         result = ablation_result(found, settings.source())
         result.save(folder)
-        page = write_page(folder / "ablation.html", ablation_page(result))
+        page = write_page(
+            folder / "ablation.html", ablation_page(result, asked("ablate", settings))
+        )
         settings.write_to(folder)
+        renew_contents(folder, note)
     _print(found, result, settings.format)
     errors.print(str(page), soft_wrap=True)
 

@@ -6,24 +6,28 @@ import json
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 from rich.text import Text
 
-from moescope.cli.settings import CorpusArgs, Format, FormatArgs, LayersArgs, ModelArgs
+from moescope.cli.asked import asked
+from moescope.cli.of_run import OfRunArgs
+from moescope.cli.settings import CorpusArgs, Format, FormatArgs, LayersArgs
 from moescope.cli.tables import listing, print_table
 from moescope.cli.terminal import errors, output, progress, write
-from moescope.cli.verb import Flag, flagged, verb
+from moescope.cli.verb import flagged, note, verb
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
     from moescope.intervene.contrast.result import ContrastResult
 
 
-class ContrastArgs(ModelArgs, CorpusArgs, LayersArgs, FormatArgs):
+class ContrastArgs(OfRunArgs, CorpusArgs, LayersArgs, FormatArgs):
     """Everything that `contrast` can be told."""
+
+    kept_as: ClassVar[str] = "contrast"
 
     with_: str
     """texts with the property: file, folder or hf:owner/name"""
@@ -41,8 +45,6 @@ class ContrastArgs(ModelArgs, CorpusArgs, LayersArgs, FormatArgs):
     )
     rows: int = Field(15, ge=1, description="rows to print; csv and json have all")
     tokens: int = Field(100_000, ge=1, description="tokens of each side, whole texts")
-    out: Annotated[str | None, Flag("-o")] = None
-    """folder for result, page and plan"""
 
     @model_validator(mode="after")
     def _span_of_pairs(self) -> Self:
@@ -64,7 +66,7 @@ def contrast(settings: ContrastArgs, resume: bool) -> None:
 
     Example: moescope contrast MODEL --with safe.jsonl --without unsafe.jsonl --paired -o safety
     """
-    out = settings.out
+    out = settings.folder()
     if resume and out is None:
         raise BadInputError("`resume` goes on with what was kept; it needs -o FOLDER")
     sides = [
@@ -74,6 +76,7 @@ def contrast(settings: ContrastArgs, resume: bool) -> None:
     from moescope.files import claim
     from moescope.intervene.contrast.compare import contrast as compare
     from moescope.intervene.contrast.result import CONTRAST
+    from moescope.report.contents import renew_contents
 
     reads = [settings.with_, settings.without]
     with nullcontext() if out is None else claim(out, CONTRAST, reads=reads):
@@ -86,12 +89,13 @@ def contrast(settings: ContrastArgs, resume: bool) -> None:
             )  # fmt: skip
         _show(made, settings.format, settings.rows, settings.strength)
         if out is not None:
-            page = _save(made, settings.strength, Path(out))
-            settings.write_to(Path(out))
+            page = _save(made, settings.strength, out, asked("contrast", settings))
+            settings.write_to(out)
+            renew_contents(out, note)
             (output if settings.format == "table" else errors).print(str(page), soft_wrap=True)
 
 
-def _save(made: ContrastResult, strength: float, folder: Path) -> Path:
+def _save(made: ContrastResult, strength: float, folder: Path, command: str) -> Path:
     from moescope.intervene.contrast.result import contrast_result
     from moescope.measure.journal import drop_journal
     from moescope.report.contrast_page import contrast_page
@@ -103,7 +107,7 @@ def _save(made: ContrastResult, strength: float, folder: Path) -> Path:
         made.plan(strength).write(folder / "plan.json")
     else:
         errors.print("no plan was written: no expert's difference is confirmed", style="yellow")
-    page = write_page(folder / "contrast.html", contrast_page(result))
+    page = write_page(folder / "contrast.html", contrast_page(result, command))
     drop_journal(folder)
     return page
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import model_validator
 
+from moescope.cli.asked import asked
 from moescope.cli.settings import ModelArgs, TableOrJson
 from moescope.cli.tables import titled
 from moescope.cli.terminal import output, progress, write
-from moescope.cli.verb import Argument, Flag, of, verb
+from moescope.cli.verb import Argument, Flag, note, of, verb
 from moescope.errors import BadInputError
 from moescope.models import ModelSpec
 from moescope.models.spec import DtypeName
@@ -88,6 +89,7 @@ def profile(settings: ProfileArgs) -> None:
     opened = open_run(settings.run)
     options = settings.options(opened)
     from moescope.profiles.profile import profile_experts, write_profiles
+    from moescope.report.contents import renew_contents
     from moescope.report.profile_page import build_profile_page
 
     with progress() as show:
@@ -97,7 +99,9 @@ def profile(settings: ProfileArgs) -> None:
         with opened.writing():
             settings.write_to(write_profiles(opened, made, index=settings.all))
         parts = [made] if settings.all else [made[i : i + 1] for i in range(len(made))]
-        pages = [build_profile_page(opened, part) for part in parts]
+        command = asked("profile", settings)
+        pages = [build_profile_page(opened, part, again=command) for part in parts]
+    renew_contents(opened.path, note)
     if settings.format == "json":
         for one in made:
             write(json.dumps(one.to_dict()) + "\n")

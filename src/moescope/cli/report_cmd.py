@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from moescope.cli.terminal import output
-from moescope.cli.verb import Argument, Flag, Settings, verb
+from moescope.cli.verb import Argument, Flag, Settings, note, verb
 
 
 class ReportArgs(Settings):
@@ -29,11 +29,14 @@ def report(settings: ReportArgs) -> None:
     """
     from moescope.files import claim
     from moescope.metrics.runs import open_run
+    from moescope.report.contents import renew_contents
     from moescope.report.report_page import build_report
 
     opened, figures = open_run(settings.run), settings.figures
     with nullcontext() if figures is None else claim(figures, "figures"):
         written = [build_report(opened, settings.out)]
+        if settings.out is None:
+            renew_contents(opened.path, note)
         if figures is not None:
             from moescope.report.figures import write_figures
 

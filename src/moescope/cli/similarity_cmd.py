@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from moescope.cli.asked import asked
 from moescope.cli.settings import FormatArgs, Layers, ModelArgs, TextArgs
 from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, progress
@@ -116,6 +117,7 @@ def similarity(settings: SimilarityArgs, resume: bool) -> None:
     """
     options, folder, source = settings.options(), settings.folder(), settings.source()
     from moescope.files import claim
+    from moescope.report.contents import renew_contents
     from moescope.report.figures import require_matplotlib
     from moescope.report.similarity_figures import write_similarity_figures
     from moescope.report.similarity_page import write_similarity_page
@@ -134,7 +136,10 @@ def similarity(settings: SimilarityArgs, resume: bool) -> None:
         made.save(folder)
         settings.write_to(folder)
         _warn(made)
-        page = write_similarity_page(made, folder / "similarity.html")
+        page = write_similarity_page(
+            made, folder / "similarity.html", asked("similarity", settings)
+        )
+        renew_contents(folder, note)
         if settings.pdf:
             for path in write_similarity_figures(made, folder / "figures"):
                 errors.print(str(path), soft_wrap=True)

@@ -6,13 +6,15 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from moescope.cli.settings import ModelArgs, TableOrJson
+from moescope.cli.asked import asked
+from moescope.cli.of_run import OfRunArgs
+from moescope.cli.settings import TableOrJson
 from moescope.cli.terminal import errors, output, progress, write
-from moescope.cli.verb import Flag, of, verb
+from moescope.cli.verb import note, of, verb
 from moescope.errors import BadInputError
 from moescope.given import Seed
 from moescope.progress import Progress
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
     from moescope.progress import OnProgress
 
 
-class SteerArgs(ModelArgs):
+class SteerArgs(OfRunArgs):
     """Everything that `steer` can be told."""
+
+    kept_as: ClassVar[str] = "steering"
 
     prompt: str
     """the text that the model goes on from"""
@@ -57,8 +61,6 @@ class SteerArgs(ModelArgs):
     chat_template: bool = of(TraceOptions, "chat_template")
     format: TableOrJson = "table"
     """how to print"""
-    out: Annotated[str | None, Flag("-o")] = None
-    """folder for result.json, tables and steering.html"""
 
     @model_validator(mode="after")
     def _value_of_a_plan(self) -> Self:
@@ -104,9 +106,11 @@ def steer(settings: SteerArgs, resume: bool) -> None:
     from moescope.files import claim
     from moescope.measure.identity import describe_model
 
-    out = settings.out
+    out = settings.folder()
     if resume and not (out and strengths):
         raise BadInputError("`resume` goes on with a sweep that was kept; it needs `sweep` and -o")
+    from moescope.report.contents import renew_contents
+
     with nullcontext() if out is None else claim(out, "steering"):
         refuse_finished(out, resume)
         with progress(f"loading {settings.model}") as show:
@@ -120,12 +124,13 @@ def steer(settings: SteerArgs, resume: bool) -> None:
         else:
             print_steering(result, followed, loaded.anatomy)
         if out is not None:
-            page = _save(result, followed, Path(out))
-            settings.write_to(Path(out))
+            page = _save(result, followed, out, asked("steer", settings))
+            settings.write_to(out)
+            renew_contents(out, note)
             (errors if settings.format == "json" else output).print(str(page), soft_wrap=True)
 
 
-def _save(result: SteeringResult, followed: SweepResult | None, folder: Path) -> Path:
+def _save(result: SteeringResult, followed: SweepResult | None, folder: Path, command: str) -> Path:
     from moescope.intervene.steering.results import steering_result
     from moescope.measure.journal import drop_journal
     from moescope.report.page import write_page
@@ -133,7 +138,7 @@ def _save(result: SteeringResult, followed: SweepResult | None, folder: Path) ->
 
     made = steering_result(result, followed)
     made.save(folder)
-    page = write_page(folder / "steering.html", steering_page(made))
+    page = write_page(folder / "steering.html", steering_page(made, command))
     drop_journal(folder)
     return page
 
@@ -196,7 +201,7 @@ def _run(
         lambda s: edits_at(opened, loaded.anatomy, s),
         strengths,
         kind=kind,
-        folder=given.out,
+        folder=given.folder(),
         resume=resume,
         on_progress=on_progress,
         **given.options(),

@@ -21,8 +21,13 @@ _MEASURES = ("ce_change", "kl", "flips")
 _ENDS = ("", "_low", "_high")
 
 
-def ablation_page(result: Result) -> str:
-    """The page that shows a measurement; the same result gives the same bytes."""
+def ablation_page(result: Result, again: str = "") -> str:
+    """The page that shows a measurement; the same result gives the same bytes.
+
+    Args:
+        result: of `moescope.intervene.ablation.ablation_result`.
+        again: the command that makes it again, where that is known.
+    """
     about = result.about
     plan = about["trials"] == "plan"
     figures = _plan_figures(result) if plan else _each_figures(result)
@@ -34,10 +39,11 @@ def ablation_page(result: Result) -> str:
         name=label(about["model"]["name"]),
         title=_title(about),
         subtitle=_subtitle(about),
-        answers=result.answers,
+        sentences=result.answers,
         alerts=[note._asdict() for note in result.notes],
         cost=about["cost"],
         facts=_facts(about),
+        again=again,
         targets=about["targets"],
         controls=len(about["controls"]["plans"]) if plan else 0,
         scores=[(about["score_names"][n], what) for n, what in about.get("scores", {}).items()],

@@ -5,7 +5,6 @@ Made of a `Result` that was just found or read from its folder; see `moescope.re
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from moescope.report.about import label, model_facts
+from moescope.report.commands import command
 from moescope.report.frames import number, settings, tidy
 from moescope.report.page import fill_page
 from moescope.result import Result
@@ -22,11 +22,12 @@ _MOST = 2000
 """Experts that the page holds; the table beside it has all."""
 
 
-def contrast_page(result: Result) -> str:
+def contrast_page(result: Result, again: str = "") -> str:
     """The page that shows a contrast; the same result gives the same bytes.
 
     Args:
         result: of `moescope.intervene.contrast.result.contrast_result`.
+        again: the command that makes it again, where that is known.
     """
     about, table = result.about, result.tables["differences"]
     shown = _largest(table)
@@ -38,7 +39,7 @@ def contrast_page(result: Result) -> str:
         title="Experts that tell two sets of texts apart",
         name=model,
         subtitle=_subtitle(about, model),
-        answers=result.answers,
+        sentences=result.answers,
         alerts=[note._asdict() for note in result.notes],
         shown=number(shown.num_rows),
         all=number(table.num_rows),
@@ -46,7 +47,8 @@ def contrast_page(result: Result) -> str:
         holdout=about["holdout"],
         paired=about["paired"],
         shared=" and ".join(f"{100 * share:.0f} %" for share in about["shared_tokens"]),
-        commands=_commands(about, shlex.quote(model)),
+        again=again,
+        commands=_commands(about, model),
         facts=_facts(result),
     )
 
@@ -99,11 +101,10 @@ def _q(value: float | None) -> str:
 def _commands(about: Mapping[str, Any], model: str) -> list[str]:
     if not about["settings"]:
         return []
-    sets = " ".join(f"--set {shlex.quote(s)}" for s in about["settings"])
     return [
-        f'moescope steer {model} --prompt "…" --plan plan.json',
-        f'moescope steer {model} --prompt "…" {sets}',
-        f"moescope ablate {model} --plan plan.json --corpus TEXTS -o without-them",
+        command("steer", model, prompt="…", plan="plan.json"),
+        command("steer", model, prompt="…", set=about["settings"]),
+        command("ablate", model, plan="plan.json", corpus="TEXTS", out="without-them"),
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moescope.result import plain as json_values
+from moescope.words import printable
+
+_UNUSUAL = re.compile("[^\n\t -~]")
+"""What may need a closer look: most text has none of it."""
 
 
 class Frame:
@@ -64,6 +69,17 @@ def _array(column: pa.ChunkedArray) -> NDArray[Any]:
 def tidy(value: Any, digits: int = 4) -> Any:
     """`moescope.result.plain` with as many digits as a page shows."""
     return json_values(value, digits)
+
+
+def legible(value: Any) -> Any:
+    """JSON values whose texts have nothing that shows as an empty box; see `printable`."""
+    if isinstance(value, str):
+        return printable(value) if _UNUSUAL.search(value) else value
+    if isinstance(value, list | tuple):
+        return [legible(v) for v in value]
+    if isinstance(value, Mapping):
+        return {legible(k): legible(v) for k, v in value.items()}
+    return value
 
 
 def scaled(values: NDArray[np.float64], factor: int = 10_000) -> list[int | None]:

@@ -25,12 +25,13 @@ from markupsafe import Markup, escape
 
 from moescope.files import usable_path, write_bytes
 from moescope.metrics.specialization import Q_LEVEL
+from moescope.report.frames import legible
 
 SIGNATURE = b'<meta name="generator" content="moescope">'
 _TEMPLATES = Path(__file__).parent / "templates"
 _VENDOR = Path(__file__).parent / "vendor"
 _LIBRARIES = ("d3.min.js", "plot.umd.min.js")
-SHARED = ("core.js", "theme.js", "controls.js", "tables.js")
+SHARED = ("core.js", "theme.js", "controls.js", "tables.js", "commands.js", "scrolling.js")
 LAST = "main.js"
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
@@ -63,6 +64,7 @@ def fill_page(
     title: str,
     subtitle: str = "",
     alerts: Sequence[Mapping[str, str]] = (),
+    sentences: Sequence[str] = (),
     style: str = "",
     **words: Any,
 ) -> str:
@@ -70,22 +72,25 @@ def fill_page(
 
     Args:
         template: body under ``templates/``.
-        scripts: the page's own files under ``templates/js/``, in order.
+        scripts: the page's own files under ``templates/js/``, in order; none: it has no figures.
         data: by name, what `embed_json` takes; the level of tests goes with it.
         title: heading of the page.
         subtitle: a line under it.
         alerts: what a reader must know first: ``level`` (bad, warn, note), ``text``, and ``word``
             where another one than "Careful." and its like begins it.
+        sentences: the page in short; the first also stands where a page of contents finds it.
         style: the page's own style sheet, if it has one.
         words: what else the template names; everything is escaped.
     """
-    sources = [_script(_VENDOR / name) for name in _LIBRARIES]
+    drawn = _LIBRARIES if scripts else ()  # a page without figures needs no library
+    sources = [_script(_VENDOR / name) for name in drawn]
     sources += [_script(_TEMPLATES / "js" / name) for name in (*SHARED, *scripts, LAST)]
     styles = [(_TEMPLATES / n).read_text(encoding="utf-8") for n in ("style.css", style) if n]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_legible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -94,10 +99,11 @@ def fill_page(
         policy=_policy(sources),
         style=Markup("\n".join(styles)),
         scripts=[Markup(s) for s in sources],
-        data=Markup(embed_json({**data, "level": Q_LEVEL})),
+        data=Markup(embed_json(legible({**data, "level": Q_LEVEL}))),
         title=title,
         subtitle=subtitle,
         alerts=alerts,
+        sentences=sentences,
         **words,
     )
 
@@ -135,6 +141,11 @@ def _policy(scripts: list[str]) -> str:
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
+
+
+def _legible(value: Any) -> Any:
+    """What a template writes; not what is HTML already."""
+    return value if isinstance(value, Markup) else legible(value)
 
 
 def _coded(text: str) -> Markup:

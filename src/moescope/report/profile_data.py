@@ -25,7 +25,8 @@ from moescope.profiles.facts import Profiles
 from moescope.profiles.pushes import AGREED_TOKENS
 from moescope.profiles.summary import REPEATED_OVERLAP, THRESHOLDS
 from moescope.report.about import about, say_basics
-from moescope.report.frames import layer_rows, number, tidy
+from moescope.report.commands import EXPERT, expert_commands
+from moescope.report.frames import layer_rows, legible, number, tidy
 from moescope.words import counted
 
 PAGE_BYTES = 4_000_000
@@ -109,6 +110,8 @@ def profiles_data(run: AnalyzedRun, profiles: Profiles) -> dict[str, Any]:
         "roles": [kind for kind, _ in Counter(profiles.column("role_kind")).most_common()],
         "rules": RULES,
         "constants": profiles.constants,
+        "commands": expert_commands(run),
+        "expert_word": EXPERT,
         "measured": profiles.source["measured"] if len(profiles) else None,
         "cut": None,
     }
@@ -191,8 +194,8 @@ def _cut_text(text: str, size: int, side: int) -> str:
 
 
 def pack(data: Any) -> dict[str, str]:
-    """JSON as raw deflate in base64, as ``bytes``."""
-    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    """JSON, made legible, as raw deflate in base64, as ``bytes``."""
+    text = json.dumps(legible(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     deflate = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
     made = deflate.compress(text.encode("ascii")) + deflate.flush()
     return {"bytes": base64.b64encode(made).decode("ascii")}

@@ -17,7 +17,7 @@ _SCRIPTS = (
 
 
 def build_profile_page(
-    run: AnalyzedRun, profiles: Profiles, path: str | Path | None = None
+    run: AnalyzedRun, profiles: Profiles, path: str | Path | None = None, *, again: str = ""
 ) -> Path:
     """Write the page of all experts, or of one.
 
@@ -25,6 +25,7 @@ def build_profile_page(
         run: the run.
         profiles: those of every expert, by layer and number, or a single one.
         path: where to; ``RUN/profiles/index.html`` by default, ``L5E9.html`` for a single one.
+        again: the command that makes it again, where that is known.
 
     Returns:
         The path. The same profiles give the same bytes.
@@ -34,14 +35,14 @@ def build_profile_page(
         WriteError: disk full or no permission.
     """
     name = "index.html" if len(profiles) != 1 else f"{profiles[0].expert}.html"
-    page = render_profile_page(run, profiles)
+    page = render_profile_page(run, profiles, again)
     if path is not None:
         return write_page(path, page)
     with run.writing() as folder:
         return write_page(folder / FOLDER / name, page)
 
 
-def render_profile_page(run: AnalyzedRun, profiles: Profiles) -> str:
+def render_profile_page(run: AnalyzedRun, profiles: Profiles, again: str = "") -> str:
     """The text of the page; see `build_profile_page`."""
     total = sum(run.shape.num_experts)
     if len(profiles) not in (1, total):
@@ -62,4 +63,5 @@ def render_profile_page(run: AnalyzedRun, profiles: Profiles) -> str:
         sentences=data.pop("short"),
         single=profiles.column("name")[0] if len(profiles) == 1 else "",
         rules=RULES,
+        again=again,
     )

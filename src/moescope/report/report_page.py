@@ -42,4 +42,5 @@ def render_report(data: dict[str, Any]) -> str:
     """The page that shows `report_data`'s dict."""
     about, alerts = data["about"], data["alerts"]
     words = {"title": about["model"]["name"], "about": about, "absent": data["absent"]}
-    return fill_page("report.html.j2", _SCRIPTS, data, alerts=alerts, **words)
+    short = data["views"][data["phases"][0]]["short"]
+    return fill_page("report.html.j2", _SCRIPTS, data, alerts=alerts, sentences=short, **words)

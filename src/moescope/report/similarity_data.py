@@ -138,8 +138,10 @@ def _maps(made: Similarity, domains: list[str]) -> tuple[list[dict[str, Any] | N
     return layers, names
 
 
-def _to_square(axes: dict[str, NDArray[np.float64]]) -> dict[str, list[int]]:
-    """Whole numbers from −10,000 to 10,000, both axes by the same factor."""
-    centred = {axis: v - (v.max() + v.min()) / 2 for axis, v in axes.items()}
+def _to_square(axes: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Whole numbers from −10,000 to 10,000, both axes by the same factor, and the way back."""
+    middle = {axis: float(v.max() + v.min()) / 2 for axis, v in axes.items()}
+    centred = {axis: v - middle[axis] for axis, v in axes.items()}
     reach = max(float(np.abs(v).max()) for v in centred.values()) or 1.0
-    return {a: np.rint(v / reach * _REACH).astype(int).tolist() for a, v in centred.items()}
+    whole = {a: np.rint(v / reach * _REACH).astype(int).tolist() for a, v in centred.items()}
+    return {**whole, "middle": tidy(middle, 6), "unit": tidy(reach / _REACH, 6)}

@@ -25,8 +25,13 @@ _SCRIPTS = (
 Row = dict[str, Any]
 
 
-def write_similarity_page(made: Similarity, path: str | Path) -> Path:
+def write_similarity_page(made: Similarity, path: str | Path, again: str = "") -> Path:
     """Write the page of a similarity.
+
+    Args:
+        made: what was compared.
+        path: where to.
+        again: the command that makes it again, where that is known.
 
     Returns:
         The path. The same result gives the same bytes.
@@ -34,10 +39,10 @@ def write_similarity_page(made: Similarity, path: str | Path) -> Path:
     Raises:
         WriteError: disk full or no permission.
     """
-    return write_page(path, similarity_page(made))
+    return write_page(path, similarity_page(made, again))
 
 
-def similarity_page(made: Similarity) -> str:
+def similarity_page(made: Similarity, again: str = "") -> str:
     """The page as HTML."""
     about = made.about
     data = similarity_data(made)
@@ -50,12 +55,13 @@ def similarity_page(made: Similarity) -> str:
         subtitle=_subtitle(about),
         alerts=[n._asdict() for n in (*similarity_notes(about), *_cut(about, shown))],
         style="similarity.css",
-        findings=similarity_answers(about),
+        sentences=similarity_answers(about),
         facts=_cards(about),
         methods=made.methods,
         has={"maps": bool(data["maps"]), "agreement": bool(about["agreement"]),
              "text": about["text"] is not None},
         groups=len(about["text"]["group_sizes"]) if about["text"] else 0,
+        again=again,
         permutations=about["permutations"],
         parts=_settings(about),
     )  # fmt: skip

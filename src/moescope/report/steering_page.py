@@ -16,11 +16,12 @@ _SCRIPTS = (
 _TITLE = 90
 
 
-def steering_page(result: Result) -> str:
+def steering_page(result: Result, again: str = "") -> str:
     """The page of a steering, with its sweep where there is one.
 
     Args:
         result: of `moescope.intervene.steering.results.steering_result`.
+        again: the command that makes it again, where that is known.
     """
     about = result.about
     controls, title = about["controls"], "; ".join(about["edits"])
@@ -35,8 +36,9 @@ def steering_page(result: Result) -> str:
         alerts=alerts,
         title=title if len(title) <= _TITLE else f"{title[: _TITLE - 1]}…",
         subtitle=f"{label(about['model'])} · {about['where']}",
-        summary=result.answers,
+        sentences=result.answers,
         facts=_cards(about),
+        again=again,
         several=len(about["uses"]) > 1,
         has={
             "words": bool(about["words"]),

@@ -9,6 +9,7 @@
     kl: { label: "KL", long: "KL from the plain model", unit: "nats per token", format: M.fmt.nats },
     flips: { label: "top-1 flips", long: "Tokens with another first guess", unit: "share of tokens", format: M.fmt.percent },
   };
+  M.axisOf = (key) => (key === "flips" ? M.ticks(" %", 100) : M.ticks());
   M.state.measure = "ce_change";
   M.measureControl = () => M.choice("Measure", "measure", Object.entries(M.measures).map(([value, m]) => ({ value, label: m.label })));
   M.span = (row, key, format) => (row[`${key}_low`] === null ? "no interval" : `${format(row[`${key}_low`])} to ${format(row[`${key}_high`])}`);
@@ -23,7 +24,7 @@
     return Plot.plot({
       width: spec.width, height: rows.length * (spec.step || 24) + 58, marginLeft, marginRight: 16, marginTop: 8, marginBottom: 40,
       style: M.style, ariaLabel: spec.label,
-      x: { label: `${spec.unit} →`, labelAnchor: "right", labelArrow: "none", grid: true, ticks: Math.max(3, Math.floor((spec.width - marginLeft) / 85)), tickFormat: spec.tick, tickSize: 0, domain: spec.domain, nice: !spec.domain },
+      x: { label: `${spec.unit} →`, labelAnchor: "right", labelArrow: "none", grid: true, ticks: Math.max(3, Math.floor((spec.width - marginLeft) / 85)), tickFormat: spec.tick || M.ticks(), tickSize: 0, domain: spec.domain, nice: !spec.domain },
       y: { type: "band", domain: rows.map((r) => r.key), label: null, tickFormat: (k) => shown.get(k), tickSize: 0, padding: 0.15 },
       marks: [
         Plot.ruleX([0], { stroke: "currentColor", strokeOpacity: 0.6 }),

@@ -13,6 +13,8 @@
       ...e, ...Object.fromEntries(Object.entries(values).map(([name, column]) => [name, column[i]])),
     })).filter((e) => e.layer === number);
   };
+  // Every expert has its number: upright where they would touch.
+  const upright = (width, order) => (width / order.length < 7 * String(d3.max(order)).length + 4 ? -90 : 0);
   const clear = (e, key) => e[`${key}_low`] !== null && e[`${key}_low`] > 0;
   M.expertColor = (e, key) => (key !== "ce_change" || clear(e, key) ? M.css("d1") : M.css("grey"));
 
@@ -26,12 +28,11 @@
     M.title("ranking", key === "ce_change" ? `Layer ${layer}: taking away ${shown} of ${rows.length} experts does harm (the interval lies above 0)` : `${m.long} without each expert of layer ${layer}`,
       `${m.unit} · ${M.groupName(group)}, ${M.fmt.count(group.tokens)} tokens of ${M.fmt.count(group.documents)} documents · experts ${M.data.edit}`);
     const width = Math.max(M.width("ranking"), rows.length * 13 + 80);
-    const step = Math.ceil(26 / ((width - 70) / rows.length));
     const order = rows.map((e) => e.expert);
     M.fill(M.id("plot-ranking"), M.h("div", { class: "scroll" }, Plot.plot({
-      width, height: 320, marginLeft: 58, marginRight: 8, marginBottom: 40, style: M.style, ariaLabel: `${m.long} by expert of layer ${layer}`,
-      x: { type: "point", domain: order, label: `expert of layer ${layer}, the most harmful to lose first →`, labelAnchor: "left", labelArrow: "none", ticks: order.filter((_, i) => i % step === 0), tickSize: 0, padding: 0.6 },
-      y: { label: m.unit, labelArrow: "none", grid: true, ticks: 6, tickSize: 0, nice: true, tickFormat: key === "flips" ? (v) => `${+(100 * v).toFixed(2)} %` : M.fmt.plain },
+      width, height: 320, marginLeft: 58, marginRight: 8, marginBottom: 54, style: M.style, ariaLabel: `${m.long} by expert of layer ${layer}`,
+      x: { type: "point", domain: order, label: `expert of layer ${layer}, the most harmful to lose first →`, labelAnchor: "left", labelArrow: "none", labelOffset: 46, tickSize: 0, tickRotate: upright(width - 66, order), padding: 0.6 },
+      y: { label: m.unit, labelArrow: "none", grid: true, ticks: 6, tickSize: 0, nice: true, tickFormat: M.axisOf(key) },
       marks: [
         Plot.ruleY([0], { strokeOpacity: 0.6 }),
         Plot.link(rows.filter((e) => e[`${key}_low`] !== null), { x: "expert", y1: `${key}_low`, y2: `${key}_high`, stroke: (e) => M.expertColor(e, key), strokeWidth: 1.6 }),
@@ -41,7 +42,7 @@
       ],
     })), M.legend([{ color: M.css("d1"), label: key === "ce_change" ? "the interval lies above 0" : "an expert, with its 95 % interval" }, ...(key === "ce_change" ? [{ color: M.css("grey"), label: "no harm is shown" }] : [])]));
     M.asTable("ranking", [
-      { key: "name", label: "expert", name: true }, { key, label: m.label, format: m.format }, { key: "span", label: "95 %", name: true },
+      M.expertColumn("name"), { key, label: m.label, format: m.format }, { key: "span", label: "95 %", name: true },
       ...Object.keys(M.data.scores).map((s) => ({ key: s, label: M.data.score_names[s], format: M.fmt.plain })),
     ], () => rows.map((e) => ({ ...e, span: M.span(e, key, m.format) })));
   }, () => {
@@ -66,7 +67,7 @@
       M.scaleLegend(color, -limit, limit, [[0, m.format(-limit)], [0.5, "0"], [1, m.format(limit)]], m.unit),
       M.h("div", { class: "scroll" }, domainMap(rows, order, color, key, m)));
     M.asTable("domains", [
-      { key: "domain", label: "domain", text: true }, { key: "name", label: "expert", name: true }, { key, label: m.label, format: m.format },
+      { key: "domain", label: "domain", text: true }, M.expertColumn("name"), { key, label: m.label, format: m.format },
       { key: "span", label: "95 %", name: true },
     ], () => d3.sort(rows.flatMap((g) => g.cells.map((e) => ({ ...e, domain: g.domain, span: M.span(e, key, m.format) }))), (e) => -Math.abs(e[key])));
   });
@@ -74,12 +75,11 @@
     const width = M.width("domains");
     const most = width < 520 ? 13 : 24;
     const marginLeft = Math.min(most, d3.max(rows, (g) => g.domain.length)) * 6.4 + 14;
-    const across = Math.max(width, marginLeft + order.length * 12);
-    const step = Math.ceil(24 / ((across - marginLeft) / order.length));
+    const across = Math.max(width, marginLeft + order.length * 13);
     const cells = rows.flatMap((g) => order.map((i) => ({ ...g.cells[i], domain: g.domain })));
     return Plot.plot({
-      width: across, height: rows.length * 22 + 52, marginLeft, marginRight: 6, marginTop: 6, marginBottom: 40, style: M.style, ariaLabel: "Effect of each expert on each domain",
-      x: { type: "band", domain: order, label: "expert, in the order of the ranking on all text →", labelAnchor: "left", labelArrow: "none", ticks: order.filter((_, i) => i % step === 0), tickSize: 0, padding: 0.06 },
+      width: across, height: rows.length * 22 + 66, marginLeft, marginRight: 6, marginTop: 6, marginBottom: 54, style: M.style, ariaLabel: "Effect of each expert on each domain",
+      x: { type: "band", domain: order, label: "expert, in the order of the ranking on all text →", labelAnchor: "left", labelArrow: "none", labelOffset: 46, tickSize: 0, tickRotate: upright(across - marginLeft, order), padding: 0.06 },
       y: { type: "band", domain: rows.map((g) => g.domain), label: null, tickFormat: (d) => M.shorten(d, most), tickSize: 0, padding: 0.06 },
       marks: [
         Plot.cell(cells, { x: "expert", y: "domain", fill: (e) => color(e[key]) }),

@@ -28,7 +28,7 @@
     M.title("damage", count && domains ? `${m.long}: in ${beyond || "none"} of ${domains} domains more than with every control` : m.long,
       `${m.unit} · experts ${M.data.edit}${count ? ` · ${count} random plans ${like}` : ""}`);
     const plot = M.dotRows(rows, {
-      width: M.width("damage"), label: `${m.long} by domain, the plan and its controls`, unit: m.unit, tick: key === "flips" ? (v) => `${+(100 * v).toFixed(2)} %` : M.fmt.plain,
+      width: M.width("damage"), label: `${m.long} by domain, the plan and its controls`, unit: m.unit, tick: M.axisOf(key),
       marks: [Plot.tickX(controls, { x: "value", y: "key", stroke: M.css("grey"), strokeWidth: 1.5, strokeOpacity: 0.75, insetTop: 3, insetBottom: 3 })],
     });
     M.fill(M.id("plot-damage"), M.legend([
@@ -60,7 +60,7 @@
     M.fill(M.id("plot-loads"), M.h("div", { class: "scroll" }, Plot.plot({
       width, height: 300, marginLeft: 58, marginBottom: 40, style: M.style, ariaLabel: "Load and damage of the controls",
       x: { type: "log", domain: [low / 1.03, high * 1.03], label: "load, as a multiple of the plan's (log scale) →", labelArrow: "none", ticks: [0.25, 0.5, 0.8, 1, 1.25, 2, 4].filter((t) => t >= low / 1.03 && t <= high * 1.03), tickFormat: String, tickSize: 3 },
-      y: { label: "ΔCE, nats per token", labelArrow: "none", grid: true, ticks: 5, tickSize: 0, tickFormat: M.fmt.plain, nice: true },
+      y: { label: "ΔCE, nats per token", labelArrow: "none", grid: true, ticks: 5, tickSize: 0, tickFormat: M.ticks(), nice: true },
       marks: [
         Plot.rectX([1], { x1: 0.8, x2: 1.25, fill: M.css("band"), fillOpacity: 0.6 }), Plot.ruleY([0], { strokeOpacity: 0.5 }),
         Plot.dot(dots, { x: "x", y: "y", fill: M.css("grey"), r: 4 }), Plot.dot([own], { x: "x", y: "y", fill: orange(), r: 5.5 }),
@@ -74,7 +74,7 @@
   });
 
   M.section("experts", [], () => M.fill(M.id("plot-experts"), M.table([
-    { key: "expert", label: "expert", name: true }, { key: "reason", label: "reason", text: true }, { key: "score", label: "score", format: M.fmt.plain },
+    M.expertColumn("expert"), { key: "reason", label: "reason", text: true }, { key: "score", label: "score", format: M.fmt.plain },
     { key: "share", label: "load of the plan in its layer", format: M.fmt.percent },
   ], M.data.experts.map((e) => ({ ...e, share: M.data.layer_loads[e.layer] })), { label: "Experts of the plan" })));
 })();

@@ -29,7 +29,7 @@
       title: `${said(r.score)}: ρ = ${M.fmt.two(r.rho)}\n95 %: ${M.fmt.two(r.low)} to ${M.fmt.two(r.high)}\np = ${M.fmt.p(r.p)}, q = ${M.fmt.p(r.q)}`,
     }));
     M.fill(M.id("plot-rho"), M.h("div", { class: "scroll" }, M.dotRows(dots, {
-      width: Math.min(M.width("rho"), 820), label: "Rank correlation of each score with measured importance", unit: "Spearman's ρ", tick: M.fmt.plain,
+      width: Math.min(M.width("rho"), 820), label: "Rank correlation of each score with measured importance", unit: "Spearman's ρ",
       domain: [Math.min(-0.3, (d3.min(dots, (d) => d.low) || 0) - 0.02), 1],
       marks: self === null || self === undefined ? [] : [Plot.ruleX([self], { stroke: M.css("d1"), strokeDasharray: "4 3", strokeWidth: 1.5 })],
     })), M.legend([{ color: M.css("d0"), label: "the interval leaves 0 out" }, { color: M.css("grey"), label: "no link is shown" }]));
@@ -57,8 +57,8 @@
     const named = d3.sort(rows, (e) => -e[key]).slice(0, 3);
     M.fill(M.id("plot-scatter"), M.h("div", { class: "scroll" }, Plot.plot({
       width: Math.min(M.width("scatter"), 720), height: 380, marginLeft: 58, marginRight: 34, marginBottom: 40, style: M.style, ariaLabel: `${said(M.state.score)} against ${m.label}`,
-      x: { label: `${said(M.state.score)} →`, labelArrow: "none", grid: true, ticks: 6, tickSize: 0, nice: true, tickFormat: M.fmt.plain },
-      y: { label: `${m.label}, ${m.unit}`, labelArrow: "none", grid: true, ticks: 6, tickSize: 0, nice: true, tickFormat: M.fmt.plain },
+      x: { label: `${said(M.state.score)} →`, labelArrow: "none", grid: true, ticks: 6, tickSize: 0, nice: true, tickFormat: M.ticks() },
+      y: { label: `${m.label}, ${m.unit}`, labelArrow: "none", grid: true, ticks: 6, tickSize: 0, nice: true, tickFormat: M.axisOf(key) },
       marks: [
         Plot.ruleY([0], { strokeOpacity: 0.5 }),
         Plot.link(rows.filter((e) => e[`${key}_low`] !== null), { x: M.state.score, y1: `${key}_low`, y2: `${key}_high`, stroke: M.css("d0"), strokeOpacity: 0.35 }),
@@ -68,7 +68,7 @@
       ],
     })));
     M.asTable("scatter", [
-      { key: "name", label: "expert", name: true }, { key: M.state.score, label: said(M.state.score), format: M.fmt.plain }, { key, label: m.label, format: m.format }, { key: "span", label: "95 %", name: true },
+      M.expertColumn("name"), { key: M.state.score, label: said(M.state.score), format: M.fmt.plain }, { key, label: m.label, format: m.format }, { key: "span", label: "95 %", name: true },
     ], () => d3.sort(rows, (e) => -e[key]).map((e) => ({ ...e, span: M.span(e, key, m.format) })));
     return undefined;
   }, () => M.id("controls-scatter").append(M.choice("Score", "score", names.map((n) => ({ value: n, label: said(n) })), 4),

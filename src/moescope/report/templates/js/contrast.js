@@ -12,12 +12,12 @@
     }));
     M.title("differences", `The ${shown.length} largest differences, over all texts`, "share of tokens that chose the expert: with minus without, in percentage points");
     M.fill(M.id("plot-differences"), M.dotRows(shown, {
-      width: M.width("differences"), step: 20, unit: "percentage points", label: "Difference of rates by expert, with intervals", tick: (v) => String(v).replace("-", "−"),
+      width: M.width("differences"), step: 20, unit: "percentage points", label: "Difference of rates by expert, with intervals",
       marks: [Plot.tickX(shown.filter((r) => r.token !== null), { x: "token", y: "key", stroke: "currentColor", strokeOpacity: 0.55, strokeWidth: 2 })],
     }), M.legend([{ color: M.css("d1"), label: "q < 0.05 over all experts" }, { color: M.css("grey"), label: "not" }]),
     M.h("p", { class: "small" }, "The short upright line is what the token ids alone would give, over tokens whose id occurs on both sides."));
     M.asTable("differences", [
-      { key: "name", label: "expert", name: true }, { key: "rate_with", label: "with", format: M.fmt.percent }, { key: "rate_without", label: "without", format: M.fmt.percent },
+      M.expertColumn("name"), { key: "rate_with", label: "with", format: M.fmt.percent }, { key: "rate_without", label: "without", format: M.fmt.percent },
       { key: "delta", label: "Δ", format: M.fmt.points }, { key: "ci_low", label: "low", format: M.fmt.points }, { key: "ci_high", label: "high", format: M.fmt.points },
       { key: "q", label: "q", format: M.fmt.p }, { key: "delta_shared", label: "Δ shared", format: M.fmt.points }, { key: "by_token", label: "by token", format: M.fmt.points },
     ], () => rows);

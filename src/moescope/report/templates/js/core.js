@@ -83,6 +83,13 @@ const M = {};
     number: known((v) => String(v)),
     text: (v) => (v === null || v === undefined ? "–" : String(v)), // as it is: hyphens stay
   };
+  // For axes: as many digits as the step between two ticks needs, so that no two read alike.
+  M.ticks = (unit = "", factor = 1) => (v, i, all) => {
+    const step = factor * Math.abs(all.length > 1 ? all[1] - all[0] : v || 1);
+    const digits = Math.max(0, Math.min(8, Math.ceil(-Math.log10(step) - 1e-9)));
+    const short = (n) => Math.abs(n * 10 ** digits - Math.round(n * 10 ** digits)) < 1e-6;
+    return minus((factor * v).toFixed(all.every((t) => short(factor * t)) ? digits : digits + 1)) + unit;
+  };
   M.interval = (low, high, format) => (low === null ? "–" : `${format(low).replace(" %", "")} to ${format(high)}`);
   M.tokenText = function (id) {
     const text = M.data.texts[id];

@@ -2,11 +2,11 @@
 // A map of cells on a canvas: thousands of cells are cheap, and arrow keys read them one by one.
 (function () {
   // spec: rows, cols, width, rowLabel(i), colLabel(j), color(i, j) or null, mark(i, j), describe(i, j),
-  //       yTitle, xTitle, label, square
+  //       yTitle, xTitle, label, square, href(i, j): where a click or Enter leads, or null
   M.heatmap = function (spec) {
     const left = 44;
     const top = 4;
-    const bottom = 34;
+    const bottom = 38;
     const widest = spec.cols <= 16 ? (spec.square ? 26 : 46) : spec.square ? 13 : 26;
     const cw = Math.max(spec.square ? 5 : 3.4, Math.min(widest, (spec.width - left - 6) / spec.cols));
     const ch = spec.square ? cw : spec.rows <= 8 ? 22 : spec.rows <= 20 ? 15 : spec.rows <= 36 ? 11 : 8;
@@ -44,7 +44,16 @@
       else tell(row, column, event.clientX, event.clientY);
     });
     canvas.addEventListener("pointerleave", () => M.tip.hide());
+    const open = (row, column) => {
+      const href = spec.href && row >= 0 && column >= 0 && row < spec.rows && column < spec.cols ? spec.href(row, column) : null;
+      if (href) location.href = href;
+    };
+    canvas.addEventListener("click", (event) => {
+      const box = canvas.getBoundingClientRect();
+      open(Math.floor((event.clientY - box.top - top) / ch), Math.floor((event.clientX - box.left - left) / cw));
+    });
     canvas.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && cursor) open(...cursor);
       const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
       if (!move) return;
       event.preventDefault();
@@ -95,11 +104,10 @@
     const every = M.step(spec.rows, ch, 12);
     for (let i = 0; i < spec.rows; i += every) pen.fillText(spec.rowLabel(i), left - 6, top + i * ch + ch / 2);
     pen.textAlign = "center";
-    const step = M.step(spec.cols, cw, 8 * String(spec.cols).length + 6);
     const end = top + spec.rows * ch;
-    for (let j = 0; j < spec.cols; j += step) pen.fillText(spec.colLabel(j), left + j * cw + cw / 2, end + 9);
+    columnLabels(pen, spec, left, end, cw);
     pen.textAlign = "left";
-    pen.fillText(spec.xTitle, left, end + 25);
+    pen.fillText(spec.xTitle, left, end + 31);
     pen.save();
     pen.translate(8, top + (spec.rows * ch) / 2);
     pen.rotate(-Math.PI / 2);
@@ -107,6 +115,22 @@
     pen.fillText(spec.yTitle, 0, 0);
     pen.restore();
   };
+
+  // Every column has its number: upright where they would touch; where not even that fits, some have.
+  function columnLabels(pen, spec, left, end, cw) {
+    const step = M.step(spec.cols, cw, 8 * String(spec.cols).length + 6);
+    const upright = step > 1 && cw >= 11;
+    for (let j = 0; j < spec.cols; j += upright ? 1 : step) {
+      pen.save();
+      pen.translate(left + j * cw + cw / 2, end + (upright ? 4 : 9));
+      if (upright) {
+        pen.rotate(-Math.PI / 2);
+        pen.textAlign = "right";
+      }
+      pen.fillText(spec.colLabel(j), 0, 0);
+      pen.restore();
+    }
+  }
 
   // Every how many labels fit, in round steps.
   M.step = function (count, size, room) {

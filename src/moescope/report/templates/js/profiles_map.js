@@ -9,8 +9,9 @@ M.start(function () {
   };
   M.ROLES = ROLES;
 
-  // The colour of a domain, fuller with the lift: pale at 1.5, full from 6 on.
-  const fuller = (color, lift) => d3.interpolateRgb(M.css("band"), color)(lift === null ? 1 : Math.max(0.35, Math.min(1, Math.log2(lift) / Math.log2(6))));
+  // The colour of a domain in three strengths of lift, far enough apart to be told from each other.
+  const LIFTS = [{ below: 2, part: 0.48, words: "lift below 2×" }, { below: 4, part: 0.74, words: "2× to 4×" }, { below: Infinity, part: 1, words: "4× and more" }];
+  const fuller = (color, lift) => d3.interpolateRgb(M.css("panel"), color)(LIFTS.find((l) => lift !== null && lift < l.below)?.part ?? 1);
 
   function roleColor(p) {
     const at = M.domainIndex.get(p.role_about);
@@ -45,30 +46,26 @@ M.start(function () {
     const others = d3.rollup(d3.range(M.size).map(M.profile).filter((p) => p.role_kind !== "domain"), (v) => v.length, (p) => p.role_kind);
     for (const [kind, n] of others) entries.push({ color: roleColor({ role_kind: kind }), label: `${ROLES[kind] || kind} (${n})`, style: { outline: "1px solid var(--faint)" } });
     const legend = M.legend(entries);
-    if (domains.length) legend.append(M.h("span", {}, "fuller colour: larger lift"));
-    return legend;
+    if (!domains.length) return legend;
+    const strengths = LIFTS.map((l) => ({ color: d3.interpolateRgb(M.css("panel"), M.domainInk(domains[0].i))(l.part), label: l.words }));
+    return M.h("div", {}, legend, M.legend(strengths));
   }
 
   const labels = {
     rows: M.layers.length, cols: widest, rowLabel: (i) => String(M.layers[i].layer), colLabel: String, xTitle: "expert →", yTitle: "layer",
   };
-  let draw = () => {};
-  function build() {
-    const width = M.width("map");
-    const [left, top, bottom] = [44, 4, 34];
-    const cw = Math.max(4, Math.min(36, (width - left - 8) / widest));
-    const ch = M.layers.length <= 8 ? 26 : M.layers.length <= 20 ? 17 : M.layers.length <= 36 ? 12 : 9;
-    const size = [Math.ceil(left + cw * widest + 8), Math.ceil(top + ch * M.layers.length + bottom)];
+  // A map in a host: {width, ch, axes}. Gives back what draws it again.
+  function mapIn(host, made, { width, ch, axes }) {
+    const [left, top, bottom] = axes ? [44, 4, 38] : [0, 0, 0];
+    const cw = Math.max(axes ? 4 : 1, Math.min(36, (width - left - (axes ? 8 : 0)) / widest));
+    const size = [Math.ceil(left + cw * widest + (axes ? 8 : 0)), Math.ceil(top + ch * M.layers.length + bottom)];
     const ratio = Math.min(2, window.devicePixelRatio || 1);
     const canvas = M.h("canvas", {
-      class: "experts", tabindex: 0, role: "img", width: Math.round(size[0] * ratio), height: Math.round(size[1] * ratio),
+      class: axes ? "experts" : "experts small", tabindex: axes ? 0 : -1, role: "img", width: Math.round(size[0] * ratio), height: Math.round(size[1] * ratio),
       style: { width: `${size[0]}px`, height: `${size[1]}px` }, "aria-label": "Map of all experts by layer and number. The arrow keys choose one; its profile is below.",
     });
     const pen = canvas.getContext("2d");
-    const made = scale();
-    M.fill(M.id("legend-map"), made.legend);
-    M.title("map", M.state.color === "role" ? "What stands out, by layer and expert" : M.QUANTITIES[M.state.color].title);
-    draw = function () {
+    function draw() {
       pen.setTransform(ratio, 0, 0, ratio, 0, 0);
       pen.clearRect(0, 0, ...size);
       const filtered = M.filtered();
@@ -77,23 +74,29 @@ M.start(function () {
         const [x, y] = [left + at.expert * cw, top + at.layer * ch];
         pen.globalAlpha = !filtered || M.matches(i) ? 1 : 0.13;
         pen.fillStyle = made.color(i) || M.css("empty");
-        pen.fillRect(x, y, cw - (cw >= 7 ? 1.5 : 0.5), ch - 1.5);
-        mark(pen, M.profile(i), x, y, cw, ch);
+        pen.fillRect(x, y, cw - (cw >= 7 ? 1.5 : cw >= 4 ? 0.5 : 0), ch - (ch >= 6 ? 1.5 : ch >= 4 ? 0.5 : 0));
+        if (axes) mark(pen, M.profile(i), x, y, cw, ch);
       }
       pen.globalAlpha = 1;
-      M.mapAxes(pen, labels, left, top, cw, ch);
+      if (axes) M.mapAxes(pen, labels, left, top, cw, ch);
       const chosen = M.place(M.state.expert);
       pen.strokeStyle = M.css("ink");
       pen.lineWidth = 2.5;
       pen.strokeRect(left + chosen.expert * cw - 1.2, top + chosen.layer * ch - 1.2, cw + 1, ch + 1);
       canvas.dataset.marks = String(M.size);
-    };
+    }
     const under = (event) => {
       const box = canvas.getBoundingClientRect();
       const at = { expert: Math.floor((event.clientX - box.left - left) / cw), layer: Math.floor((event.clientY - box.top - top) / ch) };
       if (!M.layers[at.layer] || at.expert < 0 || at.expert >= M.layers[at.layer].experts) return null;
       return M.cell(at.layer, at.expert);
     };
+    reactTo(canvas, under, made);
+    M.fill(host, M.h("div", { class: "scroll" }, canvas));
+    draw();
+    return draw;
+  }
+  function reactTo(canvas, under, made) {
     canvas.addEventListener("pointermove", (event) => {
       const i = under(event);
       if (i === null) return M.tip.hide();
@@ -117,8 +120,18 @@ M.start(function () {
       const expert = Math.max(0, Math.min(M.layers[layer].experts - 1, now.expert + move[1]));
       M.choose(M.cell(layer, expert), true);
     });
-    M.fill(M.id("plot-map"), M.h("div", { class: "scroll" }, canvas));
-    draw();
+  }
+
+  let draws = [];
+  function build() {
+    const made = scale();
+    M.fill(M.id("legend-map"), made.legend);
+    M.title("map", M.state.color === "role" ? "What stands out, by layer and expert" : M.QUANTITIES[M.state.color].title);
+    const rows = M.layers.length;
+    draws = [
+      mapIn(M.id("plot-map"), made, { width: M.width("map"), ch: rows <= 8 ? 26 : rows <= 20 ? 17 : rows <= 36 ? 12 : 9, axes: true }),
+      mapIn(M.id("plot-above"), made, { width: M.id("plot-above").clientWidth, ch: Math.min(8, Math.max(2, (0.16 * window.innerHeight) / rows)), axes: false }),
+    ];
   }
   // A dot for flags, so that they can be seen whatever the colour.
   function mark(pen, p, x, y, cw, ch) {
@@ -134,6 +147,6 @@ M.start(function () {
   M.section("map", ["color"], build, () => {
     const options = M.offered.map((k) => ({ value: k, label: M.QUANTITIES[k].label }));
     M.id("controls-map").append(M.choice("Colour", "color", options, 10));
-    ["expert", "search", "role", "domain", "flag"].forEach((key) => M.watch(key, () => draw()));
+    ["expert", "search", "role", "domain", "flag"].forEach((key) => M.watch(key, () => draws.forEach((draw) => draw())));
   });
 });

@@ -24,10 +24,31 @@ M.start(function () {
     const index = named();
     if (index === undefined) return;
     if (index !== M.state.expert) M.set({ expert: index });
-    const panel = M.id("plot-panel");
-    const box = panel.getBoundingClientRect();
-    if (box.top < 0 || box.top > window.innerHeight * 0.6) panel.scrollIntoView({ block: "start" });
+    toProfile();
   });
+  function toProfile() {
+    const panel = M.id("plot-panel");
+    const top = panel.getBoundingClientRect().top;
+    if (top < 0 || top > window.innerHeight * 0.6) panel.scrollIntoView({ block: "start", behavior: "instant" });
+  }
+  if (!single) M.drawn.push(() => named() !== undefined && toProfile());
+
+  // Once the large map is out of sight a small one stays above the profile, and the list below it.
+  function keepMap() {
+    const above = M.id("above");
+    const told = document.documentElement;
+    const update = () => {
+      const gone = M.id("plot-map").getBoundingClientRect().bottom < 0 && M.id("experts").getBoundingClientRect().bottom > above.offsetHeight;
+      above.classList.toggle("shown", gone);
+      above.inert = !gone;
+    };
+    const measure = () => told.style.setProperty("--above", `${above.offsetHeight}px`);
+    window.addEventListener("scroll", update, { passive: true });
+    new ResizeObserver(measure).observe(above);
+    measure();
+    update();
+  }
+  if (!single) M.drawn.unshift(keepMap);
 
   function step(by) {
     const found = M.sorted();
@@ -54,13 +75,21 @@ M.start(function () {
     return M.part("How sure this is", null, M.h("ul", { class: "sure-list" }, lines.map((t) => M.h("li", {}, t))));
   }
 
+  // What only the model can say: without it, and with more of it.
+  function asks(p) {
+    const commands = Object.values(M.data.commands).map((text) => M.command(text.replaceAll(M.data.expert_word, p.name)));
+    return commands.length ? M.part("Take it away, or steer by it", "Whether the model needs it, only removing it can show. Run these where the run's folder lies.", commands) : null;
+  }
+
   function draw() {
     const p = M.profile(M.state.expert);
     const summary = p.summary.startsWith(`${p.name}: `) ? p.summary.slice(p.name.length + 2) : p.summary.slice(p.name.length + 1);
     const held = summary.replace(/‘[^’]*’/g, (quoted) => quoted.replace(/ /g, "\u00a0")); // a token stays in one piece
-    const buttons = single ? null : M.h("span", { class: "segments" },
+    const steps = () => M.h("span", { class: "segments" },
       M.h("button", { type: "button", "aria-label": "previous expert", onclick: () => step(-1) }, "←"),
       M.h("button", { type: "button", "aria-label": "next expert", onclick: () => step(1) }, "→"));
+    const buttons = single ? null : steps();
+    if (!single) M.fill(M.id("above-name"), M.h("b", {}, p.name), M.h("span", { class: "soft" }, p.role_words), steps(), M.h("a", { href: "#experts" }, "map and list"));
     const [, layer, expert] = p.name.match(/L(\d+)E(\d+)/);
     M.fill(M.id("plot-panel"),
       M.h("header", { class: "profile-head" },
@@ -70,7 +99,7 @@ M.start(function () {
       M.h("p", { class: "finding" }, held.charAt(0).toUpperCase() + held.slice(1)),
       M.parts.facts(p), M.parts.domains(p), M.parts.tokens(p), M.parts.contexts(p), M.parts.pushes(p), M.parts.partners(p),
       M.h("div", { class: "columns" }, M.h("div", {}, M.parts.similar(p)), M.h("div", {}, M.parts.weights(p))),
-      M.parts.speech(p), sureLine(p));
+      M.parts.speech(p), sureLine(p), asks(p));
     M.id("plot-panel").setAttribute("aria-labelledby", "panel-name");
   }
   M.section("panel", ["expert"], draw, () => {

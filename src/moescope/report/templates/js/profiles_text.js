@@ -6,7 +6,7 @@ M.start(function () {
   const token = (text) => M.h("span", { class: "token", title: visible(text) }, visible(text).replace(/^ +| +$/g, (s) => "␣".repeat(s.length)) || "∅");
 
   M.parts.tokens = (p) => M.partOf("Tokens in", p, "tokens_in", (rows) => {
-    const notes = [`Token ids that it serves beyond its overall rate, at least ${M.data.constants.tokens_in.min_count} times; of ${M.fmt.count(p.tokens_in_assignments)} assignments.`];
+    const notes = [`Token ids that it serves beyond its overall rate, those with the most occurrences beyond it first, at least ${M.data.constants.tokens_in.min_count} times; of ${M.fmt.count(p.tokens_in_assignments)} assignments.`];
     if (p.tokens_in_overlap !== null) notes.push(` Two halves of the documents share ${M.fmt.percent(p.tokens_in_overlap)} of the list.`);
     if (!p.absent.vocabulary) {
       const [a, b, half] = [p.vocabulary_excess_half_a, p.vocabulary_excess_half_b, p.vocabulary_half_types];

@@ -6,7 +6,7 @@
   const domains = data.views.sample.domains;
   const kinds = [...new Set(data.maps.filter(Boolean).flatMap((m) => Object.keys(m.kinds)))];
   const KINDS = { pca: "PCA", umap: "UMAP" };
-  Object.assign(M.state, { kind: kinds[0], color: "expert", view: "middle", focus: null, find: "" });
+  Object.assign(M.state, { kind: kinds[0], color: "expert", view: 0.05, focus: null, find: "" });
   // The name whose points are shown alone; it holds for one colouring of one layer.
   const focus = () => (M.state.focus && M.state.focus.by === M.state.color && M.state.focus.layer === M.state.layer ? M.state.focus.key : null);
   const TOKENS = 8;
@@ -43,13 +43,43 @@
     M.title("map", `Layer ${number}: ${what}`, near ? `of the 10 nearest points of other documents, in all dimensions, they share ${near}` : "");
   }
 
-  // What a view shows of an axis: all, or all but the outermost hundredth at each end.
+  // What a view shows of an axis: all but a share at each end, since a few far points hide the rest.
   function seen(values) {
-    if (M.state.view === "all") return d3.extent(values);
     const sorted = [...values].sort(d3.ascending);
-    const [low, high] = [d3.quantileSorted(sorted, 0.01), d3.quantileSorted(sorted, 0.99)];
-    const room = (high - low) * 0.06;
+    const [low, high] = [d3.quantileSorted(sorted, M.state.view), d3.quantileSorted(sorted, 1 - M.state.view)];
+    const room = (high - low) * (M.state.view ? 0.25 : 0.03);
     return [low - room, high + room];
+  }
+
+  // Axes of a PCA, in the units of the outputs; at: value → place on the canvas, back: place → value.
+  function axes(pen, made, width, height, x, y) {
+    pen.font = `11px ${M.css("sans")}`;
+    pen.lineWidth = 1;
+    const ticks = (scale, size) => d3.ticks(...d3.extent([scale.back(0), scale.back(size)]), Math.max(3, Math.round(size / 110)));
+    const label = M.ticks();
+    const draw = (scale, size, line, write) => {
+      const at = ticks(scale, size);
+      at.forEach((v, i) => {
+        const place = scale.at(v);
+        pen.strokeStyle = v === 0 ? M.css("grey") : M.css("line");
+        line(place);
+        if (place > 26 && place < size - 12) write(label(v, i, at), place);
+      });
+    };
+    const stroke = (...ends) => (pen.beginPath(), pen.moveTo(ends[0], ends[1]), pen.lineTo(ends[2], ends[3]), pen.stroke());
+    pen.fillStyle = M.css("soft");
+    pen.textAlign = "center";
+    pen.textBaseline = "bottom";
+    draw(x, width, (p) => stroke(p, 0, p, height - 32), (text, p) => pen.fillText(text, p, height - 18));
+    pen.textAlign = "left";
+    pen.textBaseline = "middle";
+    draw(y, height - 32, (p) => stroke(0, p, width, p), (text, p) => pen.fillText(text, 4, p - 7));
+    const named = (n) => `PC ${n + 1} (${M.fmt.percent(made.explained[n])} of the variance)`;
+    pen.textBaseline = "bottom";
+    pen.textAlign = "right";
+    pen.fillText(`${named(0)} →`, width - 6, height - 3);
+    pen.textAlign = "left";
+    pen.fillText(`↑ ${named(1)}`, 4, height - 3);
   }
 
   function canvasOf(map, made, group, width) {
@@ -58,10 +88,18 @@
     const canvas = M.h("canvas", { class: "points", tabindex: 0, role: "img", width: Math.round(width * ratio), height: Math.round(height * ratio),
       style: { width: `${width}px`, height: `${height}px` }, "aria-label": `Map of ${map.expert.length} outputs. Use the arrow keys to read single points.` });
     const [across0, up0] = [made.x, made.y].map(seen);
-    const scale = Math.min((width - 24) / (across0[1] - across0[0] || 1), (height - 24) / (up0[1] - up0[0] || 1));
-    const px = made.x.map((v) => width / 2 + (v - (across0[0] + across0[1]) / 2) * scale);
-    const py = made.y.map((v) => height / 2 - (v - (up0[0] + up0[1]) / 2) * scale);
-    const outside = px.filter((x, i) => x < 0 || x > width || py[i] < 0 || py[i] > height).length;
+    const room = M.state.kind === "pca" ? 32 : 0; // below, for the axis
+    const scale = Math.min((width - 24) / (across0[1] - across0[0] || 1), (height - room - 24) / (up0[1] - up0[0] || 1));
+    const [cx, cy] = [d3.mean(across0), d3.mean(up0)];
+    const toX = (v) => width / 2 + (v - cx) * scale;
+    const toY = (v) => (height - room) / 2 - (v - cy) * scale;
+    const px = made.x.map(toX);
+    const py = made.y.map(toY);
+    const own = (axis) => ({ to: (v) => (v - made.middle[axis]) / made.unit, from: (w) => w * made.unit + made.middle[axis] });
+    const [ax, ay] = [own("x"), own("y")];
+    const xScale = { at: (v) => toX(ax.to(v)), back: (p) => ax.from(cx + (p - width / 2) / scale) };
+    const yScale = { at: (v) => toY(ay.to(v)), back: (p) => ay.from(cy - (p - (height - room) / 2) / scale) };
+    const outside = px.filter((x, i) => x < 0 || x > width || py[i] < 0 || py[i] > height - room).length;
     const keys = map[M.state.color];
     const wanted = M.state.find.trim().toLowerCase();
     const alone = focus();
@@ -74,6 +112,11 @@
     function paint() {
       pen.setTransform(ratio, 0, 0, ratio, 0, 0);
       pen.clearRect(0, 0, width, height);
+      if (room) axes(pen, made, width, height, xScale, yScale);
+      pen.save();
+      pen.beginPath();
+      pen.rect(0, 0, width, height - room);
+      pen.clip();
       if (faded) dots(d3.range(px.length), () => M.css("faint"), 0.6, radius * 0.8);
       dots(active, (i) => group.color(keys[i]), 0.8, faded ? radius * 1.25 : radius);
       if (cursor !== null) {
@@ -83,6 +126,7 @@
         pen.arc(px[cursor], py[cursor], radius + 4, 0, 7);
         pen.stroke();
       }
+      pen.restore();
     }
     function dots(which, color, opacity, r) {
       pen.globalAlpha = opacity;
@@ -152,9 +196,7 @@
     say(M.state.kind, map);
     const { canvas, active, outside } = canvasOf(map, made, group, M.width("map"));
     M.fill(M.id("plot-map"), canvas,
-      M.h("p", { class: "small" }, `${M.fmt.count(active)} of ${M.fmt.count(map.expert.length)} points${outside ? `, ${M.fmt.count(outside)} outside this view` : ""}. ${M.state.kind === "pca"
-        ? `Across: PC 1, ${M.fmt.percent(made.explained[0])} of the variance; up: PC 2, ${M.fmt.percent(made.explained[1])}; one scale for both.`
-        : "The axes of UMAP have no meaning."}`), legend(group));
+      M.h("p", { class: "small" }, `${M.fmt.count(active)} of ${M.fmt.count(map.expert.length)} points${outside ? `, ${M.fmt.count(outside)} outside this view` : ""}. ${M.state.kind === "pca" ? "One scale for both axes." : "The axes of UMAP have no meaning."}`), legend(group));
     M.asTable("map", [
       { key: "label", label: "same", name: true }, { key: "space", label: "nearest points in", name: true }, { key: "share", label: "share", format: M.fmt.percent },
       { key: "interval", label: "95 %", name: true }, { key: "chance", label: "chance", format: M.fmt.percent }, { key: "points", label: "points", format: M.fmt.count },
@@ -167,7 +209,7 @@
       M.layerControl(),
       ...(kinds.length > 1 ? [M.choice("Map", "kind", kinds.map((k) => ({ value: k, label: KINDS[k] })))] : []),
       M.choice("Colour", "color", ["expert", "domain", "token"].map((v) => ({ value: v, label: v }))),
-      M.choice("View", "view", [{ value: "middle", label: "middle 98 %" }, { value: "all", label: "all" }]),
+      M.choice("View", "view", [{ value: 0.05, label: "middle 90 %" }, { value: 0.01, label: "middle 98 %" }, { value: 0, label: "all" }]),
       M.h("div", { class: "control" }, find));
   });
 })();

@@ -64,6 +64,7 @@
     const map = M.heatmap({
       rows: n, cols: n, width: Math.min(M.width("pairs"), 44 + n * side + 6), square: true, label: `${M.methodName(method)} of expert pairs in layer ${number}`,
       rowLabel: (i) => String(shown[rank[i]]), colLabel: (i) => String(shown[rank[i]]), yTitle: "expert", xTitle: `expert of layer ${number} →`,
+      href: (i, j) => (i === j ? M.profileOf(M.name(layer, shown[rank[i]])) : null),
       color: (i, j) => { const v = M.pair(method, layer, "value", rank[i], rank[j]); return v === null ? null : scale.color(v); },
       describe: (i, j) => describe(layer, method, rank[i], rank[j]),
     });
@@ -108,7 +109,7 @@
     const agree = rows.filter((r) => r.same > 0).length;
     M.title("nearest", `Layer ${number}: nearest neighbours`,
       methods.length > 1 ? `${agree} of ${rows.length} experts have the same neighbour by at least two methods · ↔: each is the other's nearest` : "↔: each is the other's nearest");
-    const columns = [{ key: "number", label: "expert", name: true, render: (r) => r.expert }, ...methods.flatMap((m) => [
+    const columns = [{ key: "number", label: "expert", name: true, render: (r) => M.expert(r.expert) }, ...methods.flatMap((m) => [
       { key: `${m}_who`, label: `by ${M.short[m]}`, name: true }, { key: m, label: "value", format: M.fmt.three },
     ])];
     M.fill(M.id("plot-nearest"), M.table(columns, rows, { label: `Nearest neighbours in layer ${number}`, dense: true }));

@@ -59,13 +59,13 @@
       const [before, after] = [value(0, e), value(1, e)];
       const said = (v) => (v === null ? "not chosen" : M.fmt.three(v));
       const how = before === null ? " · comes in" : after === null ? " · goes out" : "";
-      return { key: name, name: `${name}${edited.has(name) ? " ◂ edited" : ""}`, expert: name, before, after, how: how.slice(3), bold: edited.has(name), title: `${name}${how}\nbefore: ${said(before)}\nafter: ${said(after)}` };
+      return { key: name, name: `${name}${edited.has(name) ? " ◂ edited" : ""}`, expert: name, before, after, bold: edited.has(name), how: how.slice(3), own: edited.has(name), title: `${name}${how}\nbefore: ${said(before)}\nafter: ${said(after)}` };
     });
     const moved = rows.filter((r) => r.how).length;
     M.title("routing", `Layer ${at.layer_idx} at token ${at.position}, ${M.shown(M.data.prompt.pieces[at.position])}: ${moved ? `${rows.filter((r) => r.how === "comes in").map((r) => r.expert).join(", ")} in, ${rows.filter((r) => r.how === "goes out").map((r) => r.expert).join(", ")} out` : "the same experts"}`, "weight of each chosen expert");
-    M.fill(M.id("plot-routing"), M.dumbbells({ rows, width: M.width("routing"), label: "Weights of the chosen experts before and after", x: { label: "weight →", zero: true } }), M.twoKeys(), M.h("ul", { class: "methods" }, M.data.uses.slice(0, 12).map((u) => M.h("li", {}, useText(u)))));
+    M.fill(M.id("plot-routing"), M.dumbbells({ rows, width: M.width("routing"), label: "Weights of the chosen experts before and after", x: { label: "weight →", zero: true } }), M.twoKeys(), M.h("ul", { class: "methods" }, M.data.uses.slice(0, 12).map((u) => M.h("li", {}, M.expert(u.expert), useText(u).slice(u.expert.length)))));
     M.asTable("routing", [
-      { key: "expert", label: "expert", name: true }, { key: "before", label: "weight before", format: M.fmt.three }, { key: "after", label: "weight after", format: M.fmt.three }, { key: "how", label: "", text: true },
+      { ...M.expertColumn("expert"), render: (r) => [M.expert(r.expert), r.own ? " ◂ edited" : ""] }, { key: "before", label: "weight before", format: M.fmt.three }, { key: "after", label: "weight after", format: M.fmt.three }, { key: "how", label: "", text: true },
     ], () => rows);
     return undefined;
   }, () => {
@@ -91,7 +91,7 @@
     });
     const log = M.state.scale === "log" && rows.every((r) => r.before > 0 && r.after > 0);
     M.title("next", "Probability of the next token, before and after", `KL(before‖after) ${M.fmt.small(M.data.kl)} nats · entropy ${M.fmt.two(M.data.entropy_before)} → ${M.fmt.two(M.data.entropy_after)} nats`);
-    M.fill(M.id("plot-next"), M.dumbbells({ rows, width: M.width("next"), label: "Probability of the most probable next tokens before and after", x: { type: log ? "log" : "linear", zero: !log, label: `probability, %${log ? " (log scale)" : ""} →`, ticks: log ? 4 : 6, tickFormat: (v) => d3.format(".2~g")(v) } }), M.twoKeys());
+    M.fill(M.id("plot-next"), M.dumbbells({ rows, width: M.width("next"), label: "Probability of the most probable next tokens before and after", x: { type: log ? "log" : "linear", zero: !log, label: `probability, %${log ? " (log scale)" : ""} →`, ticks: log ? 4 : 6, tickFormat: log ? d3.format(".2~g") : M.ticks() } }), M.twoKeys());
     M.asTable("next", [{ key: "text", label: "token", name: true }, ...COLUMNS], () => rows);
   }, () => M.id("controls-next").append(M.choice("Axis", "scale", [{ value: "linear", label: "linear" }, { value: "log", label: "log" }])));
 

@@ -31,7 +31,7 @@
     const plot = Plot.plot({
       width, height: 21 * drawn.length + 52, marginLeft: left, marginRight: 62, marginTop: 6, marginBottom: 40, ariaLabel: `${what} of the edit and of its controls`,
       style: { background: "transparent", fontSize: "12px", fontFamily: "inherit" },
-      x: { grid: true, tickSize: 0, labelArrow: "none", label: kl ? "KL(before‖after), nats →" : "change of the logit →", nice: true, ticks: Math.max(3, Math.floor(width / 110)), tickFormat: (v) => format(v) },
+      x: { grid: true, tickSize: 0, labelArrow: "none", label: kl ? "KL(before‖after), nats →" : "change of the logit →", nice: true, ticks: Math.max(3, Math.floor(width / 110)), tickFormat: M.ticks() },
       y: { domain: drawn.map((r) => r.key), axis: null, padding: 0.3 },
       marks: [
         Plot.barX(drawn, { x: "value", y: "key", fill: (r) => (r.own ? M.after() : M.css("grey")), fillOpacity: (r) => (r.own ? 1 : 0.6) }),
@@ -43,7 +43,7 @@
     M.fill(M.id("plot-controls"), plot, M.legend([{ color: M.after(), label: "the edit" }, { color: M.css("grey"), label: "controls" }]),
       drawn.length < rows.length ? M.absent(`The ${MOST} largest of ${rows.length}; the table has all.`) : null);
     M.asTable("controls", [
-      { key: "all", label: "experts", text: true }, { key: "value", label: what, format }, { key: "positions", label: "chosen there before", format: M.fmt.count },
+      { key: "all", label: "experts", text: true, render: (r) => (r.own ? `${r.all} ◂ the edit` : r.all) }, { key: "value", label: what, format }, { key: "positions", label: "chosen there before", format: M.fmt.count },
     ], () => rows);
   }, () => {
     if (words.length) M.id("controls-controls").append(M.choice("Show", "measure", [{ value: "kl", label: "KL" }, ...words.map((w) => ({ value: w.i, label: `Δ logit ${M.shown(w.word.text)}` }))]));

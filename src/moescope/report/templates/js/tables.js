@@ -2,6 +2,40 @@
 // Tables: sortable, scrollable by keyboard, and built for each figure only when opened.
 (function () {
   const LIMIT = 400;
+  const naturally = new Intl.Collator("en", { numeric: true }).compare; // L2E3 before L10E1
+  const compared = (x, y) => (typeof x === "string" && typeof y === "string" ? naturally(x, y) : d3.ascending(x, y));
+
+  // The button of a column's head; sort(key) is called with it.
+  const headButton = (text, sort) => M.h("button", { type: "button", onclick: sort }, text);
+  function tellOrder(heads, at, down) {
+    heads.forEach((head, i) => (i === at ? head.setAttribute("aria-sort", down ? "descending" : "ascending") : head.removeAttribute("aria-sort")));
+  }
+
+  // A table that is in the page without scripts too: its rows are put in order by what they show.
+  function sortable(table) {
+    const heads = [...table.querySelectorAll("thead th")];
+    const body = table.tBodies[0];
+    const rows = [...body.rows];
+    const value = (row, i) => {
+      const text = row.cells[i].textContent.trim();
+      const number = parseFloat(text.replace("−", "-").replace(/,/g, ""));
+      return text === "–" ? null : heads[i].classList.contains("num") && !Number.isNaN(number) ? number : text;
+    };
+    let last = { at: -1, down: false };
+    heads.forEach((head, i) => head.replaceChildren(headButton(head.textContent, () => {
+      last = { at: i, down: last.at === i ? !last.down : head.classList.contains("num") };
+      body.append(...sortedBy(rows, (r) => value(r, i), last.down));
+      tellOrder(heads, i, last.down);
+    })));
+  }
+  function sortedBy(rows, value, down) {
+    return [...rows].sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (x === null || y === null) return (x === null) - (y === null); // what is not known comes last
+      return (down ? -1 : 1) * compared(x, y);
+    });
+  }
+  document.querySelectorAll("table.sortable").forEach(sortable);
 
   // columns: [{key, label, format, title}] and one of: text (may wrap), name (may not), mono; else a number
   M.table = function (columns, rows, options = {}) {
@@ -10,33 +44,18 @@
     const shown = M.h("p", { class: "small" });
     const heads = columns.map((c) =>
       M.h("th", { scope: "col", class: c.text || c.mono || c.name ? null : "num", title: c.title || null },
-        options.fixed ? c.label : M.h("button", {
-          type: "button",
-          onclick: () => {
-            order = { key: c.key, down: order.key === c.key ? !order.down : !(c.text || c.mono || c.name) };
-            draw();
-          },
-        }, c.label)));
-    function sorted() {
-      if (!order.key) return rows;
-      const value = (r) => (r[order.key] === undefined ? null : r[order.key]);
-      const compare = (a, b) => {
-        const [x, y] = [value(a), value(b)];
-        if (x === null || y === null) return (x === null) - (y === null);
-        return (order.down ? -1 : 1) * d3.ascending(x, y);
-      };
-      return [...rows].sort(compare);
-    }
+        options.fixed ? c.label : headButton(c.label, () => {
+          order = { key: c.key, down: order.key === c.key ? !order.down : !(c.text || c.mono || c.name) };
+          draw();
+        })));
+    const sorted = () => (order.key ? sortedBy(rows, (r) => r[order.key] ?? null, order.down) : rows);
     function draw() {
       M.fill(body, sorted().slice(0, LIMIT).map((r) =>
-        M.h("tr", { class: r.dim ? "dim" : null }, columns.map((c) => {
+        M.h("tr", { class: r.own ? "own" : r.dim ? "dim" : null }, columns.map((c) => {
           const content = c.render ? c.render(r) : (c.format || M.fmt.text)(r[c.key]);
           return M.h("td", { class: c.mono ? "mono" : c.name ? "name" : c.text ? "text" : "num" }, content);
         }))));
-      columns.forEach((c, i) => {
-        if (order.key === c.key) heads[i].setAttribute("aria-sort", order.down ? "descending" : "ascending");
-        else heads[i].removeAttribute("aria-sort");
-      });
+      tellOrder(heads, columns.findIndex((c) => c.key === order.key), order.down);
       shown.textContent = rows.length > LIMIT ? `The first ${LIMIT} of ${M.fmt.count(rows.length)} rows; the tables in the run folder have all.` : "";
     }
     draw();

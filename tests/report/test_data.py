@@ -14,6 +14,7 @@ from moescope.report.about import label
 from moescope.report.cells import special
 from moescope.report.data import MAX_DOMAINS, report_data
 from moescope.report.frames import Frame, tidy
+from moescope.report.report_page import render_report
 from moescope.report.tokens import MAX_SPANS, SPAN_TOKENS
 
 MEGABYTE = 1_000_000
@@ -63,7 +64,8 @@ def test_no_token_shows_as_an_empty_box(make_run: MakeRun, tiny_corpus: Path) ->
     odd = ["\x07", "\ue000", "\u0378", "\u200b", "a\xa0b", "\u0301", "\ufffd\ufffd"]
     run = make_run(tiny_corpus)
     run.__dict__["vocabulary"] = {token: odd[token % len(odd)] for token in range(5000)}
-    shown = set(report_data(run)["texts"].values())
+    page = render_report(report_data(run))
+    shown = set(json.loads(page.split('id="data">')[1].split("</script>")[0])["texts"].values())
     assert shown == {
         r"\x07", r"\ue000", r"\u0378", r"\u200b", r"a\xa0b", "◌\u0301", "‹bytes›",
     }  # fmt: skip

@@ -21,7 +21,6 @@ from moescope.report.frames import Frame, layer_rows
 from moescope.report.layers import committee, histograms, layer_columns, pairs
 from moescope.report.summary import headlines, meaning, sentences
 from moescope.report.tokens import MAX_SPANS, examples, expert_tokens
-from moescope.words import printable
 
 MAX_DOMAINS = 48
 """Domains on the page; those with the most tokens."""
@@ -146,4 +145,4 @@ def _texts(run: AnalyzedRun, views: dict[str, Any]) -> dict[str, str]:
             used.update(rows["id"])
         for span in (view["examples"] or {"spans": []})["spans"]:
             used.update(span["ids"])
-    return {str(token): printable(run.token_text(token)) for token in sorted(used)}
+    return {str(token): run.token_text(token) for token in sorted(used)}

@@ -29,7 +29,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         ),
     ),
     "phases": (
-        "band", "layers", "specialized_share", "mean_abs_gap", "i_expert_domain_bits",
+        "band", "layers", "domain", "specialized_share", "used_more_share", "used_less_share",
+        "mean_abs_gap", "mean_abs_gap_low", "mean_abs_gap_high", "mean_abs_gap_chance",
+        "i_expert_domain_bits",
         "i_expert_token_bits", "i_expert_domain_given_token_bits", "cv", "router_entropy",
         "topk_mass", "first", "committee",
     ),

@@ -258,7 +258,8 @@ def _information_title(info: Frame) -> str:
     )
 
 
-def _bands_title(bands: Frame) -> str:
+def _bands_title(frame: Frame) -> str:
+    bands = frame.where(domain=ALL)
     if len(bands) < 2:
         return "Too few layers to compare depths"
     parts = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -71,23 +70,24 @@ def contrast(settings: ContrastArgs, resume: bool) -> None:
         settings.corpus_spec(path, domain=name)
         for path, name in ((settings.with_, "with"), (settings.without, "without"))
     ]
-    from moescope.files import claim
     from moescope.intervene.contrast.compare import contrast as compare
     from moescope.intervene.contrast.result import CONTRAST
+    from moescope.measure.journal import hold
 
     reads = [settings.with_, settings.without]
-    with nullcontext() if out is None else claim(out, CONTRAST, reads=reads):
+    with hold(out, CONTRAST, reads=reads, resume=resume) as folder:
         with progress(f"loading {settings.model}") as show:
+            loaded = settings.load()
+            settings.begin(folder)
             made = compare(
-                settings.load(), *sides, paired=settings.paired, span=settings.span,
+                loaded, *sides, paired=settings.paired, span=settings.span,
                 holdout=settings.holdout, candidates=settings.candidates, layers=settings.layers,
                 tokens=settings.tokens, options=settings.trace_options(), folder=out,
                 resume=resume, on_progress=show,
             )  # fmt: skip
         _show(made, settings.format, settings.rows, settings.strength)
-        if out is not None:
-            page = _save(made, settings.strength, Path(out))
-            settings.write_to(Path(out))
+        if folder is not None:
+            page = _save(made, settings.strength, folder)
             (output if settings.format == "table" else errors).print(str(page), soft_wrap=True)
 
 

@@ -45,7 +45,7 @@ class Verbs(TyperGroup):
 class VerbHelp(TyperCommand):
     """A verb: arguments, then flags in groups, then examples that can be copied."""
 
-    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 -- as click calls it
         """The help without its examples."""
         text, _ = _examples(self.help or "")
         formatter.write_paragraph()
@@ -54,7 +54,8 @@ class VerbHelp(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments, groups of flags, examples."""
         groups: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *ORDER)}
-        for param in self.get_params(ctx):
+        params: list[Any] = self.get_params(ctx)
+        for param in params:
             if param.param_type_name == "argument":
                 groups["Arguments"].append((param.metavar.strip("[]"), param.help or ""))
             else:

@@ -22,6 +22,7 @@ from moescope.run.options import TraceOptions
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
+    from moescope.models.outline import Check, Outline
 
 Format = Literal["table", "csv", "json"]
 TableOrJson = Literal["table", "json"]
@@ -102,11 +103,19 @@ class ModelArgs(MetaArgs):
     dtype: DtypeName = of(ModelSpec, "dtype")
     device: str = of(ModelSpec, "device")
 
-    def load(self) -> LoadedModel:
-        """The model in memory."""
+    def load(self, check: Check | None = None) -> LoadedModel:
+        """The model in memory; layers and ``check`` are held to it before weights are read."""
         from moescope.models import load_model
 
-        return load_model(self.model_spec())
+        return load_model(self.model_spec(), check=self._checking(check))
+
+    def _checking(self, more: Check | None = None) -> Check:
+        def check(outline: Outline) -> None:
+            outline.anatomy.select(getattr(self, "layers", None))
+            if more is not None:
+                more(outline)
+
+        return check
 
 
 class RecordArgs(Settings):
@@ -148,9 +157,9 @@ class CorpusArgs(RecordArgs):
         return self
 
     def corpus_spec(self, path: str, **more: Any) -> CorpusSpec:
-        """What to read, and how; text that is not there is refused before a model is loaded."""
+        """What to read, and how; its first document is looked at before a model is loaded."""
         spec: CorpusSpec = self.given(CorpusSpec, path=path, **more)
-        open_corpus(spec)
+        next(iter(open_corpus(spec)), None)
         return spec
 
     def trace_options(self) -> TraceOptions:
@@ -289,10 +298,9 @@ class RunArgs(ModelArgs, TextArgs, TraceArgs, LauncherArgs, EngineArgs, OutArgs)
         """How text is run through the model, and what is kept."""
         return self.given(TraceOptions)  # type: ignore[no-any-return]
 
-    def begin(self, folder: Path) -> None:
-        """Write down the settings of a run that is about to begin; it keeps those of its start."""
-        if not is_begun(folder):
-            self.write_to(folder)
+    def is_begun(self, folder: Path) -> bool:
+        """Is there a run, or a part of one?"""
+        return is_begun(folder)
 
     def open_model(self) -> LoadedModel:
         """The model, held as the settings say."""
@@ -304,4 +312,5 @@ class RunArgs(ModelArgs, TextArgs, TraceArgs, LauncherArgs, EngineArgs, OutArgs)
             memory=self.memory,
             batch_tokens=self.batch_tokens,
             window=self.context,
+            check=self._checking(),
         )

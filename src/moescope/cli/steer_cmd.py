@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -16,13 +15,13 @@ from moescope.cli.verb import Flag, of, verb
 from moescope.errors import BadInputError
 from moescope.given import Seed
 from moescope.progress import Progress
-from moescope.result import refuse_finished
 from moescope.run.options import TraceOptions
 
 if TYPE_CHECKING:
     from moescope.intervene.steering.results import SteeringResult, SweepResult
     from moescope.intervene.steering.settings import Setting
     from moescope.models import LoadedModel
+    from moescope.models.outline import Outline
     from moescope.plan import Plan
     from moescope.progress import OnProgress
 
@@ -91,7 +90,7 @@ def steer(settings: SteerArgs, resume: bool) -> None:
 
     Example: moescope steer MODEL --prompt "Data collected by Obama" --target 4 --set L1E9=+2.0
     """
-    from moescope.intervene.steering.settings import parse_setting, parse_strengths
+    from moescope.intervene.steering.settings import edits_at, parse_setting, parse_strengths
     from moescope.plan import Plan
 
     plan = Plan.read(settings.plan) if settings.plan else None
@@ -101,16 +100,22 @@ def steer(settings: SteerArgs, resume: bool) -> None:
     strengths = parse_strengths(settings.sweep) if settings.sweep else ()
     _check(edits, strengths)
     from moescope.cli.steer_tables import print_steering
-    from moescope.files import claim
     from moescope.measure.identity import describe_model
+    from moescope.measure.journal import hold
 
     out = settings.out
     if resume and not (out and strengths):
         raise BadInputError("`resume` goes on with a sweep that was kept; it needs `sweep` and -o")
-    with nullcontext() if out is None else claim(out, "steering"):
-        refuse_finished(out, resume)
+
+    def refuse(outline: Outline) -> None:
+        if plan is not None:
+            plan.require_model(outline.describe())
+        edits_at(edits, outline.anatomy, strengths[0] if strengths else None)
+
+    with hold(out, "steering", resume=resume) as folder:
         with progress(f"loading {settings.model}") as show:
-            loaded = settings.load()
+            loaded = settings.load(refuse)
+            settings.begin(folder)
             if plan is not None:
                 plan.require_model(describe_model(loaded))
             result, followed = _run(settings, loaded, edits, strengths, resume, show)
@@ -119,9 +124,8 @@ def steer(settings: SteerArgs, resume: bool) -> None:
             write(json.dumps(both, ensure_ascii=False) + "\n")
         else:
             print_steering(result, followed, loaded.anatomy)
-        if out is not None:
-            page = _save(result, followed, Path(out))
-            settings.write_to(Path(out))
+        if folder is not None:
+            page = _save(result, followed, folder)
             (errors if settings.format == "json" else output).print(str(page), soft_wrap=True)
 
 

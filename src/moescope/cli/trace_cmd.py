@@ -19,7 +19,7 @@ def trace(settings: RunArgs, resume: bool) -> None:
     from moescope.run.reader import Run
     from moescope.trace import trace as trace_corpus
 
-    with progress(f"loading {settings.model}") as show, output_of(settings) as folder:
+    with progress(f"loading {settings.model}") as show, output_of(settings, resume) as folder:
         if settings.launches:
             launch_shards(settings, resume, show)
         else:

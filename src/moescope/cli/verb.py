@@ -73,6 +73,17 @@ class Settings(BaseModel):
         shared = kind.model_fields.keys() & type(self).model_fields.keys() - more.keys()
         return kind(**{name: getattr(self, name) for name in shared}, **more)
 
+    def begin(self, folder: Path | None) -> None:
+        """Write down the settings of what is about to begin; it keeps those of its start."""
+        if folder is not None and not self.is_begun(folder):
+            self.write_to(folder)
+
+    def is_begun(self, folder: Path) -> bool:
+        """Is there a measurement, finished or not?"""
+        from moescope.measure.journal import is_begun
+
+        return is_begun(folder)
+
     def write_to(self, folder: Path) -> None:
         """Write ``config.yaml``, which ``--config`` reads, to a folder that is held."""
         from moescope.files import write_bytes
@@ -227,7 +238,8 @@ def _mixins(above: type[Settings]) -> Iterator[type[Settings]]:
 
 
 def _declared(cls: type) -> Iterable[str]:
-    return vars(cls).get("__annotations__", ())
+    declared: dict[str, Any] = vars(cls).get("__annotations__", {})
+    return declared
 
 
 def _least(field: FieldInfo) -> Any:

@@ -170,7 +170,7 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
     reads = [] if corpus is None else [corpus]
     with hold(folder, ABLATION, reads=reads, resume=resume):
         with progress(f"loading {settings.model}") as show:
-            loaded = settings.load(partial(_check, settings, experts))
+            loaded = settings.load(partial(_check, settings, experts), show)
             settings.begin(folder)
             show(Progress("reading the text"))
             windows = settings.windows(loaded)

@@ -37,7 +37,7 @@ def analyze(settings: RunArgs, resume: bool) -> None:
         if settings.launches:
             done = report_on(launch_shards(settings, resume, show), on_progress=show)
         else:
-            loaded = settings.open_model()
+            loaded = settings.open_model(show)
             settings.begin(folder)
             done = analyze_corpus(loaded, corpus, folder, options, resume=resume, on_progress=show)
     summarize(done.run)

@@ -77,7 +77,7 @@ def contrast(settings: ContrastArgs, resume: bool) -> None:
     reads = [settings.with_, settings.without]
     with hold(out, CONTRAST, reads=reads, resume=resume) as folder:
         with progress(f"loading {settings.model}") as show:
-            loaded = settings.load()
+            loaded = settings.load(on_progress=show)
             settings.begin(folder)
             made = compare(
                 loaded, *sides, paired=settings.paired, span=settings.span,

@@ -17,7 +17,8 @@ from moescope.errors import BadInputError
 from moescope.given import Seed, whole_number
 from moescope.launch import LaunchOptions
 from moescope.models import ModelSpec
-from moescope.models.spec import DtypeName, EngineName
+from moescope.models.spec import DtypeName, EngineName, local_folder
+from moescope.progress import OnProgress, quiet
 from moescope.run.options import TraceOptions
 
 if TYPE_CHECKING:
@@ -89,6 +90,12 @@ class MetaArgs(Settings):
     revision: str | None = of(ModelSpec, "revision")
     trust_remote_code: bool = of(ModelSpec, "trust_remote_code")
 
+    @model_validator(mode="after")
+    def _is_a_model(self) -> Self:
+        if isinstance(self.model, str):  # a verb may take that of its run
+            local_folder(self.model)
+        return self
+
     def model_spec(self) -> ModelSpec:
         """The part that says which model."""
         fields = ("model", "revision", "dtype", "device", "trust_remote_code")
@@ -103,11 +110,11 @@ class ModelArgs(MetaArgs):
     dtype: DtypeName = of(ModelSpec, "dtype")
     device: str = of(ModelSpec, "device")
 
-    def load(self, check: Check | None = None) -> LoadedModel:
+    def load(self, check: Check | None = None, on_progress: OnProgress = quiet) -> LoadedModel:
         """The model in memory; layers and ``check`` are held to it before weights are read."""
         from moescope.models import load_model
 
-        return load_model(self.model_spec(), check=self._checking(check))
+        return load_model(self.model_spec(), check=self._checking(check), on_progress=on_progress)
 
     def _checking(self, more: Check | None = None) -> Check:
         def check(outline: Outline) -> None:
@@ -289,7 +296,7 @@ def is_begun(folder: Path) -> bool:
     return has_progress(folder) or (folder / PARTS).exists()
 
 
-class RunArgs(ModelArgs, TextArgs, TraceArgs, LauncherArgs, EngineArgs, OutArgs):
+class RunArgs(OutArgs, EngineArgs, ModelArgs, TextArgs, TraceArgs, LauncherArgs):
     """Everything that `trace` and `analyze` can be told."""
 
     corpus: Annotated[str, Argument("CORPUS")] = of(CorpusSpec, "path")
@@ -302,7 +309,7 @@ class RunArgs(ModelArgs, TextArgs, TraceArgs, LauncherArgs, EngineArgs, OutArgs)
         """Is there a run, or a part of one?"""
         return is_begun(folder)
 
-    def open_model(self) -> LoadedModel:
+    def open_model(self, on_progress: OnProgress) -> LoadedModel:
         """The model, held as the settings say."""
         from moescope.models import open_model
 
@@ -313,4 +320,5 @@ class RunArgs(ModelArgs, TextArgs, TraceArgs, LauncherArgs, EngineArgs, OutArgs)
             batch_tokens=self.batch_tokens,
             window=self.context,
             check=self._checking(),
+            on_progress=on_progress,
         )

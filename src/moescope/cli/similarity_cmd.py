@@ -127,7 +127,7 @@ def similarity(settings: SimilarityArgs, resume: bool) -> None:
     reads = [source.path] if isinstance(source, CorpusSpec) else []
     with hold(folder, SIMILARITY, reads=reads, resume=resume):
         with progress(f"loading {settings.model}") as show:
-            loaded = settings.load()
+            loaded = settings.load(on_progress=show)
             settings.begin(folder)
             made = compare(
                 loaded, source, options, trace_options=settings.trace_options(),

@@ -114,7 +114,7 @@ def steer(settings: SteerArgs, resume: bool) -> None:
 
     with hold(out, "steering", resume=resume) as folder:
         with progress(f"loading {settings.model}") as show:
-            loaded = settings.load(refuse)
+            loaded = settings.load(refuse, show)
             settings.begin(folder)
             if plan is not None:
                 plan.require_model(describe_model(loaded))

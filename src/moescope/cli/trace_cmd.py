@@ -23,7 +23,7 @@ def trace(settings: RunArgs, resume: bool) -> None:
         if settings.launches:
             launch_shards(settings, resume, show)
         else:
-            loaded = settings.open_model()
+            loaded = settings.open_model(show)
             settings.begin(folder)
             trace_corpus(loaded, corpus, folder, options, resume=resume, on_progress=show)
     summarize(Run(folder))

@@ -177,7 +177,7 @@ class Plan(_Closed):
         """Refuse a model that the plan was not made for: expert numbers mean nothing elsewhere.
 
         Args:
-            model: as for `of`.
+            model: as for `of`; its ``weights_sha256`` may be None while they are not read.
 
         Raises:
             BadInputError: another configuration, other weights where the plan is bound to them, or
@@ -186,7 +186,7 @@ class Plan(_Closed):
         own = self.model
         for what in ("config", "weights"):
             mine, theirs = getattr(own, f"{what}_sha256"), model[f"{what}_sha256"]
-            if mine is not None and mine != theirs:
+            if mine is not None and theirs not in (None, mine):
                 raise BadInputError(
                     f"the plan was made for {own.name} ({what} {mine[:12]}…), not for "
                     f"{model['name']} ({what} {theirs[:12]}…); give the plan's model, or make a "

@@ -42,10 +42,10 @@ def test_its_steps_make_a_verb(tmp_path: Path, tiny_run: AnalyzedRun) -> None:
     file = re.search(r"^`src/moescope/(.*)`:$", PAGE, re.MULTILINE)
     assert file is not None
     (package / file[1]).write_text(body, encoding="utf-8")
-    [word] = re.findall(r"^Add `(.*)` to `NAMES`", PAGE, re.MULTILINE)
-    main = package / "cli" / "main.py"
-    text = main.read_text(encoding="utf-8")
-    main.write_text(text.replace("NAMES = (\n", f"NAMES = (\n    {word},\n"), encoding="utf-8")
+    [word] = re.findall(r"^Add `(.*)` to `SECTIONS`", PAGE, re.MULTILINE)
+    help_ = package / "cli" / "help.py"
+    text = help_.read_text(encoding="utf-8")
+    help_.write_text(text.replace('"demo",', f'"demo", {word},', 1), encoding="utf-8")
     where = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
 
     def ran(*words: str) -> subprocess.CompletedProcess[str]:

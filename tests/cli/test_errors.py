@@ -65,7 +65,10 @@ def moescope(
 
 BAD = {
     "unknown local model": (("analyze", "./moo", "texts.jsonl", "-o", "r"), "no such folder"),
-    "unknown hub model": (("analyze", "owner/none", "texts.jsonl", "-o", "r"), "neither a folder"),
+    "unknown hub model": (
+        ("analyze", "owner/none", "texts.jsonl", "-o", "r"),
+        "cannot be asked",
+    ),
     "dense model": (("analyze", "dense", "texts.jsonl", "-o", "r"), "no Mixture-of-Experts layer"),
     "refused model": (("inspect", "doge"), "not supported: its block computes"),
     "not a model": (("inspect", "nothing"), "holds no config.json"),

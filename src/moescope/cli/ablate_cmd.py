@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from moescope.intervene.damage.measure import Experts
     from moescope.measure.windows import TextWindow
     from moescope.models import LoadedModel
+    from moescope.models.outline import Outline
     from moescope.progress import OnProgress
     from moescope.result import Result
 
@@ -150,17 +152,18 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
     from moescope.intervene.damage.edits import damage_edit
 
     damage_edit(settings.edit)
-    from moescope.files import claim
     from moescope.intervene.ablation import ablation_result
     from moescope.intervene.damage.measure import ABLATION
+    from moescope.measure.journal import hold
     from moescope.report.ablation_page import ablation_page
     from moescope.report.contents import renew_contents
     from moescope.report.page import write_page
 
     reads = [] if corpus is None else [corpus]
-    with claim(folder, ABLATION, reads=reads):
+    with hold(folder, ABLATION, reads=reads, resume=resume):
         with progress(f"loading {settings.model}") as show:
-            loaded = settings.load()
+            loaded = settings.load(partial(_check, settings, experts), show)
+            settings.begin(folder)
             show(Progress("reading the text"))
             windows = settings.windows(loaded)
             found = _measure(settings, experts, loaded, windows, resume, show)
@@ -169,7 +172,6 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
         page = write_page(
             folder / "ablation.html", ablation_page(result, asked("ablate", settings))
         )
-        settings.write_to(folder)
         renew_contents(folder, note)
     _print(found, result, settings.format)
     errors.print(str(page), soft_wrap=True)
@@ -180,6 +182,23 @@ def _experts(settings: AblateArgs) -> Experts:
     from moescope.plan import Plan
 
     return str(settings.experts) if settings.plan is None else Plan.read(settings.plan)
+
+
+def _check(settings: AblateArgs, experts: Experts | None, outline: Outline) -> None:
+    """Refuse what can be refused before weights are read."""
+    from moescope.intervene.damage.edits import damage_edit
+    from moescope.intervene.damage.measure import check_plan
+    from moescope.models.edits import select_experts
+    from moescope.plan import Plan
+
+    if experts is None:
+        return
+    if isinstance(experts, Plan):
+        experts.require_model(outline.describe())
+        refs = experts.experts
+    else:
+        refs = select_experts(outline.anatomy, str(experts).split(","))
+    check_plan(outline.anatomy, refs, damage_edit(settings.edit), settings.controls)
 
 
 def _measure(

@@ -33,11 +33,11 @@ def analyze(settings: RunArgs, resume: bool) -> None:
     from moescope.jobs import analyze as analyze_corpus
     from moescope.jobs import report_on
 
-    with progress(f"loading {settings.model}") as show, output_of(settings) as folder:
+    with progress(f"loading {settings.model}") as show, output_of(settings, resume) as folder:
         if settings.launches:
             done = report_on(launch_shards(settings, resume, show), on_progress=show)
         else:
-            loaded = settings.open_model()
+            loaded = settings.open_model(show)
             settings.begin(folder)
             done = analyze_corpus(loaded, corpus, folder, options, resume=resume, on_progress=show)
     summarize(done.run)
@@ -45,19 +45,21 @@ def analyze(settings: RunArgs, resume: bool) -> None:
 
 
 @contextmanager
-def output_of(settings: RunArgs) -> Iterator[Path]:
-    """Hold the run's folder, before anything is loaded.
+def output_of(settings: RunArgs, resume: bool) -> Iterator[Path]:
+    """Hold the run's folder, before anything is loaded; a run in it is to be gone on with.
 
     A scheduler may start the task of a shard again that is still running, so that one waits.
     """
     from moescope.files import nothing_of_bad_input
-    from moescope.run.manifest import claim_run
+    from moescope.run.manifest import claim_run, refuse_begun
 
     wait = 2.0 if settings.shard is None else _LOCK_SECONDS
     with (
         claim_run(settings.out, reads=[settings.corpus], wait=wait) as folder,
         nothing_of_bad_input(folder, unless=lambda: is_begun(folder)),
     ):
+        if not settings.launches:
+            refuse_begun(folder, resume)
         yield folder
 
 

@@ -57,8 +57,9 @@ def capacity(settings: CapacityArgs) -> None:
     """
     from moescope.training.overflow import explain_overflow
 
-    loaded = settings.load()
     layer = settings.layer
+    wanted = None if layer is None else (layer,)
+    loaded = settings.load(lambda outline: outline.anatomy.select(wanted))
     if layer is None and not settings.all_layers:
         layer = loaded.anatomy.layer_numbers[0]
     layers = explain_overflow(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -73,25 +72,26 @@ def contrast(settings: ContrastArgs, resume: bool) -> None:
         settings.corpus_spec(path, domain=name)
         for path, name in ((settings.with_, "with"), (settings.without, "without"))
     ]
-    from moescope.files import claim
     from moescope.intervene.contrast.compare import contrast as compare
     from moescope.intervene.contrast.result import CONTRAST
+    from moescope.measure.journal import hold
     from moescope.report.contents import renew_contents
 
     reads = [settings.with_, settings.without]
-    with nullcontext() if out is None else claim(out, CONTRAST, reads=reads):
+    with hold(out, CONTRAST, reads=reads, resume=resume) as folder:
         with progress(f"loading {settings.model}") as show:
+            loaded = settings.load(on_progress=show)
+            settings.begin(folder)
             made = compare(
-                settings.load(), *sides, paired=settings.paired, span=settings.span,
+                loaded, *sides, paired=settings.paired, span=settings.span,
                 holdout=settings.holdout, candidates=settings.candidates, layers=settings.layers,
                 tokens=settings.tokens, options=settings.trace_options(), folder=out,
                 resume=resume, on_progress=show,
             )  # fmt: skip
         _show(made, settings.format, settings.rows, settings.strength)
-        if out is not None:
-            page = _save(made, settings.strength, out, asked("contrast", settings))
-            settings.write_to(out)
-            renew_contents(out, note)
+        if folder is not None:
+            page = _save(made, settings.strength, folder, asked("contrast", settings))
+            renew_contents(folder, note)
             (output if settings.format == "table" else errors).print(str(page), soft_wrap=True)
 
 

@@ -16,6 +16,7 @@ import typer
 from pydantic import ValidationError
 
 from moescope import __version__
+from moescope.cli.help import MAX_WIDTH, SECTIONS, VerbHelp, Verbs
 from moescope.cli.resume import INTERRUPTED
 from moescope.cli.terminal import bounded, clean, errors, tolerate
 from moescope.cli.verb import VERBS, flagged, note
@@ -40,22 +41,19 @@ _NAMES = {
 
 app = typer.Typer(
     name="moescope",
+    cls=Verbs,
     help="See which experts of a Mixture-of-Experts model serve which text, layer by layer.",
-    no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
+    context_settings={"max_content_width": MAX_WIDTH, "help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,
 )
-NAMES = (
-    "inspect", "analyze", "demo", "trace", "merge", "table", "report", "compare", "paths", "train",
-    "capacity", "contrast", "steer", "similarity", "ablate", "profile", "import",
-)  # fmt: skip
-"""Of the verbs, in the order of the help; each has a module ``moescope.cli.NAME_cmd``."""
+NAMES = [name for names in SECTIONS.values() for name in names]
 
 # one verb needs no settings of the others, which take longer to make than a table to print
 for _name in [name for name in sys.argv[1:2] if name in NAMES] or NAMES:
     import_module(f"moescope.cli.{_name}_cmd")
-    app.command(_name, help=VERBS[_name].help)(VERBS[_name].command)
+    app.command(_name, cls=VerbHelp, help=VERBS[_name].help)(VERBS[_name].command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -84,10 +82,12 @@ def _main(
 def run() -> None:
     """Run the command that was typed; `moescope.cli.entry` is the entry point."""
     tolerate()
+    sys.argv += ["--help"] * (len(sys.argv) == 1)
     keep_few_kernels()
     warnings.showwarning = _warn
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "" if sys.stderr.isatty() else "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # there is one bar, and it is ours
     sys.exit(_run())
 
 

@@ -10,9 +10,11 @@ from pydantic import model_validator
 from moescope.cli.settings import ModelArgs
 from moescope.cli.verb import Flag
 from moescope.files import usable_path
+from moescope.progress import OnProgress, quiet
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
+    from moescope.models.outline import Check
 
 
 class OfRunArgs(ModelArgs):
@@ -36,9 +38,9 @@ class OfRunArgs(ModelArgs):
         revision = given.get("revision") or known.get("revision")
         return {**given, "model": known["name"], "revision": revision}
 
-    def load(self) -> LoadedModel:
+    def load(self, check: Check | None = None, on_progress: OnProgress = quiet) -> LoadedModel:
         """The model in memory, which is that of the run."""
-        loaded = super().load()
+        loaded = super().load(check, on_progress)
         if self.run is not None:
             from moescope.measure.windows import require_model
             from moescope.metrics.runs import open_run

@@ -17,11 +17,13 @@ from moescope.errors import BadInputError
 from moescope.given import Seed, whole_number
 from moescope.launch import LaunchOptions
 from moescope.models import ModelSpec
-from moescope.models.spec import DtypeName, EngineName
+from moescope.models.spec import DtypeName, EngineName, local_folder
+from moescope.progress import OnProgress, quiet
 from moescope.run.options import TraceOptions
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
+    from moescope.models.outline import Check, Outline
 
 Format = Literal["table", "csv", "json"]
 TableOrJson = Literal["table", "json"]
@@ -65,6 +67,8 @@ Layers = Annotated[tuple[int, ...] | None, BeforeValidator(_layers), Flag(kind=s
 class FormatArgs(Settings):
     """How a verb prints."""
 
+    group = "Output"
+
     format: Format = "table"
     """how to print"""
 
@@ -72,15 +76,25 @@ class FormatArgs(Settings):
 class LayersArgs(Settings):
     """Which layers."""
 
+    group = "Options"
+
     layers: Layers = Field(None, description="MoE layers, such as 0,3,8-11; all by default")
 
 
 class MetaArgs(Settings):
     """Which model."""
 
+    group = "Model"
+
     model: Annotated[str, Argument("MODEL")] = of(ModelSpec, "model")
     revision: str | None = of(ModelSpec, "revision")
     trust_remote_code: bool = of(ModelSpec, "trust_remote_code")
+
+    @model_validator(mode="after")
+    def _is_a_model(self) -> Self:
+        if isinstance(self.model, str):  # a verb may take that of its run
+            local_folder(self.model)
+        return self
 
     def model_spec(self) -> ModelSpec:
         """The part that says which model."""
@@ -91,34 +105,53 @@ class MetaArgs(Settings):
 class ModelArgs(MetaArgs):
     """Which model, and in what precision where."""
 
+    group = "Model"
+
     dtype: DtypeName = of(ModelSpec, "dtype")
     device: str = of(ModelSpec, "device")
 
-    def load(self) -> LoadedModel:
-        """The model in memory."""
+    def load(self, check: Check | None = None, on_progress: OnProgress = quiet) -> LoadedModel:
+        """The model in memory; layers and ``check`` are held to it before weights are read."""
         from moescope.models import load_model
 
-        return load_model(self.model_spec())
+        return load_model(self.model_spec(), check=self._checking(check), on_progress=on_progress)
+
+    def _checking(self, more: Check | None = None) -> Check:
+        def check(outline: Outline) -> None:
+            outline.anatomy.select(getattr(self, "layers", None))
+            if more is not None:
+                more(outline)
+
+        return check
 
 
-class CorpusArgs(Settings):
-    """How text is read, whatever its domain."""
+class RecordArgs(Settings):
+    """How the records of a corpus are read."""
+
+    group = "Advanced"
 
     text_field: str = of(CorpusSpec, "text_field")
     domain_field: str = of(CorpusSpec, "domain_field")
     id_field: str = of(CorpusSpec, "id_field")
     on_error: Literal["fail", "skip"] = of(CorpusSpec, "on_error")
-    split: Split | None = of(CorpusSpec, "split")
     test_share: float = of(CorpusSpec, "test_share")
     text_unit: TextUnit = of(CorpusSpec, "text_unit")
     dataset_split: str = of(CorpusSpec, "dataset_split")
     dataset_config: str | None = of(CorpusSpec, "dataset_config")
+    count_template: bool = of(TraceOptions, "count_template")
+    seed: Seed = of(TraceOptions, "seed")
+
+
+class CorpusArgs(RecordArgs):
+    """How text is read, whatever its domain."""
+
+    group = "Text"
+
+    split: Split | None = of(CorpusSpec, "split")
     turns: Turns | None = of(CorpusSpec, "turns")
     chat_template: bool = of(TraceOptions, "chat_template")
     chat_text: bool = of(TraceOptions, "chat_text")
-    count_template: bool = of(TraceOptions, "count_template")
     context: int | None = of(TraceOptions, "context")
-    seed: Seed = of(TraceOptions, "seed")
 
     @model_validator(mode="after")
     def _one_way_to_a_chat(self) -> Self:
@@ -131,9 +164,9 @@ class CorpusArgs(Settings):
         return self
 
     def corpus_spec(self, path: str, **more: Any) -> CorpusSpec:
-        """What to read, and how; text that is not there is refused before a model is loaded."""
+        """What to read, and how; its first document is looked at before a model is loaded."""
         spec: CorpusSpec = self.given(CorpusSpec, path=path, **more)
-        open_corpus(spec)
+        next(iter(open_corpus(spec)), None)
         return spec
 
     def trace_options(self) -> TraceOptions:
@@ -150,26 +183,72 @@ class CorpusArgs(Settings):
 class TextArgs(CorpusArgs):
     """How text of several domains is read."""
 
+    group = "Text"
+
     domain: str | None = of(CorpusSpec, "domain")
 
 
-class TraceArgs(LayersArgs):
-    """How a corpus is traced, and what is kept."""
+class AmountArgs(Settings):
+    """How much of the text is read."""
 
-    keep: Literal["aggregates", "sample", "all"] = of(TraceOptions, "keep")
+    group = "Text"
+
     limit: int | None = of(TraceOptions, "limit")
     match_length: int | None = of(TraceOptions, "match_length")
+
+
+class PaceArgs(Settings):
+    """How much is done at a time."""
+
+    group = "Resources"
+
     batch_tokens: int | None = of(TraceOptions, "batch_tokens")
     pool_tokens: int | None = of(TraceOptions, "pool_tokens")
-    predictions: bool = of(TraceOptions, "predictions")
-    generate: int = of(TraceOptions, "generate")
+    checkpoint_seconds: float = of(TraceOptions, "checkpoint_seconds")
+
+
+class SampleArgs(Settings):
+    """How large the sample and the tables of tokens are."""
+
+    group = "Advanced"
+
     sample_tokens: int = of(TraceOptions, "sample_tokens")
     token_budget: int = of(TraceOptions, "token_budget")
-    checkpoint_seconds: float = of(TraceOptions, "checkpoint_seconds")
+
+
+class TraceArgs(AmountArgs, LayersArgs, PaceArgs, SampleArgs):
+    """How a corpus is traced, and what is kept."""
+
+    group = "Output"
+
+    keep: Literal["aggregates", "sample", "all"] = of(TraceOptions, "keep")
+    predictions: bool = of(TraceOptions, "predictions")
+    generate: int = of(TraceOptions, "generate")
+
+
+class OutArgs(Settings):
+    """Where a run is written."""
+
+    group = "Output"
+
+    out: Annotated[str, Flag("-o")] = Field(description="folder of the run")
+
+
+class EngineArgs(Settings):
+    """How a model is held."""
+
+    group = "Resources"
+
+    engine: EngineName = "auto"
+    """all weights in memory, or one decoder layer at a time; auto: what fits"""
+    memory: str | None = None
+    """what the process may take, such as 4GB; by default what is free"""
 
 
 class LauncherArgs(Settings):
     """How the work is spread over processes and machines."""
+
+    group = "Resources"
 
     shard: str | None = of(CorpusSpec, "shard")
     launcher: Literal["local", "ray", "shard"] | None = None
@@ -217,26 +296,20 @@ def is_begun(folder: Path) -> bool:
     return has_progress(folder) or (folder / PARTS).exists()
 
 
-class RunArgs(ModelArgs, TextArgs, TraceArgs, LauncherArgs):
+class RunArgs(OutArgs, EngineArgs, ModelArgs, TextArgs, TraceArgs, LauncherArgs):
     """Everything that `trace` and `analyze` can be told."""
 
     corpus: Annotated[str, Argument("CORPUS")] = of(CorpusSpec, "path")
-    out: Annotated[str, Flag("-o")] = Field(description="folder of the run")
-    engine: EngineName = "auto"
-    """all weights in memory, or one decoder layer at a time; auto: what fits"""
-    memory: str | None = None
-    """what the process may take, such as 4GB; by default what is free"""
 
     def trace_options(self) -> TraceOptions:
         """How text is run through the model, and what is kept."""
         return self.given(TraceOptions)  # type: ignore[no-any-return]
 
-    def begin(self, folder: Path) -> None:
-        """Write down the settings of a run that is about to begin; it keeps those of its start."""
-        if not is_begun(folder):
-            self.write_to(folder)
+    def is_begun(self, folder: Path) -> bool:
+        """Is there a run, or a part of one?"""
+        return is_begun(folder)
 
-    def open_model(self) -> LoadedModel:
+    def open_model(self, on_progress: OnProgress) -> LoadedModel:
         """The model, held as the settings say."""
         from moescope.models import open_model
 
@@ -246,4 +319,6 @@ class RunArgs(ModelArgs, TextArgs, TraceArgs, LauncherArgs):
             memory=self.memory,
             batch_tokens=self.batch_tokens,
             window=self.context,
+            check=self._checking(),
+            on_progress=on_progress,
         )

@@ -116,7 +116,7 @@ def similarity(settings: SimilarityArgs, resume: bool) -> None:
     Example: moescope similarity allenai/OLMoE-1B-7B-0924 texts/ -o alike --layers 1,7 --method cka
     """
     options, folder, source = settings.options(), settings.folder(), settings.source()
-    from moescope.files import claim
+    from moescope.measure.journal import hold
     from moescope.report.contents import renew_contents
     from moescope.report.figures import require_matplotlib
     from moescope.report.similarity_figures import write_similarity_figures
@@ -127,14 +127,15 @@ def similarity(settings: SimilarityArgs, resume: bool) -> None:
     if settings.pdf:
         require_matplotlib()
     reads = [source.path] if isinstance(source, CorpusSpec) else []
-    with claim(folder, SIMILARITY, reads=reads):
+    with hold(folder, SIMILARITY, reads=reads, resume=resume):
         with progress(f"loading {settings.model}") as show:
+            loaded = settings.load(on_progress=show)
+            settings.begin(folder)
             made = compare(
-                settings.load(), source, options, trace_options=settings.trace_options(),
+                loaded, source, options, trace_options=settings.trace_options(),
                 folder=folder, resume=resume, on_progress=show,
             )  # fmt: skip
         made.save(folder)
-        settings.write_to(folder)
         _warn(made)
         page = write_similarity_page(
             made, folder / "similarity.html", asked("similarity", settings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -18,13 +17,13 @@ from moescope.cli.verb import note, of, verb
 from moescope.errors import BadInputError
 from moescope.given import Seed
 from moescope.progress import Progress
-from moescope.result import refuse_finished
 from moescope.run.options import TraceOptions
 
 if TYPE_CHECKING:
     from moescope.intervene.steering.results import SteeringResult, SweepResult
     from moescope.intervene.steering.settings import Setting
     from moescope.models import LoadedModel
+    from moescope.models.outline import Outline
     from moescope.plan import Plan
     from moescope.progress import OnProgress
 
@@ -93,7 +92,7 @@ def steer(settings: SteerArgs, resume: bool) -> None:
 
     Example: moescope steer MODEL --prompt "Data collected by Obama" --target 4 --set L1E9=+2.0
     """
-    from moescope.intervene.steering.settings import parse_setting, parse_strengths
+    from moescope.intervene.steering.settings import edits_at, parse_setting, parse_strengths
     from moescope.plan import Plan
 
     plan = Plan.read(settings.plan) if settings.plan else None
@@ -103,18 +102,24 @@ def steer(settings: SteerArgs, resume: bool) -> None:
     strengths = parse_strengths(settings.sweep) if settings.sweep else ()
     _check(edits, strengths)
     from moescope.cli.steer_tables import print_steering
-    from moescope.files import claim
     from moescope.measure.identity import describe_model
+    from moescope.measure.journal import hold
 
     out = settings.folder()
     if resume and not (out and strengths):
         raise BadInputError("`resume` goes on with a sweep that was kept; it needs `sweep` and -o")
+
+    def refuse(outline: Outline) -> None:
+        if plan is not None:
+            plan.require_model(outline.describe())
+        edits_at(edits, outline.anatomy, strengths[0] if strengths else None)
+
     from moescope.report.contents import renew_contents
 
-    with nullcontext() if out is None else claim(out, "steering"):
-        refuse_finished(out, resume)
+    with hold(out, "steering", resume=resume) as folder:
         with progress(f"loading {settings.model}") as show:
-            loaded = settings.load()
+            loaded = settings.load(refuse, show)
+            settings.begin(folder)
             if plan is not None:
                 plan.require_model(describe_model(loaded))
             result, followed = _run(settings, loaded, edits, strengths, resume, show)
@@ -123,10 +128,9 @@ def steer(settings: SteerArgs, resume: bool) -> None:
             write(json.dumps(both, ensure_ascii=False) + "\n")
         else:
             print_steering(result, followed, loaded.anatomy)
-        if out is not None:
-            page = _save(result, followed, out, asked("steer", settings))
-            settings.write_to(out)
-            renew_contents(out, note)
+        if folder is not None:
+            page = _save(result, followed, folder, asked("steer", settings))
+            renew_contents(folder, note)
             (errors if settings.format == "json" else output).print(str(page), soft_wrap=True)
 
 

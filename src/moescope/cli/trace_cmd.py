@@ -19,11 +19,11 @@ def trace(settings: RunArgs, resume: bool) -> None:
     from moescope.run.reader import Run
     from moescope.trace import trace as trace_corpus
 
-    with progress(f"loading {settings.model}") as show, output_of(settings) as folder:
+    with progress(f"loading {settings.model}") as show, output_of(settings, resume) as folder:
         if settings.launches:
             launch_shards(settings, resume, show)
         else:
-            loaded = settings.open_model()
+            loaded = settings.open_model(show)
             settings.begin(folder)
             trace_corpus(loaded, corpus, folder, options, resume=resume, on_progress=show)
     summarize(Run(folder))

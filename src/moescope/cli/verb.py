@@ -13,9 +13,9 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import typer
 import yaml
@@ -47,7 +47,12 @@ class Flag(NamedTuple):
 
 
 class Settings(BaseModel):
-    """What a verb can be told. Unknown keys are refused."""
+    """What a verb can be told. Unknown keys are refused.
+
+    ``group``: under which the help lists what a mixin declares, in every verb that has it.
+    """
+
+    group: ClassVar[str | None] = None
 
     model_config = ConfigDict(
         extra="forbid",
@@ -67,6 +72,17 @@ class Settings(BaseModel):
         """The part that another settings model has too, as that model."""
         shared = kind.model_fields.keys() & type(self).model_fields.keys() - more.keys()
         return kind(**{name: getattr(self, name) for name in shared}, **more)
+
+    def begin(self, folder: Path | None) -> None:
+        """Write down the settings of what is about to begin; it keeps those of its start."""
+        if folder is not None and not self.is_begun(folder):
+            self.write_to(folder)
+
+    def is_begun(self, folder: Path) -> bool:
+        """Is there a measurement, finished or not?"""
+        from moescope.measure.journal import is_begun
+
+        return is_begun(folder)
 
     def write_to(self, folder: Path) -> None:
         """Write ``config.yaml``, which ``--config`` reads, to a folder that is held."""
@@ -145,9 +161,10 @@ def verb(
 
         parameters = [*_parameters(kind)]
         if resumes:
-            what = typer.Option("--resume", help="go on with an interrupted run")
+            what = _option("Output", bool, "--resume", help="go on with an interrupted run")
             parameters.append(_parameter("resume", Annotated[bool, what], False))
-        file = typer.Option("--config", help="YAML file with any of these settings; flags win")
+        words = "YAML file with any of these settings; flags win"
+        file = _option("Advanced", Path, "--config", help=words)
         parameters.append(_parameter("config", Annotated[Path | None, file]))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -167,13 +184,13 @@ def _ordered(kind: type[Settings]) -> Iterator[tuple[str, FieldInfo]]:
     fields = kind.model_fields
     yield from ((n, f) for n, f in fields.items() if _mark(f, Argument))
     for cls in kind.__mro__:
-        for name in vars(cls).get("__annotations__", ()):
+        for name in _declared(cls):
             if name in fields and not _mark(fields[name], Argument) and _owner(kind, name) is cls:
                 yield name, fields[name]
 
 
 def _owner(kind: type[Settings], name: str) -> type:
-    return next(c for c in kind.__mro__ if name in vars(c).get("__annotations__", ()))
+    return next(c for c in kind.__mro__ if name in _declared(c))
 
 
 def _mark(field: FieldInfo, kind: Any) -> Any:
@@ -191,8 +208,38 @@ def _parameters(kind: type[Settings]) -> Iterator[inspect.Parameter]:
             what: Any = typer.Argument(help=words, metavar=shown, show_default=False)
         else:
             spelt = [_flag(name, typed), *([flag.short] if flag and flag.short else [])]
-            what = typer.Option(*spelt, help=words, min=_least(field))
+            what = _option(_group(name), typed, *spelt, help=words, min=_least(field))
         yield _parameter(name, Annotated[typed | None, what])
+
+
+def _option(group: str, typed: Any, *spelt: str, **more: Any) -> Any:
+    """A flag, with the short name of its type."""
+    shown = {int: "N", float: "X", Path: "FILE", bool: None}.get(typed, "TEXT")
+    if typing.get_origin(typed) is Literal:
+        shown = "|".join(map(str, typing.get_args(typed)))
+    elif typing.get_origin(typed) is list:
+        shown = {int: "N"}.get(typing.get_args(typed)[0], "TEXT")
+    return typer.Option(*spelt, metavar=shown, rich_help_panel=group, **more)
+
+
+def _group(name: str) -> str:
+    """Of a setting: that of the mixin that declares it, whatever verb has it."""
+    import moescope.cli.settings  # noqa: F401 -- a verb may have none of its mixins
+
+    mixins = _mixins(Settings)
+    return next((m.group for m in mixins if m.group and name in _declared(m)), "Options")
+
+
+def _mixins(above: type[Settings]) -> Iterator[type[Settings]]:
+    for cls in above.__subclasses__():
+        if "group" in vars(cls):
+            yield cls
+        yield from _mixins(cls)
+
+
+def _declared(cls: type) -> Iterable[str]:
+    declared: dict[str, Any] = vars(cls).get("__annotations__", {})
+    return declared
 
 
 def _least(field: FieldInfo) -> Any:

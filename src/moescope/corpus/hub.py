@@ -12,6 +12,7 @@ from typing import Any
 from moescope.corpus.records import Fields, Problem, Record, corpus_error
 from moescope.corpus.tables import require_column
 from moescope.errors import MissingExtraError
+from moescope.hub import why_unreachable
 from moescope.words import near_names, said_by
 
 HUB_PREFIX = "hf:"
@@ -74,6 +75,11 @@ def _load(path: str, split: str, config: str | None) -> Any:
         import datasets
     except ImportError as error:
         raise MissingExtraError("datasets", "hub", "reading a Hugging Face dataset") from error
+    if path.startswith(HUB_PREFIX) and (why := why_unreachable()) is not None:
+        raise corpus_error(
+            f"{path}: the hub cannot be asked for it ({why}); give a file or folder of texts, or "
+            "try again with a network"
+        )
     try:
         if path.startswith(HUB_PREFIX):
             name = path.removeprefix(HUB_PREFIX)

@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +65,54 @@ def open_journal(
         return
     with claim(folder, kind) as place:
         journal: Journal | None = None
+        _refuse_begun(place, resume)
         if not (place / JOURNAL).is_file():
-            _require_unfinished(place, identity, resume)
+            _require_unfinished(place, identity)
         with nothing_of_bad_input(place, unless=lambda: journal is None or journal.has_records):
             journal = Journal(place, identity, resume=resume)
             yield journal
 
 
-def _require_unfinished(folder: Path, identity: Mapping[str, Any], resume: bool) -> None:
+@contextlib.contextmanager
+def hold(
+    folder: str | Path | None, kind: str, *, reads: Sequence[str] = (), resume: bool = False
+) -> Iterator[Path | None]:
+    """Hold the folder of a measurement, before its model is read; None keeps nothing.
+
+    Args:
+        folder: of the result.
+        kind: of result.
+        reads: what the work reads.
+        resume: go on with what the folder holds.
+
+    Raises:
+        RunError: the folder holds something else, or work that was not asked to go on.
+        BusyError: another process is measuring there.
+    """
+    if folder is None:
+        yield None
+        return
+    with claim(folder, kind, reads=reads) as place:
+        _refuse_begun(place, resume)
+        with nothing_of_bad_input(place, unless=lambda: is_begun(place)):
+            yield place
+
+
+def is_begun(folder: Path) -> bool:
+    """Is there a measurement, finished or not?"""
+    return any((folder / name).is_file() for name in (JOURNAL, RESULT))
+
+
+def _refuse_begun(folder: Path, resume: bool) -> None:
+    path = folder / JOURNAL
+    if not resume and path.is_file() and path.stat().st_size:
+        raise RunError(f"{folder} already holds a measurement; resume it, or give another folder")
+    if not path.is_file():
+        refuse_finished(folder, resume)
+
+
+def _require_unfinished(folder: Path, identity: Mapping[str, Any]) -> None:
     """A result that is whole is replaced by nothing but the same one, and only when asked for."""
-    refuse_finished(folder, resume)
     if (folder / RESULT).is_file():
         kept = read_result(folder).identity
         if kept.keys() == identity.keys():  # a sweep's own is not that of the steering around it
@@ -113,10 +151,7 @@ class Journal:
         if self._path is None:
             return
         if self._path.is_file() and self._path.stat().st_size:
-            if not resume:
-                raise RunError(
-                    f"{folder} already holds a measurement; resume it, or give another folder"
-                )
+            _refuse_begun(self._path.parent, resume)
             self._read(self._path, wanted)
         if not self._path.is_file() or not self._path.stat().st_size:
             self._write({"identity": wanted}, "w")

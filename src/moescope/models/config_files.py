@@ -57,28 +57,6 @@ _BARE = (
 _REAL = re.compile(r"(^|[._])(theta|eps|factor|range)$")
 
 
-def local_folder(model: str) -> Path | None:
-    """The folder of this name, or None where it can only be a name on the hub.
-
-    Raises:
-        ModelError: it can be neither: empty, a file, or no path at all.
-    """
-    if not model.strip():
-        raise ModelError("the model is an empty text; give a hub id or a folder")
-    path = Path(model)
-    try:
-        if path.is_dir():
-            return path
-        if path.exists() or path.is_symlink():
-            raise ModelError(
-                f"{model} is not a folder; give the folder that holds config.json and safetensors"
-            )
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"model {model[:100]!r}: {reason}; give a hub id or a folder") from error
-    return None
-
-
 def check_config(path: Path, model: str) -> None:
     """Refuse a configuration whose numbers no model has, before a module is built.
 

@@ -30,6 +30,7 @@ from moescope.models.classes import auto_class
 from moescope.models.config_files import CONFIG, WEIGHTS
 from moescope.models.experts import sorts_experts
 from moescope.models.memory import free_memory, plan_streaming, resident_need
+from moescope.models.outline import Check, Outline, anything
 from moescope.models.probe import find_anatomy
 from moescope.models.scales import (
     refuse_left_out,
@@ -49,6 +50,7 @@ from moescope.models.source import (
 from moescope.models.spec import AnySpec, EngineName, ModelSpec, as_spec
 from moescope.models.stored import checkpoint_files
 from moescope.models.streaming import StreamedModel
+from moescope.progress import OnProgress, quiet
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -97,11 +99,15 @@ def load_meta(model: AnySpec) -> Anatomy:
     return _anatomy(spec, _build_meta(spec, config), config)
 
 
-def load_model(model: AnySpec) -> LoadedModel:
+def load_model(
+    model: AnySpec, *, check: Check = anything, on_progress: OnProgress = quiet
+) -> LoadedModel:
     """Load weights and tokenizer and find the anatomy.
 
     Args:
         model: a hub id, a folder, or a `ModelSpec`, which also says precision and device.
+        check: told what is known before weights are read; what it raises ends the loading.
+        on_progress: told how much is fetched, where it comes from the hub.
 
     Raises:
         BadInputError: it is something else.
@@ -114,9 +120,11 @@ def load_model(model: AnySpec) -> LoadedModel:
     empty = _anatomy(spec, stock, config)  # refuse before reading gigabytes
     stored = stored_in(config)
     dtype = _auto_dtype(stored, empty, device) if spec.dtype == "auto" else _dtype(spec.dtype)
-    refuse_giant(spec, config, empty, stored if dtype == "auto" else dtype)
+    kept = stored if dtype == "auto" else dtype
+    refuse_giant(spec, config, empty, kept)
+    check(Outline(spec.model, empty, config, _bytes(empty, kept)))
     require_packages(spec, config)
-    folder = checkpoint_folder(spec)
+    folder = checkpoint_folder(spec, on_progress)
     files = checkpoint_files(folder)
     refuse_unscaled(config, files, stock)
     try:
@@ -187,6 +195,8 @@ def open_model(
     memory: str | None = None,
     batch_tokens: int | None = None,
     window: int | None = None,
+    check: Check = anything,
+    on_progress: OnProgress = quiet,
 ) -> LoadedModel:
     """Load a model as an engine needs it: whole, or with its layers on disk.
 
@@ -198,6 +208,8 @@ def open_model(
             read. Nine tenths of what is free by default, on the device that computes.
         batch_tokens: tokens of a batch, where they are asked for.
         window: tokens of the longest window; the model's context up to 2,048 by default.
+        check: see `load_model`.
+        on_progress: see `load_model`.
 
     Raises:
         ModelError: as `load_model`, or the promise cannot be kept (says what it would take).
@@ -212,13 +224,14 @@ def open_model(
         dtype = _streamed_dtype(spec, stored, device)
         need = resident_need(_anatomy(spec, _build_meta(spec, config), config), dtype)
         if need <= budget or (engine == "resident" and memory is None):
-            return load_model(spec)
+            return load_model(spec, check=check, on_progress=on_progress)
         if engine == "resident":
             raise ModelError(
                 f"`memory` {memory} is too little to hold this model: it needs {readable(need)}; "
                 "use `engine=streamed`"
             )
-    return load_streamed(spec, memory=budget, batch_tokens=batch_tokens, window=window)
+    how: Any = {"check": check, "on_progress": on_progress}
+    return load_streamed(spec, memory=budget, batch_tokens=batch_tokens, window=window, **how)
 
 
 def load_streamed(
@@ -227,6 +240,8 @@ def load_streamed(
     memory: int | None = None,
     batch_tokens: int | None = None,
     window: int | None = None,
+    check: Check = anything,
+    on_progress: OnProgress = quiet,
 ) -> LoadedModel:
     """A model whose decoder layers stay on disk, for the streamed engine.
 
@@ -246,8 +261,9 @@ def load_streamed(
     anatomy = _anatomy(spec, empty, config)
     stored = stored_in(config)  # what is built in another dtype changes the configuration
     dtype = _streamed_dtype(spec, stored, device)
+    check(Outline(spec.model, anatomy, config, _bytes(anatomy, dtype), streamed=True))
     model = _build_meta(spec, config, dtype).eval()
-    folder, block = checkpoint_folder(spec), anatomy.layers[0].site.block
+    folder, block = checkpoint_folder(spec, on_progress), anatomy.layers[0].site.block
     context = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
     refuse_unscaled(config, checkpoint_files(folder), model)
     streamed = guard(spec, StreamedModel, model, folder, block, dtype, device, reads=WEIGHTS)
@@ -269,6 +285,11 @@ def load_streamed(
 def stored_in(config: Any) -> Any:
     """The dtype of a checkpoint, as its configuration says, or None."""
     return getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+
+
+def _bytes(anatomy: Anatomy, dtype: Any) -> int:
+    """Of all weights in this precision; in float32 where it is not known."""
+    return anatomy.total_params * getattr(dtype, "itemsize", 4)
 
 
 def _streamed_dtype(spec: ModelSpec, stored: Any, device: torch.device) -> torch.dtype:

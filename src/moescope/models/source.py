@@ -6,7 +6,6 @@ Every way in which transformers or the hub refuses ends in one line that says wh
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import hashlib
 import json
@@ -21,9 +20,16 @@ from moescope.errors import (
     WriteError,
     lacks_memory,
 )
-from moescope.models.config_files import CONFIG, TOKENIZER, check_config, fault_in, local_folder
-from moescope.models.spec import ModelSpec
+from moescope.hub import telling, why_unreachable
+from moescope.models.config_files import (
+    CONFIG,
+    TOKENIZER,
+    check_config,
+    fault_in,
+)
+from moescope.models.spec import ModelSpec, local_folder, near_folder
 from moescope.models.stored import INDEX, SINGLE, weight_map
+from moescope.progress import OnProgress, quiet
 
 MAX_TOKEN_ID = 1 << 24
 """Far above the vocabulary of any known model."""
@@ -53,25 +59,35 @@ def pinned(spec: ModelSpec) -> ModelSpec:
     return replace(spec, revision=place.name) if place.parent.name == "snapshots" else spec
 
 
-def checkpoint_folder(spec: ModelSpec) -> Path:
+def checkpoint_folder(spec: ModelSpec, on_progress: OnProgress = quiet) -> Path:
     """The weights on this disk, fetched from the hub if need be: what the index names, no more.
+
+    Args:
+        spec: the model.
+        on_progress: told how much of it is here.
 
     Raises:
         ModelError: the hub does not give them, or the index cannot be read.
     """
     if (folder := local_folder(spec.model)) is not None:
         return folder
-    folder = _fetched(spec, [SINGLE, INDEX])
+    folder = _fetched(spec, [SINGLE, INDEX], on_progress)
     if not (folder / SINGLE).is_file() and (folder / INDEX).is_file():
-        folder = _fetched(spec, sorted(set(weight_map(folder / INDEX).values())))
+        names = sorted(set(weight_map(folder / INDEX).values()))
+        folder = _fetched(spec, names, on_progress)
     return folder
 
 
-def _fetched(spec: ModelSpec, names: list[str]) -> Path:
+def _fetched(spec: ModelSpec, names: list[str], on_progress: OnProgress) -> Path:
     from huggingface_hub import snapshot_download
 
     found: str = guard(
-        spec, snapshot_download, spec.model, revision=spec.revision, allow_patterns=names
+        spec,
+        snapshot_download,
+        spec.model,
+        revision=spec.revision,
+        allow_patterns=names,
+        tqdm_class=telling(spec.model, on_progress),
     )
     return Path(found)
 
@@ -180,6 +196,8 @@ def guard(
         MissingExtraError: it needs a package that is not installed.
         WriteError: the disk is full.
     """
+    if local_folder(spec.model) is None:
+        why_unreachable()  # then only what is here already is looked for
     try:
         return call(*args, **kwargs)
     except MoescopeError:
@@ -205,23 +223,17 @@ def _explain(spec: ModelSpec, error: BaseException, reads: tuple[str, ...]) -> s
         return f"{spec.model} brings its own Python code; if you trust it, add `trust_remote_code`"
     if Path(spec.model).exists():
         return fault_in(spec.model, reads, error)
-    if spec.model.startswith((".", "/", "~")):
-        return f"{spec.model}: no such folder{_near(spec.model)}"
     if isinstance(error, OSError) and "safetensors" not in first:
+        if (why := why_unreachable()) is not None:
+            return (
+                f"{spec.model!r} is no folder here{near_folder(spec.model)}, and the hub cannot be "
+                f"asked for it ({why}); give the folder of a model, or try again with a network"
+            )
         return (
-            f"{spec.model!r} is neither a folder here{_near(spec.model)} nor a model that the hub "
-            f"gives: {first[:160]}"
+            f"{spec.model!r} is neither a folder here{near_folder(spec.model)} nor a model that "
+            f"the hub gives: {first[:160]}"
         )
     return f"{spec.model} cannot be loaded: {first[:240]}"
-
-
-def _near(name: str) -> str:
-    parent, names = Path(name).parent, list[str]()
-    with contextlib.suppress(OSError, RuntimeError):  # nothing to read there; nobody's home
-        parent = Path(name).expanduser().parent
-        names = [p.name for p in parent.iterdir()]
-    close = difflib.get_close_matches(Path(name).name, names, n=1)
-    return f" (did you mean {parent / close[0]}?)" if close else ""
 
 
 def config_hash(config: Any) -> str:

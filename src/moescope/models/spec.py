@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from moescope.errors import BadInputError
+from moescope.errors import BadInputError, ModelError
+from moescope.hub import is_name
 
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 """Precisions that a model is run in."""
 
 EngineName = Literal["auto", "resident", "streamed"]
 """How a model is held: whole, one decoder layer at a time, or whichever fits."""
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder of this name, or None where it can only be a name on the hub.
+
+    Raises:
+        ModelError: it can be neither: empty, a file, or of another form than ``owner/name``.
+    """
+    if not model.strip():
+        raise ModelError("the model is an empty text; give a hub id or a folder")
+    path = Path(model)
+    try:
+        if path.is_dir():
+            return path
+        if path.exists() or path.is_symlink():
+            raise ModelError(
+                f"{model} is not a folder; give the folder that holds config.json and safetensors"
+            )
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"model {model[:100]!r}: {reason}; give a hub id or a folder") from error
+    if not is_name(model):
+        raise ModelError(
+            f"{model}: no such folder{near_folder(model)}, and a model of the hub is written "
+            "owner/name, such as allenai/OLMoE-1B-7B-0924"
+        )
+    return None
+
+
+def near_folder(name: str) -> str:
+    """What was probably meant by a path that is not there, in brackets; or nothing."""
+    parent, names = Path(name).parent, list[str]()
+    with contextlib.suppress(OSError, RuntimeError):  # nothing to read there; nobody's home
+        parent = Path(name).expanduser().parent
+        names = [p.name for p in parent.iterdir()]
+    close = difflib.get_close_matches(Path(name).name, names, n=1)
+    return f" (did you mean {parent / close[0]}?)" if close else ""
 
 
 @dataclass(frozen=True)

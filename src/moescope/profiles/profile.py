@@ -167,7 +167,7 @@ def _load(
         spec = ModelSpec(str(model.get("name")), model.get("revision"))
     on_progress(Progress(f"loading {spec.model}"))
     try:
-        return load_model(replace(spec, dtype=dtype))
+        return load_model(replace(spec, dtype=dtype), on_progress=on_progress)
     except ModelError as error:
         raise ModelError(
             f"{error}; say with `model` where the run's model is, or leave out what needs it with "

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from moescope.errors import CoverageError, RunError
+from moescope.errors import CoverageError
 from moescope.files import owned, remove, write_bytes
 from moescope.run.facts import LayerFacts, TokenBlock
 from moescope.run.manifest import (
@@ -30,6 +30,7 @@ from moescope.run.manifest import (
     WholeCorpus,
     has_progress,
     read_manifest,
+    refuse_begun,
     write_manifest,
 )
 from moescope.run.options import TraceOptions
@@ -128,8 +129,7 @@ class GrowingRun:
         """
         if not has_progress(self.folder):
             return False
-        if not resume:
-            raise RunError(f"{self.folder} already holds a run; resume it, or give another folder")
+        refuse_begun(self.folder, resume)
         old = read_manifest(self.folder)
         require_same_run(self.folder, old, self.manifest)
         self.manifest = old

@@ -327,6 +327,16 @@ def has_progress(run: Path) -> bool:
     return (run / MANIFEST).is_file() and read_manifest(run).state is not None
 
 
+def refuse_begun(run: Path, resume: bool) -> None:
+    """Refuse to begin where a run lies that is only gone on with.
+
+    Raises:
+        RunError: one lies there, and ``resume`` is off.
+    """
+    if not resume and has_progress(run):
+        raise RunError(f"{run} already holds a run; resume it, or give another folder")
+
+
 def claim_run(
     run: str | Path, *, reads: Sequence[str | Path] = (), wait: float = 2.0
 ) -> AbstractContextManager[Path]:

@@ -224,7 +224,7 @@ CASES = [
     case("an empty name", ["inspect", ""], "the model is an empty text"),
     case("a file", "inspect m", "is not a folder", prepare=_file),
     case("a name of 5,000 letters", f"inspect {'m' * 5000}", "too long"),
-    case("a name with a NUL", ["inspect", "a\0b"], "neither a folder here"),
-    case("no name of the hub", "inspect a/b/c", "neither a folder here"),
+    case("a name with a NUL", ["inspect", "a\0b"], "no such folder"),
+    case("no name of the hub", "inspect a/b/c", "no such folder"),
     case("a file for a model", "similarity RUN --layers 1 --model m", "m", prepare=_file),
 ]

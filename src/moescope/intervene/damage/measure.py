@@ -35,6 +35,7 @@ from moescope.measure.saving import Saving
 from moescope.measure.trials import Measured, Trial, TrialRunner, batch_budget
 from moescope.measure.windows import TextWindow, as_windows
 from moescope.models.accept import AnyModel, as_model
+from moescope.models.anatomy import Anatomy
 from moescope.models.edits import check_edits, select_experts
 from moescope.models.loading import LoadedModel
 from moescope.plan import Plan, PlanEntry
@@ -202,9 +203,7 @@ def measure_damage(
     loaded = as_model(model)
     windows = as_windows(loaded, texts)
     plan, chosen = make_plan(loaded, experts), damage_edit(edit)
-    check_edits(loaded.anatomy, [chosen.make(plan.experts)])
-    if controls:
-        require_room(plan.experts, {m.layer_idx: m.num_experts for m in loaded.anatomy.layers})
+    check_plan(loaded.anatomy, plan.experts, chosen, controls)
     scopes, batch = Scopes(windows, targets), batch_budget(loaded, batch_tokens)
     if match == "target-load" and not scopes.targets:
         raise BadInputError("`match=target-load` needs a target; name one with `target=DOMAIN`")
@@ -245,6 +244,20 @@ def measure_damage(
         identity=made_of,
         seed=seed,
     )
+
+
+def check_plan(
+    anatomy: Anatomy, experts: Sequence[ExpertRef], edit: DamageEdit, controls: int
+) -> None:
+    """Refuse experts that this edit cannot be tried on, or beside which there are too few others.
+
+    Raises:
+        BadInputError: see `measure_damage`.
+        ModelError: an edit that this architecture cannot take.
+    """
+    check_edits(anatomy, [edit.make(experts)])
+    if controls:
+        require_room(experts, {m.layer_idx: m.num_experts for m in anatomy.layers})
 
 
 def make_plan(loaded: LoadedModel, experts: Experts, reason: str = "named by hand") -> Plan:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from moescope.corpus import control_ids
 from moescope.errors import ModelError
 from moescope.models.anatomy import Anatomy, MoELayer
-from moescope.models.config_files import local_folder
 from moescope.models.loading import load_meta
 from moescope.models.source import (
     NoTokenizerError,
@@ -17,7 +16,7 @@ from moescope.models.source import (
     pinned,
     text_hash,
 )
-from moescope.models.spec import AnySpec, ModelSpec, as_spec
+from moescope.models.spec import AnySpec, ModelSpec, as_spec, local_folder
 
 
 class ServedModel(NamedTuple):

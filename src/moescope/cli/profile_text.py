@@ -7,64 +7,69 @@ from typing import Any
 
 from rich.text import Text
 
-from moescope.cli.tables import listing
+from moescope.cli.fit import Head
+from moescope.cli.settings import WideArgs
+from moescope.cli.tables import Sheet
 from moescope.cli.terminal import output
 from moescope.profiles.facts import Absent, Part, Profile
 from moescope.profiles.summary import quote
+from moescope.words import counted
 
 _ROWS = 6
 
 
-def print_profile(profile: Profile) -> None:
+def print_profile(profile: Profile, form: WideArgs) -> None:
     """Print one profile on stdout."""
     name = Text(str(profile.expert), style="bold")
     if profile.flags:
         name.append(f"  {', '.join(profile.flags)}", style="bold red")
     output.print(name)
     output.print(profile.summary)
-    _print_load(profile)
-    _print_domains(profile)
+    _print_load(profile, form)
+    _print_domains(profile, form)
     _print_lists(profile)
     _print_contexts(profile)
     _print_partners(profile)
     output.print()
 
 
-def _print_load(profile: Profile) -> None:
+def _print_load(profile: Profile, form: WideArgs) -> None:
     load, a = profile.load, profile.contribution
-    table = listing("how often, how much", "<", "value", "95 %", "by chance")
-    table.add_row(
+    table = Sheet("how often, how much", "<", "value", "95 %", Head("by chance", keep=True))
+    table.add(
         "rate of tokens", _pc(load.rate), _between(load.rate_low, load.rate_high, _pc),
         _pc(load.rate_chance),
     )  # fmt: skip
-    table.add_row("load", _pc(load.load), "–", _pc(load.even))
-    table.add_row(
-        "gate mass", _num(load.gate_mass), _between(load.gate_low, load.gate_high, _num), "–"
-    )
+    table.add("load", _pc(load.load), "–", _pc(load.even))
+    table.add("gate mass", _num(load.gate_mass), _between(load.gate_low, load.gate_high, _num), "–")
+    if not isinstance(a, Absent):
+        table.add("contribution ‖w·E(x)‖", _num(a.mean), _between(a.low, a.high, _num), "–")
+        table.add("share of contributions", _pc(a.share), "–", f"{_pc(a.load_share)} by load")
+    table.print(form)
     if isinstance(a, Absent):
-        table.add_row("contribution", Text(f"absent: {a.absent}", style="dim"), "", "")
-    else:
-        table.add_row("contribution ‖w·E(x)‖", _num(a.mean), _between(a.low, a.high, _num), "–")
-        table.add_row("share of contributions", _pc(a.share), "–", f"{_pc(a.load_share)} by load")
-    output.print(table)
+        output.print(f"contribution: absent, {a.absent}", style="dim")
 
 
-def _print_domains(profile: Profile) -> None:
+def _print_domains(profile: Profile, form: WideArgs) -> None:
     if isinstance(profile.domains, Absent):
         output.print(f"domains: absent, {profile.domains.absent}", style="dim")
         return
-    table = listing("domains", "<domain", "rate", "95 %", "lift", "95 %", "q", "of its tokens")
+    table = Sheet(
+        "domains", "<domain", "rate", Head("95 %", of="rate"), "lift", Head("95 %", of="lift"),
+        Head("q", keep=True), "of its tokens", digits=3,
+    )  # fmt: skip
     listed = sorted(profile.domains, key=lambda d: -d.rate)
     left_out = listed[_ROWS:-_ROWS] if len(listed) > 2 * _ROWS else []
     for d in [d for d in listed if d not in left_out]:
-        table.add_row(
-            Text(d.domain), _pc(d.rate), _between(d.low, d.high, _pc), _num(d.lift),
-            _between(d.lift_low, d.lift_high, _num), _num(d.q), _pc(d.of_expert),
+        table.add(
+            d.domain, _pc(d.rate), _between(d.low, d.high, _pc), d.lift,
+            _between(d.lift_low, d.lift_high, _num), d.q, _pc(d.of_expert),
         )  # fmt: skip
-    output.print(table)
+    table.print(form)
     if left_out:
         output.print(
-            f"{len(left_out)} domains between the highest and the lowest rates are in the JSON",
+            f"left out: {counted(len(left_out), 'domain')} between the highest and the lowest "
+            "rates; the JSON has all",
             style="dim",
         )
 
@@ -142,7 +147,7 @@ def _pc(value: float) -> str:
 
 
 def _num(value: float) -> str:
-    return f"{value:.3g}" if math.isfinite(value) else "–"
+    return f"{value:#.3g}".removesuffix(".") if math.isfinite(value) else "–"
 
 
 def _between(low: float, high: float, form: Any) -> str:

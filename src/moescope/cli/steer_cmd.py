@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from moescope.cli.settings import ModelArgs, TableOrJson
-from moescope.cli.terminal import errors, output, progress, write
+from moescope.cli.settings import ModelArgs, TableOrJson, WideArgs
+from moescope.cli.tables import write_json
+from moescope.cli.terminal import errors, output, progress
 from moescope.cli.verb import Flag, of, verb
 from moescope.errors import BadInputError
 from moescope.given import Seed
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from moescope.progress import OnProgress
 
 
-class SteerArgs(ModelArgs):
+class SteerArgs(ModelArgs, WideArgs):
     """Everything that `steer` can be told."""
 
     prompt: str
@@ -115,10 +115,9 @@ def steer(settings: SteerArgs, resume: bool) -> None:
                 plan.require_model(describe_model(loaded))
             result, followed = _run(settings, loaded, edits, strengths, resume, show)
         if settings.format == "json":
-            both = {**result.to_dict(), "sweep": followed.to_dict() if followed else None}
-            write(json.dumps(both, ensure_ascii=False) + "\n")
+            write_json({**result.to_dict(), "sweep": followed.to_dict() if followed else None})
         else:
-            print_steering(result, followed, loaded.anatomy)
+            print_steering(result, followed, loaded.anatomy, settings)
         if out is not None:
             page = _save(result, followed, Path(out))
             settings.write_to(Path(out))

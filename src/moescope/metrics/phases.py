@@ -27,8 +27,8 @@ def bands(layers: list[int]) -> dict[str, list[int]]:
 @table(
     "phases",
     columns={
-        "band": "early, middle or late",
-        "layers": "first and last layer of the band",
+        "band": Column("early, middle or late", key=True),
+        "layers": Column("first and last layer of the band", key=True),
         "specialized_share": "share of layer × expert × domain cells with q < 0.05",
         "mean_abs_gap": "mean |rate in the domain − rate elsewhere| over K/E, which is above 0 "
         "even by chance",

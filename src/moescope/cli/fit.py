@@ -37,6 +37,7 @@ class Head(NamedTuple):
         key: tells rows apart: never left out, and there again in what goes on below.
         keep: never left out.
         of: the column that it says more of; shown wherever that is.
+        percent: its numbers are shares, to be shown in percent.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Head(NamedTuple):
     key: bool = False
     keep: bool = False
     of: str = ""
+    percent: bool = False
 
     @classmethod
     def of_word(cls, word: str) -> Self:

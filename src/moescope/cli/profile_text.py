@@ -55,15 +55,15 @@ def _print_domains(profile: Profile, form: WideArgs) -> None:
         output.print(f"domains: absent, {profile.domains.absent}", style="dim")
         return
     table = Sheet(
-        "domains", "<domain", "rate", Head("95 %", of="rate"), "lift", Head("95 %", of="lift"),
-        Head("q", keep=True), "of its tokens", digits=3,
+        "domains", "<domain", Head("rate", percent=True), Head("95 %", of="rate"), "lift",
+        Head("95 %", of="lift"), Head("q", keep=True), Head("of its tokens", percent=True), digits=3,
     )  # fmt: skip
     listed = sorted(profile.domains, key=lambda d: -d.rate)
     left_out = listed[_ROWS:-_ROWS] if len(listed) > 2 * _ROWS else []
     for d in [d for d in listed if d not in left_out]:
         table.add(
-            d.domain, _pc(d.rate), _between(d.low, d.high, _pc), d.lift,
-            _between(d.lift_low, d.lift_high, _num), d.q, _pc(d.of_expert),
+            d.domain, d.rate, _between(d.low, d.high, _pc), d.lift,
+            _between(d.lift_low, d.lift_high, _num), d.q, d.of_expert,
         )  # fmt: skip
     table.print(form)
     if left_out:

@@ -13,7 +13,7 @@ from moescope.cli.tables import Sheet
 from moescope.cli.terminal import output
 from moescope.cli.verb import flagged
 from moescope.intervene.steering.prompts import visible
-from moescope.words import counted, percent
+from moescope.words import counted
 
 if TYPE_CHECKING:
     from moescope.intervene.steering.controls import Controls
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 _MOST_TOKENS = 60
 _MOST_ROWS = 12
-_SHIFT = ("before", "after", "Δ log p", "Δ logit", "rank")
+_SHIFT = (
+    Head("before", percent=True), Head("after", percent=True), "Δ log p", "Δ logit", "rank",
+)  # fmt: skip
 
 
 def print_steering(
@@ -136,7 +138,7 @@ def _use(use: ExpertUse, anatomy: Anatomy) -> Text:
 
 
 def _next_token(result: SteeringResult, form: WideArgs) -> None:
-    table = Sheet("Next token: probability before and after", "<token", *_SHIFT)
+    table = Sheet("Next token: probability before and after", "<token", *_SHIFT, digits=3)
     for token in result.tokens:
         table.add(visible(token.text), *_shift(token.shift))
     table.print(form)
@@ -147,7 +149,7 @@ def _next_token(result: SteeringResult, form: WideArgs) -> None:
 
 
 def _words(result: SteeringResult, form: WideArgs) -> None:
-    table = Sheet("Chosen words, each by its first token", "<word", "<token", *_SHIFT)
+    table = Sheet("Chosen words, each by its first token", "<word", "<token", *_SHIFT, digits=3)
     for word, s in result.words:
         table.add(
             Text(word.word if word.main else "", style="bold"),
@@ -170,7 +172,7 @@ def _controls(result: SteeringResult, controls: Controls, form: WideArgs) -> Non
     table = Sheet(title, "<experts", Head("KL", keep=True), "chosen there", *moved, digits=3)
     own = f"{_names([u.expert for u in result.uses])} (the edit)"
     here = sum(u.chosen_before for u in result.uses)
-    mine = [word.logit_change for _, word in result.words]
+    mine = tuple(shift.logit_change for _, shift in result.words)
     rows = [(own, result.kl, here, mine)]
     rows += [(_names(d.experts), d.kl, d.positions, d.word_changes) for d in controls.draws]
     for row in sorted(rows, key=lambda row: -row[1]):
@@ -226,7 +228,10 @@ def _sweep(swept: SweepResult, form: WideArgs) -> None:
     followed = [i for i, word in enumerate(swept.words) if word.main]
     moved = [f"Δ logit {visible(swept.words[i].text)}" for i in followed]
     strength = Head(swept.unit, key=True)
-    next_token = (Head("next token", "name", keep=True), Head("probability", of="next token"))
+    next_token = (
+        Head("next token", "name", keep=True),
+        Head("probability", percent=True, of="next token"),
+    )
     table = Sheet(
         "Sweep over the strength", strength, "KL", "chosen", *next_token, "entropy", *moved,
         digits=3,
@@ -237,7 +242,7 @@ def _sweep(swept: SweepResult, form: WideArgs) -> None:
             p.kl,
             f"{p.chosen}/{p.places}",
             visible(p.token),
-            percent(p.prob),
+            p.prob,
             f"{p.entropy:.3f}",
             *(_signed(p.words[i].logit_change) for i in followed),
         )
@@ -254,10 +259,10 @@ def _sweep(swept: SweepResult, form: WideArgs) -> None:
     texts.print(form)
 
 
-def _shift(s: Shift) -> tuple[str, ...]:
+def _shift(s: Shift) -> tuple[float | str, ...]:
     """The cells of `_SHIFT`."""
     return (
-        percent(s.prob_before), percent(s.prob_after), _signed(s.log_prob_change),
+        s.prob_before, s.prob_after, _signed(s.log_prob_change),
         _signed(s.logit_change), _ranks(s.rank_before, s.rank_after),
     )  # fmt: skip
 

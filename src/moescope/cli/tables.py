@@ -66,7 +66,7 @@ class Sheet:
         named = isinstance(form, ColumnsArgs) and form.columns is not None
         width = on.width if on.is_terminal and not (form and form.wide) else None
         columns = zip(*self._rows, strict=True) if self._rows else ([] for _ in self.heads)
-        cells = [_texts(own, self._digits) for own in columns]
+        cells = [_texts(h, own, self._digits) for h, own in zip(self.heads, columns, strict=True)]
         made = fit(self.heads, cells, width, first=first, drop=not named)
         if self.title:
             on.print(safe(self.title, "bold italic"), soft_wrap=width is None)
@@ -202,12 +202,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _texts(values: Iterable[Cell], most: int) -> list[Text]:
+def _texts(head: Head, values: Iterable[Cell], most: int) -> list[Text]:
     """The cells of one column; its numbers with as many significant digits as they all need."""
-    own = list(values)
+    own = [100 * v if head.percent and isinstance(v, float) else v for v in values]
     floats = [v for v in own if isinstance(v, float) and math.isfinite(v)]
     digits = max((_digits(v, most) for v in floats), default=1)
-    return [_cell(v, digits) for v in own]
+    unit = " %" if head.percent else ""
+    return [_cell(v, digits, unit) for v in own]
 
 
 def _digits(value: float, most: int) -> int:
@@ -216,7 +217,7 @@ def _digits(value: float, most: int) -> int:
     return len(mantissa.rstrip("0").lstrip("-").replace(".", "")) or 1
 
 
-def _cell(value: Cell, digits: int) -> Text:
+def _cell(value: Cell, digits: int, unit: str) -> Text:
     if isinstance(value, Text | str):
         return safe(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -225,4 +226,4 @@ def _cell(value: Cell, digits: int) -> Text:
         return Text("yes" if value else "no")
     if isinstance(value, int):
         return Text(f"{value:,}" if abs(value) >= 10_000 else str(value))
-    return Text("0" if value == 0 else f"{value:#.{digits}g}".removesuffix("."))
+    return Text(("0" if value == 0 else f"{value:#.{digits}g}".removesuffix(".")) + unit)

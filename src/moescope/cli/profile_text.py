@@ -7,10 +7,10 @@ from typing import Any
 
 from rich.text import Text
 
-from moescope.cli.fit import Head
+from moescope.cli.fit import Head, folded
 from moescope.cli.settings import WideArgs
 from moescope.cli.tables import Sheet
-from moescope.cli.terminal import output
+from moescope.cli.terminal import clean, output
 from moescope.profiles.facts import Absent, Part, Profile
 from moescope.profiles.summary import quote
 from moescope.words import counted
@@ -56,7 +56,8 @@ def _print_domains(profile: Profile, form: WideArgs) -> None:
         return
     table = Sheet(
         "domains", "<domain", Head("rate", percent=True), Head("95 %", of="rate"), "lift",
-        Head("95 %", of="lift"), Head("q", keep=True), Head("of its tokens", percent=True), digits=3,
+        Head("95 %", of="lift"), Head("q", keep=True), Head("of its tokens", percent=True),
+        digits=3,
     )  # fmt: skip
     listed = sorted(profile.domains, key=lambda d: -d.rate)
     left_out = listed[_ROWS:-_ROWS] if len(listed) > 2 * _ROWS else []
@@ -79,9 +80,9 @@ def _print_lists(profile: Profile) -> None:
     if isinstance(tokens, Absent):
         output.print(f"tokens in: absent, {tokens.absent}", style="dim")
     else:
-        listed = "  ".join(f"{quote(t.token)} {t.lift:.1f}×" for t in tokens.rows[:10])
+        listed = [f"{quote(t.token)} {t.lift:.1f}×" for t in tokens.rows[:10]]
         agreed = "not compared" if math.isnan(tokens.overlap) else _pc(tokens.overlap)
-        output.print(f"tokens in (halves share {agreed}): {listed}")
+        _print_items(f"tokens in (halves share {agreed})", listed)
     if isinstance(pushes, Absent):
         output.print(f"pushes: absent, {pushes.absent}", style="dim")
     else:
@@ -90,8 +91,8 @@ def _print_lists(profile: Profile) -> None:
     if isinstance(speech, Absent):
         output.print(f"parts of speech: absent, {speech.absent}", style="dim")
     else:
-        parts = "  ".join(f"{s.tag} {_pc(s.share)} ({s.lift:.1f}×)" for s in speech.rows[:_ROWS])
-        output.print(f"parts of speech: {parts}")
+        parts = [f"{s.tag} {_pc(s.share)} ({s.lift:.1f}×)" for s in speech.rows[:_ROWS]]
+        _print_items("parts of speech", parts)
 
 
 def _print_pushes(pushes: Part) -> None:
@@ -100,8 +101,8 @@ def _print_pushes(pushes: Part) -> None:
         ("away from", pushes.suppressed, pushes.suppressed_overlap),
     )
     for words, listed, overlap in rows:
-        named = "  ".join(f"{quote(t.token)} {t.beyond:+.2f}" for t in listed[:10])
-        output.print(f"pushes {words} (halves share {_pc(overlap)}): {named}")
+        named = [f"{quote(t.token)} {t.beyond:+.2f}" for t in listed[:10]]
+        _print_items(f"pushes {words} (halves share {_pc(overlap)})", named)
 
 
 def _print_contexts(profile: Profile) -> None:
@@ -126,14 +127,23 @@ def _print_partners(profile: Profile) -> None:
     )
     for words, part in named:
         if not isinstance(part, Absent) and part.rows:
-            listed = "  ".join(
+            listed = [
                 f"{r.expert} {r.lift:.2f}× {_between(r.low, r.high, _num)}" for r in part.rows[:3]
-            )
-            output.print(f"partners {words}: {listed}")
+            ]
+            _print_items(f"partners {words}", listed)
     similar = profile.similar
     if not isinstance(similar, Absent):
-        listed = "  ".join(f"{r.expert} {r.cosine:.2f}" for r in similar.rows[:3])
-        output.print(f"most similar (cosine of outputs): {listed}")
+        listed = [f"{r.expert} {r.cosine:.2f}" for r in similar.rows[:3]]
+        _print_items("most similar (cosine of outputs)", listed)
+
+
+def _print_items(words: str, items: list[str]) -> None:
+    """Print a list on lines that no item is broken by."""
+    held = "  ".join(clean(item).replace(" ", "\u00a0") for item in items)
+    line = Text(f"{words}: {held}")
+    if output.is_terminal:
+        line = folded(line, output.width)
+    output.print(line.plain.replace("\u00a0", " "), soft_wrap=True)
 
 
 def _flat(text: str) -> str:

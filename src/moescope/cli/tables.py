@@ -206,6 +206,8 @@ def _texts(head: Head, values: Iterable[Cell], most: int) -> list[Text]:
     """The cells of one column; its numbers with as many significant digits as they all need."""
     own = [100 * v if head.percent and isinstance(v, float) else v for v in values]
     floats = [v for v in own if isinstance(v, float) and math.isfinite(v)]
+    if all(v.is_integer() and abs(v) < 1e9 for v in floats):  # such as ranks
+        own = [int(v) if isinstance(v, float) and math.isfinite(v) else v for v in own]
     digits = max((_digits(v, most) for v in floats), default=1)
     unit = " %" if head.percent else ""
     return [_cell(v, digits, unit) for v in own]
@@ -225,5 +227,5 @@ def _cell(value: Cell, digits: int, unit: str) -> Text:
     if isinstance(value, bool):
         return Text("yes" if value else "no")
     if isinstance(value, int):
-        return Text(f"{value:,}" if abs(value) >= 10_000 else str(value))
+        return Text((f"{value:,}" if abs(value) >= 10_000 else str(value)) + unit)
     return Text(("0" if value == 0 else f"{value:#.{digits}g}".removesuffix(".")) + unit)

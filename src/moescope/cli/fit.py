@@ -128,11 +128,12 @@ def _lead(heads: Sequence[Head], first: str | None) -> str | None:
 def _droppable(heads: Sequence[Head], shown: list[int], lead: str | None) -> list[list[int]]:
     """Columns that may be left out, each with what says more of it, from the right."""
     names = {heads[i].name for i in shown}
+    staying = {lead, *(h.name for h in heads if h.key or h.keep)}
     groups: dict[str, list[int]] = {}
     for i in shown:
         head = heads[i]
         owner = head.of if head.of in names else head.name
-        if not (head.key or head.keep or lead in (head.name, head.of)):
+        if not staying & {head.name, head.of}:
             groups.setdefault(owner, []).append(i)
     return list(reversed(groups.values()))
 

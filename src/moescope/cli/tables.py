@@ -54,15 +54,16 @@ class Sheet:
         self._styles.append(style)
 
     def print(
-        self, form: WideArgs | None = None, first: str | None = None, on: CleanConsole = output
+        self, form: WideArgs | None = None, first: str | None = None, on: CleanConsole | None = None
     ) -> None:
         """Print it, and say on stderr what there was no room for.
 
         Args:
             form: ``wide`` and ``columns`` of the verb.
             first: the column by which rows are sorted.
-            on: where to.
+            on: where to; stdout unless given.
         """
+        on = on or output
         named = isinstance(form, ColumnsArgs) and form.columns is not None
         width = on.width if on.is_terminal and not (form and form.wide) else None
         columns = zip(*self._rows, strict=True) if self._rows else ([] for _ in self.heads)

@@ -104,14 +104,12 @@ def fit(
     same = [i for i in shown if i not in staying and fitter.is_same(i)] if drop else []
     shown = [i for i in shown if i not in same]
     left_out: list[int] = []
-    for group in _droppable(heads, shown, lead) if drop else ():
+    for group in _droppable(heads, lead) if drop else ():
         if fitter.total(shown, _LINES) <= width:
             break
-        left_out += group
-        shown = [i for i in shown if i not in group]
-    gone = {heads[i].name for i in left_out}
-    left_out += [i for i in same if heads[i].of in gone]
-    same = [i for i in same if heads[i].of not in gone]
+        if not set(group) <= set(same):
+            left_out += group
+            shown, same = ([i for i in own if i not in group] for own in (shown, same))
     lines = next((n for n in range(1, _LINES) if fitter.total(shown, n) <= width), _LINES)
     widths = fitter.widths(shown, lines, width)
     return Layout(_blocks(heads, shown, widths, width), widths, same, sorted(left_out))
@@ -125,16 +123,14 @@ def _lead(heads: Sequence[Head], first: str | None) -> str | None:
     return known[first].of if known[first].of in known else first
 
 
-def _droppable(heads: Sequence[Head], shown: list[int], lead: str | None) -> list[list[int]]:
+def _droppable(heads: Sequence[Head], lead: str | None) -> list[list[int]]:
     """Columns that may be left out, each with what says more of it, from the right."""
-    names = {heads[i].name for i in shown}
+    names = {h.name for h in heads}
     staying = {lead, *(h.name for h in heads if h.key or h.keep)}
     groups: dict[str, list[int]] = {}
-    for i in shown:
-        head = heads[i]
-        owner = head.of if head.of in names else head.name
+    for i, head in enumerate(heads):
         if not staying & {head.name, head.of}:
-            groups.setdefault(owner, []).append(i)
+            groups.setdefault(head.of if head.of in names else head.name, []).append(i)
     return list(reversed(groups.values()))
 
 

@@ -7,19 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-import pyarrow as pa
 from pydantic import Field, model_validator
 from rich.text import Text
 
 from moescope.cli.asked import asked
+from moescope.cli.fit import Head
 from moescope.cli.of_run import OfRunArgs
-from moescope.cli.settings import Format, FormatArgs, Layers, TextArgs
-from moescope.cli.tables import print_table
+from moescope.cli.settings import FormatArgs, Layers, TextArgs
+from moescope.cli.tables import Sheet, print_table
 from moescope.cli.terminal import errors, output, progress
 from moescope.cli.verb import flagged, note, of, verb
 from moescope.errors import BadInputError
 from moescope.progress import Progress
 from moescope.run.options import TraceOptions
+from moescope.words import counted
 
 if TYPE_CHECKING:
     from moescope.intervene import Damage, ExpertSweep
@@ -31,16 +32,22 @@ if TYPE_CHECKING:
     from moescope.result import Result
 
 _PLAN_COLUMNS = {
-    "text": "text", "ce_change": "ΔCE", "ce_change_low": "low", "ce_change_high": "high",
-    "ce_change_p_overlap": "p_overlap", "p_lowest": "at least",
-    "ce_change_controls_min": "controls from", "ce_change_controls_max": "to", "kl": "KL",
-    "flips": "flips", "detectable": "detectable", "tokens": "tokens", "documents": "documents",
+    "text": Head("text", "name", key=True), "ce_change": Head("ΔCE"),
+    "ce_change_low": Head("low", of="ΔCE"), "ce_change_high": Head("high", of="ΔCE"),
+    "ce_change_p_overlap": Head("p_overlap", keep=True),
+    "ce_change_controls_min": Head("controls from", of="ΔCE"),
+    "ce_change_controls_max": Head("controls to", of="ΔCE"),
+    "p_lowest": Head("at least", of="p_overlap"),
+    "kl": Head("KL"), "flips": Head("flips"), "detectable": Head("detectable"),
+    "tokens": Head("tokens"), "documents": Head("documents"),
 }  # fmt: skip
 
 _EACH_COLUMNS = {
-    "name": "expert", "rank": "rank", "ce_change": "ΔCE", "ce_change_low": "low",
-    "ce_change_high": "high", "kl": "KL", "flips": "flips", "load": "load", "reap": "REAP",
-    "contribution": "contribution", "lift": "lift",
+    "name": Head("expert", "name", key=True), "rank": Head("rank", keep=True),
+    "ce_change": Head("ΔCE"), "ce_change_low": Head("low", of="ΔCE"),
+    "ce_change_high": Head("high", of="ΔCE"), "kl": Head("KL"), "flips": Head("flips"),
+    "load": Head("load"), "reap": Head("REAP"), "contribution": Head("contribution"),
+    "lift": Head("lift"),
 }  # fmt: skip
 
 _SHOWN = 40
@@ -48,7 +55,12 @@ _SHOWN = 40
 
 _LAYERS_SHOWN = 3
 
-_RHO_COLUMNS = ("basis", "layer", "score", "rho", "low", "high", "p", "q", "experts")
+_RHO_COLUMNS = {
+    "basis": Head("basis", "name", key=True), "layer": Head("layer", key=True),
+    "score": Head("score", "name", key=True), "rho": Head("rho"), "low": Head("low", of="rho"),
+    "high": Head("high", of="rho"), "q": Head("q", keep=True), "p": Head("p"),
+    "experts": Head("experts"),
+}  # fmt: skip
 
 
 class AblateArgs(OfRunArgs, TextArgs, FormatArgs):
@@ -173,7 +185,7 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
             folder / "ablation.html", ablation_page(result, asked("ablate", settings))
         )
         renew_contents(folder, note)
-    _print(found, result, settings.format)
+    _print(found, result, settings)
     errors.print(str(page), soft_wrap=True)
 
 
@@ -223,40 +235,41 @@ def _measure(
     )
 
 
-def _print(found: Damage | ExpertSweep, result: Result, form: Format) -> None:
+def _print(found: Damage | ExpertSweep, result: Result, settings: AblateArgs) -> None:
     """Sentences and tables; as csv and json the whole table of damages alone."""
     from moescope.intervene import ExpertSweep
 
-    if form == "table":
+    if settings.format == "table":
         for i, answer in enumerate(result.answers):
             output.print(Text(flagged(answer), style="bold" if i == 0 else ""), soft_wrap=True)
     for remark in result.notes:
         note(remark.text, "yellow" if remark.level == "warn" else "")
-    if form != "table":
-        print_table(found.to_arrow(), form)
+    if settings.format != "table":
+        print_table(found.to_arrow(), settings)
         return
     if isinstance(found, ExpertSweep):
-        _print_sweep(found)
+        _print_sweep(found, settings)
     else:
         rows = [{**r, "text": _group(r["scope"], r["domain"])} for r in found.plan_rows()]
-        print_table(_columns(rows, _PLAN_COLUMNS), form, "nats per token, by domain")
+        _print_rows(rows, _PLAN_COLUMNS, "nats per token, by domain", settings)
     errors.print(result.about["cost"], soft_wrap=True)
 
 
-def _print_sweep(result: ExpertSweep) -> None:
+def _print_sweep(result: ExpertSweep, settings: AblateArgs) -> None:
     """The most important experts of every layer, and the scores; the files have all."""
     ranking, most = result.ranking(), max(3, _SHOWN // len(result.layers))
     rows = [r for r in ranking if r["rank"] <= most]
-    print_table(_columns(rows, _EACH_COLUMNS), "table", "nats per token, by expert")
+    _print_rows(rows, _EACH_COLUMNS, "nats per token, by expert", settings)
     found = [r for r in result.correlations.to_pylist() if r["importance"] == "ce_change"]
     several = len(result.layers) > _LAYERS_SHOWN
     bases = ["within layers"] if several else ["layer", "within layers"]
     chosen = [r for r in found if r["basis"] in bases]
     chosen.sort(key=lambda r: (bases.index(r["basis"]), r["layer"] or 0, -_known(r["rho"])))
     title = "rank correlation with measured importance (ΔCE)"
-    print_table(_columns(chosen, {n: n for n in _RHO_COLUMNS}), "table", title)
+    _print_rows(chosen, _RHO_COLUMNS, title, settings)
     if len(rows) < len(ranking) or several:
-        errors.print(f"{len(rows)} of {len(ranking)} experts; each.parquet and the page have all")
+        of = counted(len(ranking), "expert")
+        errors.print(f"{len(rows)} of {of}; each.parquet and the page have all")
 
 
 def _group(scope: str, domain: str) -> str:
@@ -269,5 +282,10 @@ def _known(value: float) -> float:
     return value if math.isfinite(value) else -2.0
 
 
-def _columns(rows: list[dict[str, Any]], names: dict[str, str]) -> pa.Table:
-    return pa.table({shown: pa.array([r[name] for r in rows]) for name, shown in names.items()})
+def _print_rows(
+    rows: list[dict[str, Any]], heads: dict[str, Head], title: str, settings: AblateArgs
+) -> None:
+    sheet = Sheet(title, *heads.values())
+    for row in rows:
+        sheet.add(*(row[name] for name in heads))
+    sheet.print(settings)

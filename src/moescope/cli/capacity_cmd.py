@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
-from rich.table import Table
 from rich.text import Text
 
-from moescope.cli.settings import ModelArgs, TableOrJson
-from moescope.cli.tables import titled
-from moescope.cli.terminal import output, write
+from moescope.cli.fit import Head
+from moescope.cli.settings import ModelArgs, TableOrJson, WideArgs
+from moescope.cli.tables import Sheet, write_json
+from moescope.cli.terminal import output
 from moescope.cli.verb import Argument, verb
 from moescope.errors import BadInputError
 from moescope.given import MOST_TOKENS
+from moescope.words import counted
 
 if TYPE_CHECKING:
     from moescope.training.overflow import LayerOverflow
 
 
-class CapacityArgs(ModelArgs):
+class CapacityArgs(ModelArgs, WideArgs):
     """Everything that `capacity` can be told."""
 
     text: Annotated[str, Argument("TEXT")]
@@ -74,27 +74,24 @@ def capacity(settings: CapacityArgs) -> None:
     for made in layers:
         if settings.format == "json":
             for row in made.rows:
-                record = {"layer": made.layer, "capacity": made.capacity, **asdict(row)}
-                write(json.dumps(record) + "\n")
+                write_json({"layer": made.layer, "capacity": made.capacity, **asdict(row)})
         else:
-            output.print(_table(made))
+            _print(made, settings)
 
 
-def _table(made: LayerOverflow) -> Table:
+def _print(made: LayerOverflow, settings: CapacityArgs) -> None:
     wanted = len(made.rows) * made.top_k
     title = (
-        f"layer {made.layer}: {len(made.rows)} tokens, {made.num_experts} experts, room for "
-        f"{made.capacity} each"
+        f"layer {made.layer}: {counted(len(made.rows), 'token')}, {made.num_experts} experts, "
+        f"room for {made.capacity} each"
     )
-    table = titled(title, "<token", "wanted", "got", "<why")
-    table.caption_justify = "left"
-    table.caption = (
-        f"{made.dropped} of {wanted} choices dropped, {made.rerouted} rerouted. Tokens "
-        "queue in order; a token without any expert passes on unchanged through the residual."
-    )
+    table = Sheet(
+        title, "<token", Head("wanted", "words", keep=True), Head("got", "words", keep=True),
+        Head("why", "words"),
+    )  # fmt: skip
     for row in made.rows:
         lost = row.wanted != row.got
-        table.add_row(
+        table.add(
             Text(row.text.replace(" ", "·").replace("\n", "⏎")),
             " ".join(f"E{e}" for e in row.wanted),
             Text(
@@ -103,4 +100,9 @@ def _table(made: LayerOverflow) -> Table:
             ),
             row.note,
         )
-    return table
+    table.print(settings)
+    output.print(
+        f"{made.dropped} of {counted(wanted, 'choice')} dropped, {made.rerouted} rerouted. Tokens "
+        "queue in order; a token without any expert passes on unchanged through the residual.",
+        style="dim",
+    )

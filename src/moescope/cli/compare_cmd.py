@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from moescope.cli.settings import FormatArgs
-from moescope.cli.tables import print_table
+from moescope.cli.settings import ColumnsArgs
+from moescope.cli.tables import heads_of, print_table
 from moescope.cli.verb import Argument, verb
 
 
-class CompareArgs(FormatArgs):
+class CompareArgs(ColumnsArgs):
     """Everything that `compare` can be told."""
 
     run_a: Annotated[str, Argument("RUN")]
@@ -24,7 +24,9 @@ def compare(settings: CompareArgs) -> None:
 
     Example: moescope compare run-at-10-percent run-at-end
     """
-    from moescope.metrics.runs import compare_runs, open_run
+    from moescope.metrics.runs import COMPARED, compare_runs, open_run
+    from moescope.metrics.table import COMMON
 
     made = compare_runs(open_run(settings.run_a), open_run(settings.run_b))
-    print_table(made, settings.format)
+    heads = heads_of(made, COMPARED, (COMMON | COMPARED).__getitem__)
+    print_table(made, settings, heads=heads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
@@ -12,12 +11,14 @@ from pydantic import Field, model_validator
 from rich.text import Text
 
 from moescope.cli.asked import asked
+from moescope.cli.fit import Head
 from moescope.cli.of_run import OfRunArgs
-from moescope.cli.settings import CorpusArgs, Format, FormatArgs, LayersArgs
-from moescope.cli.tables import listing, print_table
-from moescope.cli.terminal import errors, output, progress, write
+from moescope.cli.settings import CorpusArgs, FormatArgs, LayersArgs
+from moescope.cli.tables import Sheet, print_table, write_json
+from moescope.cli.terminal import errors, output, progress
 from moescope.cli.verb import flagged, note, verb
 from moescope.errors import BadInputError
+from moescope.words import counted
 
 if TYPE_CHECKING:
     from moescope.intervene.contrast.result import ContrastResult
@@ -88,7 +89,7 @@ def contrast(settings: ContrastArgs, resume: bool) -> None:
                 tokens=settings.tokens, options=settings.trace_options(), folder=out,
                 resume=resume, on_progress=show,
             )  # fmt: skip
-        _show(made, settings.format, settings.rows, settings.strength)
+        _show(made, settings)
         if folder is not None:
             page = _save(made, settings.strength, folder, asked("contrast", settings))
             renew_contents(folder, note)
@@ -112,27 +113,27 @@ def _save(made: ContrastResult, strength: float, folder: Path, command: str) -> 
     return page
 
 
-def _show(made: ContrastResult, form: Format, top: int, strength: float) -> None:
-    if form == "csv":
-        print_table(made.to_arrow(), form)
-    elif form == "json":
-        write(json.dumps(made.to_dict(strength), ensure_ascii=False) + "\n")
+def _show(made: ContrastResult, settings: ContrastArgs) -> None:
+    if settings.format == "csv":
+        print_table(made.to_arrow(), settings)
+    elif settings.format == "json":
+        write_json(made.to_dict(settings.strength))
     else:
-        _tables(made, top, strength)
+        _tables(made, settings)
 
 
-def _tables(made: ContrastResult, top: int, strength: float) -> None:
+def _tables(made: ContrastResult, given: ContrastArgs) -> None:
     what = "pairs" if made.paired else "texts"
-    counted = {"all": "", "differing": ", tokens that differ", "shared": ", tokens that both have"}
+    spans = {"all": "", "differing": ", tokens that differ", "shared": ", tokens that both have"}
     (n, m), (t, u) = made.num_documents, made.num_tokens
     output.print(
-        f"with: {n:,} texts, {t:,} tokens; without: {m:,} texts, {u:,} tokens"
-        f"{' (pairs' + counted[made.span] + ')' if made.paired else ''}"
+        f"with: {counted(n, 'text')}, {counted(t, 'token')}; without: {counted(m, 'text')}, "
+        f"{counted(u, 'token')}{' (pairs' + spans[made.span] + ')' if made.paired else ''}"
     )
     for remark in made.notes:
         output.print(Text.assemble(("note ", "bold yellow"), (flagged(remark), "yellow")))
     output.print()
-    _differences(made, top)
+    _differences(made, given)
     a, b = made.shared_tokens
     output.print(
         f"Δ: rate with minus rate without; interval and p over {what}, q over all "
@@ -142,8 +143,8 @@ def _tables(made: ContrastResult, top: int, strength: float) -> None:
         style="dim",
     )
     output.print()
-    _proposals(made)
-    settings = made.settings(strength)
+    _proposals(made, given)
+    settings = made.settings(given.strength)
     if settings:
         flags = " ".join(f"--set {s}" for s in settings)
         output.print("To steer by the confirmed ones:", style="bold")
@@ -153,14 +154,18 @@ def _tables(made: ContrastResult, top: int, strength: float) -> None:
         output.print("No expert's difference is confirmed: nothing to steer by.", style="bold")
 
 
-def _differences(made: ContrastResult, top: int) -> None:
-    table = listing(
-        f"The {top} largest differences, over all texts",
-        "<expert", "with %", "without %", "Δ", "95 %", "q", "Δ shared", "by token",
-    )  # fmt: skip
+_DELTA = (Head("Δ", keep=True), Head("95 %", keep=True), Head("q", keep=True))
+
+
+def _differences(made: ContrastResult, given: ContrastArgs) -> None:
     c = made.columns
-    for i in np.argsort(-np.nan_to_num(np.abs(c["delta"])), kind="stable")[:top]:
-        table.add_row(
+    largest = np.argsort(-np.nan_to_num(np.abs(c["delta"])), kind="stable")[: given.rows]
+    table = Sheet(
+        f"The {len(largest)} largest differences, over all texts",
+        "<expert", "with %", "without %", *_DELTA, "Δ shared", "by token",
+    )  # fmt: skip
+    for i in largest:
+        table.add(
             str(c["name"][i]),
             f"{100 * c['rate_with'][i]:.1f}",
             f"{100 * c['rate_without'][i]:.1f}",
@@ -170,19 +175,19 @@ def _differences(made: ContrastResult, top: int) -> None:
             _points(c["delta_shared"][i]),
             _points(c["by_token"][i]),
         )
-    output.print(table)
+    table.print(given)
 
 
-def _proposals(made: ContrastResult) -> None:
+def _proposals(made: ContrastResult, given: ContrastArgs) -> None:
     title = (
         "Chosen by Δ on one half of the texts, tested on the other"
         if made.holdout
         else "The largest again, as candidates to steer (the same texts chose and tested)"
     )
-    columns = ("Δ chosen", "Δ tested", "95 %", "q", "Δ shared", "by token")
-    table = listing(title, "<expert", *columns, "<to do")
+    columns = ("Δ chosen", Head("Δ tested", keep=True), *_DELTA[1:], "Δ shared", "by token")
+    table = Sheet(title, "<expert", *columns, Head("to do", "name", keep=True))
     for p in made.proposals:
-        table.add_row(
+        table.add(
             p.expert,
             _points(p.delta_chosen_on),
             _points(p.delta),
@@ -193,7 +198,7 @@ def _proposals(made: ContrastResult) -> None:
             ("boost" if p.boost else "suppress") if p.confirmed else "–",
             style="" if p.confirmed else "dim",
         )
-    output.print(table)
+    table.print(given)
     output.print(
         "Δ chosen: on the texts that chose; the rest: on those that test. – : not confirmed, q "
         "(over the candidates) is 0.05 or more, or the sign turned."

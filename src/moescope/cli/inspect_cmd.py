@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import json
-
 import pyarrow as pa
 
-from moescope.cli.settings import FormatArgs, MetaArgs
-from moescope.cli.tables import print_table
-from moescope.cli.terminal import errors, output, write
+from moescope.cli.fit import Head
+from moescope.cli.settings import ColumnsArgs, MetaArgs
+from moescope.cli.tables import print_table, write_json
+from moescope.cli.terminal import errors, output
 from moescope.cli.verb import verb
+from moescope.words import counted
+
+_HEADS = {
+    h.name: h
+    for h in (
+        Head("layer", key=True), Head("experts", keep=True), Head("top_k", keep=True),
+        Head("scoring", "name"), Head("expert_params"), Head("expert_width"), Head("shared"),
+        Head("normalized"), Head("selection_bias"), Head("router", "name"),
+    )
+}  # fmt: skip
 
 
-class InspectArgs(MetaArgs, FormatArgs):
+class InspectArgs(MetaArgs, ColumnsArgs):
     """Everything that `inspect` can be told."""
 
 
@@ -22,6 +31,7 @@ def inspect(settings: InspectArgs) -> None:
 
     Example: moescope inspect allenai/OLMoE-1B-7B-0924
     """
+    settings.require_columns(_HEADS)
     from moescope.models import load_meta
 
     anatomy, form = load_meta(settings.model_spec()), settings.format
@@ -48,13 +58,15 @@ def inspect(settings: InspectArgs) -> None:
         "active_params": anatomy.active_params,
     }
     if form == "json":
-        write(json.dumps({**summary, "layers": rows}) + "\n")
+        write_json({**summary, "layers": rows})
         return
-    print_table(pa.Table.from_pylist(rows), form, title=f"{settings.model} ({anatomy.model_type})")
+    title = f"{settings.model} ({anatomy.model_type})"
+    print_table(pa.Table.from_pylist(rows), settings, title, _HEADS)
     stream = errors if form == "csv" else output
     share = anatomy.active_params / anatomy.total_params
     stream.print(
-        f"{len(anatomy.layers)} MoE layers of {anatomy.num_decoder_layers} decoder layers · "
+        f"{counted(len(anatomy.layers), 'MoE layer')} of "
+        f"{counted(anatomy.num_decoder_layers, 'decoder layer')} · "
         f"{_billions(anatomy.total_params)} parameters, of which a token meets "
         f"{_billions(anatomy.active_params)} ({share:.0%})"
     )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
-from rich.table import Table
 from rich.text import Text
 
-from moescope.cli.settings import ModelArgs, TableOrJson
-from moescope.cli.terminal import output, write
+from moescope.cli.fit import Head
+from moescope.cli.settings import ModelArgs, TableOrJson, WideArgs
+from moescope.cli.tables import Sheet, write_json
+from moescope.cli.terminal import output
 from moescope.cli.verb import Argument, verb
 
 if TYPE_CHECKING:
     from moescope.trace.routes import RouteComparison
 
 
-class PathsArgs(ModelArgs):
+class PathsArgs(ModelArgs, WideArgs):
     """Everything that `paths` can be told."""
 
     left: Annotated[str, Argument("TEXT")]
@@ -38,21 +38,20 @@ def paths(settings: PathsArgs) -> None:
     made = compare_routes(settings.load(), settings.left, settings.right)
     if settings.format == "json":
         for row in made.rows:
-            write(json.dumps({"layers": made.layers, **row._asdict()}) + "\n")
+            write_json({"layers": made.layers, **row._asdict()})
         return
-    table = Table(header_style="bold", caption=_caption(made))
-    table.add_column("text 1")
-    table.add_column("text 2")
-    for layer in made.layers:
-        table.add_column(f"L{layer}", justify="right")
+    table = Sheet(
+        "", "<text 1", "<text 2", *(Head(f"L{layer}", keep=True) for layer in made.layers)
+    )
     for row in made.rows:
         cells = []
         for i in range(len(made.layers)):
             a = row.left_ids[i][0] if row.left_ids else None
             b = row.right_ids[i][0] if row.right_ids else None
             cells.append(_cell(a, b, None if row.shared is None else row.shared[i]))
-        table.add_row(Text(_shown(row.left)), Text(_shown(row.right)), *cells)
-    output.print(table)
+        table.add(Text(_shown(row.left)), Text(_shown(row.right)), *cells)
+    table.print(settings)
+    output.print(_caption(made), style="dim")
 
 
 def _shown(text: str | None) -> str:

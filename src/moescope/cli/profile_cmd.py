@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import model_validator
 
 from moescope.cli.asked import asked
-from moescope.cli.settings import ModelArgs, TableOrJson
-from moescope.cli.tables import titled
-from moescope.cli.terminal import output, progress, write
+from moescope.cli.settings import ModelArgs, TableOrJson, WideArgs
+from moescope.cli.tables import Sheet, write_json
+from moescope.cli.terminal import output, progress
 from moescope.cli.verb import Argument, Flag, note, of, verb
 from moescope.errors import BadInputError
 from moescope.models import ModelSpec
 from moescope.models.spec import DtypeName
 from moescope.profiles.options import ProfileOptions
 from moescope.progress import Progress
+from moescope.words import counted
 
 if TYPE_CHECKING:
     from moescope.metrics.runs import AnalyzedRun
     from moescope.profiles.facts import Profiles
 
 
-class ProfileArgs(ModelArgs):
+class ProfileArgs(ModelArgs, WideArgs):
     """Everything that `profile` can be told."""
 
     run: Annotated[str, Argument("RUN")]
@@ -104,7 +104,7 @@ def profile(settings: ProfileArgs) -> None:
     renew_contents(opened.path, note)
     if settings.format == "json":
         for one in made:
-            write(json.dumps(one.to_dict()) + "\n")
+            write_json(one.to_dict())
         return
     if settings.all:
         _print_counts(made)
@@ -112,7 +112,7 @@ def profile(settings: ProfileArgs) -> None:
         from moescope.cli.profile_text import print_profile
 
         for one in made:
-            print_profile(one)
+            print_profile(one, settings)
     for page in pages:
         output.print(str(page), soft_wrap=True)
 
@@ -126,17 +126,17 @@ def _print_counts(made: Profiles) -> None:
 
     uses = made.uses()
     if uses:
-        table = titled(f"{len(made):,} experts, by domain", "<domain", *USES)
+        table = Sheet(f"{counted(len(made), 'expert')}, by domain", "<domain", *USES)
         for domain, row in uses.items():
-            table.add_row(domain, *(f"{row[how]:,}" for how in USES))
-        output.print(table)
+            table.add(domain, *(row[how] for how in USES))
+        table.print()
         output.print(RULE, style="dim")
-    table = titled(f"{len(made):,} experts, each counted once", "<what", "experts")
+    table = Sheet(f"{counted(len(made), 'expert')}, each counted once", "<what", "experts")
     for kind, count in Counter(made.column("role_kind")).most_common():
-        table.add_row(_KINDS.get(kind, kind), f"{count:,}")
+        table.add(_KINDS.get(kind, kind), count)
     for flag, count in sorted(Counter(f for own in made.column("flags") for f in own).items()):
-        table.add_row(f"flag: {flag}", f"{count:,}")
-    output.print(table)
+        table.add(f"flag: {flag}", count)
+    table.print()
 
 
 _KINDS = {

@@ -5,6 +5,7 @@ Defaults, words and bounds come from the classes of the library that use them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -20,6 +21,7 @@ from moescope.models import ModelSpec
 from moescope.models.spec import DtypeName, EngineName, local_folder
 from moescope.progress import OnProgress, quiet
 from moescope.run.options import TraceOptions
+from moescope.words import brief, near_names
 
 if TYPE_CHECKING:
     from moescope.models import LoadedModel
@@ -64,13 +66,51 @@ Layers = Annotated[tuple[int, ...] | None, BeforeValidator(_layers), Flag(kind=s
 """MoE layers, typed as ``0,3,8-11``."""
 
 
-class FormatArgs(Settings):
+class WideArgs(Settings):
+    """How wide a verb prints."""
+
+    wide: bool = False
+    """do not fit tables to the terminal"""
+
+
+class FormatArgs(WideArgs):
     """How a verb prints."""
 
     group = "Output"
 
     format: Format = "table"
     """how to print"""
+
+
+def _names(given: Any) -> Any:
+    """Names as they are typed, with commas between them."""
+    return tuple(given.replace(",", " ").split()) if isinstance(given, str) else given
+
+
+class ColumnsArgs(FormatArgs):
+    """How a verb prints a table whose columns can be chosen."""
+
+    columns: Annotated[tuple[str, ...] | None, BeforeValidator(_names), Flag(kind=str)] = Field(
+        None, min_length=1, description="columns to print, such as layer,expert,q; all by default"
+    )
+
+    def require_columns(self, known: Iterable[str]) -> None:
+        """Refuse columns that the table has not."""
+        for name in self.columns or ():
+            require_column(name, known, "columns")
+
+
+def require_column(name: str, known: Iterable[str], setting: str) -> None:
+    """Refuse a column that the table has not.
+
+    Raises:
+        BadInputError: there is none of that name; says which ones are near.
+    """
+    names = list(known)
+    if name not in names:
+        raise BadInputError(
+            f"`{setting}`: this table has no column {brief(name)}; {near_names(name, names)}"
+        )
 
 
 class LayersArgs(Settings):

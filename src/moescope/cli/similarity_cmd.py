@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from moescope.cli.asked import asked
-from moescope.cli.settings import FormatArgs, Layers, ModelArgs, TextArgs
+from moescope.cli.fit import Head
+from moescope.cli.settings import ColumnsArgs, Layers, ModelArgs, TextArgs
 from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, progress
 from moescope.cli.verb import Argument, Flag, note, of, verb
@@ -17,6 +18,7 @@ from moescope.errors import BadInputError
 from moescope.files import usable_path
 from moescope.memory import parse_memory
 from moescope.similarity.options import Method, SimilarityOptions
+from moescope.words import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,7 +27,18 @@ if TYPE_CHECKING:
     from moescope.similarity.result import Similarity
 
 
-class SimilarityArgs(ModelArgs, TextArgs, FormatArgs):
+_HEADS = {
+    h.name: h
+    for h in (
+        Head("method", "name", key=True), Head("a", "name", key=True), Head("b", "name", key=True),
+        Head("value"), Head("ci_low", of="value"), Head("ci_high", of="value"),
+        Head("chance", of="value"), Head("reference", of="value"), Head("tokens"),
+    )
+}  # fmt: skip
+"""How the columns of `_top` are printed."""
+
+
+class SimilarityArgs(ModelArgs, TextArgs, ColumnsArgs):
     """Everything that `similarity` can be told."""
 
     model: Annotated[str, Argument("MODEL|RUN")] = Field(description="model, or a run folder")
@@ -79,6 +92,7 @@ class SimilarityArgs(ModelArgs, TextArgs, FormatArgs):
                 )
         if self.out is None and not _is_run(self.text):
             raise BadInputError("say where the results go: -o FOLDER")
+        self.require_columns(_HEADS)
         return self
 
     def folder(self) -> Path:
@@ -144,7 +158,7 @@ def similarity(settings: SimilarityArgs, resume: bool) -> None:
         if settings.pdf:
             for path in write_similarity_figures(made, folder / "figures"):
                 errors.print(str(path), soft_wrap=True)
-    print_table(_top(made.pairs, settings.rows), settings.format)
+    print_table(_top(made.pairs, settings.rows), settings, heads=_HEADS)
     errors.print(str(page), soft_wrap=True)
 
 
@@ -168,8 +182,7 @@ def _top(pairs: pa.Table, rows: int) -> pa.Table:
                 "ci_low": r["ci_low"], "ci_high": r["ci_high"], "chance": r["chance"],
                 "reference": r["reference"], "tokens": r["tokens"],
             })  # fmt: skip
-    names = ("method", "a", "b", "value", "ci_low", "ci_high", "chance", "reference", "tokens")
-    return pa.table({n: pa.array([r[n] for r in shown]) for n in names})
+    return pa.table({n: pa.array([r[n] for r in shown]) for n in _HEADS})
 
 
 def _warn(made: Similarity) -> None:
@@ -179,8 +192,8 @@ def _warn(made: Similarity) -> None:
     text = made.about["text"]
     if text is not None:
         errors.print(
-            f"{text['tokens']:,} tokens of {text['documents']:,} documents from "
-            f"{len(text['domains'])} domains"
+            f"{counted(text['tokens'], 'token')} of {counted(text['documents'], 'document')} from "
+            f"{counted(len(text['domains']), 'domain')}"
         )
     for remark in similarity_notes(made.about):
         note(remark.text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -11,8 +10,9 @@ from pydantic import Field, model_validator
 
 from moescope.cli.asked import asked
 from moescope.cli.of_run import OfRunArgs
-from moescope.cli.settings import TableOrJson
-from moescope.cli.terminal import errors, output, progress, write
+from moescope.cli.settings import TableOrJson, WideArgs
+from moescope.cli.tables import write_json
+from moescope.cli.terminal import errors, output, progress
 from moescope.cli.verb import note, of, verb
 from moescope.errors import BadInputError
 from moescope.given import Seed
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from moescope.progress import OnProgress
 
 
-class SteerArgs(OfRunArgs):
+class SteerArgs(OfRunArgs, WideArgs):
     """Everything that `steer` can be told."""
 
     kept_as: ClassVar[str] = "steering"
@@ -124,10 +124,9 @@ def steer(settings: SteerArgs, resume: bool) -> None:
                 plan.require_model(describe_model(loaded))
             result, followed = _run(settings, loaded, edits, strengths, resume, show)
         if settings.format == "json":
-            both = {**result.to_dict(), "sweep": followed.to_dict() if followed else None}
-            write(json.dumps(both, ensure_ascii=False) + "\n")
+            write_json({**result.to_dict(), "sweep": followed.to_dict() if followed else None})
         else:
-            print_steering(result, followed, loaded.anatomy)
+            print_steering(result, followed, loaded.anatomy, settings)
         if folder is not None:
             page = _save(result, followed, folder, asked("steer", settings))
             renew_contents(folder, note)

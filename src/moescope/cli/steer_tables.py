@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from moescope.cli.tables import listing
+from moescope.cli.fit import Head
+from moescope.cli.settings import WideArgs
+from moescope.cli.tables import Sheet
 from moescope.cli.terminal import output
 from moescope.cli.verb import flagged
 from moescope.intervene.steering.prompts import visible
-from moescope.words import percent
+from moescope.words import counted
 
 if TYPE_CHECKING:
     from moescope.intervene.steering.controls import Controls
@@ -23,22 +25,26 @@ if TYPE_CHECKING:
 
 _MOST_TOKENS = 60
 _MOST_ROWS = 12
-_SHIFT = ("before", "after", "Δ log p", "Δ logit", "rank")
+_SHIFT = (
+    Head("before", percent=True), Head("after", percent=True), "Δ log p", "Δ logit", "rank",
+)  # fmt: skip
 
 
-def print_steering(result: SteeringResult, swept: SweepResult | None, anatomy: Anatomy) -> None:
+def print_steering(
+    result: SteeringResult, swept: SweepResult | None, anatomy: Anatomy, form: WideArgs
+) -> None:
     """Print everything on stdout."""
     _head(result)
-    _routing(result, anatomy)
-    _next_token(result)
+    _routing(result, anatomy, form)
+    _next_token(result, form)
     if result.words:
-        _words(result)
+        _words(result, form)
     if result.controls is not None:
-        _controls(result, result.controls)
+        _controls(result, result.controls, form)
     if result.before is not None and result.after is not None:
-        _texts(result, result.before, result.after)
+        _texts(result, result.before, result.after, form)
     if swept is not None:
-        _sweep(swept)
+        _sweep(swept, form)
 
 
 def _head(result: SteeringResult) -> None:
@@ -77,30 +83,32 @@ def _shown_positions(length: int, targets: Sequence[int] | None) -> list[int | N
     return shown
 
 
-def _routing(result: SteeringResult, anatomy: Anatomy) -> None:
+def _routing(result: SteeringResult, anatomy: Anatomy, form: WideArgs) -> None:
     edited = {u.expert for u in result.uses}
     where = "the last token" if result.targets is None else "the target"
     if not result.choices:
         return
     title = f"Routing of {where}: experts and their weights"
-    table = listing(title, "<token", "<layer", "<before", "<after")
+    sides = (Head(name, "words", keep=True) for name in ("before", "after"))
+    table = Sheet(title, "<token", Head("layer", key=True), *sides)
     for choice in result.choices[:_MOST_ROWS]:
         piece = visible(result.prompt.pieces[choice.position])
-        table.add_row(
-            Text(f"{choice.position} {piece}"),
-            str(choice.layer_idx),
+        table.add(
+            f"{choice.position} {piece}",
+            choice.layer_idx,
             _experts(choice, choice.before, edited),
             _experts(choice, choice.after, edited),
         )
-    output.print(table)
+    table.print(form)
     hidden = len(result.choices) - _MOST_ROWS
     if hidden > 0:
-        output.print(f"and {hidden} more rows; --format json has all", style="dim")
+        output.print(f"and {counted(hidden, 'more row')}; --format json has all", style="dim")
     busiest = sorted(result.uses, key=lambda u: -(u.chosen_before + u.chosen_after))[:_MOST_ROWS]
     for use in sorted(busiest, key=result.uses.index):
         output.print(_use(use, anatomy), soft_wrap=True)
     if len(result.uses) > _MOST_ROWS:
-        output.print(f"and {len(result.uses) - _MOST_ROWS} more experts", style="dim")
+        more = counted(len(result.uses) - _MOST_ROWS, "more expert")
+        output.print(f"and {more}", style="dim")
     output.print()
 
 
@@ -116,7 +124,7 @@ def _experts(choice: Choice, side: Sequence[tuple[int, float]], edited: set[str]
 def _use(use: ExpertUse, anatomy: Anatomy) -> Text:
     layer = int(use.expert[1:].split("E")[0])
     of = next(m.num_experts for m in anatomy.layers if m.layer_idx == layer)
-    places = "1 token" if use.positions == 1 else f"{use.positions} tokens"
+    places = counted(use.positions, "token")
     line = Text.assemble(
         (use.expert, "bold"),
         f" chosen at {use.chosen_before} of {places} before, {use.chosen_after} after",
@@ -129,49 +137,49 @@ def _use(use: ExpertUse, anatomy: Anatomy) -> Text:
     return line
 
 
-def _next_token(result: SteeringResult) -> None:
-    table = listing("Next token: probability before and after", "<token", *_SHIFT)
+def _next_token(result: SteeringResult, form: WideArgs) -> None:
+    table = Sheet("Next token: probability before and after", "<token", *_SHIFT, digits=3)
     for token in result.tokens:
-        table.add_row(Text(visible(token.text)), *_shift(token.shift))
-    output.print(table)
+        table.add(visible(token.text), *_shift(token.shift))
+    table.print(form)
     output.print(
         f"KL(before‖after) {result.kl:.3g} nats; entropy {result.entropy_before:.3f} → "
         f"{result.entropy_after:.3f} nats\n"
     )
 
 
-def _words(result: SteeringResult) -> None:
-    table = listing("Chosen words, each by its first token", "<word", "<token", *_SHIFT)
+def _words(result: SteeringResult, form: WideArgs) -> None:
+    table = Sheet("Chosen words, each by its first token", "<word", "<token", *_SHIFT, digits=3)
     for word, s in result.words:
-        table.add_row(
+        table.add(
             Text(word.word if word.main else "", style="bold"),
-            Text(
-                visible(word.text) + ("" if word.num_tokens == 1 else f" (1 of {word.num_tokens})")
-            ),
+            visible(word.text) + ("" if word.num_tokens == 1 else f" (1 of {word.num_tokens})"),
             *_shift(s),
         )
-    output.print(table)
+    table.print(form)
     if any(w.word.num_tokens > 1 for w in result.words):
         output.print("1 of n: the word is n tokens, and only the first is followed", style="dim")
     output.print()
 
 
-def _controls(result: SteeringResult, controls: Controls) -> None:
+def _controls(result: SteeringResult, controls: Controls, form: WideArgs) -> None:
     if controls.kl is None or not max(result.kl, *(c.kl for c in controls.draws)) > 0:
         return  # the summary has said all there is to say
     n = len(controls.draws)
     followed = [i for i, (word, _) in enumerate(result.words) if word.main]
-    title = f"The same edit on {n} other expert{'s' if n > 1 else ''} of the same layers"
+    title = f"The same edit on {counted(n, 'other expert')} of the same layers"
     moved = [f"Δ logit {visible(result.words[i].word.text)}" for i in followed]
-    table = listing(title, "<experts", "chosen there", "KL", *moved)
+    table = Sheet(title, "<experts", Head("KL", keep=True), "chosen there", *moved, digits=3)
+    own = f"{_names([u.expert for u in result.uses])} (the edit)"
     here = sum(u.chosen_before for u in result.uses)
-    mine = [_signed(result.words[i].shift.logit_change) for i in followed]
-    chosen = _names([u.expert for u in result.uses])
-    table.add_row(Text(chosen), str(here), f"{result.kl:.3g}", *mine, style="bold yellow")
-    for draw in sorted(controls.draws, key=lambda d: -d.kl):
-        moved = [_signed(draw.word_changes[i]) for i in followed]
-        table.add_row(Text(_names(draw.experts)), str(draw.positions), f"{draw.kl:.3g}", *moved)
-    output.print(table)
+    mine = tuple(shift.logit_change for _, shift in result.words)
+    rows = [(own, result.kl, here, mine)]
+    rows += [(_names(d.experts), d.kl, d.positions, d.word_changes) for d in controls.draws]
+    for row in sorted(rows, key=lambda row: -row[1]):
+        experts, kl, positions, changes = row
+        moved = [_signed(changes[i]) for i in followed]
+        table.add(experts, kl, positions, *moved, style="bold yellow" if row is rows[0] else "")
+    table.print(form)
     lines = [f"KL: number {controls.kl.rank} of {n + 1}, p = {controls.kl.p:.2g}"]
     for i in followed:
         stands, text = controls.words[i], visible(result.words[i].word.text)
@@ -193,20 +201,19 @@ def _names(experts: Sequence[str]) -> str:
     return " ".join(experts[:4]) + (f" and {more} more" if more > 0 else "")
 
 
-def _texts(result: SteeringResult, before: Written, after: Written) -> None:
+def _texts(result: SteeringResult, before: Written, after: Written, form: WideArgs) -> None:
     drawn = "" if not result.temperature else f", temperature {result.temperature:g}"
     if result.first_difference is None:
         output.print(f"The generated text is the same before and after{drawn}:", style="bold")
         output.print(Text("".join(before.pieces)))
     else:
         shared = result.first_difference
-        where = f"the same for {shared} tokens" if shared else "another one from the first token on"
-        table = listing(f"Generated text: {where}{drawn}", "<before", "<after")
-        table.expand = True
-        for column in table.columns:
-            column.ratio = 1
-        table.add_row(*(_marked(w, result.first_difference) for w in (before, after)))
-        output.print(table)
+        same = f"the same for {counted(shared, 'token')}"
+        where = same if shared else "another one from the first token on"
+        sides = (Head(name, "words", keep=True) for name in ("before", "after"))
+        table = Sheet(f"Generated text: {where}{drawn}", *sides)
+        table.add(*(_marked(w, result.first_difference) for w in (before, after)))
+        table.print(form)
     output.print()
 
 
@@ -217,37 +224,45 @@ def _marked(written: Written, first: int) -> Text:
     return text
 
 
-def _sweep(swept: SweepResult) -> None:
+def _sweep(swept: SweepResult, form: WideArgs) -> None:
     followed = [i for i, word in enumerate(swept.words) if word.main]
     moved = [f"Δ logit {visible(swept.words[i].text)}" for i in followed]
-    columns = (swept.unit, "chosen", "KL", "entropy", "<next token", *moved)
-    table = listing("Sweep over the strength", *columns)
+    strength = Head(swept.unit, key=True)
+    next_token = (
+        Head("next token", "name", keep=True),
+        Head("probability", percent=True, of="next token"),
+    )
+    table = Sheet(
+        "Sweep over the strength", strength, "KL", "chosen", *next_token, "entropy", *moved,
+        digits=3,
+    )  # fmt: skip
     for p in swept.points:
-        table.add_row(
+        table.add(
             f"{p.strength:g}",
+            p.kl,
             f"{p.chosen}/{p.places}",
-            f"{p.kl:.3g}",
+            visible(p.token),
+            p.prob,
             f"{p.entropy:.3f}",
-            Text(f"{visible(p.token)} {percent(p.prob)}"),
             *(_signed(p.words[i].logit_change) for i in followed),
         )
-    output.print(table)
+    table.print(form)
     if swept.before is None:
         return
     output.print()
-    texts = listing("Text at each strength", swept.unit, "<text")
+    texts = Sheet("Text at each strength", strength, Head("text", "words", keep=True))
     for p in swept.points:
         same = p.text is None or p.first_difference is None
         written = "" if p.text is None else "".join(p.text.pieces).replace("\n", "⏎")
         text = "as unedited" if same else written
-        texts.add_row(f"{p.strength:g}", Text(text, style="dim" if same else ""))
-    output.print(texts)
+        texts.add(f"{p.strength:g}", Text(text, style="dim" if same else ""))
+    texts.print(form)
 
 
-def _shift(s: Shift) -> tuple[str, ...]:
+def _shift(s: Shift) -> tuple[float | str, ...]:
     """The cells of `_SHIFT`."""
     return (
-        percent(s.prob_before), percent(s.prob_after), _signed(s.log_prob_change),
+        s.prob_before, s.prob_after, _signed(s.log_prob_change),
         _signed(s.logit_change), _ranks(s.rank_before, s.rank_after),
     )  # fmt: skip
 

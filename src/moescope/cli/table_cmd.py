@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from moescope.cli.settings import FormatArgs
-from moescope.cli.tables import print_table
+from moescope.axes import ExpertRef, require_experts
+from moescope.cli.fit import Head
+from moescope.cli.settings import ColumnsArgs, require_column
+from moescope.cli.tables import heads_of, print_table
 from moescope.cli.terminal import errors, output
 from moescope.cli.verb import Argument, note, verb
+from moescope.cli.where import rows_where
 from moescope.errors import BadInputError
 from moescope.words import listing
 
+if TYPE_CHECKING:
+    from moescope.metrics.table import Table
+
 _SHOWN = 40
-_KEYS = ("layer", "expert", "domain")
+
+Direction = Literal["ascending", "descending"]
 
 
-class TableArgs(FormatArgs):
+class TableArgs(ColumnsArgs):
     """Everything that `table` can be told."""
 
     run: Annotated[str, Argument("RUN")]
@@ -28,10 +35,15 @@ class TableArgs(FormatArgs):
     """name of a table"""
     layer: int | None = None
     """only this layer"""
+    expert: tuple[str, ...] = ()
+    """only this expert, such as L3E7; may be repeated"""
     domain: str | None = None
     """only this domain ('all': the total)"""
+    where: str | None = None
+    """only rows of which this holds, such as "q < 0.05 and lift_over_others > 2\""""
     sort: str | None = None
-    """sort by this column, largest first"""
+    """sort by this column: what is small first where that is the best, as of q or a loss, and what
+    is large first elsewhere; COLUMN:asc and COLUMN:desc say which"""
     rows: int | None = Field(
         None, ge=0, description="at most this many rows; 0: all; 40 by default as table"
     )
@@ -44,52 +56,74 @@ def table(settings: TableArgs) -> None:
     """Print a table of a run; without NAME, list the tables.
 
     Example: moescope table my-run load --layer 3 --domain ndis_policy --format csv
+
+    Example: moescope table my-run domain_specialization --where "q < 0.05" --sort lift_over_others
     """
     from moescope.metrics.runs import note_of, open_run
-    from moescope.metrics.tables import every_table, find_table
+    from moescope.metrics.tables import find_table
 
     opened, form = open_run(settings.run), settings.format
     if settings.name is None:
-        known, problems = every_table()
-        what = [made.title.rstrip(".") for made in known.values()]
-        print_table(pa.table({"table": list(known), "what": what}), form)
-        for line in problems:
-            errors.print(f"left out: {line}", soft_wrap=True)
+        _print_list(settings)
         return
-    data = opened.table(settings.name)
+    experts = [ExpertRef.parse(name) for name in settings.expert]
+    sizes = dict(zip(opened.shape.layers, opened.shape.num_experts, strict=True))
+    require_experts(experts, sizes, "this run")
+    data, known_as = opened.table(settings.name), find_table(settings.name)
     if settings.about:
-        known_as = find_table(settings.name)
         output.print(known_as.about + "\n")
         for column in data.column_names:
             output.print(f"{column}: {known_as.meaning(column)}")
         return
     remark = note_of(data)
-    data = _filtered(data, layer=settings.layer, domain=settings.domain)
-    if settings.sort is not None:
-        _require(data, settings.sort)
-        data = _sorted(data, settings.sort)
+    data, first = _chosen(data if not experts else _of_experts(data, experts), known_as, settings)
     most = settings.rows if settings.rows is not None else (_SHOWN if form == "table" else 0)
     total = data.num_rows
     if most and total > most:
         data = data.slice(0, most)
     if not total and opened.manifest.options["keep"] == "aggregates":
         errors.print("empty: this run kept aggregates only; trace it with --keep sample or all")
-    if settings.sort is not None and form == "table":  # what is too wide is left out at the end
-        names = data.column_names
-        first = [n for n in _KEYS if n in names and n != settings.sort]
-        data = data.select(dict.fromkeys((*first, settings.sort, *names)))
-    print_table(data, form)
+    heads = heads_of(data, known_as.columns, known_as.meaning)
+    print_table(data, settings, heads=heads, first=first)
     if remark:
         note(remark, "")
     if data.num_rows < total:
         errors.print(f"{data.num_rows} of {total:,} rows; --rows 0 shows all")
 
 
+def _print_list(settings: TableArgs) -> None:
+    """The names of the tables, and what each answers."""
+    from moescope.metrics.tables import every_table
+
+    known, problems = every_table()
+    what = [made.title.rstrip(".") for made in known.values()]
+    heads = {"table": Head("table", "name", key=True), "what": Head("what", "words", keep=True)}
+    print_table(pa.table({"table": list(known), "what": what}), settings, heads=heads)
+    for line in problems:
+        errors.print(f"left out: {line}", soft_wrap=True)
+
+
+def _chosen(data: pa.Table, known_as: Table, settings: TableArgs) -> tuple[pa.Table, str | None]:
+    """The rows that were asked for, in the order that was; and the column of that order."""
+    settings.require_columns(data.column_names)
+    data = _filtered(data, layer=settings.layer, domain=settings.domain)
+    if settings.where is not None:
+        data = rows_where(data, settings.where)
+    if settings.sort is None:
+        return data, None
+    name, way = _order(settings.sort, data)
+    if way is None:
+        what = known_as.meaning(name)
+        text = pa.types.is_string(data[name].type)
+        way = "ascending" if what.small or what.key or text else "descending"
+    return _sorted(data, name, way), name
+
+
 def _filtered(data: pa.Table, **wanted: int | str | None) -> pa.Table:
     for column, value in wanted.items():
         if value is None:
             continue
-        _require(data, column)
+        require_column(column, data.column_names, column)
         known = data[column].unique().to_pylist()
         if value not in known:
             raise BadInputError(f"--{column} {value} is not in this table; it has {listing(known)}")
@@ -97,17 +131,37 @@ def _filtered(data: pa.Table, **wanted: int | str | None) -> pa.Table:
     return data
 
 
-def _sorted(data: pa.Table, column: str) -> pa.Table:
-    """Largest first; what is not a finite number goes last."""
+def _of_experts(data: pa.Table, experts: list[ExpertRef]) -> pa.Table:
+    """The rows of some experts; a pair is a row of both."""
+    columns = [n for n in ("expert", "expert_i", "expert_j") if n in data.column_names]
+    if not columns or "layer" not in data.column_names:
+        raise BadInputError("`expert`: this table is not about single experts")
+    kept = pa.array([False] * data.num_rows)
+    for ref in experts:
+        in_layer = pc.equal(data["layer"], ref.layer_idx)
+        for name in columns:
+            kept = pc.or_(kept, pc.and_(in_layer, pc.equal(data[name], ref.expert)))
+    return data.filter(kept)
+
+
+def _order(given: str, data: pa.Table) -> tuple[str, Direction | None]:
+    """``q:desc`` → the column, and which way."""
+    name, colon, way = given.rpartition(":")
+    if not colon:
+        name, way = given, ""
+    require_column(name, data.column_names, "sort")
+    known: dict[str, Direction | None] = {"": None, "asc": "ascending", "desc": "descending"}
+    if way not in known or (colon and not way):
+        raise BadInputError(
+            f"`sort` {given}: {way!r} is no direction; give {name}:asc or {name}:desc"
+        )
+    return name, known[way]
+
+
+def _sorted(data: pa.Table, column: str, way: Direction) -> pa.Table:
+    """What is not a finite number goes last."""
     values = data[column]
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_finite(values), values, None)
-    order = pc.sort_indices(values, sort_keys=[("", "descending")])  # nulls go last
+    order = pc.sort_indices(values, sort_keys=[("", way)])  # nulls go last
     return data.take(order)
-
-
-def _require(data: pa.Table, column: str) -> None:
-    if column not in data.column_names:
-        raise BadInputError(
-            f"this table has no column {column!r}; its columns are {', '.join(data.column_names)}"
-        )

@@ -20,6 +20,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.segment import Segment
+from rich.text import Text
 
 from moescope.progress import OnProgress, Progress
 
@@ -42,6 +43,15 @@ def clean(text: str) -> str:
     return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def safe(text: str | Text, style: str = "") -> Text:
+    """The same as `clean`, of a text with styles; what is to be laid out is made so before."""
+    whole = text if isinstance(text, Text) else Text(clean(text), style)
+    for found in reversed(list(_UNSAFE.finditer(whole.plain))):
+        before, odd, after = whole.divide(found.span())
+        whole = Text("").join((before, Text(clean(odd.plain), odd.style), after))
+    return whole
+
+
 def bounded(line: str) -> str:
     """A line that quotes what was given, without most of it where that is very long."""
     words = re.sub(
@@ -61,6 +71,11 @@ class CleanConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Escapes are longer than what they stand for: they are made before lines are."""
+        shown = (safe(one) if isinstance(one, str | Text) else one for one in objects)
+        super().print(*shown, **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from moescope.cli.tables import titled
+from moescope.cli.tables import Sheet
 from moescope.cli.terminal import errors, output, progress
 from moescope.cli.verb import Argument, Flag, Settings, of, verb
 from moescope.models import ModelSpec
@@ -53,9 +53,9 @@ def train(settings: TrainArgs, resume: bool) -> None:
 def _summarize(done: Trained) -> None:
     """Held-out loss by domain beside the baseline, on stderr."""
     title = "held-out loss, nats per token (unigram: token shares of the training text)"
-    table = titled(title, "<domain", "loss", "as saved", "unigram", "better by")
+    table = Sheet(title, "<domain", "loss", "as saved", "unigram", "better by")
     for domain, loss in sorted(done.losses.items()):
         saved, baseline = done.saved[domain], done.unigram[domain]
         figures = (f"{loss:.3f}", f"{saved:.3f}", f"{baseline:.3f}", f"{baseline - saved:+.3f}")
-        table.add_row(domain, *figures)
-    errors.print(table)
+        table.add(domain, *figures)
+    table.print(on=errors)

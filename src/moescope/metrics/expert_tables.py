@@ -36,17 +36,19 @@ MAX_PAIR_ROWS = 3_000_000
 @table(
     "load",
     columns={
-        "count": "tokens that chose the expert",
-        "load": Column("count/(tokens·K); sums to 1 over a layer", chance="1/E"),
         "activation_rate": Column("count/tokens", chance="K/E"),
+        "ci_low": Column(
+            "lower end of activation_rate's 95 % interval over documents", of="activation_rate"
+        ),
+        "ci_high": Column("upper end of it", of="activation_rate"),
+        "activation_chance": Column("K/E", of="activation_rate"),
+        "load": Column("count/(tokens·K); sums to 1 over a layer", chance="1/E"),
+        "chance": Column("1/E", of="load"),
         "gate_mass": "mean weight over all tokens, 0 where not chosen; NaN where not known",
-        "chance": "1/E",
-        "activation_chance": "K/E",
-        "ci_low": "lower end of activation_rate's 95 % interval over documents",
-        "ci_high": "upper end of it",
         "first_share": Column(
             "share of tokens whose first choice it is; NaN where not known", chance="1/E"
         ),
+        "count": "tokens that chose the expert",
     },
     concept="load-and-balance",
 )
@@ -88,7 +90,7 @@ def load(view: PhaseView) -> Rows:
         "entropy": "H(load)/log E, 1 when even",
         "dead_share": "share of experts below 0.1 % of the assignments; read it with tokens",
         "cold_share": "share of experts below 0.5 % of the assignments; read it with tokens",
-        "cv_chance": "what even random routing of as many tokens gives",
+        "cv_chance": Column("what even random routing of as many tokens gives", of="cv"),
     },
     concept="load-and-balance",
 )
@@ -121,7 +123,7 @@ def balance_table(view: PhaseView) -> Rows:
             "overruled the probabilities",
             interval=True,
         ),
-        "topk_mass_chance": "K/E",
+        "topk_mass_chance": Column("K/E", of="topk_mass"),
     },
     concept="decisiveness",
     needs="weights",
@@ -152,12 +154,15 @@ def decisiveness(view: PhaseView) -> Rows:
 @table(
     "histograms",
     columns={
-        "quantity": "logit and probability count every expert of every token, topk_weight the K "
-        "chosen ones",
-        "bin": "number of the bin",
+        "quantity": Column(
+            "logit and probability count every expert of every token, topk_weight the K chosen "
+            "ones",
+            key=True,
+        ),
+        "bin": Column("number of the bin", key=True),
         "low": "where the bin begins; −inf for the first",
         "high": "where it ends; inf for the last",
-        "count": "values with low ≤ value < high",
+        "count": Column("values with low ≤ value < high", keep=True),
     },
     concept="decisiveness",
     needs="weights",
@@ -187,14 +192,16 @@ def histograms(view: PhaseView) -> Rows:
 @table(
     "coactivation",
     columns={
-        "expert_i": "one expert",
-        "expert_j": "the other",
-        "count": "N_ij: tokens that chose both",
-        "p_j_given_i": Column("N_ij/N_i", chance="(K−1)/(E−1)"),
+        "expert_i": Column("one expert", key=True),
+        "expert_j": Column("the other", key=True),
         "lift": Column("N_ij·T/(N_i·N_j)", chance="lift_chance"),
-        "chance": "(K−1)/(E−1)",
-        "lift_chance": "lift under even random routing: just below 1, because a token's experts "
-        "differ",
+        "lift_chance": Column(
+            "lift under even random routing: just below 1, because a token's experts differ",
+            of="lift",
+        ),
+        "p_j_given_i": Column("N_ij/N_i", chance="(K−1)/(E−1)"),
+        "chance": Column("(K−1)/(E−1)", of="p_j_given_i"),
+        "count": "N_ij: tokens that chose both",
     },
     concept="coactivation",
     needs="tokens",
@@ -223,15 +230,15 @@ def coactivation(view: PhaseView) -> Rows:
 @table(
     "flow",
     columns={
-        "next_layer": "the next MoE layer",
-        "next_expert": "an expert of it",
-        "count": "tokens that chose expert here and next_expert there",
+        "next_layer": Column("the next MoE layer", key=True),
+        "next_expert": Column("an expert of it", key=True),
         "p": Column(
             "P(next_expert among the K of next_layer | expert among the K of layer); sums to K "
             "over next_expert",
             chance="the activation rate of next_expert",
         ),
-        "chance": "that rate, which p equals when layers route independently",
+        "chance": Column("that rate, which p equals when layers route independently", of="p"),
+        "count": "tokens that chose expert here and next_expert there",
     },
     concept="coactivation",
     needs="tokens",
@@ -261,17 +268,26 @@ def flow(view: PhaseView) -> Rows:
     "domain_specialization",
     columns={
         "value": Column("N_{e,d}/N_d, the rate in the domain", chance="K/E"),
-        "chance": "K/E",
-        "others": "the rate in all other domains",
+        "chance": Column("K/E", of="value"),
+        "ci_low": Column("lower end of value's 95 % interval over documents", of="value"),
+        "ci_high": Column("upper end of it", of="value"),
+        "q": Column(
+            "Benjamini–Hochberg over all layers × experts × domains of this table",
+            keep=True,
+            small=True,
+        ),
         "lift_over_others": Column("value/others", chance="1"),
-        "ci_low": "lower end of value's 95 % interval over documents",
-        "ci_high": "upper end of it",
-        "lift_low": "lower end of lift_over_others' 95 % interval over documents",
-        "lift_high": "upper end of it",
-        "p": "domain labels permuted over documents, two-sided; NaN where a domain has fewer than "
-        "5 documents",
-        "q": "Benjamini–Hochberg over all layers × experts × domains of this table",
-        "p_max": "for a cell chosen because it is the largest of them all",
+        "lift_low": Column(
+            "lower end of lift_over_others' 95 % interval over documents", of="lift_over_others"
+        ),
+        "lift_high": Column("upper end of it", of="lift_over_others"),
+        "others": "the rate in all other domains",
+        "p": Column(
+            "domain labels permuted over documents, two-sided; NaN where a domain has fewer than "
+            "5 documents",
+            small=True,
+        ),
+        "p_max": Column("for a cell chosen because it is the largest of them all", small=True),
         "by_token": "the rate that the domain's token ids alone predict from the other domains",
         "beyond_token": Column("on_shared − by_token", chance="0"),
         "on_shared": "the rate measured over the tokens that by_token is of",
@@ -318,16 +334,19 @@ def domain_specialization(view: PhaseView) -> Rows:
 @table(
     "domain_distance",
     columns={
-        "domain_a": "one domain",
-        "domain_b": "the other",
+        "domain_a": Column("one domain", key=True),
+        "domain_b": Column("the other", key=True),
         "jsd": Column(
             "Jensen–Shannon divergence of the two load distributions over the largest that their "
             "entropies allow, in [0, 1]",
             chance="split_half",
         ),
-        "split_half": "the same between two random halves of the documents of one domain, the mean "
-        "of both domains and 20 halvings; a half holds half the text, so it errs on the high side; "
-        "NaN below 5 documents",
+        "split_half": Column(
+            "the same between two random halves of the documents of one domain, the mean of both "
+            "domains and 20 halvings; a half holds half the text, so it errs on the high side; NaN "
+            "below 5 documents",
+            of="jsd",
+        ),
     },
     concept="specialization",
 )
@@ -370,15 +389,15 @@ def _most_tokens(tokens_C: NDArray[np.int64], num_layers: int) -> NDArray[np.int
 @table(
     "committee",
     columns={
-        "tokens_used": "all counted tokens, or the last token of each document",
-        "domains": "number of domains with such tokens",
+        "tokens_used": Column("all counted tokens, or the last token of each document", key=True),
         "eci": "mean router probability over domains, each weighted the same",
         "domain_share": Column(
             "share of domains that have the expert among their K best by eci", chance="K/E"
         ),
         "member": "domain_share > 0.8",
         "jaccard": Column("mean overlap of the domains' K best", chance="jaccard_chance"),
-        "jaccard_chance": "overlap of random sets of K",
+        "jaccard_chance": Column("overlap of random sets of K", of="jaccard"),
+        "domains": "number of domains with such tokens",
     },
     concept="repetition-paths-committee",
     needs="weights",

@@ -93,9 +93,9 @@ def mean_gap(
 @table(
     "phases",
     columns={
-        "band": "early, middle or late",
-        "layers": "first and last layer of the band",
-        "domain": "that the figures are of; all: over all domains",
+        "band": Column("early, middle or late", key=True),
+        "layers": Column("first and last layer of the band", key=True),
+        "domain": Column("that the figures are of; all: over all domains", key=True),
         "specialized_share": "share of layer × expert × domain cells with q < 0.05",
         "used_more_share": "share of the cells with q < 0.05 and a rate above that of the other "
         "domains",

@@ -21,7 +21,7 @@ from moescope.errors import BadInputError, BusyError, RunError, WriteError
 from moescope.files import is_intact
 from moescope.metrics.agreement import agreement
 from moescope.metrics.intervals import mean_interval
-from moescope.metrics.table import Table
+from moescope.metrics.table import Column, Table
 from moescope.metrics.tables import TABLES, every_table, find_table
 from moescope.metrics.view import Layer, PhaseView, Rows
 from moescope.run.reader import Run, TokenRows, token_rows
@@ -29,6 +29,18 @@ from moescope.run.store import read_parquet, understood, write_parquet
 
 _TABLES = "tables"
 _NOTE = b"note"
+
+
+COMPARED = {
+    "saturation": Column("|A∩B|/K", chance="K/E"),
+    "ci_low": Column("lower end of its 95 % interval over documents", of="saturation"),
+    "ci_high": Column("upper end of it", of="saturation"),
+    "chance": Column("K/E", of="saturation"),
+    "jaccard": Column("|A∩B|/|A∪B|"),
+    "first": Column("the same first choice; NaN where an imported run does not know it"),
+    "first_chance": Column("1/E", of="first"),
+}
+"""What the columns of `compare_runs` say."""
 
 
 def table_names() -> list[str]:

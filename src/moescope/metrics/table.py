@@ -13,15 +13,29 @@ from moescope.run.aggregates import ABSENT
 
 
 class Column(NamedTuple):
-    """What a column says; ``chance``: what it would be if experts knew nothing of the text.
+    """What a column says, and how it is shown where there is little room.
 
-    ``interval``: the columns ``NAME_low`` and ``NAME_high`` hold its 95 % interval over documents.
+    Columns are named in the order of their importance: those at the end are left out first.
+
+    Attributes:
+        chance: what it would be if experts knew nothing of the text.
+        interval: the columns ``NAME_low`` and ``NAME_high`` hold its 95 % interval over documents.
+        of: the column that it says more of, such as its interval or chance; shown wherever that is.
+        key: tells rows apart, and is never left out.
+        keep: is never left out either, such as q.
+        words: may go on over several lines.
+        small: the smallest is looked for first, as of q or a loss.
     """
 
     meaning: str
     unit: str = ""
     chance: str = ""
     interval: bool = False
+    of: str = ""
+    key: bool = False
+    keep: bool = False
+    words: bool = False
+    small: bool = False
 
     def __str__(self) -> str:
         unit = f"; in {self.unit}" if self.unit else ""
@@ -29,10 +43,12 @@ class Column(NamedTuple):
 
 
 COMMON = {
-    "phase": Column("prefill, the text of the corpus, or decode, the text that the model wrote"),
-    "layer": Column("the model's own number of the layer"),
-    "expert": Column("number of the expert in its layer"),
-    "domain": Column("name of the domain; all is the total"),
+    "phase": Column(
+        "prefill, the text of the corpus, or decode, the text that the model wrote", key=True
+    ),
+    "layer": Column("the model's own number of the layer", key=True),
+    "expert": Column("number of the expert in its layer", key=True),
+    "domain": Column("name of the domain; all is the total", key=True),
     "tokens": Column("counted tokens"),
 }
 """Columns that mean the same in every table; a table that has them need not describe them."""
@@ -122,7 +138,8 @@ def table(
 
     Args:
         name: lower-case letters, digits and underscores.
-        columns: what each says, as words or a `Column`; those of `COMMON` may be left out.
+        columns: what each says, as words or a `Column`, the most important first; those of
+            `COMMON` may be left out.
         concept: page of docs/concepts that defines it, or an address.
         needs: ``weights``, ``order`` or ``tokens``, where there is nothing to say without.
         phases: leave one out where the table has nothing to say about it.
@@ -146,7 +163,7 @@ def table(
     for column, words in [(c, w) for c, w in known.items() if w.interval]:
         for side, end in (("low", "lower"), ("high", "upper")):
             known[f"{column}_{side}"] = Column(
-                f"{end} end of its 95 % interval over documents", words.unit
+                f"{end} end of its 95 % interval over documents", words.unit, of=column
             )
 
     def made(make: Callable[[PhaseView], Rows]) -> Table:

@@ -25,19 +25,21 @@ _KINDS = {"input": "input", "predicted": "pred", "next": "next"}
 @table(
     "vocabulary_specialization",
     columns={
-        "kind": "which token: input, predicted, or the actual next",
+        "kind": Column("which token: input, predicted, or the actual next", key=True),
         "value": Column(
             "mean over tokens of the largest N_{x,e}/N_x, for token ids seen at least min_count "
             "times",
             chance="null",
         ),
-        "null": "value when every expert serves each token id at its overall rate",
+        "null": Column(
+            "value when every expert serves each token id at its overall rate", of="value"
+        ),
         "excess": Column("(value − null)/(1 − null)", chance="0"),
+        "chance": Column("K/E, the least that value can be", of="value"),
+        "covered": "their share of all tokens",
         "types": "token ids that the floor left",
         "tokens": "their occurrences",
-        "covered": "their share of all tokens",
         "min_count": "the floor",
-        "chance": "K/E, the least that value can be",
     },
     concept="vocabulary",
     needs="tokens",
@@ -64,13 +66,13 @@ def vocabulary_specialization(view: PhaseView) -> Rows:
 @table(
     "expert_tokens",
     columns={
-        "kind": "which token: input, predicted, or the actual next",
-        "rank": "from 0, by the surplus N_{x,e} − N_x·rate",
-        "token_id": "the token",
-        "token": "its text",
-        "count": "N_{x,e}: how often it went to the expert",
+        "kind": Column("which token: input, predicted, or the actual next", key=True),
+        "token": Column("its text", key=True),
         "share": Column("N_{x,e}/N_x", chance="rate"),
-        "rate": "how often the expert serves any token",
+        "rate": Column("how often the expert serves any token", of="share"),
+        "count": "N_{x,e}: how often it went to the expert",
+        "rank": Column("from 0, by the surplus N_{x,e} − N_x·rate", small=True),
+        "token_id": "the token",
         "min_count": "token ids seen less often are left out",
     },
     concept="vocabulary",
@@ -112,14 +114,16 @@ def expert_tokens(view: PhaseView) -> Rows:
 @table(
     "token_overlap",
     columns={
-        "expert_i": "one expert",
-        "expert_j": "the other, i < j",
+        "expert_i": Column("one expert", key=True),
+        "expert_j": Column("the other, i < j", key=True),
         "jaccard": Column(
             "|V_i ∩ V_j| / |V_i ∪ V_j| of the sets of token ids that went to each at least "
             "min_count times",
             chance="the column chance",
         ),
-        "chance": "jaccard when each expert serves every token id at its overall rate",
+        "chance": Column(
+            "jaccard when each expert serves every token id at its overall rate", of="jaccard"
+        ),
         "min_count": "the floor",
     },
     concept="vocabulary",
@@ -158,24 +162,35 @@ _PARTS = {
     "raw": Column("as counted", "bits", chance="null"),
     "null": Column("mean of 30 shuffled copies", "bits"),
     "most": Column("the ceiling: what complete knowledge would give on this text", "bits"),
-    "p": Column("p against the shuffled copies"),
+    "p": Column("p against the shuffled copies", small=True),
 }
+
+
+def _part(about: str, part: str) -> Column:
+    """A column of `information`: a part of what an expert carries about something."""
+    column = _PARTS[part]
+    of = f"i_{about}_bits" if part in ("low", "high", "p") else ""
+    return column._replace(meaning=f"{_ABOUT[about]}: {column.meaning}", of=of)
+
+
+_HEADLINES, _DETAILS = ("bits", "low", "high", "p"), ("null", "most", "raw")
 
 
 @table(
     "information",
     columns={
-        "tokens": "tokens of the sample; those of unknown id are left out",
-        "documents": "documents of the sample",
+        **{
+            f"i_{about}_{part}": _part(about, part)
+            for parts in (_HEADLINES, _DETAILS)
+            for about in _ABOUT
+            for part in parts
+        },
+        "max_bits": Column("H(E) − log₂ K, which bounds all of them", "bits"),
         "shared_tokens": "share of the tokens whose id occurs in two domains; only they can tell "
         "of a domain beyond it",
         "shared_pairs": "share whose id and previous id occur in two domains",
-        **{
-            f"i_{name}_{part}": column._replace(meaning=f"{words}: {column.meaning}")
-            for name, words in _ABOUT.items()
-            for part, column in _PARTS.items()
-        },
-        "max_bits": Column("H(E) − log₂ K, which bounds all of them", "bits"),
+        "tokens": "tokens of the sample; those of unknown id are left out",
+        "documents": "documents of the sample",
     },
     concept="information",
     needs="tokens",
@@ -219,18 +234,18 @@ def information(view: PhaseView) -> Rows:
 @table(
     "repetition",
     columns={
-        "pairs": "neighbouring pairs of tokens",
         "first": Column(
             "share of pairs with the same first choice; NaN where their order is not known",
             chance="1/E",
             interval=True,
         ),
-        "first_chance": "1/E",
-        "first_by_load": "what independent tokens with these loads would give",
+        "first_chance": Column("1/E", of="first"),
+        "first_by_load": Column("what independent tokens with these loads would give", of="first"),
         "any": Column(
             "share of pairs with any expert in common", chance="any_chance", interval=True
         ),
-        "any_chance": "1 − C(E−K, K)/C(E, K)",
+        "any_chance": Column("1 − C(E−K, K)/C(E, K)", of="any"),
+        "pairs": "neighbouring pairs of tokens",
     },
     concept="repetition-paths-committee",
     needs="tokens",
@@ -281,9 +296,11 @@ def _same_neighbours(view: PhaseView, layer: Layer) -> NDArray[np.float64]:
 @table(
     "paths",
     columns={
-        "doc": "id of the document",
-        "loss": Column("mean loss", "nats per token"),
-        "path": "numbers of the experts from the first traced layer to the last",
+        "doc": Column("id of the document", key=True),
+        "path": Column(
+            "numbers of the experts from the first traced layer to the last", keep=True, words=True
+        ),
+        "loss": Column("mean loss", "nats per token", small=True),
     },
     concept="repetition-paths-committee",
     needs="weights",
@@ -307,11 +324,11 @@ def paths(view: PhaseView) -> Rows:
 @table(
     "path_entropy",
     columns={
+        "entropy_corrected_bits": Column("by Miller–Madow", "bits"),
+        "entropy_bits": Column("as counted", "bits"),
+        "max_bits": Column("log₂ tokens, the most that entropy_bits can be", "bits"),
         "distinct": "different routes among tokens; where it is close to tokens, the entropies say "
         "little more than that nearly every route is new",
-        "entropy_bits": Column("as counted", "bits"),
-        "entropy_corrected_bits": Column("by Miller–Madow", "bits"),
-        "max_bits": Column("log₂ tokens, the most that entropy_bits can be", "bits"),
     },
     concept="repetition-paths-committee",
     needs="order",
@@ -343,13 +360,15 @@ def path_entropy(view: PhaseView) -> Rows:
 @table(
     "domain_loss",
     columns={
-        "scored": "tokens that were predicted",
-        "loss": Column("mean loss", "nats per token", chance="unigram"),
+        "loss": Column("mean loss", "nats per token", chance="unigram", small=True),
         "unigram": Column(
             "what the best model gives that knows nothing but how often each token occurs in such "
             "text: the entropy of the tokens within the token budget, by Chao and Shen 2003",
             "nats per token",
+            of="loss",
+            small=True,
         ),
+        "scored": "tokens that were predicted",
     },
     concept="specialization",
 )

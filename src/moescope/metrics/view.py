@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -12,11 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from moescope.errors import BadInputError
 from moescope.run.aggregates import AggregateShape, unpack
 from moescope.run.reader import Run, TokenRows
+from moescope.words import brief, near_names
 
 ALL = "all"
 """The name of the total over every domain."""
+
+SUMS_BY_DOMAIN = ("gate_mass", "prob_sum", "last_prob_sum", "first_counts")
+"""What `PhaseView.by_domain` gives."""
 
 
 class Layer(NamedTuple):
@@ -106,7 +111,17 @@ class PhaseView:
         """A (C, L, E) sum, cut to one layer and one domain or the total: (E,).
 
         NaN where the source of the run did not know it.
+
+        Args:
+            name: one of `SUMS_BY_DOMAIN`.
+            layer: which layer.
+            group: name of a domain, or `ALL`.
+
+        Raises:
+            BadInputError: no such sum, or no such domain.
         """
+        _require("sum by domain", name, SUMS_BY_DOMAIN)
+        _require("domain", group, (ALL, *self.domains))
         if name not in self.arrays:
             return np.full(layer.num_experts, np.nan)
         cut = self.arrays[name][:, layer.slot, : layer.num_experts].astype(np.float64)
@@ -161,6 +176,11 @@ class PhaseView:
                 yield _by_row(row[cut], expert[cut], counts[cut], layer.num_experts)
 
         return total_XE, parts()
+
+
+def _require(what: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise BadInputError(f"there is no {what} {brief(name)}; {near_names(name, known)}")
 
 
 def _by_row(

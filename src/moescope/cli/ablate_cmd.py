@@ -17,6 +17,7 @@ from moescope.errors import BadInputError
 from moescope.files import usable_path
 from moescope.progress import Progress
 from moescope.run.options import TraceOptions
+from moescope.words import listing
 
 if TYPE_CHECKING:
     from moescope.intervene import Damage, ExpertSweep
@@ -57,7 +58,7 @@ class AblateArgs(ModelArgs, TextArgs, FormatArgs):
     out: Annotated[str | None, Flag("-o")] = None
     """folder to write; by default RUN/ablation, with --run"""
     plan: str | None = None
-    """JSON file that names the experts"""
+    """plan of experts, such as moescope select, contrast and ablate write"""
     experts: str | None = None
     """experts, such as L5E9,L3E0-3,L7E*"""
     each: bool = False
@@ -152,14 +153,15 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
 
     Example: moescope ablate MODEL --each --layers 3 --corpus texts/ -o layer3
     """
+    from moescope.intervene.damage.edits import damage_edit
+
+    damage_edit(settings.edit)
     experts = None if settings.each else _experts(settings)
     folder, corpus = settings.folder(), settings.corpus
     if corpus is not None:
         settings.corpus_spec(corpus)
-    from moescope.intervene.damage.edits import damage_edit
-
-    damage_edit(settings.edit)
     from moescope.files import claim
+    from moescope.intervene import ExpertSweep
     from moescope.intervene.ablation import ablation_result
     from moescope.intervene.damage.measure import ABLATION
     from moescope.report.ablation_page import ablation_page
@@ -174,6 +176,8 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
             found = _measure(settings, experts, loaded, windows, resume, show)
         result = ablation_result(found, settings.source())
         result.save(folder)
+        if not isinstance(found, ExpertSweep):
+            found.plan.write(folder / "plan.json")
         page = write_page(folder / "ablation.html", ablation_page(result))
         settings.write_to(folder)
     _print(found, result, settings.format)
@@ -182,9 +186,20 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
 
 def _experts(settings: AblateArgs) -> Experts:
     """The experts of a plan, or of the words of a setting."""
+    from moescope.intervene.damage.edits import damage_edit
     from moescope.plan import Plan
 
-    return str(settings.experts) if settings.plan is None else Plan.read(settings.plan)
+    if settings.plan is None:
+        return str(settings.experts)
+    plan = Plan.read(settings.plan)
+    own = {None, damage_edit(settings.edit).setting}
+    others = {entry.setting for entry in plan.entries} - own
+    if others:
+        note(
+            f"the plan says {listing(sorted(map(str, others)))}, which is for moescope steer; here "
+            f"`edit={settings.edit}` is done to all of its experts"
+        )
+    return plan
 
 
 def _measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,17 @@ class DamageEdit(NamedTuple):
     name: str
     make: Callable[[Sequence[ExpertRef]], Edit]
     words: str
+
+    @property
+    def setting(self) -> str | None:
+        """What steering calls it, as a plan has it; None where it has no word for it.
+
+        Example:
+            >>> damage_edit("scale=0.5").setting, damage_edit("zero-renormalize").setting
+            ('x0.5', None)
+        """
+        name = self.name.replace("scale=", "x", 1)
+        return name if any(re.fullmatch(kind.written, name) for kind in KINDS) else None
 
 
 def damage_edit(name: str) -> DamageEdit:

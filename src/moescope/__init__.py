@@ -39,6 +39,7 @@ _WHERE = {
     "compare_experts": "moescope.similarity.compare",
     "compare_routes": "moescope.trace.routes",
     "compare_runs": "moescope.metrics.runs",
+    "confirm_experts": "moescope.adapt.confirm",
     "contrast": "moescope.intervene.contrast.compare",
     "edited": "moescope.intervene",
     "force": "moescope.intervene",

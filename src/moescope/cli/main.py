@@ -48,7 +48,7 @@ app = typer.Typer(
 )
 NAMES = (
     "inspect", "analyze", "demo", "trace", "merge", "table", "report", "compare", "paths", "train",
-    "capacity", "contrast", "steer", "similarity", "ablate", "profile", "import",
+    "capacity", "select", "contrast", "steer", "similarity", "ablate", "profile", "import",
 )  # fmt: skip
 """Of the verbs, in the order of the help; each has a module ``moescope.cli.NAME_cmd``."""
 
@@ -64,7 +64,7 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_FILES_ONLY = {"compare", "merge", "report", "table"}
+_FILES_ONLY = {"compare", "merge", "report", "select", "table"}
 """Verbs that ask no model, so it is the same to them which transformers there is."""
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from moescope.adapt.evidence import Evidence, Mask, read_evidence, require_domains
-from moescope.adapt.selection import Selection, about_run, confirmed_on, coverage
+from moescope.adapt.selection import Selection, about_run, confirmed_on, coverage, used_more
 from moescope.axes import require_experts
 from moescope.errors import BadInputError, MoescopeError
 from moescope.given import require_seed
@@ -70,6 +70,7 @@ def confirm_experts(
         **about_run(opened, target, others, seed),
         "documents": {"confirmed": int((inside | outside).sum()), "left_out": int((~fresh).sum())},
         "unknown": unknown,
+        "used_more": used_more(evidence, inside, outside),
         "covers": coverage(opened, evidence, chosen, sums),
     }
     tables = {"experts": pa.table({name: pa.array(values) for name, values in columns.items()})}

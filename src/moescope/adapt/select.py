@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from moescope.adapt.evidence import Evidence, Mask, read_evidence, require_domains
 from moescope.adapt.importance import Foretold, find_importance, foretell
 from moescope.adapt.scores import SCORES, Floats, Rule, Sums, scored
-from moescope.adapt.selection import Selection, Tested, about_run, confirmed_on, coverage
+from moescope.adapt.selection import Selection, Tested, about_run, confirmed_on, coverage, used_more
 from moescope.errors import BadInputError
 from moescope.given import require_seed
 from moescope.metrics.runs import AnalyzedRun, AnyRun, open_run
@@ -98,6 +98,7 @@ def select_experts(
         **about_run(opened, target, others, seed),
         "documents": {"chose": evidence.number([*target, *others], first),
                       "confirmed": evidence.number([*target, *others], ~first)},
+        "used_more": used_more(evidence, inside, outside),
         "covers": coverage(opened, evidence, found.chosen, chooser.sides(~first)),
     }  # fmt: skip
     tables = {
@@ -212,20 +213,16 @@ def _overlap(chooser: _Chooser, chosen: NDArray[np.bool_], first: Mask) -> pa.Ta
             role, rest = "target", there
         elif name in chooser.others:
             role, rest = "compared with", rest.plus(own, -1)
-        alone = np.zeros_like(chosen)
+        covered = float(held[chosen].sum() / held.sum())
+        row = {"domain": name, "role": role, "documents": int(mask.sum()), "covered": covered}
         if chooser.score != "random":
             alone = chooser.choose(own, rest).chosen
-        rows.append(
-            {
-                "domain": name,
-                "role": role,
-                "documents": int(mask.sum()),
-                "covered": float(held[chosen].sum() / held.sum()),
+            row |= {
                 "chosen_alone": int(alone.sum()),
                 "shared": int((alone & chosen).sum()),
                 "shared_by_chance": _by_chance(evidence.layers, alone, chosen),
             }
-        )
+        rows.append(row)
     return pa.Table.from_pylist(rows)
 
 

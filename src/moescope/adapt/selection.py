@@ -15,6 +15,7 @@ from moescope.adapt.evidence import Evidence, Mask
 from moescope.adapt.importance import Foretold
 from moescope.adapt.scores import Floats, Sums
 from moescope.intervene.contrast.statistics import RateDifferences, compare_rates, smallest_p
+from moescope.metrics.rates import difference_interval, rate_interval
 from moescope.metrics.runs import AnalyzedRun
 from moescope.metrics.statistics import benjamini_hochberg
 from moescope.plan import Plan
@@ -64,6 +65,17 @@ def confirmed_on(
     made = compare_rates(one, other, paired=False, seed=seed, families=[1] * rows.size)
     q = benjamini_hochberg(made.p)
     return Tested(made, q, (q < LEVEL) & (made.delta * signs > 0))
+
+
+def used_more(evidence: Evidence, inside: Mask, outside: Mask) -> float:
+    """The share of all experts whose rate is higher inside, by its 95 % interval over documents."""
+    every, ends, rates = np.arange(len(evidence.experts)), [], []
+    for mask in (inside, outside):
+        side = evidence.documents(mask, every)
+        rates.append(side.counts.sum(0) / side.tokens.sum())
+        ends.append(rate_interval(side.counts, side.tokens, evidence.sizes))
+    found = difference_interval(rates[0], ends[0], rates[1], ends[1])
+    return float((found.low > 0).mean())
 
 
 def about_run(run: AnalyzedRun, target: list[str], others: list[str], seed: int) -> dict[str, Any]:
@@ -167,22 +179,16 @@ def _verdict(made: Selection) -> Iterator[str]:
     on = "on documents that had no part in the choice"
     if "chose" not in made.about["documents"]:
         which, on = "expert of the plan", f"on the documents of {made.about['run']}"
-    experts = f"{which.replace('expert', 'experts')}" if number > 1 else which
     less = any((e.setting or "").startswith("-") for e in made.plan.entries)
-    used = f"used more in {where} than in the other text" + (" (or less, as planned)" * less)
-    if confirmed == number:
-        start = f"All {number} {experts} are" if number > 1 else f"The {experts} is"
-        text = f"{start} {used}, {on}"
-    elif confirmed:
-        text = (
-            f"{confirmed} of the {number} {experts} {'are' if confirmed > 1 else 'is'} {used}, {on}"
-        )
-        text += f"; of the other {number - confirmed} it is not shown"
+    used = f"used more{' (or less, as planned)' * less} in {where} than in the other text, {on}"
+    if number == 1:
+        text = f"The {which} is {'' if confirmed else 'not shown to be '}{used}"
     else:
-        start = f"None of the {number} {experts}" if number > 1 else f"The {experts}"
-        shown = "is shown to be" if number > 1 else "is not shown to be"
-        text = f"{start} {shown} {used}, {on}: this text does not tell them from a random choice"
-    yield f"{text}; {_worth(made.foretold)}."
+        many = which.replace("expert", "experts")
+        who = {0: f"None of the {number}", number: f"All {number}"}
+        text = f"{who.get(confirmed, f'{confirmed} of the {number}')} {many} "
+        text += f"{'are' if confirmed > 1 else 'is'} {'' if confirmed else 'shown to be '}{used}"
+    yield f"{text} (of all experts {percent(made.about['used_more'])} are); {_worth(made.foretold)}."
 
 
 def _worth(found: Foretold | None) -> str:

@@ -65,8 +65,9 @@ class AblateArgs(ModelArgs, TextArgs, FormatArgs):
     """every expert of --layers on its own"""
     layers: Layers = None
     """with --each: MoE layers, such as 0,3,8-11; all by default"""
-    edit: str = "zero"
-    """zero, zero-renormalize, mask (re-routed), or scale=FACTOR"""
+    edit: str | None = None
+    """zero, zero-renormalize, mask (re-routed), or scale=FACTOR; by default what the plan says, or
+    zero"""
     target: tuple[str, ...] = ()
     """domain that the experts should serve; may be repeated"""
     controls: int = Field(60, ge=0, description="random plans to compare with; 0: none")
@@ -155,8 +156,8 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
     """
     from moescope.intervene.damage.edits import damage_edit
 
-    damage_edit(settings.edit)
-    experts = None if settings.each else _experts(settings)
+    experts, edit = _experts(settings)
+    damage_edit(edit)
     folder, corpus = settings.folder(), settings.corpus
     if corpus is not None:
         settings.corpus_spec(corpus)
@@ -173,7 +174,7 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
             loaded = settings.load()
             show(Progress("reading the text"))
             windows = settings.windows(loaded)
-            found = _measure(settings, experts, loaded, windows, resume, show)
+            found = _measure(settings, experts, edit, loaded, windows, resume, show)
         result = ablation_result(found, settings.source())
         result.save(folder)
         if not isinstance(found, ExpertSweep):
@@ -184,27 +185,26 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
     errors.print(str(page), soft_wrap=True)
 
 
-def _experts(settings: AblateArgs) -> Experts:
-    """The experts of a plan, or of the words of a setting."""
-    from moescope.intervene.damage.edits import damage_edit
+def _experts(settings: AblateArgs) -> tuple[Experts | None, str]:
+    """The experts of a plan or of a setting, None for all, and what is done to them."""
+    from moescope.intervene.damage.edits import edit_of
     from moescope.plan import Plan
 
     if settings.plan is None:
-        return str(settings.experts)
+        return settings.experts, settings.edit or "zero"
     plan = Plan.read(settings.plan)
-    own = {None, damage_edit(settings.edit).setting}
-    others = {entry.setting for entry in plan.entries} - own
-    if others:
-        note(
-            f"the plan says {listing(sorted(map(str, others)))}, which is for moescope steer; here "
-            f"`edit={settings.edit}` is done to all of its experts"
-        )
-    return plan
+    said = {entry.setting for entry in plan.entries}
+    edit = settings.edit or edit_of(said) or "zero"
+    if said - {None} and edit != edit_of(said):
+        named = listing(sorted(s for s in said if s is not None))
+        note(f"the plan says {named}; here `edit={edit}` is done to all of its experts")
+    return plan, edit
 
 
 def _measure(
     settings: AblateArgs,
     experts: Experts | None,
+    edit: str,
     loaded: LoadedModel,
     windows: list[TextWindow],
     resume: bool,
@@ -213,7 +213,7 @@ def _measure(
     from moescope.intervene import measure_damage, sweep_experts
 
     shared: dict[str, Any] = {
-        "edit": settings.edit, "targets": settings.target, "seed": settings.seed,
+        "edit": edit, "targets": settings.target, "seed": settings.seed,
         "batch_tokens": settings.batch_tokens, "folder": settings.folder(), "resume": resume,
         "on_progress": on_progress,
     }  # fmt: skip

@@ -145,7 +145,10 @@ def _settings_of(plan: Plan, value: str | None) -> list[Setting]:
 
     silent = [str(e.expert) for e in plan.entries if e.setting is None]
     if value is None and silent:
-        note(f"the plan does not say what to do to {listing(silent)}: {BOOST}; `as` says another")
+        note(
+            f"the plan does not say what to do to {listing(silent, 3)}, so {BOOST} is added to the "
+            "router's logits; `as=VALUE` does another thing"
+        )
     try:
         return [parse_setting(text) for text in plan.settings(value)]
     except BadInputError as error:

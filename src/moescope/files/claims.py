@@ -96,8 +96,8 @@ def claim(
     place = target.resolve()
     if target.suffix.lower() in _OF_FILES and not target.exists():
         raise BadInputError(
-            f"{target} is called like a file, and a {kind} is a folder of files; give another name,"
-            f" such as {target.with_suffix('')}"
+            f"{target} is called like a file, but what is written ({kind}) is a folder; give "
+            f"another name, such as {target.with_suffix('')}"
         )
     _refuse_inside(target, place, reads)
     mine = HELD.get(place)

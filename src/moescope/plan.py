@@ -1,17 +1,20 @@
 """A plan: which experts, why, and what to do to them; bound to the model that they belong to.
 
-What chooses experts writes one (`moescope contrast`, a person), what ablates, steers or tunes them
-reads it. It is JSON, made to be read and edited by hand.
+What chooses experts writes one (`moescope select`, `contrast`, `ablate`, a person), what ablates or
+steers them reads it. It is JSON, made to be read and edited by hand.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -28,8 +31,8 @@ from moescope.errors import BadInputError
 from moescope.files import usable_path, write_bytes
 from moescope.given import first_problem, parse_json, read_text
 
-PLAN_SCHEMA: Literal[2] = 2
-"""Version of the JSON that `Plan.write` makes; version 1, without settings, is read too."""
+PLAN_SCHEMA: Literal[3] = 3
+"""Version of the JSON that `Plan.write` makes; 1 (without settings) and 2 are read too."""
 
 PLAN_SIGNATURE = b'"kind": "plan"'
 
@@ -41,6 +44,10 @@ def _expert(given: Any) -> Any:
 _Expert = Annotated[ExpertRef, BeforeValidator(_expert), PlainSerializer(str)]
 _Score = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Whole = Annotated[int, Field(ge=0, strict=True)]
+
+
+BOOST = "+2.0"
+"""What steering does to an expert of which neither the plan nor the person says anything."""
 
 
 class PlanEntry(NamedTuple):
@@ -60,39 +67,63 @@ class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class PlanModel(_Closed):
-    """The model that a plan belongs to: its hashes decide, its name is for people.
+class PlanSplit(_Closed):
+    """How the documents were halved: one half chose the experts, the other tested them.
 
-    ``weights_sha256`` is given where experts were chosen by what these weights do; None takes any
-    of this configuration. ``layers`` are the numbers of its MoE layers, with E of each.
+    Attributes:
+        seed: of the halves.
+        share: of the documents that are in the first half.
+        chose: which half chose.
     """
 
-    name: str
-    config_sha256: str
-    weights_sha256: str | None = None
-    layers: tuple[_Whole, ...]
-    num_experts: tuple[_Whole, ...]
+    seed: int
+    share: float = 0.5
+    chose: Literal["first", "second"] = "first"
+
+    def first(self, keys: Sequence[str]) -> NDArray[np.bool_]:
+        """The documents of the first half: those whose keys hash lowest; the larger of two.
+
+        Args:
+            keys: names of the documents of one group, such as a domain.
+        """
+        texts = [f"{self.seed}\0half\0{key}".encode() for key in keys]
+        digests = [hashlib.blake2b(text, digest_size=8).digest() for text in texts]
+        order = sorted(range(len(keys)), key=lambda i: (digests[i], i))
+        half = np.zeros(len(keys), np.bool_)
+        half[order[: (len(keys) + 1) // 2]] = True
+        return half
 
 
 class Plan(_Closed):
     """A set of experts, bound to one shape of model.
 
     Attributes:
-        model: that the experts belong to.
+        model: what the model is called; its hashes decide.
+        config_sha256: of the model that the experts belong to.
+        weights_sha256: given where experts were chosen by what these weights do; None takes any of
+            this configuration.
+        layers: the numbers of its MoE layers, or of those that were looked at.
+        num_experts: of each of them.
+        entries: the experts, sorted; each once, at least one.
         created_by: what wrote the plan, with its version.
-        found_by: how they were found, for people.
-        entries: the experts, sorted; each once, at least one. ``experts`` in the file.
+        split: how the documents were halved; None where they were not.
+        found_by: how the experts were found, for people.
 
     Raises:
         BadInputError: no expert, one named twice, or one that the model does not have.
     """
 
+    schema_version: Literal[3] = PLAN_SCHEMA
     kind: Literal["plan"] = "plan"
-    schema_version: Literal[1, 2] = PLAN_SCHEMA
-    model: PlanModel
+    model: str
+    config_sha256: str
+    weights_sha256: str | None = None
+    layers: tuple[_Whole, ...]
+    num_experts: tuple[_Whole, ...]
+    entries: tuple[PlanEntry, ...]
     created_by: str
+    split: PlanSplit | None = None
     found_by: dict[str, Any] = {}
-    entries: tuple[PlanEntry, ...] = Field(alias="experts")
 
     @field_validator("entries")
     @classmethod
@@ -106,13 +137,13 @@ class Plan(_Closed):
         twice = [e for e, n in Counter(self.experts).items() if n > 1]
         if twice:
             raise BadInputError(f"the plan names {twice[0]} more than once; name each expert once")
-        layers, sizes = self.model.layers, self.model.num_experts
+        layers, sizes = self.layers, self.num_experts
         if len(layers) != len(sizes):
             raise BadInputError(
                 f"the plan lists {len(layers)} layers but {len(sizes)} numbers of experts; each "
                 "layer has one"
             )
-        require_experts(self.experts, dict(zip(layers, sizes, strict=True)), self.model.name)
+        require_experts(self.experts, dict(zip(layers, sizes, strict=True)), self.model)
         return self
 
     @classmethod
@@ -123,25 +154,37 @@ class Plan(_Closed):
         created_by: str,
         *,
         by_weights: bool = False,
+        split: PlanSplit | None = None,
         found_by: Mapping[str, Any] | None = None,
     ) -> Plan:
         """A plan for a model.
 
         Args:
-            model: as `moescope.measure.identity.describe_model` describes it.
+            model: as `moescope.measure.identity.describe_model` or the manifest of a run describes
+                it.
             entries: the experts.
             created_by: what makes the plan.
             by_weights: the experts were chosen by what these weights do.
+            split: how the documents were halved.
             found_by: how.
 
         Raises:
             BadInputError: see `Plan`.
         """
-        known = {name: model[name] for name in PlanModel.model_fields}
-        if not by_weights:
-            known["weights_sha256"] = None
-        data = {"model": known, "created_by": created_by, "found_by": dict(found_by or {})}
-        return cls.from_dict({**data, "schema_version": PLAN_SCHEMA, "experts": list(entries)})
+        return cls.from_dict(
+            {
+                "schema_version": PLAN_SCHEMA,
+                "model": model["name"],
+                "config_sha256": model["config_sha256"],
+                "weights_sha256": model["weights_sha256"] if by_weights else None,
+                "layers": model["layers"],
+                "num_experts": model["num_experts"],
+                "entries": list(entries),
+                "created_by": created_by,
+                "split": split,
+                "found_by": dict(found_by or {}),
+            }
+        )
 
     @property
     def experts(self) -> tuple[ExpertRef, ...]:
@@ -152,25 +195,12 @@ class Plan(_Closed):
         """What ``moescope steer --set`` takes: experts with the same setting together.
 
         Args:
-            value: for all experts of a plan without settings, such as ``mask``.
-
-        Raises:
-            BadInputError: an expert without a setting and no value, or both.
+            value: for all experts, whatever the plan says; by default what it says, and
+                `BOOST` for an expert of which it says nothing.
         """
         named: dict[str, list[str]] = {}
         for entry in self.entries:
-            if value is not None and entry.setting is not None:
-                raise BadInputError(
-                    f"the plan says itself what to do to {entry.expert} ({entry.setting}), so "
-                    f"{value} has no place; leave it out"
-                )
-            setting = value if entry.setting is None else entry.setting
-            if setting is None:
-                raise BadInputError(
-                    f"the plan names {entry.expert} and not what to do to it; say it, such as +2.0 "
-                    "or mask"
-                )
-            named.setdefault(setting, []).append(str(entry.expert))
+            named.setdefault(value or entry.setting or BOOST, []).append(str(entry.expert))
         return [f"{','.join(experts)}={setting}" for setting, experts in named.items()]
 
     def require_model(self, model: Mapping[str, Any]) -> None:
@@ -183,20 +213,22 @@ class Plan(_Closed):
             BadInputError: another configuration, other weights where the plan is bound to them, or
                 another shape under the same configuration.
         """
-        own = self.model
         for what in ("config", "weights"):
-            mine, theirs = getattr(own, f"{what}_sha256"), model[f"{what}_sha256"]
-            if mine is not None and theirs not in (None, mine):
+            mine, theirs = getattr(self, f"{what}_sha256"), model[f"{what}_sha256"]
+            if None not in (mine, theirs) and mine != theirs:
                 raise BadInputError(
-                    f"the plan was made for {own.name} ({what} {mine[:12]}…), not for "
+                    f"the plan was made for {self.model} ({what} {mine[:12]}…), not for "
                     f"{model['name']} ({what} {theirs[:12]}…); give the plan's model, or make a "
                     "plan for this one"
                 )
-        shape = list(model["layers"]), list(model["num_experts"])
-        if (list(own.layers), list(own.num_experts)) != shape:
+        own, there = (
+            dict(zip(*pair, strict=True))
+            for pair in ((self.layers, self.num_experts), (model["layers"], model["num_experts"]))
+        )
+        if not own.items() <= there.items():
             raise BadInputError(
-                f"the plan expects MoE layers {list(own.layers)} of {list(own.num_experts)} "
-                f"experts, but {model['name']} has {shape[0]} of {shape[1]}; make a new plan"
+                f"the plan expects MoE layers {list(own)} of {list(own.values())} experts, but "
+                f"{model['name']} has {list(there)} of {list(there.values())}; make a new plan"
             )
 
     def write(self, path: str | Path) -> Path:
@@ -213,8 +245,7 @@ class Plan(_Closed):
     def to_json(self) -> str:
         """The text of the file."""
         entries = [{**e._asdict(), "expert": str(e.expert)} for e in self.entries]
-        data = {**self.model_dump(exclude={"entries"}), "experts": entries}
-        data["schema_version"] = PLAN_SCHEMA
+        data = {**self.model_dump(), "entries": entries}
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -242,8 +273,18 @@ class Plan(_Closed):
         if not isinstance(data, dict) or "schema_version" not in data:
             older = isinstance(data, dict) and data.get("kind") == "steering plan"
             made = "a plan of an older moescope" if older else "no plan"
-            raise BadInputError(f"{made}; make one with moescope contrast MODEL … -o FOLDER")
+            raise BadInputError(f"{made}; make one with moescope select or contrast")
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(_flat(data) if data["schema_version"] in (1, 2) else data)
         except ValidationError as error:
             raise BadInputError(f"the plan's {first_problem(error)}") from error
+
+
+def _flat(data: dict[str, Any]) -> dict[str, Any]:
+    """A plan of version 1 or 2, whose model was an object and whose entries were ``experts``."""
+    model, entries = data.get("model"), data.get("experts")
+    if not isinstance(model, dict):
+        raise BadInputError("the plan's model: expected an object in a plan of version 1 or 2")
+    rest = {n: v for n, v in data.items() if n not in ("experts", "schema_version")}
+    sizes = {n: v for n, v in model.items() if n != "name"}
+    return {**rest, **sizes, "model": model.get("name"), "entries": entries}

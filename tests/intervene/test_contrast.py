@@ -332,7 +332,7 @@ def test_settings_boost_one_side_and_suppress_the_other(tiny_loaded: LoadedModel
     assert mirrored.columns["delta"].tolist() == pytest.approx((-made.columns["delta"]).tolist())
     plan = made.plan(1.5)
     assert plan.settings() == made.settings(1.5)
-    assert plan.model.weights_sha256 == tiny_loaded.weights_hash
+    assert plan.weights_sha256 == tiny_loaded.weights_hash
     json.dumps(made.to_dict(), allow_nan=False)
 
 

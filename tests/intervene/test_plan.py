@@ -10,7 +10,7 @@ from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
 from moescope.intervene.damage.measure import make_plan
 from moescope.models import LoadedModel
-from moescope.plan import Plan, PlanEntry, PlanModel
+from moescope.plan import BOOST, Plan, PlanEntry, PlanSplit
 
 ENTRIES = (
     PlanEntry(ExpertRef(3, 9), "largest lift on law", 4.5, "+2.0"),
@@ -19,11 +19,10 @@ ENTRIES = (
 
 
 def plan(**changes: Any) -> Plan:
-    model: dict[str, Any] = {
-        "name": "small", "config_sha256": "abc", "layers": (1, 3), "num_experts": (8, 16),
+    given: dict[str, Any] = {
+        "model": "small", "config_sha256": "abc", "layers": (1, 3), "num_experts": (8, 16),
+        "entries": ENTRIES, "created_by": "a test",
     }  # fmt: skip
-    model |= {n: changes.pop(n) for n in list(changes) if n in model}
-    given = {"model": PlanModel(**model), "entries": ENTRIES, "created_by": "a test"}
     return Plan(**{**given, **changes})
 
 
@@ -39,15 +38,26 @@ def test_experts_are_sorted_by_layer_and_number() -> None:
 
 def test_the_file_is_made_to_be_read(tmp_path: Path) -> None:
     data = json.loads(plan().write(tmp_path / "plan.json").read_text())
-    assert (data["kind"], data["schema_version"]) == ("plan", 2)
-    assert data["model"] == {
-        "name": "small", "config_sha256": "abc", "weights_sha256": None, "layers": [1, 3],
-        "num_experts": [8, 16],
+    assert data == {
+        "schema_version": 3, "kind": "plan", "model": "small", "config_sha256": "abc",
+        "weights_sha256": None, "layers": [1, 3], "num_experts": [8, 16],
+        "entries": [
+            {"expert": "L1E0", "reason": "beside it", "score": None, "setting": None},
+            {"expert": "L3E9", "reason": "largest lift on law", "score": 4.5, "setting": "+2.0"},
+        ],
+        "created_by": "a test", "split": None, "found_by": {},
     }  # fmt: skip
-    assert data["experts"] == [
-        {"expert": "L1E0", "reason": "beside it", "score": None, "setting": None},
-        {"expert": "L3E9", "reason": "largest lift on law", "score": 4.5, "setting": "+2.0"},
-    ]
+    split = PlanSplit(seed=7, chose="second")
+    assert Plan.read(plan(split=split).write(tmp_path / "plan.json")).split == split
+
+
+def test_a_half_is_a_matter_of_names_and_seed() -> None:
+    keys = [f"doc-{i}" for i in range(11)]
+    first = PlanSplit(seed=3).first(keys)
+    assert first.sum() == 6  # the larger half of an odd number
+    again = PlanSplit(seed=3).first(keys[::-1])[::-1]
+    assert again.tolist() == first.tolist()
+    assert PlanSplit(seed=4).first(keys).tolist() != first.tolist()
 
 
 @pytest.mark.parametrize(
@@ -99,20 +109,35 @@ def test_settings_are_what_set_takes() -> None:
     values = ["+2.0", "mask", "+2.0"]
     made = plan(entries=[PlanEntry(*e) for e in zip(refs, "abc", (1, 2, 3), values, strict=True)])
     assert made.settings() == ["L1E0,L3E1=+2.0", "L1E2=mask"]
-    with pytest.raises(BadInputError, match=r"says itself what to do to L1E0 \(\+2.0\)"):
-        made.settings("zero")
-    with pytest.raises(BadInputError, match="L1E0 and not what to do to it"):
-        plan().settings()
+    assert made.settings("zero") == ["L1E0,L1E2,L3E1=zero"]
     bare = plan(entries=[PlanEntry(r, "") for r in refs])
     assert bare.settings("mask") == ["L1E0,L1E2,L3E1=mask"]
+    assert bare.settings() == ["L1E0,L1E2,L3E1=" + BOOST]
 
 
-def test_a_plan_of_version_1_is_read(tmp_path: Path) -> None:
-    data = json.loads(plan().to_json())
-    data |= {"schema_version": 1, "experts": [{"expert": "L1E0", "reason": "why", "score": None}]}
-    del data["kind"], data["found_by"], data["model"]["weights_sha256"]
-    (tmp_path / "plan.json").write_text(json.dumps(data))
+OLD = {
+    "kind": "plan", "schema_version": 2, "created_by": "moescope contrast 0.1.0",
+    "model": {"name": "small", "config_sha256": "abc", "weights_sha256": "w", "layers": [1, 3],
+              "num_experts": [8, 16]},
+    "experts": [{"expert": "L1E0", "reason": "why", "score": 0.5, "setting": "+2.0"}],
+    "found_by": {"paired": True},
+}  # fmt: skip
+
+
+def test_plans_of_versions_1_and_2_are_read(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps(OLD))
+    second = Plan.read(tmp_path / "plan.json")
+    assert second.entries == (PlanEntry(ExpertRef(1, 0), "why", 0.5, "+2.0"),)
+    assert (second.model, second.weights_sha256, second.layers) == ("small", "w", (1, 3))
+    assert (second.split, second.found_by) == (None, {"paired": True})
+    first = {**OLD, "schema_version": 1, "model": {**OLD["model"]}}
+    first["experts"] = [{"expert": "L1E0", "reason": "why", "score": None}]
+    del first["kind"], first["found_by"], first["model"]["weights_sha256"]
+    (tmp_path / "plan.json").write_text(json.dumps(first))
     assert Plan.read(tmp_path / "plan.json").entries == (PlanEntry(ExpertRef(1, 0), "why"),)
+    (tmp_path / "plan.json").write_text(json.dumps({**OLD, "model": "small"}))
+    with pytest.raises(BadInputError, match=r"plan's model: expected an object"):
+        Plan.read(tmp_path / "plan.json")
 
 
 def written(folder: Path, **changes: Any) -> Path:
@@ -130,14 +155,14 @@ def written(folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"schema_version": 3}, "schema_version: Input should be 1 or 2"),
-        ({"schema_version": None}, "no plan; make one with moescope contrast"),
+        ({"schema_version": 4}, "schema_version: Input should be 3"),
+        ({"schema_version": None}, "no plan; make one with moescope select"),
         ({"model": None}, "plan's model: Field required"),
-        ({"experts": "L1E0"}, "plan's experts: Input should be a valid tuple"),
-        ({"experts": [{"expert": "first"}]}, "'first' names no expert"),
-        ({"experts": [{"expert": "L1E0", "score": "high"}]}, "plan's experts.0.score: Input"),
-        ({"experts": [{"expert": "L9E0"}]}, "layer 9 is not an MoE layer"),
-        ({"experts": ["L1E0"]}, "plan's experts.0: Input should be"),
+        ({"entries": "L1E0"}, "plan's entries: Input should be a valid tuple"),
+        ({"entries": [{"expert": "first"}]}, "'first' names no expert"),
+        ({"entries": [{"expert": "L1E0", "score": "high"}]}, "plan's entries.0.score: Input"),
+        ({"entries": [{"expert": "L9E0"}]}, "layer 9 is not an MoE layer"),
+        ({"entries": ["L1E0"]}, "plan's entries.0: Input should be"),
         ({"created_by": None}, "plan's created_by: Field required"),
         ({"colour": "red"}, "plan's colour: Extra inputs are not permitted"),
     ],

@@ -16,7 +16,7 @@ from moescope.errors import BadInputError, CoverageError, ModelError
 from moescope.models import find_anatomy
 from moescope.models.capture import RoutingCapture
 from moescope.models.editing import edited
-from moescope.models.edits import Edit, bias, force, mask, scale, select_experts, top_k, zero
+from moescope.models.edits import Edit, bias, force, mask, parse_experts, scale, top_k, zero
 from moescope.models.resume import Resumable
 
 IDS = torch.randint(4, 100, (2, 7), generator=torch.Generator().manual_seed(1))
@@ -48,12 +48,12 @@ def logits(loaded: Any) -> torch.Tensor:
 
 
 def test_selectors_name_single_experts_ranges_layers_and_one_number_everywhere(qwen: Any) -> None:
-    names = [str(e) for e in select_experts(qwen.anatomy, ["L1E2", "l3e5-7", "L1E2"])]
+    names = [str(e) for e in parse_experts(qwen.anatomy, ["L1E2", "l3e5-7", "L1E2"])]
     assert names == ["L1E2", "L3E5", "L3E6", "L3E7"]
-    assert len(select_experts(qwen.anatomy, "L3E*", expect=8)) == 8
-    assert select_experts(qwen.anatomy, "L*E4") == (ExpertRef(1, 4), ExpertRef(3, 4))
-    assert len(select_experts(qwen.anatomy, "L*E*")) == 16
-    assert len(select_experts(qwen.anatomy, "L*E6-7")) == 4
+    assert len(parse_experts(qwen.anatomy, "L3E*", expect=8)) == 8
+    assert parse_experts(qwen.anatomy, "L*E4") == (ExpertRef(1, 4), ExpertRef(3, 4))
+    assert len(parse_experts(qwen.anatomy, "L*E*")) == 16
+    assert len(parse_experts(qwen.anatomy, "L*E6-7")) == 4
 
 
 @pytest.mark.parametrize(
@@ -76,22 +76,22 @@ def test_a_selector_that_matches_nothing_says_what_there_is(
     qwen: Any, selectors: Any, message: str
 ) -> None:
     with pytest.raises(BadInputError, match=message) as error:
-        select_experts(qwen.anatomy, selectors)
+        parse_experts(qwen.anatomy, selectors)
     assert "\n" not in str(error.value)
 
 
 def test_a_selector_that_matches_another_number_than_expected_is_refused(qwen: Any) -> None:
     with pytest.raises(BadInputError, match="L1E0-3 selects 4 experts, expected 5"):
-        select_experts(qwen.anatomy, "L1E0-3", expect=5)
+        parse_experts(qwen.anatomy, "L1E0-3", expect=5)
     with pytest.raises(BadInputError, match="selects 2 experts, expected 1"):
-        select_experts(qwen.anatomy, "L*E0", expect=1)
+        parse_experts(qwen.anatomy, "L*E0", expect=1)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: mask("L0"), "'L0' names no expert"),
-        (lambda: mask("L0E*"), "'L0E\\*' may stand for many experts.*select_experts"),
+        (lambda: mask("L0E*"), "'L0E\\*' may stand for many experts.*parse_experts"),
         (lambda: zero(["L0E1", "L0E1-3"]), "may stand for many experts"),
         (lambda: zero([]), "at least one expert"),
         (lambda: force((0, 1)), "0 names no expert"),

@@ -20,7 +20,7 @@ from moescope.cli.verb import flagged, note, of, verb
 from moescope.errors import BadInputError
 from moescope.progress import Progress
 from moescope.run.options import TraceOptions
-from moescope.words import counted
+from moescope.words import counted, listing
 
 if TYPE_CHECKING:
     from moescope.intervene import Damage, ExpertSweep
@@ -73,15 +73,16 @@ class AblateArgs(OfRunArgs, TextArgs, FormatArgs):
     run: str | None = None
     """instead of --corpus: the text that a run of this model was made on; names the model too"""
     plan: str | None = None
-    """JSON file that names the experts"""
+    """plan of experts, such as moescope select, contrast and ablate write"""
     experts: str | None = None
     """experts, such as L5E9,L3E0-3,L7E*"""
     each: bool = False
     """every expert of --layers on its own"""
     layers: Layers = None
     """with --each: MoE layers, such as 0,3,8-11; all by default"""
-    edit: str = "zero"
-    """zero, zero-renormalize, mask (re-routed), or scale=FACTOR"""
+    edit: str | None = None
+    """zero, zero-renormalize, mask (re-routed), or scale=FACTOR; by default what the plan says, or
+    zero"""
     target: tuple[str, ...] = ()
     """domain that the experts should serve; may be repeated"""
     controls: int = Field(60, ge=0, description="random plans to compare with; 0: none")
@@ -157,13 +158,14 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
 
     Example: moescope ablate MODEL --each --layers 3 --corpus texts/ -o layer3
     """
-    experts = None if settings.each else _experts(settings)
+    from moescope.intervene.damage.edits import damage_edit
+
+    experts, edit = _experts(settings)
+    damage_edit(edit)
     folder, corpus = settings.folder(), settings.corpus
     if corpus is not None:
         settings.corpus_spec(corpus)
-    from moescope.intervene.damage.edits import damage_edit
-
-    damage_edit(settings.edit)
+    from moescope.intervene import ExpertSweep
     from moescope.intervene.ablation import ablation_result
     from moescope.intervene.damage.measure import ABLATION
     from moescope.measure.journal import hold
@@ -174,13 +176,15 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
     reads = [] if corpus is None else [corpus]
     with hold(folder, ABLATION, reads=reads, resume=resume):
         with progress(f"loading {settings.model}") as show:
-            loaded = settings.load(partial(_check, settings, experts), show)
+            loaded = settings.load(partial(_check, settings, experts, edit), show)
             settings.begin(folder)
             show(Progress("reading the text"))
             windows = settings.windows(loaded)
-            found = _measure(settings, experts, loaded, windows, resume, show)
+            found = _measure(settings, experts, edit, loaded, windows, resume, show)
         result = ablation_result(found, settings.source())
         result.save(folder)
+        if not isinstance(found, ExpertSweep):
+            found.plan.write(folder / "plan.json")
         page = write_page(
             folder / "ablation.html", ablation_page(result, asked("ablate", settings))
         )
@@ -189,18 +193,27 @@ def ablate(settings: AblateArgs, resume: bool) -> None:
     errors.print(str(page), soft_wrap=True)
 
 
-def _experts(settings: AblateArgs) -> Experts:
-    """The experts of a plan, or of the words of a setting."""
+def _experts(settings: AblateArgs) -> tuple[Experts | None, str]:
+    """The experts of a plan or of a setting, None for all, and what is done to them."""
+    from moescope.intervene.damage.edits import edit_of
     from moescope.plan import Plan
 
-    return str(settings.experts) if settings.plan is None else Plan.read(settings.plan)
+    if settings.plan is None:
+        return settings.experts, settings.edit or "zero"
+    plan = Plan.read(settings.plan)
+    said = {entry.setting for entry in plan.entries}
+    edit = settings.edit or edit_of(said) or "zero"
+    if said - {None} and edit != edit_of(said):
+        named = listing(sorted(s for s in said if s is not None))
+        note(f"the plan says {named}; here `edit={edit}` is done to all of its experts")
+    return plan, edit
 
 
-def _check(settings: AblateArgs, experts: Experts | None, outline: Outline) -> None:
+def _check(settings: AblateArgs, experts: Experts | None, edit: str, outline: Outline) -> None:
     """Refuse what can be refused before weights are read."""
     from moescope.intervene.damage.edits import damage_edit
     from moescope.intervene.damage.measure import check_plan
-    from moescope.models.edits import select_experts
+    from moescope.models.edits import parse_experts
     from moescope.plan import Plan
 
     if experts is None:
@@ -209,13 +222,14 @@ def _check(settings: AblateArgs, experts: Experts | None, outline: Outline) -> N
         experts.require_model(outline.describe())
         refs = experts.experts
     else:
-        refs = select_experts(outline.anatomy, str(experts).split(","))
-    check_plan(outline.anatomy, refs, damage_edit(settings.edit), settings.controls)
+        refs = parse_experts(outline.anatomy, str(experts).split(","))
+    check_plan(outline.anatomy, refs, damage_edit(edit), settings.controls)
 
 
 def _measure(
     settings: AblateArgs,
     experts: Experts | None,
+    edit: str,
     loaded: LoadedModel,
     windows: list[TextWindow],
     resume: bool,
@@ -224,7 +238,7 @@ def _measure(
     from moescope.intervene import measure_damage, sweep_experts
 
     shared: dict[str, Any] = {
-        "edit": settings.edit, "targets": settings.target, "seed": settings.seed,
+        "edit": edit, "targets": settings.target, "seed": settings.seed,
         "batch_tokens": settings.batch_tokens, "folder": settings.folder(), "resume": resume,
         "on_progress": on_progress,
     }  # fmt: skip

@@ -23,7 +23,7 @@ SECTIONS = {
         "demo", "analyze", "table", "report", "compare", "paths", "inspect",
     ),
     "Explain what experts do": ("profile", "similarity"),
-    "Intervene on them": ("contrast", "steer", "ablate"),
+    "Choose experts and intervene on them": ("select", "contrast", "steer", "ablate"),
     "Train small ones": ("train", "capacity"),
     "Run at scale": ("trace", "merge", "import"),
 }  # fmt: skip

@@ -62,7 +62,7 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_FILES_ONLY = {"compare", "merge", "report", "table"}
+_FILES_ONLY = {"compare", "merge", "report", "select", "table"}
 """Verbs that ask no model, so it is the same to them which transformers there is."""
 
 

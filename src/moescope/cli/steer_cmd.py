@@ -18,6 +18,7 @@ from moescope.errors import BadInputError
 from moescope.given import Seed
 from moescope.progress import Progress
 from moescope.run.options import TraceOptions
+from moescope.words import listing
 
 if TYPE_CHECKING:
     from moescope.intervene.steering.results import SteeringResult, SweepResult
@@ -38,9 +39,9 @@ class SteerArgs(OfRunArgs, WideArgs):
     set_: tuple[str, ...] = ()
     """EXPERTS=VALUE, such as L1E9=+2.0; may be repeated"""
     plan: str | None = None
-    """plan of experts, such as moescope contrast writes"""
+    """plan of experts, such as moescope select and contrast write"""
     as_: str | None = None
-    """VALUE for all experts of a plan that names only them"""
+    """VALUE for all experts of the plan, whatever it says"""
     target: tuple[int, ...] = ()
     """number of a prompt token where the edit holds (negative: from the end); may be repeated;
     everywhere unless given"""
@@ -148,11 +149,19 @@ def _save(result: SteeringResult, followed: SweepResult | None, folder: Path, co
 
 def _settings_of(plan: Plan, value: str | None) -> list[Setting]:
     from moescope.intervene.steering.settings import parse_setting
+    from moescope.plan import BOOST
 
+    silent = [str(e.expert) for e in plan.entries if e.setting is None]
+    if value is None and silent:
+        note(
+            f"the plan does not say what to do to {listing(silent, 3)}, so {BOOST} is added to the "
+            "router's logits; `as=VALUE` does another thing"
+        )
     try:
         return [parse_setting(text) for text in plan.settings(value)]
     except BadInputError as error:
-        raise BadInputError(f"`plan` with `as={value or 'VALUE'}`: {error}") from error
+        where = "`plan`" if value is None else f"`plan` with `as={value}`"
+        raise BadInputError(f"{where}: {error}") from error
 
 
 def _check(settings: Sequence[Setting], strengths: Sequence[float]) -> None:

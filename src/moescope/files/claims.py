@@ -18,6 +18,9 @@ LOCK = ".moescope.lock"
 _WAIT_SECONDS = 2.0
 """For a holder that is just ending."""
 
+_OF_FILES = {".json", ".html", ".csv", ".parquet", ".yaml"}
+"""A new folder that is called like one of these was meant to be a file."""
+
 
 class HeldFolder:
     """A folder that this process holds."""
@@ -91,6 +94,11 @@ def claim(
     """
     target = usable_path(folder)
     place = target.resolve()
+    if target.suffix.lower() in _OF_FILES and not target.exists():
+        raise BadInputError(
+            f"{target} is called like a file, but what is written ({kind}) is a folder; give "
+            f"another name, such as {target.with_suffix('')}"
+        )
     _refuse_inside(target, place, reads)
     mine = HELD.get(place)
     if mine is not None and mine.thread == threading.get_ident():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moescope.intervene.steering.results import SteeringResult, SweepResult
     from moescope.intervene.steering.steer import steer, sweep
     from moescope.models.editing import edited
-    from moescope.models.edits import Edit, bias, force, mask, scale, select_experts, top_k, zero
+    from moescope.models.edits import Edit, bias, force, mask, parse_experts, scale, top_k, zero
 
 __all__ = [
     "ContrastResult",
@@ -32,8 +32,8 @@ __all__ = [
     "force",
     "mask",
     "measure_damage",
+    "parse_experts",
     "scale",
-    "select_experts",
     "steer",
     "sweep",
     "sweep_experts",

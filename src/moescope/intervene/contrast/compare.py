@@ -44,6 +44,7 @@ from moescope.metrics.statistics import benjamini_hochberg
 from moescope.models.accept import AnyModel, as_model
 from moescope.models.anatomy import MoELayer
 from moescope.models.loading import LoadedModel
+from moescope.plan import PlanSplit
 from moescope.progress import OnProgress, quiet
 from moescope.run.options import TraceOptions
 
@@ -256,8 +257,9 @@ def _tested_apart(
     seed: int,
 ) -> _Picked:
     """Choose on one half of the documents, test on the other."""
-    first = _half(sets[0].keys, seed)
-    chosen_on = (first, first if paired else _half(sets[1].keys, seed))
+    half = PlanSplit(seed=seed).first
+    first = half(sets[0].keys)
+    chosen_on = (first, first if paired else half(sets[1].keys))
     one = [c.take(rows) for c, rows in zip(counts, chosen_on, strict=True)]
     other = [c.take(~rows) for c, rows in zip(counts, chosen_on, strict=True)]
     delta = rate_difference(one[0], one[1])
@@ -270,15 +272,6 @@ def _tested_apart(
     parts, _ = _parts((apart[0], apart[1]), layers)
     q, own_parts = benjamini_hochberg(tested.p), {k: v[rows] for k, v in parts.items()}
     return _Picked(rows, delta[rows], tested, q, own_parts)
-
-
-def _half(keys: Sequence[str], seed: int) -> NDArray[np.bool_]:
-    """The half of the documents whose ids hash lowest; the larger half of an odd number."""
-    digests = [hashlib.blake2b(f"{seed}\0half\0{k}".encode(), digest_size=8).digest() for k in keys]
-    order = sorted(range(len(keys)), key=lambda i: (digests[i], i))
-    half = np.zeros(len(keys), np.bool_)
-    half[order[: (len(keys) + 1) // 2]] = True
-    return half
 
 
 def _named(refs: Sequence[ExpertRef], picked: _Picked) -> list[Proposal]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
 from moescope.intervene.contrast.texts import Span
-from moescope.plan import Plan, PlanEntry
+from moescope.plan import Plan, PlanEntry, PlanSplit
 from moescope.result import Note, Result, Tabular, plain
 
 CONTRAST = "contrast"
@@ -165,7 +165,8 @@ class ContrastResult(Tabular):
             for p in confirmed
         ]
         by = f"moescope contrast {version('moescope')}"
-        return Plan.of(self.model, entries, by, by_weights=True, found_by=self.about())
+        split = PlanSplit(seed=self.seed) if self.holdout else None
+        return Plan.of(self.model, entries, by, by_weights=True, split=split, found_by=self.about())
 
 
 def _in_short(p: Proposal) -> str:

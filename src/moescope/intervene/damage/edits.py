@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from moescope.axes import ExpertRef
@@ -20,6 +21,31 @@ class DamageEdit(NamedTuple):
     name: str
     make: Callable[[Sequence[ExpertRef]], Edit]
     words: str
+
+    @property
+    def setting(self) -> str | None:
+        """What steering calls it, as a plan has it; None where it has no word for it.
+
+        Example:
+            >>> damage_edit("scale=0.5").setting, damage_edit("zero-renormalize").setting
+            ('x0.5', None)
+        """
+        name = self.name.replace("scale=", "x", 1)
+        return name if any(re.fullmatch(kind.written, name) for kind in KINDS) else None
+
+
+def edit_of(settings: Collection[str | None]) -> str | None:
+    """The name of the edit that is all that a plan says to do; None where it says another thing.
+
+    Example:
+        >>> edit_of({"x0.5"}), edit_of({"mask", "+2.0"})
+        ('scale=0.5', None)
+    """
+    (only, *others) = settings
+    if only is None or others:
+        return None
+    name = re.sub("^x", "scale=", only, flags=re.IGNORECASE)
+    return name if any(kind.removal(name) for kind in KINDS) else None
 
 
 def damage_edit(name: str) -> DamageEdit:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +37,7 @@ from moescope.measure.trials import Measured, Trial, TrialRunner, batch_budget
 from moescope.measure.windows import TextWindow, as_windows
 from moescope.models.accept import AnyModel, as_model
 from moescope.models.anatomy import Anatomy
-from moescope.models.edits import check_edits, select_experts
+from moescope.models.edits import check_edits, parse_experts
 from moescope.models.loading import LoadedModel
 from moescope.plan import Plan, PlanEntry
 from moescope.progress import OnProgress, quiet
@@ -88,7 +89,7 @@ class Damage(TrialsResult):
     """What `measure_damage` found; see `TrialsResult` too. Trials are the plan and each control.
 
     Attributes:
-        entries: the experts, with the reasons of their plan.
+        plan: the experts, with reasons, and what was done to them where nobody had said it.
         match: what the controls share with the plan besides its size.
         requested: controls asked for.
         prepared: controls, and how often the experts of each trial are chosen.
@@ -97,7 +98,7 @@ class Damage(TrialsResult):
         selectivity: damage on target against off target; None without targets.
     """
 
-    entries: tuple[PlanEntry, ...]
+    plan: Plan
     match: Match
     requested: int
     prepared: Prepared
@@ -105,13 +106,13 @@ class Damage(TrialsResult):
     selectivity: Selectivity | None
 
     def __repr__(self) -> str:
-        size, controls = len(self.entries), self.num_controls
+        size, controls = len(self.experts), self.num_controls
         return f"<Damage of {size} experts ({self.edit.name}), {controls} controls>"
 
     @property
     def experts(self) -> tuple[ExpertRef, ...]:
         """The plan's experts."""
-        return tuple(entry.expert for entry in self.entries)
+        return self.plan.experts
 
     @property
     def num_controls(self) -> int:
@@ -126,7 +127,7 @@ class Damage(TrialsResult):
         """What is known besides the table, as JSON takes it."""
         return {
             "trials": "plan",
-            "experts": [{**e._asdict(), "expert": str(e.expert)} for e in self.entries],
+            "experts": [{**e._asdict(), "expert": str(e.expert)} for e in self.plan.entries],
             "layer_loads": self.prepared.layer_loads,
             "controls": self._describe_controls(),
             "selectivity": self.selectivity and self.selectivity._asdict(),
@@ -202,7 +203,8 @@ def measure_damage(
     require_seed(seed)
     loaded = as_model(model)
     windows = as_windows(loaded, texts)
-    plan, chosen = make_plan(loaded, experts), damage_edit(edit)
+    chosen = damage_edit(edit)
+    plan = make_plan(loaded, experts, setting=chosen.setting)
     check_plan(loaded.anatomy, plan.experts, chosen, controls)
     scopes, batch = Scopes(windows, targets), batch_budget(loaded, batch_tokens)
     if match == "target-load" and not scopes.targets:
@@ -230,7 +232,7 @@ def measure_damage(
         ).run(trials)
     chance = exceed_chance(plan.experts, others, seed) if others else []
     return Damage(
-        entries=plan.entries,
+        plan=plan,
         edit=chosen,
         match=match,
         requested=controls,
@@ -260,13 +262,19 @@ def check_plan(
         require_room(experts, {m.layer_idx: m.num_experts for m in anatomy.layers})
 
 
-def make_plan(loaded: LoadedModel, experts: Experts, reason: str = "named by hand") -> Plan:
+def make_plan(
+    loaded: LoadedModel,
+    experts: Experts,
+    reason: str = "named by hand",
+    setting: str | None = None,
+) -> Plan:
     """A plan for this model, from selectors, experts or a plan that is checked.
 
     Args:
         loaded: the model.
         experts: as in `measure_damage`.
         reason: of experts that come without one.
+        setting: of experts that come without a plan.
 
     Raises:
         BadInputError: experts that do not exist, or a plan of another model.
@@ -275,6 +283,6 @@ def make_plan(loaded: LoadedModel, experts: Experts, reason: str = "named by han
         experts.require_model(describe_model(loaded))
         return experts
     names = experts.split(",") if isinstance(experts, str) else [str(e) for e in experts]
-    refs = select_experts(loaded.anatomy, names)
-    entries = [PlanEntry(ref, reason) for ref in refs]
-    return Plan.of(describe_model(loaded), entries, "moescope ablate")
+    refs = parse_experts(loaded.anatomy, names)
+    entries = [PlanEntry(ref, reason, setting=setting) for ref in refs]
+    return Plan.of(describe_model(loaded), entries, f"moescope ablate {version('moescope')}")

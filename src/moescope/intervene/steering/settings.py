@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from moescope.errors import BadInputError
 from moescope.models.anatomy import Anatomy
-from moescope.models.edits import BY_NAME, KINDS, Edit, WeightEdit, select_experts
+from moescope.models.edits import BY_NAME, KINDS, Edit, WeightEdit, parse_experts
 
 MOST_STRENGTHS = 101
 """A sweep of more strengths is refused."""
@@ -59,7 +59,7 @@ class Setting:
         Raises:
             BadInputError: an expert that does not exist, or no number to set.
         """
-        experts = select_experts(anatomy, self.selectors)
+        experts = parse_experts(anatomy, self.selectors)
         kind = BY_NAME[self.kind]
         if not kind.unit:
             return kind(experts)

@@ -7,7 +7,7 @@ An `Edit` is data: which experts, what is done, where in the text. Nothing happe
 
 from moescope.models.edits.bias import bias
 from moescope.models.edits.edit import Edit, WeightEdit
-from moescope.models.edits.experts import check_exist, select_experts
+from moescope.models.edits.experts import check_exist, parse_experts
 from moescope.models.edits.force import force
 from moescope.models.edits.kinds import (
     BY_NAME,
@@ -37,8 +37,8 @@ __all__ = [
     "force",
     "mask",
     "num_chosen",
+    "parse_experts",
     "scale",
-    "select_experts",
     "top_k",
     "zero",
 ]

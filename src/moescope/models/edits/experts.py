@@ -32,7 +32,7 @@ def refs(experts: Experts) -> tuple[ExpertRef, ...]:
         if isinstance(e, str) and _SELECTOR.match(e.strip()) and not _ONE.match(e.strip()):
             raise BadInputError(
                 f"{e!r} may stand for many experts, and how many depends on the model; give "
-                "select_experts(anatomy, ...) of it"
+                "parse_experts(anatomy, ...) of it"
             )
     if not several:
         raise BadInputError("an edit needs at least one expert; none was named")
@@ -55,7 +55,7 @@ def whole(number: int, what: str) -> int:
     return found
 
 
-def select_experts(
+def parse_experts(
     anatomy: Anatomy, selectors: str | Sequence[str], *, expect: int | None = None
 ) -> tuple[ExpertRef, ...]:
     """The experts that selectors name, each checked against the model.

@@ -139,7 +139,7 @@ def mask(experts: Experts, *, renormalize: bool = True) -> Mask:
     has one), so the router's own rules fill the place.
 
     Args:
-        experts: ``"L5E9"``, or several; with an anatomy at hand `select_experts` reads wildcards.
+        experts: ``"L5E9"``, or several; with an anatomy at hand `parse_experts` reads wildcards.
         renormalize: as the router computes it: where weights are a softmax over all experts that is
             not normalised over the chosen (OLMoE), the share of the masked experts goes to all
             others, at every token. False keeps the others' probabilities as they were beside the

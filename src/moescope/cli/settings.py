@@ -217,15 +217,20 @@ def is_begun(folder: Path) -> bool:
     return has_progress(folder) or (folder / PARTS).exists()
 
 
-class RunArgs(ModelArgs, TextArgs, TraceArgs, LauncherArgs):
-    """Everything that `trace` and `analyze` can be told."""
+class HeldArgs(ModelArgs):
+    """Which model, and what of it is in memory at a time."""
 
-    corpus: Annotated[str, Argument("CORPUS")] = of(CorpusSpec, "path")
-    out: Annotated[str, Flag("-o")] = Field(description="folder of the run")
     engine: EngineName = "auto"
     """all weights in memory, or one decoder layer at a time; auto: what fits"""
     memory: str | None = None
     """what the process may take, such as 4GB; by default what is free"""
+
+
+class RunArgs(HeldArgs, TextArgs, TraceArgs, LauncherArgs):
+    """Everything that `trace` and `analyze` can be told."""
+
+    corpus: Annotated[str, Argument("CORPUS")] = of(CorpusSpec, "path")
+    out: Annotated[str, Flag("-o")] = Field(description="folder of the run")
 
     def trace_options(self) -> TraceOptions:
         """How text is run through the model, and what is kept."""

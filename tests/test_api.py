@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.support.tiny import tiny_model
@@ -233,10 +234,30 @@ class TestWhereAModelIsTaken:
 
 
 class TestRoute:
+    TEXT = "the river runs past the old mill"
+
+    @pytest.mark.parametrize("wrapped", [False, True])
+    def test_is_arrays_by_layer_of_what_transformers_routers_answer(
+        self, wrapped: bool, tiny_folder: Path, tiny_loaded: LoadedModel
+    ) -> None:
+        routes = route(in_memory(tiny_folder) if wrapped else tiny_loaded, self.TEXT)
+        ids = tiny_loaded.tokenizer(self.TEXT, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            out = tiny_loaded.model(ids, output_router_logits=True)
+        assert routes.token_ids.tolist() == ids[0].tolist()
+        assert list(routes.layers) == list(tiny_loaded.anatomy.layer_numbers)
+        for number, logits in zip(routes.layers, out.router_logits, strict=True):
+            here, probs = routes[number], logits.softmax(-1)
+            assert np.allclose(here.logits, logits, atol=1e-5)
+            assert np.allclose(here.probs, probs, atol=1e-6)
+            assert here.topk_ids.shape == here.topk_weights.shape == (len(routes.tokens), 3)
+            assert (here.topk_ids == probs.topk(3).indices.numpy()).all()
+        with pytest.raises(BadInputError, match="layer 99 is not an MoE layer"):
+            routes[99]
+
     def test_is_a_frame_of_tokens_by_layers_by_experts(self, tiny_loaded: LoadedModel) -> None:
-        text = "the river runs past the old mill"
-        frame = route(tiny_loaded, text)
-        rows = compare_routes(tiny_loaded, text, text).rows
+        frame = route(tiny_loaded, self.TEXT).to_pandas()
+        rows = compare_routes(tiny_loaded, self.TEXT, self.TEXT).rows
         layers = tiny_loaded.anatomy.layers
         assert len(frame) == len(rows) * sum(m.top_k for m in layers)
         assert "".join(frame.groupby("position").token.first()) == "".join(
@@ -251,6 +272,21 @@ class TestRoute:
                 assert mine.expert.tolist() == row.left_ids[number]
                 assert (mine.weight.diff().dropna() <= 0).all()
         assert frame.prob.between(0, 1).all()
+
+    def test_gives_every_expert_on_request(self, tiny_loaded: LoadedModel) -> None:
+        routes = route(tiny_loaded, self.TEXT)
+        frame, chosen = routes.to_pandas(every=True), routes.to_pandas()
+        assert np.allclose(frame.groupby(["position", "layer"]).prob.sum(), 1)
+        kept = frame[frame["rank"] >= 0].sort_values(["position", "layer", "rank"])
+        assert kept.reset_index(drop=True).equals(chosen)
+        assert (frame[frame["rank"] < 0].weight == 0).all()
+
+    def test_shows_itself(self, tiny_loaded: LoadedModel) -> None:
+        routes = route(tiny_loaded, "the <b> river")
+        assert repr(routes).endswith("8 experts, 3 per token>")
+        shown = routes._repr_html_()
+        assert "<b>" not in shown
+        assert shown.count("<tr>") == 1 + len(routes.tokens)
 
     def test_says_what_a_text_is(self, tiny_loaded: LoadedModel) -> None:
         with pytest.raises(BadInputError, match="a text is a string; got list"):

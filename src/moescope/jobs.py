@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import math
 import os
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moescope.corpus import AnyText, as_text
+from moescope.corpus import AnyText, as_text, open_corpus, tokenize_document
 from moescope.metrics.runs import AnalyzedRun, open_run
 from moescope.metrics.tables import TABLES
 from moescope.models import AnyModel, LoadedModel, as_model
+from moescope.models.loading import Holding
+from moescope.models.outlook import Outlook, outlook
+from moescope.models.source import load_tokenizer
 from moescope.models.spec import as_spec
 from moescope.progress import OnProgress, Progress, quiet
 from moescope.report.contents import renew_contents
@@ -28,6 +33,8 @@ from moescope.training.recipe_file import load_recipe
 from moescope.training.trainer import Trained, TrainingState
 
 PAGE = "training.html"
+_COUNTING_SECONDS = 5.0
+"""Tokens of a text are counted for so long before it is run; what is there then is the least."""
 
 
 class Analysis(NamedTuple):
@@ -72,6 +79,40 @@ def analyze(
     if loaded.streamed is not None:
         loaded.streamed.release()  # tables need the memory, and no model
     return report_on(folder, on_progress=on_progress)
+
+
+def foresee(held: Holding, texts: AnyText, options: TraceOptions | None = None) -> Outlook:
+    """What tracing a text through a model will take, before the model is loaded.
+
+    Args:
+        held: the model, as `moescope.models.loading.how_held` says.
+        texts: see `analyze`.
+        options: how the text is going to be traced.
+
+    Raises:
+        CorpusError: the text cannot be read.
+        ModelError: the model has no tokenizer that can be used.
+    """
+    options, tokenizer = options or TraceOptions(), load_tokenizer(held.spec)
+    tokens: Counter[str] = Counter()
+    began, whole = time.monotonic(), True
+    for number, document in enumerate(open_corpus(as_text(texts))):
+        if not (whole := time.monotonic() - began < _COUNTING_SECONDS):
+            break
+        room = None if options.limit is None else options.limit - tokens[document.domain]
+        if room is not None and room <= 0:
+            continue
+        made = tokenize_document(
+            tokenizer,
+            document,
+            number,
+            context_length=options.context or 2048,
+            chat_template=options.chat_template,
+            chat_text=options.chat_text,
+            limit=options.match_length or room,
+        )
+        tokens[document.domain] += made.num_tokens
+    return outlook(held, tokens.total(), whole)
 
 
 def report_on(run: str | Path, *, on_progress: OnProgress = quiet) -> Analysis:

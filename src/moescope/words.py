@@ -111,6 +111,29 @@ def percent(share: float) -> str:
     return f"{value:.2g} %" if abs(value) >= 1e-4 else "< 0.0001 %"
 
 
+def about_time(seconds: float) -> str:
+    """A time as it is said beforehand, to one or two digits.
+
+    Example:
+        >>> about_time(20), about_time(250), about_time(9_000), about_time(500_000)
+        ('less than a minute', 'about 4 minutes', 'about 2.5 hours', 'about 6 days')
+    """
+    if seconds < 60:
+        return "less than a minute"
+    unit, name = next(
+        (unit, name)
+        for limit, unit, name in (
+            (5400, 60, "minute"),
+            (172_800, 3600, "hour"),
+            (math.inf, 86_400, "day"),
+        )
+        if seconds < limit
+    )
+    number = seconds / unit
+    shown = f"{number:.0f}" if number >= 4 or name == "minute" else f"{number:.1f}"
+    return f"about {shown} {name}" + ("" if shown == "1" else "s")
+
+
 def size(count: float) -> str:
     """Bytes in units that people read.
 

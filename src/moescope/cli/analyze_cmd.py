@@ -11,6 +11,7 @@ from moescope.cli.resume import RUN_MARKS
 from moescope.cli.settings import RunArgs, is_begun
 from moescope.cli.terminal import errors, output, progress
 from moescope.cli.verb import note, verb
+from moescope.corpus import CorpusSpec
 
 if TYPE_CHECKING:
     from moescope.progress import OnProgress
@@ -55,7 +56,7 @@ def output_of(settings: RunArgs, resume: bool) -> Iterator[Path]:
 
     wait = 2.0 if settings.shard is None else _LOCK_SECONDS
     with (
-        claim_run(settings.out, reads=[settings.corpus], wait=wait) as folder,
+        claim_run(settings.out, reads=CorpusSpec(path=settings.corpus).reads, wait=wait) as folder,
         nothing_of_bad_input(folder, unless=lambda: is_begun(folder)),
     ):
         if not settings.launches:

@@ -6,20 +6,23 @@ from typing import Annotated, Literal
 
 from moescope.cli.analyze_cmd import summarize
 from moescope.cli.resume import RUN_MARKS
+from moescope.cli.settings import EngineArgs, ModelArgs
 from moescope.cli.terminal import errors, output, progress
-from moescope.cli.verb import Flag, Settings, of, verb
+from moescope.cli.verb import Flag, of, verb
 from moescope.run.options import TraceOptions
 
 _AGAIN = "the same command goes on from there"
 
 
-class DemoArgs(Settings):
+class DemoArgs(EngineArgs, ModelArgs):
     """Everything that `demo` can be told."""
 
+    model: Annotated[str | None, Flag()] = None  # type: ignore[assignment]
+    """hub id or folder of another model; by default the shipped one"""
     out: Annotated[str, Flag("-o")] = "demo-run"
     """folder of the run"""
     corpus: Literal["queries", "samples"] = "queries"
-    """which shipped text"""
+    """which shipped text; other verbs take it as demo:queries and demo:samples"""
     limit: int | None = of(TraceOptions, "limit")
     step: int | None = None
     """the model as it was at this training step (in a clone only: 44, 440, 1760)"""
@@ -27,22 +30,27 @@ class DemoArgs(Settings):
 
 @verb(marks=RUN_MARKS, advice=_AGAIN)
 def demo(settings: DemoArgs) -> None:
-    """Analyze the shipped small MoE on the shipped text; needs no network.
+    """Analyze the shipped small MoE, or any other, on the shipped text.
 
     queries: questions on NDIS policy, its legal context and support coordination, and everyday
     ones.
-    samples: 13 domains from code to German. The model is small and measures methods; it gives no
-    advice.
+    samples: 13 domains from code to German. The shipped model needs no network; it is small,
+    measures methods and gives no advice.
 
     Example: moescope demo -o demo-run
+    Example: moescope demo --model allenai/OLMoE-1B-7B-0924 -o olmoe-run
     """
-    from moescope.demo import run_demo
+    from moescope.demo import MODEL, run_demo
     from moescope.run.manifest import claim_run
 
+    model = settings.model or str(MODEL)
     with progress() as show, claim_run(settings.out) as folder:
         done = run_demo(
             folder,
             corpus=settings.corpus,
+            model=settings.model_copy(update={"model": model}).model_spec(),
+            engine=settings.engine,
+            memory=settings.memory,
             limit=settings.limit,
             step=settings.step,
             on_progress=show,

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from moescope.corpus.hub import HUB_PREFIX, is_saved_dataset, read_dataset
+from moescope.corpus.hub import is_saved_dataset, read_dataset
 from moescope.corpus.messages import Message, as_string, read_messages
 from moescope.corpus.readers import find_files, is_plain_text, read_file, stem_of
 from moescope.corpus.records import MEND, Fields, Problem, Record, SourceFile, corpus_error
 from moescope.corpus.seen import SeenIds
-from moescope.corpus.spec import CorpusSpec
+from moescope.corpus.spec import HUB_PREFIX, CorpusSpec
 from moescope.corpus.split import in_shard, in_split, parse_shard
 from moescope.errors import CorpusError
 from moescope.words import listing, near_names
@@ -303,7 +303,7 @@ def open_corpus(spec: CorpusSpec) -> Corpus:
         raise CorpusError("the path of the corpus is empty; give a file, a folder or hf:owner/name")
     if spec.path.startswith(HUB_PREFIX) or is_saved_dataset(Path(spec.path)):
         return Corpus(spec, None)
-    return Corpus(spec, find_files(spec.path))
+    return Corpus(spec, find_files(spec.place))
 
 
 class _Tally:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from moescope.corpus.records import Fields, Problem, Record, corpus_error
+from moescope.corpus.spec import HUB_PREFIX
 from moescope.corpus.tables import require_column
 from moescope.errors import MissingExtraError
 from moescope.hub import why_unreachable
 from moescope.words import near_names, said_by
-
-HUB_PREFIX = "hf:"
 
 
 def is_saved_dataset(path: Path) -> bool:

@@ -23,12 +23,19 @@ from pydantic import (
 from moescope.corpus.messages import Turns
 from moescope.corpus.split import Split, parse_shard
 from moescope.corpus.text_files import TextUnit
-from moescope.errors import BadInputError
+from moescope.errors import BadInputError, CorpusError
 from moescope.given import Seed
-from moescope.words import listing
+from moescope.words import listing, near_names
 
 IN_MEMORY = "texts in memory"
 """Stands for the path of texts that were given themselves."""
+
+HUB_PREFIX = "hf:"
+DEMO_PREFIX = "demo:"
+
+_DEMO = Path(__file__).parents[1] / "demo"
+SHIPPED = {"demo:queries": _DEMO / "queries.jsonl", "demo:samples": _DEMO / "samples"}
+"""The corpora that come with moescope, under the names that stand for their files."""
 
 _LABEL = "text"
 """Domain of a text in memory that names none."""
@@ -42,8 +49,8 @@ class CorpusSpec(BaseModel):
     )
 
     path: Annotated[str, BeforeValidator(lambda p: os.fspath(p) if isinstance(p, Path) else p)]
-    """A file, a folder (one file or one sub-folder per domain), ``hf:owner/name``, or the folder
-    of a dataset saved with ``save_to_disk``."""
+    """A file, a folder (one file or one sub-folder per domain), ``hf:owner/name``, the folder of
+    a dataset saved with ``save_to_disk``, or ``demo:queries`` or ``demo:samples``."""
     text_field: str = "text"
     """The field or column that holds the text."""
     domain_field: str = "domain"
@@ -82,7 +89,22 @@ class CorpusSpec(BaseModel):
     @property
     def reads(self) -> list[str]:
         """The paths that are read."""
-        return [] if self.held else [self.path]
+        return [] if self.held else [self.place]
+
+    @property
+    def place(self) -> str:
+        """The path; of a shipped corpus, where it lies here.
+
+        Raises:
+            CorpusError: no corpus of that name is shipped.
+        """
+        if not self.path.startswith(DEMO_PREFIX):
+            return self.path
+        if self.path not in SHIPPED:
+            raise CorpusError(
+                f"{self.path}: no such shipped text; {near_names(self.path, SHIPPED)}"
+            )
+        return str(SHIPPED[self.path])
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         """What differs from the defaults."""
@@ -91,15 +113,22 @@ class CorpusSpec(BaseModel):
         return [*given, ("texts", len(self.held))] if self.held else list(given)
 
 
+def named(path: str) -> bool:
+    """Is it the name of a corpus rather than a path?"""
+    return path.startswith((HUB_PREFIX, DEMO_PREFIX))
+
+
 AnyText = str | os.PathLike[str] | CorpusSpec | Sequence[str | Mapping[str, Any]]
-"""What stands for text: a file, a folder, ``hf:owner/name``, a `CorpusSpec`, or a list of texts."""
+"""What stands for text: a file, a folder, ``hf:owner/name``, ``demo:queries``, ``demo:samples``, a
+`CorpusSpec`, or a list of texts."""
 
 
 def as_text(given: AnyText) -> CorpusSpec:
     """The corpus that is meant.
 
     Args:
-        given: a file, a folder or ``hf:owner/name``; a `CorpusSpec`, which says more; or a list of
+        given: a file, a folder, ``hf:owner/name`` or a shipped text (``demo:queries``,
+            ``demo:samples``); a `CorpusSpec`, which says more; or a list of
             strings, or of dicts with ``text`` and, where they have one, ``domain`` and ``id``. A
             text without a domain is of the domain ``text``, and one without an id is called after
             its place in the list.

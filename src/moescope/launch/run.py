@@ -77,7 +77,7 @@ def launch(
             f"a launch cuts the corpus itself; leave the shard out, got {corpus.shard}"
         )
     open_corpus(corpus)  # text that is not there leaves no folder behind
-    with claim_run(run, reads=[corpus.path], wait=_LOCK_SECONDS):
+    with claim_run(run, reads=corpus.reads, wait=_LOCK_SECONDS):
         if not _is_finished(run, job, resume):
             parts = _trace_parts(job, run, how, resume, on_progress)
             shards = [parts.run_of(s) for s in parts.shards]

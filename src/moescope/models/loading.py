@@ -215,23 +215,79 @@ def open_model(
         ModelError: as `load_model`, or the promise cannot be kept (says what it would take).
         BadInputError: ``memory`` is not a size.
     """
+    held = how_held(model, engine=engine, memory=memory)
+    return open_held(
+        held, batch_tokens=batch_tokens, window=window, check=check, on_progress=on_progress
+    )
+
+
+@dataclass(frozen=True)
+class Holding:
+    """How a model is going to be held, as its configuration tells: no weight is read for it.
+
+    Attributes:
+        spec: the model, at one commit.
+        anatomy: of its layers.
+        device: that computes.
+        dtype: of the computation.
+        need: bytes that all weights and one batch take.
+        budget: bytes that may be taken.
+        streamed: layers stay on disk and are read one at a time.
+    """
+
+    spec: ModelSpec
+    anatomy: Anatomy
+    device: torch.device
+    dtype: torch.dtype
+    need: int
+    budget: int
+    streamed: bool
+
+
+def how_held(model: AnySpec, *, engine: EngineName = "auto", memory: str | None = None) -> Holding:
+    """Decide how a model is held, as `open_model` does, before anything of it is loaded.
+
+    Args:
+        model: a hub id, a folder, or a `ModelSpec`.
+        engine: see `open_model`.
+        memory: see `open_model`.
+
+    Raises:
+        ModelError: unknown or dense model, or one that cannot be held in this memory.
+        BadInputError: ``memory`` is not a size.
+    """
     spec = pinned(as_spec(model))
     device = pick_device(spec.device)
     budget = int(0.9 * free_memory(device)) if memory is None else parse_memory(memory)
-    if engine != "streamed":
-        config = load_config(spec)
-        stored = getattr(config.get_text_config(), "dtype", None)
-        dtype = _streamed_dtype(spec, stored, device)
-        need = resident_need(_anatomy(spec, _build_meta(spec, config), config), dtype)
-        if need <= budget or (engine == "resident" and memory is None):
-            return load_model(spec, check=check, on_progress=on_progress)
-        if engine == "resident":
-            raise ModelError(
-                f"`memory` {memory} is too little to hold this model: it needs {readable(need)}; "
-                "use `engine=streamed`"
-            )
-    how: Any = {"check": check, "on_progress": on_progress}
-    return load_streamed(spec, memory=budget, batch_tokens=batch_tokens, window=window, **how)
+    config = load_config(spec)
+    stored = getattr(config.get_text_config(), "dtype", None)
+    dtype = _streamed_dtype(spec, stored, device)
+    anatomy = _anatomy(spec, _build_meta(spec, config), config)
+    need = resident_need(anatomy, dtype)
+    fits = need <= budget or (engine == "resident" and memory is None)
+    if engine == "resident" and not fits:
+        raise ModelError(
+            f"`memory` {memory} is too little to hold this model: it needs {readable(need)}; "
+            "use `engine=streamed`"
+        )
+    return Holding(spec, anatomy, device, dtype, need, budget, engine == "streamed" or not fits)
+
+
+def open_held(
+    held: Holding,
+    *,
+    batch_tokens: int | None = None,
+    window: int | None = None,
+    check: Check = anything,
+    on_progress: OnProgress = quiet,
+) -> LoadedModel:
+    """Load a model as was decided; see `open_model`."""
+    if not held.streamed:
+        return load_model(held.spec, check=check, on_progress=on_progress)
+    return load_streamed(
+        held.spec, memory=held.budget, batch_tokens=batch_tokens, window=window, check=check,
+        on_progress=on_progress,
+    )  # fmt: skip
 
 
 def load_streamed(

@@ -78,6 +78,16 @@ def checkpoint_folder(spec: ModelSpec, on_progress: OnProgress = quiet) -> Path:
     return folder
 
 
+def is_here(spec: ModelSpec) -> bool:
+    """Are its weights on this disk, as far as can be told without the hub?"""
+    from huggingface_hub import try_to_load_from_cache
+
+    return local_folder(spec.model) is not None or any(
+        isinstance(try_to_load_from_cache(spec.model, name, revision=spec.revision), str)
+        for name in (SINGLE, INDEX)
+    )
+
+
 def _fetched(spec: ModelSpec, names: list[str], on_progress: OnProgress) -> Path:
     from huggingface_hub import snapshot_download
 

@@ -1,28 +1,32 @@
-"""Two texts side by side: which experts each token takes, and where the routes part.
+"""What the routers did with one text, and two texts side by side: where their routes part.
 
-The texts are tokenized as the model would see them, aligned token by token, and traced in one
-forward pass each. It shows what a changed word does to the routing of the words after it.
+A text is tokenized as the model would see it and traced in one forward pass. Two are aligned token
+by token, which shows what a changed word does to the routing of the words after it.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from moescope.axes import require_layers
 from moescope.errors import BadInputError
 from moescope.models.accept import AnyModel, as_model
 from moescope.models.capture import RoutingCapture
-from moescope.models.loading import LoadedModel
 from moescope.run.facts import LayerFacts
 from moescope.trace.facts import layer_facts
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_SHOWN = 64
+"""Tokens that a notebook shows."""
 
 
 class AlignedToken(NamedTuple):
@@ -71,68 +75,112 @@ def compare_routes(model: AnyModel, left: str, right: str) -> RouteComparison:
         BadInputError: a text is empty or longer than the model's context.
     """
     loaded = as_model(model)
-    texts, facts = zip(*(route_text(loaded, text) for text in (left, right)), strict=True)
-    layers = [m.layer_idx for m in loaded.anatomy.layers]
-    rows = [_row(texts, facts, i, j) for i, j in _align(*texts)]
+    one, other = (route(loaded, text) for text in (left, right))
+    rows = [_row(one, other, i, j) for i, j in _align(one.tokens, other.tokens)]
     prefix = [_prefix(row) for row in rows]
     differing = (n for n, row in enumerate(rows) if row.shared and min(row.shared) < 1.0)
-    return RouteComparison(layers, rows, next(differing, None), prefix)
+    return RouteComparison([*one.layers], rows, next(differing, None), prefix)
 
 
-def route(model: AnyModel, text: str) -> pd.DataFrame:
-    """Which experts each token of a text takes, in every MoE layer.
+@dataclass(frozen=True, repr=False)
+class Routes:
+    """What every router did with the T tokens of one text, as they were really used.
 
-    Every token that the model reads is there, those that the tokenizer adds too.
+    ``routes[3]`` is what layer 3 did, by the model's own number: arrays ``logits`` and ``probs`` of
+    shape (T, E), ``topk_ids`` and ``topk_weights`` of shape (T, K) by descending weight, and those
+    of shape (T,) that `moescope.run.facts.LayerFacts` lists. ``logits`` are what the router puts
+    out, which is probabilities in families that return those.
+
+    Attributes:
+        tokens: the text of each token, those that the tokenizer adds too.
+        token_ids: (T,), their numbers.
+        layers: number of an MoE layer → its arrays.
+    """
+
+    tokens: list[str]
+    token_ids: NDArray[np.int64]
+    layers: dict[int, LayerFacts]
+
+    def __getitem__(self, layer: int) -> LayerFacts:
+        """The arrays of a layer.
+
+        Raises:
+            BadInputError: no MoE layer has this number.
+        """
+        require_layers((layer,), tuple(self.layers), "this model")
+        return self.layers[layer]
+
+    def __repr__(self) -> str:
+        first = next(iter(self.layers.values()))
+        sizes = f"{first.probs.shape[1]} experts, {first.topk_ids.shape[1]} per token"
+        return f"<Routes: {len(self.tokens)} tokens, {len(self.layers)} MoE layers × {sizes}>"
+
+    def _repr_html_(self) -> str:
+        firsts = {f"layer {n}": facts.topk_ids[:, 0] for n, facts in self.layers.items()}
+        rows = [f"<th>{escape(repr(self))}</th>" + "".join(f"<th>{name}</th>" for name in firsts)]
+        for number, token in enumerate(self.tokens[:_SHOWN]):
+            cells = "".join(f"<td>E{ids[number]}</td>" for ids in firsts.values())
+            rows.append(f"<td>{escape(repr(token))}</td>{cells}")
+        return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+
+    def to_pandas(self, *, every: bool = False) -> pd.DataFrame:
+        """One row for each token, layer and expert.
+
+        Args:
+            every: all E experts of a layer rather than the K that were chosen.
+
+        Returns:
+            A data frame: ``position``, ``token``, ``layer``, ``rank`` (0: the expert with the
+            largest weight; −1: not chosen), ``expert``, ``weight`` (as the expert was called with;
+            0 where it was not), ``prob`` (of the router's whole distribution; chance 1/E) and
+            ``logit``, ordered by position, layer and rank, or by expert where ``every``.
+        """
+        import pandas as pd
+
+        parts = []
+        for layer, facts in self.layers.items():
+            (T, E), K = facts.probs.shape, facts.topk_ids.shape[1]
+            rank_TE, weight_TE = np.full((T, E), -1), np.zeros((T, E), np.float32)
+            np.put_along_axis(rank_TE, facts.topk_ids, np.arange(K)[None], 1)
+            np.put_along_axis(weight_TE, facts.topk_ids, facts.topk_weights, 1)
+            ids = np.tile(np.arange(E), (T, 1)) if every else facts.topk_ids
+            columns = {
+                "rank": rank_TE,
+                "weight": weight_TE,
+                "prob": facts.probs,
+                "logit": facts.logits,
+            }
+            taken = {k: np.take_along_axis(v, ids, 1).reshape(-1) for k, v in columns.items()}
+            position = np.repeat(np.arange(T), ids.shape[1])
+            token = np.asarray(self.tokens, object)[position]
+            where = {"position": position, "token": token, "layer": layer}
+            parts.append(pd.DataFrame({**where, "expert": ids.reshape(-1), **taken}))
+        names = ["position", "token", "layer", "rank", "expert", "weight", "prob", "logit"]
+        order = ["position", "layer", "expert" if every else "rank"]
+        return pd.concat(parts)[names].sort_values(order, ignore_index=True)
+
+
+def route(model: AnyModel, text: str) -> Routes:
+    """What every router does with a text: logits, probabilities, chosen experts and weights.
 
     Args:
-        model: a hub id, a folder, a `ModelSpec`, or a `LoadedModel`.
+        model: a hub id, a folder, a `ModelSpec`, or a `LoadedModel`, such as of `wrap_model`.
         text: one text.
 
     Returns:
-        A data frame with one row for each token, layer and rank: ``position`` and ``token`` (its
-        text), ``layer`` (the model's own number), ``rank`` (0: the expert with the largest
-        weight), ``expert``, ``weight`` (as the expert was called with) and ``prob`` (of the
-        router's whole distribution; chance 1/E).
+        `Routes`, arrays by layer; ``.to_pandas()`` gives a data frame.
 
     Raises:
-        BadInputError: the text is empty or longer than the model's context.
+        BadInputError: the text is empty, longer than the model's context, or no text.
         ModelError: the model cannot be loaded or read.
 
     Example::
 
-        route("allenai/OLMoE-1B-7B-0924", "The plan covers therapy").query("rank == 0")
+        routes = route("allenai/OLMoE-1B-7B-0924", "The plan covers therapy")
+        routes[3].probs[:, 7]                           # of L3E7, at every token
+        routes.to_pandas().query("rank == 0")           # the first choices
     """
-    import pandas as pd
-
     loaded = as_model(model)
-    tokens, facts = route_text(loaded, text)
-    parts = []
-    for layer, fact in zip(loaded.anatomy.layers, facts, strict=True):
-        T, K = fact.topk_ids.shape
-        position = np.repeat(np.arange(T), K)
-        parts.append(
-            pd.DataFrame(
-                {
-                    "position": position,
-                    "token": np.asarray(tokens, object)[position],
-                    "layer": layer.layer_idx,
-                    "rank": np.tile(np.arange(K), T),
-                    "expert": fact.topk_ids.reshape(-1),
-                    "weight": fact.topk_weights.reshape(-1),
-                    "prob": np.take_along_axis(fact.probs, fact.topk_ids, 1).reshape(-1),
-                }
-            )
-        )
-    order = ["position", "layer", "rank"]
-    return pd.concat(parts).sort_values(order, ignore_index=True)
-
-
-def route_text(loaded: LoadedModel, text: str) -> tuple[list[str], list[LayerFacts]]:
-    """The tokens of one text and what every MoE layer did with them, in one forward pass.
-
-    Raises:
-        BadInputError: the text is empty, longer than the model's context, or no text.
-    """
     if not isinstance(text, str):
         raise BadInputError(f"a text is a string; got {type(text).__name__}")
     if not text.strip():
@@ -149,12 +197,13 @@ def route_text(loaded: LoadedModel, text: str) -> tuple[list[str], list[LayerFac
     with RoutingCapture(loaded.model, sites) as capture, torch.inference_mode():
         loaded.model.base_model(input_ids=batch, use_cache=False)  # type: ignore[operator]
         routing = capture.take(expected_rows=len(ids))
-    facts = []
+    facts = {}
     for layer in loaded.anatomy.layers:
         r = routing[layer.layer_idx]
-        facts.append(layer_facts(r.logits, r.topk_ids.long(), r.topk_weights, layer.scoring))
+        taken = r.logits, r.topk_ids.long(), r.topk_weights
+        facts[layer.layer_idx] = layer_facts(*taken, layer.scoring)
     pieces = [loaded.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
-    return pieces, facts
+    return Routes(pieces, np.asarray(ids), facts)
 
 
 def _align(left: list[str], right: list[str]) -> list[tuple[int | None, int | None]]:
@@ -168,19 +217,19 @@ def _align(left: list[str], right: list[str]) -> list[tuple[int | None, int | No
     return pairs
 
 
-def _row(
-    texts: Sequence[list[str]], facts: Sequence[list[LayerFacts]], i: int | None, j: int | None
-) -> AlignedToken:
-    left_ids = None if i is None else [f.topk_ids[i].tolist() for f in facts[0]]
-    right_ids = None if j is None else [f.topk_ids[j].tolist() for f in facts[1]]
+def _row(left: Routes, right: Routes, i: int | None, j: int | None) -> AlignedToken:
+    one, other = (
+        None if n is None else [f.topk_ids[n].tolist() for f in side.layers.values()]
+        for side, n in ((left, i), (right, j))
+    )
     shared = None
-    if left_ids is not None and right_ids is not None:
-        shared = [len(set(a) & set(b)) / len(a) for a, b in zip(left_ids, right_ids, strict=True)]
+    if one is not None and other is not None:
+        shared = [len(set(a) & set(b)) / len(a) for a, b in zip(one, other, strict=True)]
     return AlignedToken(
-        None if i is None else texts[0][i],
-        None if j is None else texts[1][j],
-        left_ids,
-        right_ids,
+        None if i is None else left.tokens[i],
+        None if j is None else right.tokens[j],
+        one,
+        other,
         shared,
     )
 

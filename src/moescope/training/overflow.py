@@ -8,7 +8,7 @@ import torch
 
 from moescope.errors import BadInputError
 from moescope.models import AnyModel, as_model
-from moescope.trace.routes import route_text
+from moescope.trace.routes import route
 from moescope.training.capacity import Choice, Overflow, expert_capacity, explain
 
 
@@ -75,11 +75,10 @@ def explain_overflow(
         raise BadInputError(f"`capacity` {capacity}: an expert takes at least 1 token")
     loaded = as_model(model)
     chosen = loaded.anatomy.select(None if layer is None else (layer,))
-    pieces, all_facts = route_text(loaded, text)
-    by_layer = dict(zip(loaded.anatomy.layer_numbers, all_facts, strict=True))
+    routes = route(loaded, text)
     made = []
     for each in chosen:
-        facts = by_layer[each.layer_idx]
+        facts = routes[each.layer_idx]
         count = each.top_k if top_k is None else top_k
         if not 1 <= count <= each.top_k:
             raise BadInputError(
@@ -88,12 +87,12 @@ def explain_overflow(
             )
         limit = capacity
         if limit is None:
-            limit = expert_capacity(len(pieces), each.num_experts, count, factor, minimum=1)
+            limit = expert_capacity(len(routes.tokens), each.num_experts, count, factor, minimum=1)
         rows = explain(
             torch.from_numpy(facts.topk_ids[:, :count]),
             torch.from_numpy(facts.probs),
             limit,
-            pieces,
+            routes.tokens,
             each.num_experts,
             overflow,
         )

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from moescope.corpus import CorpusSpec
+from moescope.corpus.spec import named
 from moescope.errors import BadInputError
 from moescope.given import parse_yaml, read_text
 from moescope.training.recipe import DataRecipe, Recipe, TokenizerRecipe
@@ -85,9 +86,9 @@ def _override(data: dict[str, Any], text: str) -> None:
 
 
 def _resolved(path: str, folder: Path) -> str:
-    """An absolute path; a dataset of the hub stays as it is."""
+    """An absolute path; the name of a corpus stays as it is."""
     try:
-        return path if path.startswith("hf:") else str((folder / path).resolve())
+        return path if named(path) else str((folder / path).resolve())
     except (OSError, ValueError, RuntimeError) as error:  # a NUL, a circle of links
         raise BadInputError(f"{brief(path)} is not a path ({error})") from error
 

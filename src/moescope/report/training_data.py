@@ -20,13 +20,18 @@ POINTS = 1000
 _CELLS = 15_000
 """Most values of one measure over steps × layers, or steps × domains."""
 
+_LOADS = 100_000
+"""Values of the load over steps × layers × experts; never fewer than 20 steps."""
+
+_LOAD = ("step", "layer", "load")
+
 _STEP_COLUMNS = (
     "tokens", "loss", "load_balancing_loss", "router_z_loss", "importance_loss", "load_loss",
     "learning_rate", "gradient_norm", "tokens_per_second", "dropped_share",
 )  # fmt: skip
 _LAYER_COLUMNS = (
     "cv", "max_violation", "load_entropy", "router_entropy", "dead_share", "dropped_share",
-    "saturation",
+    "saturation", "noise_scale",
 )  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -34,7 +39,7 @@ Floats = NDArray[np.float64]
 
 def figures_of(data: dict[str, Any]) -> dict[str, Any]:
     """Everything that the page draws, as lists that JSON takes."""
-    model, loads = data.get("model") or {}, data.get("loads") or None
+    model, loads = data.get("model") or {}, load_history(data.get("layers") or {})
     domains = _domains(data.get("domains") or {})
     layers = model.get("layers") or (loads or {}).get("layers") or ()
     running = data["status"] == "running"
@@ -121,6 +126,29 @@ def _routing(table: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, An
         "each": each, "logged": len(steps), "layers": layers, "tokens": counted,
         "cv_chance": chance,
         "step": _whole(_means(_floats(steps), each)), "measures": measures, "last": last,
+    }  # fmt: skip
+
+
+def load_history(table: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The load of every expert as shares: at the last logged step, and as means over blocks."""
+    rows = [
+        (step, layer, load)
+        for step, layer, load in zip(*(table.get(n) or () for n in _LOAD), strict=False)
+        if load is not None
+    ]
+    if not rows:
+        return None
+    steps, layers = sorted({r[0] for r in rows}), sorted({r[1] for r in rows})
+    experts = max(len(r[2]) for r in rows)
+    load_SLE = np.full((len(steps), len(layers), experts), np.nan)
+    row_of, place_of = ({v: i for i, v in enumerate(values)} for values in (steps, layers))
+    for step, layer, load in rows:
+        load_SLE[row_of[step], place_of[layer], : len(load)] = load
+    each = math.ceil(len(steps) / max(20, min(120, _LOADS // (len(layers) * experts))))
+    return {
+        "step": steps[-1], "layers": layers, "load": load_SLE[-1],
+        "each": each, "steps": _whole(_means(_floats(steps), each)),
+        "history": np.round(_means(load_SLE, each) * experts, 3),
     }  # fmt: skip
 
 

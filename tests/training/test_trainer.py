@@ -182,7 +182,7 @@ def test_a_resumed_training_equals_the_uninterrupted_one_to_the_last_digit(
     parts = train(recipe, tmp_path / "parts", resume=True)
     assert losses_of(parts) == losses_of(whole)
     assert parts.losses == whole.losses
-    for table in ("layers", "domains", "loads"):
+    for table in ("layers", "domains"):
         assert parts.state.log.table(table).equals(whole.state.log.table(table))
     one, other = (
         load_file(p / "checkpoint/weights.safetensors") for p in (whole.folder, parts.folder)
@@ -262,7 +262,7 @@ def test_a_folder_with_a_run_is_not_overwritten_nor_resumed_with_another_recipe(
     train(load_recipe(write_recipe(train={"steps": 2})), folder)
     with pytest.raises(RunError, match="resume it, or give another folder"):
         train(load_recipe(write_recipe(train={"steps": 2})), folder)
-    with pytest.raises(RunError, match="of another recipe"):
+    with pytest.raises(RunError, match=r"of another recipe: seed is 3 there and 9 here; "):
         train(load_recipe(write_recipe(train={"steps": 2}, seed=9)), folder, resume=True)
 
 

@@ -72,6 +72,8 @@ def present(figures: dict[str, Any]) -> dict[str, bool]:
         "domains": figures["domains"] is not None,
         "routing": routing is not None,
         "loads": figures["loads"] is not None,
+        "history": figures["loads"] is not None and len(figures["loads"]["steps"]) > 1,
+        "noise": routing is not None and "noise_scale" in routing["measures"],
         "aux": any(name in steps for name in aux),
         "dropped": "dropped_share" in steps,
         "drops": figures["drops"] is not None,
@@ -90,14 +92,14 @@ def _steps(table: Mapping[str, Any]) -> dict[str, Any] | None:
     made: dict[str, Any] = {
         "each": each,
         "logged": len(rows),
-        "step": _whole(_means(step, each)),
+        "step": _whole(block_means(step, each)),
         "from": step[::each].astype(int),
         "to": step[[*range(each - 1, len(rows) - 1, each), len(rows) - 1]].astype(int),
     }
     for name in _STEP_COLUMNS:
         values = column(table, name, rows)
         if values is not None:
-            mean = _means(values, each)
+            mean = block_means(values, each)
             made[name] = _whole(np.rint(mean)) if name == "tokens" else mean
             if name == "gradient_norm" and each > 1:
                 made["gradient_norm_max"] = _highest(values, each)
@@ -114,7 +116,7 @@ def _routing(table: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, An
     for name in _LAYER_COLUMNS:
         matrix = place(name)
         if matrix is not None:
-            measures[name] = _means(matrix, each)
+            measures[name] = block_means(matrix, each)
             known = np.flatnonzero(np.isfinite(matrix).any(axis=1))
             last[name] = {"step": steps[known[-1]], "values": matrix[known[-1]]}
     if not measures:
@@ -125,7 +127,7 @@ def _routing(table: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, An
     return {
         "each": each, "logged": len(steps), "layers": layers, "tokens": counted,
         "cv_chance": chance,
-        "step": _whole(_means(_floats(steps), each)), "measures": measures, "last": last,
+        "step": _whole(block_means(_floats(steps), each)), "measures": measures, "last": last,
     }  # fmt: skip
 
 
@@ -144,11 +146,11 @@ def load_history(table: Mapping[str, Any]) -> dict[str, Any] | None:
     row_of, place_of = ({v: i for i, v in enumerate(values)} for values in (steps, layers))
     for step, layer, load in rows:
         load_SLE[row_of[step], place_of[layer], : len(load)] = load
-    each = math.ceil(len(steps) / max(20, min(120, _LOADS // (len(layers) * experts))))
+    each = math.ceil(len(steps) / max(20, min(80, _LOADS // (len(layers) * experts))))
     return {
         "step": steps[-1], "layers": layers, "load": load_SLE[-1],
-        "each": each, "steps": _whole(_means(_floats(steps), each)),
-        "history": np.round(_means(load_SLE, each) * experts, 3),
+        "each": each, "steps": _whole(block_means(_floats(steps), each)),
+        "history": np.round(block_means(load_SLE, each) * experts, 3),
     }  # fmt: skip
 
 
@@ -165,9 +167,9 @@ def _domains(table: Mapping[str, Any]) -> dict[str, Any] | None:
     mean = _weighted(loss, tokens)
     return {
         "names": [str(n) for n in names], "each": each,
-        "step": _whole(_means(_floats(steps), each)),
-        "loss": _means(loss, each),
-        "mean": _means(mean, each),
+        "step": _whole(block_means(_floats(steps), each)),
+        "loss": block_means(loss, each),
+        "mean": block_means(mean, each),
         "unigram": baseline,
         "last": {
             "step": steps[latest],
@@ -240,7 +242,7 @@ def in_blocks(values: Floats, each: int) -> Floats:
     return full.reshape(-1, each, *values.shape[1:])
 
 
-def _means(values: Floats, each: int) -> Floats:
+def block_means(values: Floats, each: int) -> Floats:
     """Means of what is known in every block of ``each`` rows; NaN where nothing is."""
     blocks = in_blocks(values, each)
     known = np.isfinite(blocks)

@@ -95,7 +95,7 @@
     const every = M.step(spec.rows, ch, 12);
     for (let i = 0; i < spec.rows; i += every) pen.fillText(spec.rowLabel(i), left - 6, top + i * ch + ch / 2);
     pen.textAlign = "center";
-    const step = M.step(spec.cols, cw, 8 * String(spec.cols).length + 6);
+    const step = M.step(spec.cols, cw, 8 * spec.colLabel(spec.cols - 1).length + 6);
     const end = top + spec.rows * ch;
     for (let j = 0; j < spec.cols; j += step) pen.fillText(spec.colLabel(j), left + j * cw + cw / 2, end + 9);
     pen.textAlign = "left";

@@ -27,7 +27,8 @@ from moescope.trace import trace
 from moescope.training.data import prepare_data
 from moescope.training.log import TrainingLog
 from moescope.training.recipe import Recipe
-from moescope.training.trainer import TrainingState, train
+from moescope.training.state import TrainingState
+from moescope.training.trainer import train
 
 __all__ = ["MEASURED", "TAIL", "carry_out", "link_text", "plain", "read_measured", "shared_text"]
 

@@ -28,9 +28,10 @@ from moescope.report.training_page import write_training_page
 from moescope.run.options import TraceOptions
 from moescope.trace import trace
 from moescope.training import trainer
+from moescope.training.knobs import flat
 from moescope.training.recipe import Recipe
 from moescope.training.recipe_file import load_recipe
-from moescope.training.trainer import Trained, TrainingState
+from moescope.training.state import Trained, TrainingState
 
 PAGE = "training.html"
 _COUNTING_SECONDS = 5.0
@@ -184,7 +185,8 @@ def training_data(state: TrainingState) -> dict[str, Any]:
         "status": state.status,
         "message": state.message,
         "refresh_seconds": recipe.run.refresh_seconds,
-        "recipe": _flat(recipe.model_dump(mode="json")),
+        "about": recipe.about,
+        "recipe": flat(recipe.model_dump(mode="json", exclude={"name", "about"})),
         "notes": state.notes,
         "model": {
             "architecture": recipe.model.architecture,
@@ -206,7 +208,6 @@ def training_data(state: TrainingState) -> dict[str, Any]:
         "steps": log.table("steps").to_pydict(),
         "layers": log.table("layers").to_pydict(),
         "domains": _domains(log.rows["domains"]),
-        "loads": _loads(log.rows["loads"], recipe.model.num_experts),
         "checkpoints": [
             {"step": k.step, "share": k.share, "path": str(k.path), "kept": True}
             for k in state.kept
@@ -215,31 +216,12 @@ def training_data(state: TrainingState) -> dict[str, Any]:
     }
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    rows: dict[str, Any] = {}
-    for key, inner in value.items():
-        rows |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    return rows
-
-
 def _domains(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """Held-out losses as the saved model routes, in the precision of the training."""
     shown = "stock" if any(row["routing"] == "stock" for row in rows) else "recipe"
     kept = [row for row in rows if row["routing"] == shown]
     columns = ("step", "domain", "tokens", "loss", "unigram")
     return {name: [row[name] for row in kept] for name in columns}
-
-
-def _loads(rows: list[dict[str, Any]], num_experts: int) -> dict[str, Any] | None:
-    if not rows:
-        return None
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
-    table = {layer: [0.0] * num_experts for layer in layers}
-    for row in rows:
-        table[row["layer"]][row["expert"]] = row["load"]
-    return {"step": rows[0]["step"], "layers": layers, "load": [table[n] for n in layers]}
 
 
 def _drops(rows: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -20,8 +20,8 @@ from moescope.report.training_page import training_page, write_training_page
 LAYERS, EXPERTS, TOP_K = 3, 8, 2
 DOMAINS = ["code", "math", "web-forum"]
 FIGURES = (
-    "loss", "domains", "final", "routing", "loads", "aux", "dropped", "drops", "optimizer",
-    "throughput",
+    "loss", "domains", "final", "routing", "loads", "history", "noise", "aux",
+    "dropped", "drops", "optimizer", "throughput",
 )  # fmt: skip
 
 in_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
@@ -39,7 +39,13 @@ def run(steps: int = 200, status: str = "running") -> dict[str, Any]:
         "status": status,
         "message": None,
         "refresh_seconds": 15,
-        "recipe": {"name": "small-olmoe", "train.learning_rate": 0.002, "data.context": 512},
+        "about": "Look for a load that stays even.",
+        "recipe": {
+            "seed": 7, "train.learning_rate": 0.002, "data.context": 512,
+            "router.kind": "noisy_topk", "router.noise": True, "model.num_experts": 8,
+            "model.top_k": 2, "balance.importance": 0.1, "balance.load_balancing.start": 0.1,
+            "balance.load_balancing.end": 0.01, "capacity": None,
+        },
         "notes": ["capacity applies in training only; the saved model routes without it"],
         "model": {
             "architecture": "olmoe", "parameters": 1_234_567, "active_parameters": 345_678,
@@ -63,15 +69,13 @@ def run(steps: int = 200, status: str = "running") -> dict[str, Any]:
             "load_entropy": [0.9 for _ in cells], "router_entropy": [0.8 for _ in cells],
             "dead_share": [n / EXPERTS for _, n in cells], "dropped_share": [0.01 for _ in cells],
             "saturation": [0.7 if s % 50 == 0 else None for s, _ in cells],
+            "noise_scale": [0.7 - 0.01 * n for _, n in cells],
+            "load": [[0.0, 0.25, *[0.125] * 6] for _ in cells],
         },
         "domains": {
             "step": [s for s, _, _ in told], "domain": [name for _, _, name in told],
             "tokens": [100 * (i + 1) for _, i, _ in told], "loss": [3.0 + i for _, i, _ in told],
             "unigram": [6.0 for _ in told],
-        },
-        "loads": {
-            "step": steps, "layers": list(range(LAYERS)),
-            "load": [[0.0, 0.25, *[0.125] * 6] for _ in range(LAYERS)],
         },
         "checkpoints": [
             {"step": 40, "share": 0.1, "path": "/home/someone/run/step-40", "kept": True}
@@ -84,8 +88,8 @@ def fresh() -> dict[str, Any]:
     """A run before its first logged step, in the two ways of saying that there is nothing."""
     empty = {"step": [], "layer": [], "domain": [], "loss": []}
     return {
-        **run(), "steps": None, "layers": dict(empty), "domains": dict(empty), "loads": None,
-        "progress": None, "checkpoints": [], "drops": None,
+        **run(), "steps": None, "layers": dict(empty), "domains": dict(empty), "progress": None,
+        "checkpoints": [], "drops": None,
     }  # fmt: skip
 
 
@@ -239,7 +243,34 @@ class TestNumbers:
             training_page(data)
 
 
+class TestKnobs:
+    def test_the_head_names_what_decides_the_routing(self) -> None:
+        said = words(training_page(run()))
+        assert (
+            "router noisy_topk with noise experts 8, top-2 balancing load_balancing 0.1 to 0.01, "
+            "importance 0.1 capacity no limit learning rate 0.002 seed 7"
+        ) in said
+        assert "Look for a load that stays even." in said
+
+    def test_what_a_page_of_before_does_not_know_is_left_out(self) -> None:
+        text = training_page({**run(), "recipe": {"train.steps": 3}, "about": None})
+        assert 'class="knobs"' not in text
+
+
 class TestThinning:
+    def test_the_load_of_every_expert_is_means_over_blocks_of_steps(self) -> None:
+        data = run()
+        # 100 steps of one layer are 50 blocks of 2; E0 has all of the even steps
+        steps = list(range(1, 101))
+        data["layers"] = {
+            "step": steps, "layer": [0] * 100,
+            "load": [[1.0, 0.0] if s % 2 == 0 else [0.5, 0.5] for s in steps],
+        }  # fmt: skip
+        found = embedded(training_page(data))["loads"]
+        assert (found["each"], len(found["steps"])) == (2, 50)
+        assert found["history"][0] == [[1.5, 0.5]]  # (1 + 2)/2 and (1 + 0)/2 of an even load
+        assert (found["step"], found["load"]) == (100, [[1.0, 0.0]])
+
     def test_a_short_run_is_drawn_whole(self) -> None:
         found = embedded(training_page(run()))["steps"]
         assert found["each"] == 1

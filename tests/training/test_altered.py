@@ -10,7 +10,8 @@ from moescope.errors import RunError
 from moescope.files import LEDGER
 from moescope.training.log import TrainingLog
 from moescope.training.recipe_file import load_recipe
-from moescope.training.trainer import TrainingState, train
+from moescope.training.state import TrainingState
+from moescope.training.trainer import train
 
 
 class Stop(Exception):

@@ -20,13 +20,18 @@ POINTS = 1000
 _CELLS = 15_000
 """Most values of one measure over steps × layers, or steps × domains."""
 
+_LOADS = 100_000
+"""Values of the load over steps × layers × experts; never fewer than 20 steps."""
+
+_LOAD = ("step", "layer", "load")
+
 _STEP_COLUMNS = (
     "tokens", "loss", "load_balancing_loss", "router_z_loss", "importance_loss", "load_loss",
     "learning_rate", "gradient_norm", "tokens_per_second", "dropped_share",
 )  # fmt: skip
 _LAYER_COLUMNS = (
     "cv", "max_violation", "load_entropy", "router_entropy", "dead_share", "dropped_share",
-    "saturation",
+    "saturation", "noise_scale",
 )  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -34,7 +39,7 @@ Floats = NDArray[np.float64]
 
 def figures_of(data: dict[str, Any]) -> dict[str, Any]:
     """Everything that the page draws, as lists that JSON takes."""
-    model, loads = data.get("model") or {}, data.get("loads") or None
+    model, loads = data.get("model") or {}, load_history(data.get("layers") or {})
     domains = _domains(data.get("domains") or {})
     layers = model.get("layers") or (loads or {}).get("layers") or ()
     running = data["status"] == "running"
@@ -67,6 +72,8 @@ def present(figures: dict[str, Any]) -> dict[str, bool]:
         "domains": figures["domains"] is not None,
         "routing": routing is not None,
         "loads": figures["loads"] is not None,
+        "history": figures["loads"] is not None and len(figures["loads"]["steps"]) > 1,
+        "noise": routing is not None and "noise_scale" in routing["measures"],
         "aux": any(name in steps for name in aux),
         "dropped": "dropped_share" in steps,
         "drops": figures["drops"] is not None,
@@ -85,14 +92,14 @@ def _steps(table: Mapping[str, Any]) -> dict[str, Any] | None:
     made: dict[str, Any] = {
         "each": each,
         "logged": len(rows),
-        "step": _whole(_means(step, each)),
+        "step": _whole(block_means(step, each)),
         "from": step[::each].astype(int),
         "to": step[[*range(each - 1, len(rows) - 1, each), len(rows) - 1]].astype(int),
     }
     for name in _STEP_COLUMNS:
         values = column(table, name, rows)
         if values is not None:
-            mean = _means(values, each)
+            mean = block_means(values, each)
             made[name] = _whole(np.rint(mean)) if name == "tokens" else mean
             if name == "gradient_norm" and each > 1:
                 made["gradient_norm_max"] = _highest(values, each)
@@ -109,7 +116,7 @@ def _routing(table: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, An
     for name in _LAYER_COLUMNS:
         matrix = place(name)
         if matrix is not None:
-            measures[name] = _means(matrix, each)
+            measures[name] = block_means(matrix, each)
             known = np.flatnonzero(np.isfinite(matrix).any(axis=1))
             last[name] = {"step": steps[known[-1]], "values": matrix[known[-1]]}
     if not measures:
@@ -120,7 +127,30 @@ def _routing(table: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, An
     return {
         "each": each, "logged": len(steps), "layers": layers, "tokens": counted,
         "cv_chance": chance,
-        "step": _whole(_means(_floats(steps), each)), "measures": measures, "last": last,
+        "step": _whole(block_means(_floats(steps), each)), "measures": measures, "last": last,
+    }  # fmt: skip
+
+
+def load_history(table: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The load of every expert as shares: at the last logged step, and as means over blocks."""
+    rows = [
+        (step, layer, load)
+        for step, layer, load in zip(*(table.get(n) or () for n in _LOAD), strict=False)
+        if load is not None
+    ]
+    if not rows:
+        return None
+    steps, layers = sorted({r[0] for r in rows}), sorted({r[1] for r in rows})
+    experts = max(len(r[2]) for r in rows)
+    load_SLE = np.full((len(steps), len(layers), experts), np.nan)
+    row_of, place_of = ({v: i for i, v in enumerate(values)} for values in (steps, layers))
+    for step, layer, load in rows:
+        load_SLE[row_of[step], place_of[layer], : len(load)] = load
+    each = math.ceil(len(steps) / max(20, min(80, _LOADS // (len(layers) * experts))))
+    return {
+        "step": steps[-1], "layers": layers, "load": load_SLE[-1],
+        "each": each, "steps": _whole(block_means(_floats(steps), each)),
+        "history": np.round(block_means(load_SLE, each) * experts, 3),
     }  # fmt: skip
 
 
@@ -137,9 +167,9 @@ def _domains(table: Mapping[str, Any]) -> dict[str, Any] | None:
     mean = _weighted(loss, tokens)
     return {
         "names": [str(n) for n in names], "each": each,
-        "step": _whole(_means(_floats(steps), each)),
-        "loss": _means(loss, each),
-        "mean": _means(mean, each),
+        "step": _whole(block_means(_floats(steps), each)),
+        "loss": block_means(loss, each),
+        "mean": block_means(mean, each),
         "unigram": baseline,
         "last": {
             "step": steps[latest],
@@ -212,7 +242,7 @@ def in_blocks(values: Floats, each: int) -> Floats:
     return full.reshape(-1, each, *values.shape[1:])
 
 
-def _means(values: Floats, each: int) -> Floats:
+def block_means(values: Floats, each: int) -> Floats:
     """Means of what is known in every block of ``each`` rows; NaN where nothing is."""
     blocks = in_blocks(values, each)
     known = np.isfinite(blocks)

@@ -31,7 +31,7 @@ _RECENT = 20
 _STATUS = ("running", "finished", "stopped")
 _SCRIPTS = (
     "heatmap.js", "training_live.js", "training_chart.js", "training_loss.js",
-    "training_routing.js", "training_steps.js",
+    "training_routing.js", "training_loads.js", "training_steps.js",
 )  # fmt: skip
 
 
@@ -56,11 +56,12 @@ def training_page(data: dict[str, Any]) -> str:
 
     Args:
         data: ``name``; ``status`` (running, finished, stopped); ``message``; ``refresh_seconds``;
-            ``recipe`` (flat, ``section.key``); ``notes``; ``model``; ``progress``; the columns
-            ``steps``, ``layers`` and ``domains``; ``loads``; ``checkpoints``; ``drops``. Losses
-            are nats per token; auxiliary losses are before their weights; entropies are over
-            log E; shares are in [0, 1]. With ``tokens`` in ``layers``, the tokens that a row
-            counts, the CV to expect by chance is drawn too.
+            ``recipe`` (flat, ``section.key``); ``about``, what to look for; ``notes``; ``model``;
+            ``progress``; the columns ``steps``, ``layers`` and ``domains``; ``checkpoints``;
+            ``drops``. Losses are nats per token; auxiliary losses are before their weights;
+            entropies are over log E; shares are in [0, 1]. With ``tokens`` in ``layers``, the
+            tokens that a row counts, the CV to expect by chance is drawn too, and with ``load``,
+            a share of every expert, the load over the steps.
 
     Returns:
         HTML. While ``status`` is running it reloads itself every ``refresh_seconds``.
@@ -84,6 +85,8 @@ def training_page(data: dict[str, Any]) -> str:
         status=data["status"],
         refresh=figures["refresh"],
         head=_head(data),
+        knobs=knobs(data.get("recipe") or {}),
+        about=data.get("about"),
         facts=_cards(data, figures),
         remarks=[str(n) for n in data.get("notes") or ()],
         recipe=_recipe(data.get("recipe") or {}),
@@ -112,6 +115,38 @@ def _head(data: dict[str, Any]) -> dict[str, Any]:
         "facts": [f for f in facts if f],
         "model": _model(model),
     }
+
+
+_WEIGHTS = ("load_balancing", "router_z", "importance", "load", "bias_update")
+
+
+def knobs(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The settings that decide how the experts are used, in words, for the head of a page."""
+    kind = recipe.get("router.kind")
+    if kind is None:
+        return []
+    noisy = (
+        "" if kind != "noisy_topk" else " with noise" if recipe["router.noise"] else ", no noise"
+    )
+    weights = [f"{name} {w}" for name in _WEIGHTS if (w := _weight(recipe, f"balance.{name}"))]
+    factor = recipe.get("capacity.train")
+    limit = f"{factor:g} of even, then {recipe['capacity.overflow']}" if factor else "no limit"
+    return [
+        ("router", f"{kind}{noisy}"),
+        ("experts", f"{recipe['model.num_experts']}, top-{recipe['model.top_k']}"),
+        ("balancing", ", ".join(weights) or "none"),
+        ("capacity", "by the rule" if kind == "expert_choice" else limit),
+        ("learning rate", plain(recipe["train.learning_rate"])),
+        ("seed", plain(recipe["seed"])),
+    ]
+
+
+def _weight(recipe: Mapping[str, Any], name: str) -> str:
+    """A weight or a ramp; nothing for a weight of 0."""
+    if f"{name}.start" in recipe:
+        return f"{recipe[f'{name}.start']:g} to {recipe[f'{name}.end']:g}"
+    value = recipe.get(name)
+    return f"{value:g}" if value else ""
 
 
 def _pair(progress: Mapping[str, Any], name: str) -> tuple[Any, Any]:

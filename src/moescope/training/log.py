@@ -23,17 +23,21 @@ _COLUMNS = {
     ),
     "layers": (
         "step", "layer", "tokens", "cv", "max_violation", "load_entropy", "router_entropy",
-        "dead_share", "dropped_share", "rerouted_share", "saturation",
+        "dead_share", "dropped_share", "rerouted_share", "saturation", "noise_scale", "load",
     ),
-    "loads": ("step", "layer", "expert", "load"),
     "drops": ("step", "position_from", "position_to", "dropped_share"),
     "domains": ("step", "domain", "routing", "tokens", "loss", "unigram", "unigram_domain"),
 }  # fmt: skip
 """Of each table, in their order."""
 
-_WHOLE = ("step", "tokens", "layer", "expert", "position_from", "position_to")
+_WHOLE = ("step", "tokens", "layer", "position_from", "position_to")
 _TEXT = ("domain", "routing")
-_TYPES = dict.fromkeys(_WHOLE, pa.int64()) | dict.fromkeys(_TEXT, pa.string())
+_LISTS = ("load",)
+_TYPES = (
+    dict.fromkeys(_WHOLE, pa.int64())
+    | dict.fromkeys(_TEXT, pa.string())
+    | dict.fromkeys(_LISTS, pa.list_(pa.float32()))
+)
 """A column is of one type in every table: float64 unless it is here."""
 
 
@@ -43,8 +47,8 @@ class TrainingLog:
     - ``steps``: one row a step; losses in nats, balancing losses as means over layers.
     - ``layers``: routing of one step's batch, every ``log_every`` steps: CV and MaxVio of the load
       (0 even), entropies as shares of their largest, share of experts that no token chose,
-      saturation against the evaluation before (chance K/E).
-    - ``loads``: the newest step's load of each expert, a share of assignments (even 1/E).
+      saturation against the evaluation before (chance K/E), the mean standard deviation of the
+      noise (noisy top-k), and the load of every expert, a share of assignments (even 1/E).
     - ``drops``: the newest step's dropped assignments by position in the sequence.
     - ``domains``: held-out loss and the two unigram baselines, nats per token; ``routing`` is
       ``recipe``, ``stock`` (as a stock model routes) where the two differ, and ``saved`` at the

@@ -45,7 +45,8 @@ class LayerSums:
         counts: assignments that each expert was chosen for, before capacity, (E,).
         assigned: assignments that an expert computed, (E,).
         dropped, rerouted: assignments. dropped_by_position: the same by position, (S,).
-        entropy: summed entropy of the router's distribution, nats. tokens: summed over.
+        entropy: summed entropy of the router's distribution, nats. noise: summed standard deviation
+            of the noise, mean of the experts; 0 without noise. tokens: summed over.
     """
 
     counts: torch.Tensor
@@ -53,6 +54,7 @@ class LayerSums:
     dropped_by_position: torch.Tensor
     rerouted: int = 0
     entropy: float = 0.0
+    noise: float = 0.0
     tokens: int = 0
 
     @property
@@ -271,7 +273,7 @@ def _cv_squared(
 @torch.no_grad()
 def _sums(layer: LayerRouting, sequences: int) -> LayerSums:
     num_tokens, num_experts = layer.router_logits.shape
-    probs_TE = layer.routing.router_probs_TE.detach()
+    probs_TE, noise_TE = layer.routing.router_probs_TE.detach(), layer.routing.noise_std_TE
     entropy_T = -(probs_TE * probs_TE.clamp_min(1e-30).log()).sum(-1)
     length = num_tokens // sequences
     lost = torch.zeros(length, dtype=torch.int64)
@@ -287,6 +289,7 @@ def _sums(layer: LayerRouting, sequences: int) -> LayerSums:
         dropped_by_position=lost,
         rerouted=0 if layer.rerouted is None else int(layer.rerouted.sum()),
         entropy=float(entropy_T.sum()),
+        noise=0.0 if noise_TE is None else float(noise_TE.sum()) / num_experts,
         tokens=num_tokens,
     )
 

@@ -21,6 +21,9 @@ from moescope.training.part import Beta, Part, Weight
 Architecture = Literal["olmoe", "mixtral", "qwen2_moe", "deepseek_v3"]
 RouterKind = Literal["topk", "noisy_topk", "switch", "expert_choice", "sigmoid_bias"]
 
+NO_NUMBERS = ("run", "name", "about")
+"""The parts of a recipe that decide no number."""
+
 
 class TokenizerRecipe(Part):
     """The tokenizer: one that exists, or a byte-level BPE trained on the training text."""
@@ -236,6 +239,8 @@ class Recipe(Part):
 
     name: str = Field(max_length=500)
     """What it is called on its page."""
+    about: str | None = Field(None, max_length=2000)
+    """What to look for; said at the start and on its page."""
     seed: int = Field(0, ge=0)
     """Of the first weights, the order of the text and the noise."""
     tokenizer: TokenizerRecipe = Field(default_factory=TokenizerRecipe)
@@ -268,8 +273,8 @@ class Recipe(Part):
         return own if self.router.normalize is None else self.router.normalize
 
     def identity(self) -> str:
-        """A sha256 of everything that decides the numbers (not ``run``, not where text lies)."""
-        content = self.model_dump(mode="json", exclude={"run": True, "name": True})
+        """A sha256 of all that decides the numbers (not `NO_NUMBERS`, not where text lies)."""
+        content = self.model_dump(mode="json", exclude=set(NO_NUMBERS))
         for side in ("train", "heldout"):
             if content["data"][side]:
                 content["data"][side].pop("path")

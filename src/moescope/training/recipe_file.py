@@ -14,9 +14,11 @@ from moescope.corpus.spec import named
 from moescope.errors import BadInputError
 from moescope.given import parse_yaml, read_text
 from moescope.training.recipe import DataRecipe, Recipe, TokenizerRecipe
-from moescope.words import brief
+from moescope.words import brief, near_names
 
 _MOST_BYTES = 1 << 17
+_EXAMPLES = Path(__file__).parent / "examples"
+_BASE = "base.yaml"
 _PATHS = ("data.train", "data.heldout", "data.train.path", "data.heldout.path", "tokenizer.path")
 
 
@@ -34,8 +36,43 @@ def load_recipe(path: str | os.PathLike[str], overrides: tuple[str, ...] = ()) -
     Raises:
         BadInputError: unreadable file, unknown key, missing or impossible value.
     """
-    path = Path(path)
-    data = _read(path)
+    return _made(Path(path), _read(Path(path)), overrides)
+
+
+def example_names() -> list[str]:
+    """The names of the recipes that are shipped."""
+    return sorted(path.stem for path in _EXAMPLES.glob("*.yaml") if path.name != _BASE)
+
+
+def load_example(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """A shipped recipe, which trains on the shipped text in a minute or two on two cores.
+
+    Args:
+        name: one of `example_names`.
+        overrides: as of `load_recipe`.
+
+    Raises:
+        BadInputError: another name, or an override that does not fit.
+    """
+    if name not in example_names():
+        raise BadInputError(
+            f"no example is called {brief(name)}; {near_names(name, example_names())}"
+        )
+    path = _EXAMPLES / f"{name}.yaml"
+    return _made(path, _over(_read(_EXAMPLES / _BASE), {"name": name} | _read(path)), overrides)
+
+
+def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others over them, section by section."""
+    sections = {
+        name: _over(base[name], value)
+        for name, value in changes.items()
+        if isinstance(value, dict) and isinstance(base.get(name), dict)
+    }
+    return {**base, **changes, **sections}
+
+
+def _made(path: Path, data: dict[str, Any], overrides: tuple[str, ...]) -> Recipe:
     for text in overrides:
         _override(data, text)
     try:

@@ -33,8 +33,8 @@ class Routing(NamedTuple):
     ``topk_weights_TK``: what the output of each expert is multiplied with; 0 in an empty slot.
     ``router_probs_TE``: the full distribution, rows sum to 1. ``selection_scores_TE``: what the
     top-k saw. ``load_probability_TE``: the probability of each expert to be among the K under
-    fresh noise; only noisy top-k with noise gives it. Weights, probabilities and load probability
-    carry gradients.
+    fresh noise; ``noise_std_TE``: the noise's standard deviation; only noisy top-k with noise gives
+    the two. Weights, probabilities and load probability carry gradients.
     """
 
     topk_ids_TK: Tensor
@@ -42,6 +42,7 @@ class Routing(NamedTuple):
     router_probs_TE: Tensor
     selection_scores_TE: Tensor
     load_probability_TE: Tensor | None = None
+    noise_std_TE: Tensor | None = None
 
 
 def gates(routing: Routing, num_experts: int) -> Float[Tensor, "T E"]:
@@ -161,7 +162,7 @@ def noisy_topk(
         Shazeer et al. 2017, Outrageously Large Neural Networks, Eqs. 3-5 and appendix A.
     """
     _check_top_k(_check_logits(router_logits_TE), top_k)
-    noisy_TE, load_TE = router_logits_TE, None
+    noisy_TE, load_TE, std_TE = router_logits_TE, None, None
     if noise is not None:
         _check_same_shape("noise_logits", noise_logits_TE, "router_logits", router_logits_TE)
         _check_same_shape("noise", noise, "router_logits", router_logits_TE)
@@ -170,7 +171,8 @@ def noisy_topk(
         load_TE = keep_topk_probability(router_logits_TE, noisy_TE, std_TE, top_k)
     values_TK, ids_TK = noisy_TE.topk(top_k, dim=-1)
     # softmax over the kept values is softmax with −inf everywhere else
-    return Routing(ids_TK, values_TK.softmax(-1), router_logits_TE.softmax(-1), noisy_TE, load_TE)
+    weights_TK, probs_TE = values_TK.softmax(-1), router_logits_TE.softmax(-1)
+    return Routing(ids_TK, weights_TK, probs_TE, noisy_TE, load_TE, std_TE)
 
 
 def keep_topk_probability(

@@ -1,4 +1,4 @@
-"""From the sums of a step to the rows of the log, for each layer, expert and position."""
+"""From the sums of a step to the rows of the log, for each layer and position."""
 
 from __future__ import annotations
 
@@ -27,16 +27,9 @@ def routing_row(sums: LayerSums, limited: bool) -> dict[str, Any]:
         "dead_share": float((load_E == 0).double().mean()),
         "dropped_share": sums.dropped / wanted if limited else None,
         "rerouted_share": sums.rerouted / wanted if limited else None,
+        "noise_scale": sums.noise / sums.tokens or None,
+        "load": share_E.tolist(),
     }
-
-
-def load_rows(step: int, done: StepResult) -> list[dict[str, Any]]:
-    """The rows of ``loads``: every expert's share of its layer's assignments."""
-    return [
-        {"step": step, "layer": layer_idx, "expert": expert, "load": load}
-        for layer_idx, sums in done.layers.items()
-        for expert, load in enumerate((sums.counts / sums.counts.sum().clamp(min=1)).tolist())
-    ]
 
 
 def drop_rows(step: int, done: StepResult, context: int) -> list[dict[str, Any]]:

@@ -1,5 +1,5 @@
 "use strict";
-// How the load is spread: measures by layer and step, the load of every expert, what is dropped.
+// How the load is spread: measures by layer and step, the noise, what is dropped.
 (function () {
   const routing = M.data.routing;
   const E = M.data.experts;
@@ -40,6 +40,24 @@
     const color = (i) => ramp()(routing.layers.length > 1 ? i / (routing.layers.length - 1) : 0);
     const tick = (measure) => (measure.percent ? M.tickPercent : M.fmt.any);
 
+    const sparse = (rows) => rows.length <= 24;
+    const linesOf = (key, measure) => routing.layers.map((layer, i) => ({ layer, color: color(i), rows: routing.step.map((step, t) => ({ step, value: routing.measures[key][t][i] })).filter((r) => r.value !== null)
+      .map((r) => ({ ...r, title: `layer ${layer} · step ${M.fmt.count(Math.round(r.step))}\n${measure.label} ${measure.format(r.value)}` })) }));
+    const allLayers = (name, lines, spec) => M.stepChart({
+      width: M.width(name), height: 340, room: 74, lines, ...spec,
+      dots: lines.filter((l) => sparse(l.rows)).map((l) => ({ rows: l.rows, color: l.color })),
+      labels: lines.map((l) => ({ value: l.rows.length ? l.rows[l.rows.length - 1].value : null, text: `layer ${l.layer}`, color: l.color })), tips: lines.flatMap((l) => l.rows),
+    });
+
+    M.figure("noise", [], () => {
+      const start = Math.log(2) + 0.01;
+      M.title("noise", "Scale of the noise by layer", M.sub("standard deviation of the noise on the router's logits, mean of tokens and experts", `at the start softplus(0) + 0.01 = ${M.fmt.two(start)} (dashed)`, routing.each > 1 ? `each point is a mean over ${routing.each} logged steps` : null));
+      const lines = linesOf("noise_scale", { label: "noise", format: M.fmt.three });
+      M.fill(M.id("plot-noise"), allLayers("noise", lines, { height: 260, unit: "standard deviation", zero: true, refs: [{ value: start }], label: "Scale of the noise by layer and step" }));
+      M.asTable("noise", [{ key: "step", label: "step", format: (v) => M.fmt.count(Math.round(v)) }, { key: "layer", label: "layer" }, { key: "value", label: "scale of the noise", format: M.fmt.three }],
+        () => lines.flatMap((l) => l.rows.map((r) => ({ ...r, layer: l.layer }))).reverse());
+    });
+
     M.figure("routing", ["routing", "layout"], () => {
       const key = M.state.routing;
       const measure = MEASURES[key];
@@ -47,18 +65,13 @@
       if (!matrix) return M.fill(M.id("plot-routing"), M.absent("Nothing is known of the routing yet."));
       const now = routing.last[key];
       const at = measure.worst(now.values, (v) => (v === null ? NaN : v));
-      const rowsOf = (i) => routing.step.map((step, t) => ({ step, value: matrix[t][i] })).filter((r) => r.value !== null)
-        .map((r) => ({ ...r, title: `layer ${routing.layers[i]} · step ${M.fmt.count(Math.round(r.step))}\n${measure.label} ${measure.format(r.value)}` }));
-      const lines = routing.layers.map((layer, i) => ({ rows: rowsOf(i), color: color(i), layer }));
-      const sparse = (rows) => rows.length <= 24;
+      const lines = linesOf(key, measure);
       M.title("routing", measure.title, M.sub(...measure.sub, routing.each > 1 ? `each point is a mean over ${routing.each} logged steps` : null));
       M.fill(M.id("read-routing"), M.h("strong", {}, "How to read it."), ` ${measure.read}`);
       const common = { unit: measure.unit, tick: tick(measure), zero: measure.zero, top: measure.top, refs: [{ value: measure.even }] };
       const together = M.state.layout === "together";
       const chart = together
-        ? M.stepChart({ ...common, width: M.width("routing"), height: 340, label: `${measure.title} and step`, room: 74, lines,
-          dots: lines.filter((l) => sparse(l.rows)).map((l) => ({ rows: l.rows, color: l.color })),
-          labels: lines.map((l) => ({ value: l.rows.length ? l.rows[l.rows.length - 1].value : null, text: `layer ${l.layer}`, color: l.color })), tips: lines.flatMap((l) => l.rows) })
+        ? allLayers("routing", lines, { ...common, label: `${measure.title} and step` })
         : M.panels("routing", lines.map((l) => ({ title: `layer ${l.layer}`, chart: (width) => M.stepChart({ ...common, ...shared(lines), width, height: 170, label: `${measure.label} of layer ${l.layer} by step`,
           unit: null, lines: [{ ...l, width: 1.6 }], dots: sparse(l.rows) ? [{ rows: l.rows, color: l.color, r: 2.6 }] : [], tips: l.rows }) })), 230);
       M.fill(M.id("plot-routing"), chart,
@@ -80,36 +93,6 @@
       return values.length ? { extent: d3.extent(values) } : {};
     };
   }
-
-  M.keepOne("order", ["number", "load"]);
-  M.figure("loads", ["order"], () => {
-    const { layers, load, step } = M.data.loads;
-    const cols = d3.max(load, (row) => row.length) || 0;
-    const share = load.map((row) => row.map((v) => (v || 0) / (d3.sum(row) || 1)));
-    const order = share.map((row) => (M.state.order === "load" ? d3.sort(d3.range(row.length), (j) => -row[j]) : d3.range(row.length)));
-    const times = (i, j) => share[i][order[i][j]] * share[i].length;
-    const logs = share.flatMap((row) => row.map((v) => Math.abs(Math.log2(Math.max(v * row.length, 1e-9))))).sort(d3.ascending);
-    const limit = Math.max(1, Math.min(3, Math.ceil(d3.quantile(logs, 0.97) || 1)));
-    const color = M.diverging(limit);
-    const named = { 1: "½ ×", 2: "¼ ×", 3: "⅛ ×" }[limit];
-    const unused = (i, j) => share[i][order[i][j]] === 0;
-    const count = d3.sum(share.flatMap((row) => row.map((v) => (v === 0 ? 1 : 0))));
-    const busiest = d3.greatest(share.flatMap((row, i) => row.map((v, j) => ({ i, j, times: v * row.length }))), (c) => c.times);
-    M.title("loads", `Load of every expert at step ${M.fmt.count(step)}, relative to an even load`,
-      M.sub(`share of the layer's assignments × E · even: 1 ×, that is 1/E = ${M.fmt.percent(1 / cols)}`, busiest ? `busiest: L${layers[busiest.i]}E${busiest.j} with ${M.fmt.two(busiest.times)} ×` : null, `chosen by no token: ${count} of ${M.fmt.count(d3.sum(share, (r) => r.length))}`));
-    const map = M.heatmap({
-      rows: layers.length, cols, width: M.width("loads"), rowLabel: (i) => String(layers[i]), colLabel: String, yTitle: "layer",
-      xTitle: M.state.order === "load" ? "experts of the layer, busiest first →" : "expert →", label: "Load by layer and expert, relative to an even load",
-      color: (i, j) => (j < share[i].length ? color(Math.log2(Math.max(times(i, j), 1e-9))) : undefined),
-      mark: (i, j) => j < share[i].length && unused(i, j),
-      describe: (i, j) => j < share[i].length && [`L${layers[i]}E${order[i][j]}`, `${M.fmt.percent(share[i][order[i][j]])} of the layer's assignments`, `${M.fmt.two(times(i, j))} × an even load`],
-    });
-    M.fill(M.id("plot-loads"), M.scaleLegend(color, -limit, limit, [[0, `${named} or less`], [0.5, "even"], [1, `${2 ** limit} × or more`]], "load"), map,
-      count ? M.h("p", { class: "small" }, "● chosen by no token of this step") : null);
-    M.asTable("loads", [
-      { key: "name", label: "expert", name: true, format: M.fmt.text }, { key: "share", label: "load", format: M.fmt.percent }, { key: "times", label: "× even", format: M.fmt.two },
-    ], () => share.flatMap((row, i) => order[i].map((j) => ({ name: `L${layers[i]}E${j}`, share: row[j], times: row[j] * row.length }))));
-  }, () => M.id("controls-loads").append(M.choice("Experts", "order", [{ value: "number", label: "by number" }, { value: "load", label: "busiest first" }])));
 
   M.figure("dropped", [], () => {
     const rows = M.stepRows("dropped_share");

@@ -47,7 +47,8 @@ def test_the_page_says_what_was_done_without_scripts(
 ) -> None:
     page = steering_page(steering_result(steered, swept))
     body = page.split('id="data"')[0]
-    for said in (*steered.edits, *steered.summary(), "everywhere, generated tokens included"):
+    sentences = [s.replace("`controls`", "<code>controls</code>") for s in steered.summary()]
+    for said in (*steered.edits, *sentences, "everywhere, generated tokens included"):
         assert said in body
     for figure in ("routing", "next", "words", "controls", "text", "sweep", "strengths"):
         assert f'id="plot-{figure}"' in body

@@ -121,6 +121,8 @@ def _tables(made: ContrastResult, top: int, strength: float) -> None:
     what = "pairs" if made.paired else "texts"
     counted = {"all": "", "differing": ", tokens that differ", "shared": ", tokens that both have"}
     (n, m), (t, u) = made.num_documents, made.num_tokens
+    for i, answer in enumerate(made.answers()):
+        output.print(Text(flagged(answer), style="bold" if i == 0 else ""), soft_wrap=True)
     output.print(
         f"with: {n:,} texts, {t:,} tokens; without: {m:,} texts, {u:,} tokens"
         f"{' (pairs' + counted[made.span] + ')' if made.paired else ''}"
@@ -145,8 +147,6 @@ def _tables(made: ContrastResult, top: int, strength: float) -> None:
         output.print("To steer by the confirmed ones:", style="bold")
         command = f'moescope steer {shlex.quote(made.model["name"])} --prompt "…" {flags}'
         output.print(command, soft_wrap=True)
-    else:
-        output.print("No expert's difference is confirmed: nothing to steer by.", style="bold")
 
 
 def _differences(made: ContrastResult, top: int) -> None:

@@ -119,9 +119,9 @@ class ContrastResult(Tabular):
         confirmed = [p for p in self.proposals if p.confirmed]
         tried = counted(len(self.proposals), "candidate")
         if not confirmed:
-            first = f"; the largest: {_in_short(self.proposals[0])}" if self.proposals else ""
+            most = f"; the largest: {_in_short(self.proposals[0])}" if self.proposals else ""
             return [
-                f"No expert's difference is confirmed ({tried}{first}), so there is nothing to "
+                f"No expert's difference is confirmed ({tried}{most}), so there is nothing to "
                 "steer by."
             ]
         where = (

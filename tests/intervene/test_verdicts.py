@@ -87,8 +87,8 @@ def test_only_domains_that_are_shown_are_counted(
     high: dict[str, Any] = {"ce_change": 9.0, "ce_change_p": 1 / 21, "ce_change_p_overlap": 1 / 21}
     found = altered(measured, "domain", ce_change_q=q, ce_change_low=low, **high)
     said = " ".join(damage_answers(found))
-    assert ("In 4 of 4 domains more harm is shown" in said) == counts
-    assert ("In no domain is more harm shown" in said) != counts
+    assert ("In 4 of 4 domains the harm is shown to be more" in said) == counts
+    assert ("In no domain is the harm shown to be more" in said) != counts
     assert "its q would be 0.19 at best: name it beforehand with `target`" in said or counts
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -9,6 +10,7 @@ from moescope.cli.main import app
 from moescope.demo import run_demo
 from moescope.metrics.runs import AnalyzedRun
 from moescope.metrics.specialization import Q_LEVEL, RULE
+from moescope.metrics.view import Layer, PhaseView
 from moescope.profiles.facts import Profiles
 from moescope.profiles.options import ProfileOptions
 from moescope.profiles.profile import profile_all
@@ -80,3 +82,17 @@ def test_the_table_of_all_profiles_counts_the_same(
         numbers = [int(cell) for cell in line.replace("│", " ").split()[1:]]
         assert (numbers[0], numbers[2]) == (more, less)
     assert " ".join(RULE.split()[:9]) in " ".join(shown.split())
+
+
+def test_documents_behind_a_domain_are_counted_by_hand(
+    run: AnalyzedRun, profiles: Profiles
+) -> None:
+    view = PhaseView(run, "prefill")
+    for profile in (profiles[5], profiles[100]):
+        layer = next(n for n in Layer.all_of(run.shape) if n.layer_idx == profile.expert.layer_idx)
+        counts = view.counts(layer)[:, profile.expert.expert]
+        for row in profile.domains:
+            n = counts[view.cluster_domain == view.domains.index(row.domain)]
+            assert row.documents == np.count_nonzero(n)
+            assert row.of_documents == n.size
+            assert row.even_documents == pytest.approx(n.sum() ** 2 / (n**2).sum())

@@ -1,6 +1,7 @@
 """The same edit on other experts, and the same edit at several strengths."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tests.support.steered import PROMPT, chosen, next_logits, quick
@@ -48,6 +49,40 @@ def test_controls_are_other_experts_of_the_same_layer_and_are_what_they_say(
     moved = abs(found.words[0].shift.logit_change)
     larger = sum(abs(d.word_changes[0]) >= moved for d in draws)
     assert found.controls.words[0].p == (1 + larger) / 6
+
+
+@pytest.mark.parametrize(
+    ("kls", "says"),
+    [
+        ([0.5] * 10 + [9.0] * 10, "The edit moves {} no more than the same edit on other experts"),
+        ([0.5] * 18 + [9.0] * 2, "The edit is not shown to move {} more than the same edit on"),
+        ([0.5] * 20, "The edit moves {} more than the same edit on other experts of the layer: "),
+        ([0.5] * 10, "10 controls cannot show whether the edit moves {} more than the same edit"),
+    ],
+)
+def test_steering_opens_with_what_other_experts_would_do(
+    tiny_loaded: LoadedModel, kls: list[float], says: str
+) -> None:
+    found = quick(tiny_loaded, bias("L1E2", 3.0), controls=2)
+    assert found.controls is not None
+    draws = tuple(found.controls.draws[0]._replace(kl=kl) for kl in kls)
+    known = replace(
+        found.controls, draws=draws, kl=stand(1.0, kls), p_lowest=1 / (1 + len(kls)), asked=len(kls)
+    )
+    first = replace(found, kl=1.0, controls=known).summary()[0]
+    assert first.startswith(says.format("this prompt's next token"))
+    assert f"; p = {stand(1.0, kls).p:.2g})." in first
+    assert ("`controls` asks for more" in first) == (len(kls) == 10)
+
+
+def test_p_allows_for_experts_that_controls_share(tiny_loaded: LoadedModel) -> None:
+    found = quick(tiny_loaded, bias(["L1E2", "L1E3", "L1E4"], 3.0), controls=15)
+    assert found.controls is not None
+    assert found.controls.p_lowest is not None
+    plain = 1 / (1 + len(found.controls.draws))
+    assert found.controls.p_lowest > 1.5 * plain  # of five others three are drawn each time
+    assert found.controls.kl is not None
+    assert found.controls.kl.p >= found.controls.p_lowest
 
 
 def test_more_controls_than_experts_are_said_to_be_fewer(tiny_loaded: LoadedModel) -> None:

@@ -218,7 +218,7 @@ class TestCorrelation:
         table = swept.correlations.to_pandas()
         mine = table.query("layer == 1 and importance == 'ce_change'").dropna(subset=["rho"])
         best = mine.loc[mine.rho.idxmax()]
-        answer = sweep_answers(swept)[0]
+        answer = sweep_answers(swept)[1]
         assert answer.startswith("In layer 1 ")
         said = f"ρ = {best.rho:.2f} [{best.low:.2f}, {best.high:.2f}]".replace("-", "−")
         assert said in answer

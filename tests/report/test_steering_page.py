@@ -7,6 +7,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 from tests.report.conftest import HOSTILE
 from tests.report.test_browser import BROWSER, USE, dom, root
 
@@ -47,7 +48,9 @@ def test_the_page_says_what_was_done_without_scripts(
 ) -> None:
     page = steering_page(steering_result(steered, swept))
     body = page.split('id="data"')[0]
-    for said in (*steered.edits, *steered.summary(), "everywhere, generated tokens included"):
+    marked = ("`controls`", "<code>controls</code>")
+    sentences = [str(escape(s)).replace(*marked) for s in steered.summary()]
+    for said in (*steered.edits, *sentences, "everywhere, generated tokens included"):
         assert said in body
     for figure in ("routing", "next", "words", "controls", "text", "sweep", "strengths"):
         assert f'id="plot-{figure}"' in body

@@ -126,6 +126,8 @@ def _tables(made: ContrastResult, given: ContrastArgs) -> None:
     what = "pairs" if made.paired else "texts"
     spans = {"all": "", "differing": ", tokens that differ", "shared": ", tokens that both have"}
     (n, m), (t, u) = made.num_documents, made.num_tokens
+    for i, answer in enumerate(made.answers()):
+        output.print(Text(flagged(answer), style="bold" if i == 0 else ""), soft_wrap=True)
     output.print(
         f"with: {counted(n, 'text')}, {counted(t, 'token')}; without: {counted(m, 'text')}, "
         f"{counted(u, 'token')}{' (pairs' + spans[made.span] + ')' if made.paired else ''}"
@@ -150,8 +152,6 @@ def _tables(made: ContrastResult, given: ContrastArgs) -> None:
         output.print("To steer by the confirmed ones:", style="bold")
         command = f'moescope steer {shlex.quote(made.model["name"])} --prompt "…" {flags}'
         output.print(command, soft_wrap=True)
-    else:
-        output.print("No expert's difference is confirmed: nothing to steer by.", style="bold")
 
 
 _DELTA = (Head("Δ", keep=True), Head("95 %", keep=True), Head("q", keep=True))

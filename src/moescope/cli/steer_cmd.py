@@ -56,7 +56,7 @@ class SteerArgs(OfRunArgs, WideArgs):
     seed: Seed = Field(0, description="of drawing tokens and of choosing controls")
     top: int = Field(10, ge=1, description="next tokens to show, of each side")
     controls: int = Field(
-        10, ge=0, description="random other experts to try the same edit on; 0: none"
+        20, ge=0, description="random other experts to try the same edit on; 0: none"
     )
     chat_template: bool = of(TraceOptions, "chat_template")
     format: TableOrJson = "table"

@@ -65,7 +65,7 @@ def _head(result: SteeringResult) -> None:
         output.print(Text.assemble(("note    ", "bold yellow"), (flagged(note), "yellow")))
     output.print()
     for sentence in result.summary():
-        output.print(Text(sentence, style="bold"))
+        output.print(Text(flagged(sentence), style="bold"))
     output.print()
 
 
@@ -184,7 +184,7 @@ def _controls(result: SteeringResult, controls: Controls, form: WideArgs) -> Non
     for i in followed:
         stands, text = controls.words[i], visible(result.words[i].word.text)
         lines.append(f"|Δ logit| of {text}: number {stands.rank}, p = {stands.p:.2g}")
-    output.print(Text(f"{'; '.join(lines)} (at best {1 / (n + 1):.2g})"))
+    output.print(Text(f"{'; '.join(lines)} (at best {controls.p_lowest:.2g})"))
     if controls.chosen_only:
         output.print(
             "Controls are experts that were chosen where the edit holds; to others it can do "

@@ -132,7 +132,7 @@ def _domains(damage: Damage) -> list[str]:
     if shown:
         listed = ", ".join(f"{r['domain']} {with_interval(r)}" for r in shown)
         of = f"In {len(shown)} of {counted(len(rows), 'domain')}"
-        return [f"{of} more harm is shown than random plans do {rule}: {listed}."]
+        return [f"{of} the harm is shown to be more than that of random plans {rule}: {listed}."]
     least = lowest_p(damage.chance) * len(rows)
     alone = (
         f"; a single one of {len(rows)} could not pass, its q would be {min(1, least):.2g} at best:"
@@ -140,7 +140,7 @@ def _domains(damage: Damage) -> list[str]:
         if least > LEVEL
         else ""
     )
-    return [f"In no domain is more harm shown than random plans do {rule}{alone}."]
+    return [f"In no domain is the harm shown to be more than that of random plans {rule}{alone}."]
 
 
 def damage_notes(damage: Damage) -> list[Note]:

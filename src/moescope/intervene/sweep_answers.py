@@ -52,11 +52,10 @@ def _routing_foretells(sweep: ExpertSweep) -> str:
     out = []
     if lift := main.pop("lift", None):
         verb = "predicts" if lift in foretells else "does not predict"
-        against = lift["high"] < 0 and lift["q"] <= LEVEL
         by_layer = [r for r in rows if r["basis"] == "layer" and r["score"] == "lift"]
         spread = f"{_extremes(by_layer)}; " if several else ""
         out.append(
-            f"Lift {verb} which experts matter in {where}{', it points the other way' * against}: "
+            f"Lift {verb} which experts matter in {where}: "
             f"{_rho(lift)} ({spread}by chance within ±{_chance_rho(by_layer):.2f})"
         )
     others = sorted(main.values(), key=lambda r: -r["rho"])

@@ -91,6 +91,13 @@ class Routed:
         masks = self._of_groups(self.view.cluster_domain)
         return np.stack([seen_NM[mask].sum(0) for mask in masks])
 
+    def even_documents(self, layer: Layer) -> NDArray[np.float64]:
+        """(Σn)²/Σn² over the documents of a domain, n tokens of the cell in each: (C, E)."""
+        counts = self.view.counts(layer).astype(np.float64)
+        own = [counts[mask] for mask in self._of_groups(self.view.cluster_domain)[1:]]
+        with np.errstate(invalid="ignore"):
+            return np.stack([n.sum(0) ** 2 / (n**2).sum(0) for n in own])
+
     @cached_property
     def all_documents(self) -> NDArray[np.int64]:
         """Document clusters with a token: (1 + C,), the total first."""

@@ -67,12 +67,14 @@ class Sureness(NamedTuple):
     """``level`` (high, moderate, low, none) by rule from assignments and documents.
 
     ``domain``: the one that the documents, and of a domain that is served the assignments, are of.
+    ``even``: documents that would hold as much if all held alike, where that is below half.
     """
 
     level: str
     assignments: int
     documents: int
     domain: str | None = None
+    even: int | None = None
 
 
 def describe(p: Part) -> dict[str, Any]:
@@ -120,21 +122,23 @@ def level_of(assignments: int, documents: int) -> str:
 def sureness(p: Part, role: Role) -> Sureness:
     """How much text stands behind what is said first of an expert.
 
-    Of a domain that it serves: its assignments there, and their documents. Of one that it is used
-    less for: the domain's documents; where no domain stands out, those of the smallest that was
-    compared, for a difference there would go unseen first.
+    Of a domain that it serves: its assignments there, and their documents, fewer where a few hold
+    most (the test then errs more often). Of one that it is used less for: the domain's documents;
+    where no domain stands out, those of the smallest that was compared, for a difference there
+    would go unseen first.
     """
-    count, documents, name = p.load.count, p.load.documents, None
+    count, documents, name, even = p.load.count, p.load.documents, None, None
     if role.kind in ("domain", "avoids", "none"):
         tested = [d for d in p.domains if math.isfinite(d.q) and role.about in (None, d.domain)]
         least = min(tested, key=lambda d: d.of_documents)
         name, documents = least.domain, min(documents, least.of_documents)
         if role.kind == "domain":
             count, documents = least.count, least.documents
-    level = level_of(count, documents)
+            even = None if 2 * least.even_documents >= documents else round(least.even_documents)
+    level = level_of(count, documents if even is None else even)
     if level == "none" and not _too_few(p.load):
         level = "low"
-    return Sureness(level, count, documents, name)
+    return Sureness(level, count, documents, name, even)
 
 
 def _too_few(load: Part) -> bool:
@@ -204,7 +208,8 @@ def _summary(p: Part, role: Role, sure: Sureness, flags: Sequence[str]) -> str:
 def _resting_on(sure: Sureness, role: Role) -> str:
     documents = f"{sure.documents:,} documents"
     if role.kind == "domain":
-        return f"{sure.assignments:,} assignments in {documents} of {sure.domain}"
+        heap = "" if sure.even is None else f", so unevenly as if in {sure.even:,}"
+        return f"{sure.assignments:,} assignments in {documents} of {sure.domain}{heap}"
     if role.kind == "avoids":
         return f"{sure.assignments:,} assignments; {documents} of {sure.domain}"
     if role.kind == "none":
@@ -270,10 +275,11 @@ def _far(d: Part) -> str:
 def _uses_clause(p: Part, said: Part | None = None) -> str:
     """All domains that the expert serves, or is used less for, besides the one that was said."""
     parts = []
-    for way, words in (("more", "serves"), ("less", "is used less for")):
+    also = "also " if said else ""
+    for way, words in (("more", f"{also}serves"), ("less", f"is {also}used less for")):
         named = [f"{d.domain} ({_times(d.lift)})" for d in _used(p, way) if d is not said]
         if named:
-            parts.append(f"; it {'also ' if said else ''}{words} {listing(named)}")
+            parts.append(f"; it {words} {listing(named)}")
     return "".join(parts)
 
 

@@ -188,6 +188,7 @@ class _LayerTables:
         columns = {
             "documents": routed.documents[1:, at],
             "of_documents": np.repeat(routed.all_documents[1:, None], at.size, axis=1),
+            "even_documents": routed.even_documents(self._layer)[:, self._own],
             "of_expert": _ratio(*(routed.load["count"][g, at] for g in _DOMAINS_AND_ALL)),
             "of_text": _ratio(*(routed.load["tokens"][g, at] for g in _DOMAINS_AND_ALL)),
             "gate_low": low,

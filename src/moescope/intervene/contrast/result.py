@@ -14,6 +14,7 @@ from moescope.errors import BadInputError
 from moescope.intervene.contrast.texts import Span
 from moescope.plan import Plan, PlanEntry, PlanSplit
 from moescope.result import Note, Result, Tabular, plain
+from moescope.words import counted
 
 CONTRAST = "contrast"
 """The kind of result that a contrast is."""
@@ -116,9 +117,23 @@ class ContrastResult(Tabular):
     def answers(self) -> list[str]:
         """The findings, as sentences that follow from the numbers by rule."""
         confirmed = [p for p in self.proposals if p.confirmed]
+        tried = counted(len(self.proposals), "candidate")
         if not confirmed:
-            return ["No expert's difference is confirmed, so there is nothing to steer by."]
-        out = []
+            most = f"; the largest: {_in_short(self.proposals[0])}" if self.proposals else ""
+            return [
+                f"No expert's difference is confirmed ({tried}{most}), so there is nothing to "
+                "steer by."
+            ]
+        where = (
+            "texts that did not choose them"
+            if self.holdout
+            else "the texts that chose them, so the differences are somewhat too large"
+        )
+        are = "is" if len(confirmed) == 1 else "are"
+        out = [
+            f"{len(confirmed)} of {tried} {are} confirmed at q < 0.05 on {where}; of so many "
+            f"{0.05 * len(confirmed):.2g} are expected to be false."
+        ]
         for boost, how in ((True, "more"), (False, "less")):
             named = ", ".join(_in_short(p) for p in confirmed if p.boost == boost)
             if named:

@@ -16,7 +16,7 @@ import numpy as np
 from moescope.axes import ExpertRef
 from moescope.intervene.steering.passes import Look
 from moescope.intervene.steering.use import common_positions
-from moescope.measure.controls import distinct, substitutes
+from moescope.measure.controls import distinct, exceed_chance, lowest_p, substitutes
 from moescope.metrics.statistics import permutation_p
 from moescope.models.anatomy import Anatomy
 from moescope.models.edits import Edit
@@ -46,7 +46,8 @@ class Standing(NamedTuple):
     """Where the chosen experts stand among the controls.
 
     ``rank``: 1 is the largest effect, out of n + 1. ``p``: (1 + controls at least as large) /
-    (1 + n), one-sided, never below 1/(n + 1).
+    (1 + n), one-sided, never below 1/(n + 1); larger where controls share experts (see
+    `moescope.measure.controls.exceed_chance`).
     """
 
     rank: int
@@ -61,6 +62,7 @@ class Controls:
         draws: one for each.
         kl: standing of the divergence, None without controls.
         words: standing of the absolute change of each word's logit.
+        p_lowest: the least p that these controls can give; None without any.
         asked: how many were asked for.
         chosen_only: controls were drawn among experts that were chosen where the edit holds.
         note: why there are fewer than were asked for, or how they are unlike; may be empty.
@@ -69,6 +71,7 @@ class Controls:
     draws: tuple[Control, ...]
     kl: Standing | None
     words: tuple[Standing, ...]
+    p_lowest: float | None
     asked: int
     chosen_only: bool
     note: str
@@ -159,15 +162,22 @@ def substituted(edits: Sequence[Edit], by: Substitutes) -> list[Edit]:
     return [replace(e, experts=tuple(sorted(by[x] for x in e.experts))) for e in edits]
 
 
-def stand(value: float, controls: Sequence[float]) -> Standing:
+def stand(value: float, controls: Sequence[float], chance: Sequence[float] = ()) -> Standing:
     """Rank and p of a value among its controls; larger is more extreme.
+
+    Args:
+        value: of the edit.
+        controls: the same of each control.
+        chance: from `exceed_chance`, where controls share experts.
 
     Example:
         >>> stand(3.0, [1.0, 2.0, 3.0, 4.0])       # one above, one equal
         Standing(rank=2, p=0.6)
     """
-    p = permutation_p(value, [np.asarray(controls)], slack=0.0)
-    return Standing(1 + sum(c > value for c in controls), float(p))
+    p = float(permutation_p(value, [np.asarray(controls)], slack=0.0))
+    if chance:
+        p = max(p, chance[sum(c >= value for c in controls)])
+    return Standing(1 + sum(c > value for c in controls), p)
 
 
 def run_controls(
@@ -192,16 +202,19 @@ def run_controls(
         times = _times_chosen(several, experts, edits, plain)
         made.append(Control(tuple(map(str, several)), kl, words, times))
     if not made:
-        return Controls((), None, (), number, limited, note)
+        return Controls((), None, (), None, number, limited, note)
     kl, words = measure(edits)
+    chance = exceed_chance(experts, [tuple(by[e] for e in experts) for by in draws], seed)
     if limited:
         note = " ".join(filter(None, [note, _unlike(experts, edits, plain, made)]))
     return Controls(
         draws=tuple(made),
-        kl=stand(kl, [c.kl for c in made]),
+        kl=stand(kl, [c.kl for c in made], chance),
         words=tuple(
-            stand(abs(w), [abs(c.word_changes[i]) for c in made]) for i, w in enumerate(words)
+            stand(abs(w), [abs(c.word_changes[i]) for c in made], chance)
+            for i, w in enumerate(words)
         ),
+        p_lowest=lowest_p(chance),
         asked=number,
         chosen_only=limited,
         note=note,

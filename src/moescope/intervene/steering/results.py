@@ -15,6 +15,8 @@ from moescope.models.edits import BY_NAME
 from moescope.result import Note, Result, Tabular, plain
 from moescope.words import counted, listing, percent
 
+_LEVEL = 0.05
+
 STEERING = "steering"
 """The kind of result that a steering is."""
 
@@ -98,8 +100,10 @@ class SteeringResult(Tabular):
         return f"at {several} {named} of the prompt only"
 
     def summary(self) -> list[str]:
-        """What happened, in a few sentences."""
-        return [s for s in (_on_next(self), _on_controls(self), _on_text(self)) if s]
+        """What happened, in a few sentences: first whether other experts would do the same."""
+        first = _on_next(self), _on_controls(self)
+        told = (*(first if self.kl == 0.0 else first[::-1]), _on_text(self))
+        return [sentence for sentence in told if sentence]
 
     def to_arrow(self) -> pa.Table:
         """The next-token distribution: one row per token of `tokens`."""
@@ -199,20 +203,35 @@ def _on_next(result: SteeringResult) -> str:
 
 
 def _on_controls(result: SteeringResult) -> str:
+    """Does the edit move this prompt's next token more than it would on other experts?"""
     controls = result.controls
-    if controls is None:
+    if controls is None and result.kl == 0.0:
         return ""
-    if controls.kl is None:
-        return controls.note
-    n, (rank, p) = len(controls.draws), controls.kl
+    if controls is None or controls.kl is None or controls.p_lowest is None:
+        why = "there are no controls." if controls is None else controls.note
+        return f"Nothing says whether other experts would move the next token as much: {why}"
+    kls, p = [c.kl for c in controls.draws], controls.kl.p
+    count, beyond = len(kls), sum(kl >= result.kl for kl in kls)
     if result.kl == 0.0:
-        moved = sum(c.kl > 0.0 for c in controls.draws)
-        return f"The same edit on other experts changed something in {moved} of {n} controls."
-    layer = "layers" if len({u.expert.split("E")[0] for u in result.uses}) > 1 else "layer"
-    return (
-        f"Beside {counted(n, 'control')} (the same edit on other experts of the {layer}) its KL is "
-        f"number {rank} of {n + 1} (p = {p:.2g}, at best {1 / (n + 1):.2g})."
-    )
+        moved = sum(kl > 0.0 for kl in kls)
+        return (
+            "The edit does not move this prompt's next token; the same edit on other experts does "
+            f"in {moved} of {counted(count, 'control')}."
+        )
+    layers = "layers" if len({u.expert.split("E")[0] for u in result.uses}) > 1 else "layer"
+    finding = f"this prompt's next token {{}} than the same edit on other experts of the {layers}"
+    if 2 * beyond >= count:
+        finding = f"The edit moves {finding.format('no more')}"
+    elif controls.p_lowest > _LEVEL:
+        few = f"{counted(count, 'control')} cannot show whether the edit moves"
+        help_ = "; `controls` asks for more" if count == controls.asked else ""
+        finding = f"{few} {finding.format('more')} (p is {controls.p_lowest:.2g} at best{help_})"
+    else:
+        shown = "moves" if p <= _LEVEL else "is not shown to move"
+        finding = f"The edit {shown} {finding.format('more')}"
+    span = f"KL {result.kl:.2g} nats, theirs {min(kls):.2g} to {max(kls):.2g}; p = {p:.2g}"
+    many = f"{beyond or 'none'} of {counted(count, 'control')} {'do' if beyond > 1 else 'does'}"
+    return f"{finding}: {many} as much or more ({span})."
 
 
 def _on_text(result: SteeringResult) -> str:

@@ -50,8 +50,8 @@ from moescope.models.edits import Edit, Edits, as_edits, check_edits
 from moescope.models.loading import LoadedModel
 from moescope.progress import OnProgress, Progress, quiet
 
-CONTROLS = 10
-"""Controls of an edit unless another number is asked for."""
+CONTROLS = 20
+"""Controls of an edit unless another number is asked for; fewer could not give p ≤ 0.05."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@
     const format = kl ? M.fmt.small : M.fmt.signed;
     const drawn = rows.filter((r, i) => i < MOST || r.own);
     M.title("controls", `${what}: number ${stands.rank} of ${rows.length}, p = ${M.fmt.p(stands.p)}`,
-      `the same edit on ${controls.draws.length} other experts of the same layers · the smallest p that so many can give is ${M.fmt.p(1 / rows.length)}`);
+      `the same edit on ${controls.draws.length} other experts of the same layers · the smallest p that so many can give is ${M.fmt.p(controls.p_lowest ?? 1 / rows.length)}`);
     const width = M.width("controls");
     const left = Math.min(7 * d3.max(drawn, (r) => r.name.length) + 20, width * 0.4);
     const plot = Plot.plot({

@@ -103,7 +103,8 @@ def test_tables_sort_names_by_their_numbers_and_say_so(
       const rows = ["L10E2", "L2E10", "L2E3", null].map((name) => ({ name }));
       const made = M.table([{ key: "name", label: "expert", name: true }], rows);
       document.getElementById("main").append(made);
-      const order = () => [...made.querySelectorAll("tbody td")].map((d) => d.textContent).join(" ");
+      const cells = () => [...made.querySelectorAll("tbody td")];
+      const order = () => cells().map((d) => d.textContent).join(" ");
       const head = made.querySelector("th");
       head.querySelector("button").click();
       told.up = order() + " " + head.getAttribute("aria-sort");

@@ -116,7 +116,20 @@ class TestCells:
         assert made["top"]["name"] == ["L0E1"]
 
     def test_marks_are_numbered_through_the_layers(self) -> None:
-        assert special(cells(q=[0.5, 0.01]), ["a"], {0: 100})["marks"] == [[101]]
+        made = special(cells(q=[0.5, 0.01, 0.01], value=[0.5, 0.9, 0.1]), ["a"], {0: 100})
+        assert made["marks"] == [{"more": [101], "less": [102]}]
+        assert (made["more"], made["less"], made["named"]) == ([1], [1], [["L0E1"]])
+
+    def test_every_domain_has_its_own_ten_however_strong_another_is(self) -> None:
+        count = 300
+        names = np.asarray(["a"] * count * 2 + ["b"] * 24, dtype=object)
+        value = np.r_[np.full(count, 0.9), np.full(count, 0.1), np.full(12, 0.6), np.full(12, 0.4)]
+        frame = cells(q=np.full(names.size, 0.01), value=value, lift_low=value, lift_high=value)
+        frame.columns["domain"] = names
+        made = special(frame, ["a", "b"], {0: 0})
+        top = list(zip(made["top"]["domain"], made["top"]["used"], strict=True))
+        assert top.count(("a", "more")) == top.count(("a", "less")) == made["each"]
+        assert top.count(("b", "more")) == top.count(("b", "less")) == 12
 
 
 class TestBounds:

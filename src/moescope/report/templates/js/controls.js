@@ -87,7 +87,7 @@
 
   // A colour scale with ticks. ticks: [[position 0–1, text]]
   M.scaleLegend = function (color, low, high, ticks, label) {
-    const width = 240;
+    const width = 300;
     const canvas = M.h("canvas", { width, height: 10, "aria-hidden": "true" });
     const pen = canvas.getContext("2d");
     for (let x = 0; x < width; x++) {

@@ -2,7 +2,7 @@
 // The expert that the address names (#L3E7): what uses it, its profile, and commands that ask more about it.
 (function () {
   const card = M.id("expert-card");
-  M.cellLink = (name) => M.h("a", { class: "expert", href: `#${name}` }, name);
+  M.cellLink = (name, shown = name) => M.h("a", { class: "expert", href: `#${name}`, title: name }, shown);
 
   function named() {
     const [, number, expert] = /^#L(\d+)E(\d+)$/.exec(location.hash) || [];

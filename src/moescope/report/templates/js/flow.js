@@ -87,7 +87,7 @@
     M.fill(host, M.h("p", { class: "small" }, `First choices through all layers: ${M.fmt.count(made.distinct)} different routes among ${M.fmt.count(made.tokens)} sampled tokens`,
       paths ? `; in the whole text ${M.fmt.count(paths.distinct)} among ${M.fmt.count(paths.tokens)}, ${M.fmt.two(paths.entropy_bits)} bits of at most ${M.fmt.two(paths.max_bits)}.` : "."),
     M.table([
-      { key: "experts", label: "route", text: true, render: (r) => r.experts.map((e, i) => [i ? " → " : "", M.cellLink(M.name(i, e))]) },
+      { key: "experts", label: `route, layers ${M.layers[0].layer} to ${M.layers[M.layers.length - 1].layer}`, [M.layers.length > 8 ? "text" : "name"]: true, render: (r) => r.experts.map((e, i) => [i ? " → " : "", M.cellLink(M.name(i, e), `E${e}`)]) },
       { key: "count", label: "tokens", format: M.fmt.count },
       { key: "expected", label: "if independent", format: (v) => (v < 0.01 ? "< 0.01" : M.fmt.two(v)), title: "tokens that would take it if the layers chose independently" },
       { key: "id", label: "commonest token", mono: true, render: (r) => M.tokenShown(M.tokenText(r.id)) },

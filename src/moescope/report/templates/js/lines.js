@@ -102,13 +102,15 @@
     const start = log ? 10 ** -6.4 : d3.min(rows, (r) => (r.low === null ? r.high - 0.5 : r.low));
     const stop = log ? 1 : d3.max(rows, (r) => (r.high === null ? r.low + 0.5 : r.high));
     const boxes = rows.map((r) => ({ ...r, x1: r.low === null || (log && r.low <= 0) ? start : r.low, x2: r.high === null ? stop : r.high }));
+    const label = `${HIST[M.state.hist]} →`;
+    const axis = log ? M.logAxis(label, start, stop, M.width("hist") - 70) : { scale: { domain: [start, stop], label, labelArrow: "none", ticks: 6, tickFormat: M.ticks() }, marks: [] };
     M.title("hist", `Layer ${M.layers[M.state.layer].layer}: ${HIST[M.state.hist]}`, "all text; the outermost bins are open");
     M.fill(M.id("plot-hist"), Plot.plot({
       width: M.width("hist"), height: 220, marginLeft: 56, marginBottom: 38, marginTop: 26, style: M.style,
       ariaLabel: `Histogram of ${HIST[M.state.hist]} in layer ${M.layers[M.state.layer].layer}`,
-      x: { type: log ? "log" : "linear", domain: [start, stop], ...(log ? M.logAxis(`${HIST[M.state.hist]} →`, start, stop, M.width("hist") - 70) : { label: `${HIST[M.state.hist]} →`, labelArrow: "none", ticks: 6, tickFormat: M.ticks() }) },
+      x: axis.scale,
       y: M.yAxis("share of values", 156, " %", 100),
-      marks: [Plot.rectY(boxes, { x1: "x1", x2: "x2", y: "share", fill: M.css("d0"), inset: 0.4 }), Plot.ruleY([0])],
+      marks: [...axis.marks, Plot.rectY(boxes, { x1: "x1", x2: "x2", y: "share", fill: M.css("d0"), inset: 0.4 }), Plot.ruleY([0])],
     }));
     M.asTable("hist", [
       { key: "low", label: "from", format: M.fmt.number }, { key: "high", label: "to", format: M.fmt.number }, { key: "count", label: "values", format: M.fmt.count }, { key: "share", label: "share", format: M.fmt.percent },

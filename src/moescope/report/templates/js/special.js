@@ -22,12 +22,12 @@
     const at = M.view().domains.indexOf(M.state.specialDomain);
     const counts = at < 0 ? [special.over, special.under] : [special.more[at], special.less[at]];
     M.title("special", at < 0 ? M.view().titles.special : `${label()}: ${M.fmt.count(counts[0])} experts used more, ${M.fmt.count(counts[1])} used less`,
-      `of each the ${SHOWN} clearest, by the end of the interval that lies nearer to 1`);
+      counts[0] + counts[1] ? `of each the ${SHOWN} clearest, by the end of the interval that lies nearer to 1` : "shown instead: the cells closest to passing, which is what chance leaves behind");
     const rows = own();
     const some = { more: rows.filter((r) => r.used === "more"), less: rows.filter((r) => r.used === "less") };
     const words = { more: `Used more by ${label()}`, less: `Used less by ${label()}` };
     const parts = Object.keys(some).map((way) => [words[way], some[way], `no expert is shown to be used ${way} here`]);
-    if (!some.more.length && !some.less.length) parts.splice(0, 2, ["The closest to passing, which is what chance leaves behind", rows, "nothing to show"]);
+    if (!some.more.length && !some.less.length) parts.splice(0, 2, ["The closest to passing", rows, "nothing to show"]);
     const total = M.width("special");
     const wide = total >= 760 && parts.length > 1;
     const width = wide ? Math.floor((total - 24) / 2) : total;
@@ -44,12 +44,14 @@
     const room = M.state.specialDomain ? 58 : Math.min(170, width / 3);
     const ends = points.flatMap((p) => [p.low, p.high, p.words, p.lift_over_others, 1]).filter((v) => v);
     const color = (p) => M.domainColor(M.view().domains.indexOf(p.domain));
+    const axis = M.logAxis("lift over the other domains (log scale) →", Math.max(FLOOR, d3.min(ends) * 0.92), d3.max(ends) * 1.08, width - room - 16);
     return Plot.plot({
       width, height: points.length * 22 + 56, marginLeft: room, marginRight: 16, marginTop: 8, marginBottom: 42,
       style: M.style, ariaLabel: `${title}: lift with 95 % intervals`,
-      x: { type: "log", domain: [Math.max(FLOOR, d3.min(ends) * 0.92), d3.max(ends) * 1.08], grid: true, ...M.logAxis("lift over the other domains (log scale) →", Math.max(FLOOR, d3.min(ends) * 0.92), d3.max(ends) * 1.08, width - room - 16) },
+      x: axis.scale,
       y: { domain: points.map((p) => p.key), axis: null },
       marks: [
+        ...axis.marks,
         Plot.text(points, { y: "key", text: (p) => M.shorten(p.key, Math.floor(room / 6)), href: (p) => `#${p.name}`, frameAnchor: "left", textAnchor: "end", dx: -8 }),
         Plot.ruleX([1], { stroke: "currentColor", strokeDasharray: "4 3" }),
         Plot.ruleY(points.filter((p) => p.high), { y: "key", x1: "low", x2: "high", stroke: color, strokeWidth: 2 }),

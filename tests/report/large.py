@@ -24,7 +24,7 @@ class InventedRun:
         self.domains = [f"domain number {d} with a rather long name" for d in range(domains)]
         self.groups = ["all", *self.domains]
         self.phases = ["prefill"]
-        self.path = Path("large-run")
+        self.path = Path("large")
         self.rng = np.random.default_rng(0)
         self.manifest = SimpleNamespace(
             model={
@@ -32,8 +32,8 @@ class InventedRun:
                 "model_type": "olmoe",
                 "total_params": 1,
                 "active_params": 1,
-                "dtype": "bfloat16",
-                "stored_dtype": "bfloat16",
+                "dtype": "float32",
+                "stored_dtype": "float32",
             },
             corpus={"path": "texts.jsonl"},
             options={"predictions": True, "layers": None, "seed": 0},

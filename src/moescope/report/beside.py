@@ -15,8 +15,12 @@ from markupsafe import Markup
 
 from moescope.metrics.runs import AnalyzedRun
 from moescope.result import results_in
+from moescope.words import counted
 
 _KIND = "ablation"
+
+_SHOWN = 3
+"""Measurements whose verdict opens a report; the page of contents has all."""
 
 
 def measured_beside(run: AnalyzedRun) -> tuple[tuple[str, str], ...]:
@@ -36,11 +40,17 @@ def measured_words(folder: Path, model: Mapping[str, Any]) -> Markup:
     """`measured_beside` of a run in a folder, each with a link to its page."""
     line = Markup('<p class="finding">Measured by taking experts away: {}{}</p>')
     link = Markup(' <a href="{}">{}</a>')
+    found = _measured(folder, model)
     parts = []
-    for name, sentence in _measured(folder, model):
+    for name, sentence in found[:_SHOWN]:
         pages = sorted(path.name for path in (folder / name).glob("*.html"))[:1]
         more = [link.format(quote(f"{name}/{page}"), f"More: {name}") for page in pages]
         parts.append(line.format(sentence, Markup("").join(more)))
+    if rest := len(found[_SHOWN:]):
+        words = counted(rest, "more measurement")
+        parts.append(
+            line.format(f"{words} beside this run.", link.format("index.html", "Contents"))
+        )
     return Markup("").join(parts)
 
 

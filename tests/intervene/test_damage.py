@@ -281,9 +281,11 @@ class TestPlanted:
         for row in others:
             assert row["ce_change"] == pytest.approx(0, abs=0.01)
             assert row["ce_change_p_overlap"] > 0.05
-        said = " ".join(damage_answers(damage))
-        assert "the plan does more harm than every one of them" in said
-        assert "their ratio would say nothing" in said  # off target it is nil
+        said = damage_answers(damage)
+        begin = f"{made.carrier} matters more than random ones of like load on d0: with it chosen"
+        assert said[0].startswith(begin) == (damage.chance[0] <= 0.05)
+        assert f"none of {damage.num_controls} random plans does as much harm or more" in said[0]
+        assert "their ratio would say nothing" in " ".join(said)  # off target it is nil
         assert damage.selectivity is not None
         assert damage.selectivity.difference_low > 0.1
         assert damage.selectivity.p == pytest.approx(1 / (1 + damage.num_controls))

@@ -12,9 +12,10 @@ from tests.support.replay import replay
 
 from moescope.errors import BadInputError
 from moescope.intervene import sweep_experts, zero
-from moescope.intervene.answers import saving_sentence, sweep_answers, sweep_notes
+from moescope.intervene.answers import saving_sentence
 from moescope.intervene.expert_sweep.scores import SCORES, domain_bits, largest_lift
 from moescope.intervene.expert_sweep.sweep import ExpertSweep
+from moescope.intervene.sweep_answers import sweep_answers, sweep_notes
 from moescope.metrics.ranks import rank_correlation, repeatability
 from moescope.models.capture import RoutingCapture
 from moescope.progress import Progress

@@ -44,6 +44,7 @@ class InventedRun:
                 "tokens_per_router": 1000,
             },
             versions={},
+            source={},
             created="",
             sample=object(),
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import pyarrow as pa
 from pydantic import Field, model_validator
+from rich.text import Text
 
 from moescope.cli.asked import asked
 from moescope.cli.of_run import OfRunArgs
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 
 _PLAN_COLUMNS = {
     "text": "text", "ce_change": "ΔCE", "ce_change_low": "low", "ce_change_high": "high",
-    "ce_change_p_overlap": "p", "p_lowest": "p at least", "ce_change_controls_min": "controls from",
-    "ce_change_controls_max": "to", "kl": "KL", "flips": "flips", "detectable": "detectable",
-    "tokens": "tokens", "documents": "documents",
+    "ce_change_p_overlap": "p_overlap", "p_lowest": "at least",
+    "ce_change_controls_min": "controls from", "ce_change_controls_max": "to", "kl": "KL",
+    "flips": "flips", "detectable": "detectable", "tokens": "tokens", "documents": "documents",
 }  # fmt: skip
 
 _EACH_COLUMNS = {
@@ -207,13 +208,14 @@ def _print(found: Damage | ExpertSweep, result: Result, form: Format) -> None:
     """Sentences and tables; as csv and json the whole table of damages alone."""
     from moescope.intervene import ExpertSweep
 
+    if form == "table":
+        for i, answer in enumerate(result.answers):
+            output.print(Text(flagged(answer), style="bold" if i == 0 else ""), soft_wrap=True)
     for remark in result.notes:
         note(remark.text, "yellow" if remark.level == "warn" else "")
     if form != "table":
         print_table(found.to_arrow(), form)
         return
-    for answer in result.answers:
-        output.print(flagged(answer), soft_wrap=True)
     if isinstance(found, ExpertSweep):
         _print_sweep(found)
     else:

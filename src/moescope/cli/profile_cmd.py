@@ -118,10 +118,20 @@ def profile(settings: ProfileArgs) -> None:
 
 
 def _print_counts(made: Profiles) -> None:
-    """What stands out, counted."""
+    """How many experts each domain uses more and less, and what else stands out."""
     from collections import Counter
 
-    table = titled(f"{len(made):,} experts", "<what stands out", "experts")
+    from moescope.metrics.specialization import RULE
+    from moescope.profiles.facts import USES
+
+    uses = made.uses()
+    if uses:
+        table = titled(f"{len(made):,} experts, by domain", "<domain", *USES)
+        for domain, row in uses.items():
+            table.add_row(domain, *(f"{row[how]:,}" for how in USES))
+        output.print(table)
+        output.print(RULE, style="dim")
+    table = titled(f"{len(made):,} experts, each counted once", "<what", "experts")
     for kind, count in Counter(made.column("role_kind")).most_common():
         table.add_row(_KINDS.get(kind, kind), f"{count:,}")
     for flag, count in sorted(Counter(f for own in made.column("flags") for f in own).items()):
@@ -131,7 +141,7 @@ def _print_counts(made: Profiles) -> None:
 
 _KINDS = {
     "domain": "serves a domain",
-    "avoids": "avoids a domain",
+    "avoids": "used less for a domain",
     "none": "no domain stands out",
     "untested": "domains not compared",
 }

@@ -7,16 +7,11 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from moescope.intervene.answers import (
-    damage_answers,
-    damage_notes,
-    saving_sentence,
-    sweep_answers,
-    sweep_notes,
-)
+from moescope.intervene.answers import damage_answers, damage_notes, saving_sentence
 from moescope.intervene.damage.measure import ABLATION, Damage
 from moescope.intervene.expert_sweep.scores import SCORE_NAMES, SCORES
 from moescope.intervene.expert_sweep.sweep import ExpertSweep
+from moescope.intervene.sweep_answers import sweep_answers, sweep_notes
 from moescope.measure.identity import versions
 from moescope.result import Result
 

@@ -1,4 +1,4 @@
-"""What a measurement says, in sentences that follow from its numbers by rule, and its limits.
+"""What an ablation says, in sentences that follow from its numbers by rule, and its limits.
 
 A finding is called one only where its interval or its p allows it. It knows results, no model.
 """
@@ -10,31 +10,28 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from moescope.intervene.damage.measure import Damage, Match
-from moescope.intervene.expert_sweep.scores import ROUTING_SCORES, SCORE_NAMES
-from moescope.intervene.expert_sweep.sweep import ExpertSweep
 from moescope.measure.controls import CALIPER, Controls, lowest_p
 from moescope.measure.saving import Saving
 from moescope.metrics.intervals import MIN_CLUSTERS
 from moescope.result import Note
 from moescope.words import counted, listing
 
-_LEVEL = 0.05
+LEVEL = 0.05
+"""What is called shown has a p or q of at most this."""
 
 
 def damage_answers(damage: Damage) -> list[str]:
-    """The findings of `measure_damage`, the main one first."""
+    """The findings of `measure_damage`: whether these experts matter first, then by how much."""
     rows = {r["scope"]: r for r in damage.plan_rows() if r["scope"] != "domain"}
-    experts, row = len(damage.experts), rows["all"]
-    what = f"{experts} experts" if experts > 1 else str(damage.experts[0])
+    row = rows["all"]
     layers = "layer" if len(damage.prepared.layer_loads) == 1 else "layers"
     out = [
-        f"With {what} ({100 * row['load']:.1f} % of the choices in the {layers} concerned) "
-        f"{damage.edit.words}, cross-entropy changes by {_ci(row)} nats per token over "
-        f"{row['tokens']:,} tokens of {row['documents']:,} documents, and "
-        f"{100 * row['flips']:.1f} % of the tokens get another first guess."
+        _verdict(damage, rows.get("on-target", row)),
+        f"Over {row['tokens']:,} tokens of {row['documents']:,} documents the change is "
+        f"{with_interval(row)} nats per token, and {100 * row['flips']:.1f} % of the tokens get "
+        f"another first guess; {100 * row['load']:.1f} % of the choices in the {layers} concerned "
+        "fall on the plan.",
     ]
-    if damage.num_controls:
-        out.append(_against_controls(damage, row, "On all text"))
     if damage.selectivity is not None:
         out += _on_target(damage, rows)
     elif damage.num_controls:
@@ -50,27 +47,63 @@ def damage_answers(damage: Damage) -> list[str]:
     return out
 
 
-def _against_controls(damage: Damage, row: dict[str, Any], where: str) -> str:
-    count, span = damage.num_controls, f"{_s(row['ce_change_controls_min'])} to "
-    span += f"{_s(row['ce_change_controls_max'])} (smallest to largest)"
-    matched = damage.prepared.controls is not None and damage.prepared.controls.matched
-    kind = "the same size" + (" and similar load" if matched else "")
-    beyond = round(row["ce_change_p"] * (count + 1)) - 1
-    p = f"p = {row['ce_change_p_overlap']:.3f}"
-    start = f"{where}, {counted(count, 'random plan')} of {kind} change it by {span}"
-    if beyond == 0:
-        return (
-            f"{start}: the plan does more harm than every one of them ({p}; a plan of no interest "
-            f"would in {100 * damage.chance[0]:.1f} % of cases)."
-        )
-    return f"{start}: {beyond} of them do as much harm as the plan or more ({p})."
+def _verdict(damage: Damage, row: dict[str, Any]) -> str:
+    """Do these experts matter more than others like them? In words, then with the figures."""
+    several = len(damage.experts) > 1
+    who = f"these {len(damage.experts)} experts" if several else str(damage.experts[0])
+    on = f" on {' + '.join(damage.scopes.targets)}" if row["scope"] == "on-target" else ""
+    change = (
+        f"with {'them' if several else 'it'} {damage.edit.words}, cross-entropy{on} changes by "
+        f"{with_interval(row)} nats per token"
+    )
+    matter = "matter" if several else "matters"
+    if not damage.num_controls:
+        why = "no others have a like load" if damage.requested else "there are no controls"
+        return f"Nothing says whether {who} {matter} more than other experts, for {why}: {change}."
+    finding = _finding(damage, row, who, matter)
+    return f"{finding[0].upper()}{finding[1:]}{on}: {change}; {_against_controls(damage, row)}."
+
+
+def _finding(damage: Damage, row: dict[str, Any], who: str, matter: str) -> str:
+    """What may be said beside the controls; ``matter`` agrees with ``who``."""
+    size = damage.match == "size"
+    like = f"random ones {'whatever their load' if size else 'of like load'}"
+    if 2 * _beyond(damage, row) >= damage.num_controls:
+        return f"{who} {matter} no more than {like}"
+    if lowest_p(damage.chance) > LEVEL:
+        few = counted(damage.num_controls, "random plan")
+        return f"{few} cannot show whether {who} {matter} more than {like}"
+    not_shown = f"{who} {'is' if matter.endswith('s') else 'are'} not shown to matter"
+    if row["ce_change_p_overlap"] > LEVEL:
+        return f"{not_shown} more than {like}"
+    return f"{who} {matter} more than {like}" if row["ce_change_low"] > 0 else not_shown
+
+
+def _beyond(damage: Damage, row: dict[str, Any]) -> int:
+    """Controls that do as much harm or more."""
+    plain: float = row["ce_change_p"]
+    return round(plain * (damage.num_controls + 1)) - 1
+
+
+def _against_controls(damage: Damage, row: dict[str, Any]) -> str:
+    count, beyond = damage.num_controls, _beyond(damage, row)
+    span = f"{_s(row['ce_change_controls_min'])} to {_s(row['ce_change_controls_max'])}"
+    plans = counted(count, "random plan")
+    do = (
+        f"{beyond} of {plans} {'does' if beyond == 1 else 'do'}"
+        if beyond
+        else f"none of {plans} does"
+    )
+    return f"{do} as much harm or more ({span}; p_overlap = {row['ce_change_p_overlap']:.3f})"
 
 
 def _on_target(damage: Damage, rows: dict[str, dict[str, Any]]) -> list[str]:
     made = damage.selectivity
     assert made is not None
     on, off, names = rows["on-target"], rows["off-target"], " + ".join(damage.scopes.targets)
-    first = f"On target ({names}) the change is {_ci(on)}, off target {_ci(off)}"
+    first = (
+        f"On target ({names}) the change is {with_interval(on)}, off target {with_interval(off)}"
+    )
     difference = _span(made.difference, made.difference_low, made.difference_high)
     if math.isfinite(made.ratio):
         ratio = f"{made.ratio:.1f} times as much [{made.ratio_low:.1f}, {made.ratio_high:.1f}]"
@@ -81,32 +114,33 @@ def _on_target(damage: Damage, rows: dict[str, dict[str, Any]]) -> list[str]:
             f"nothing; the difference is {difference}."
         ]
     if damage.num_controls:
-        beyond = made.p_overlap <= max(_LEVEL, damage.chance[0])
-        verdict = "larger than with every control" if beyond else "within what the controls show"
+        shown = "" if made.p_overlap <= LEVEL else "not "
         out += [
-            _against_controls(damage, on, "On target"),
-            f"The difference between on and off target is {verdict} (p = {made.p_overlap:.3f}).",
+            f"The difference between on and off target is {shown}shown to be larger than with "
+            f"random plans (p_overlap = {made.p_overlap:.3f}).",
+            f"On all text {_against_controls(damage, rows['all'])}.",
         ]
     return out
 
 
 def _domains(damage: Damage) -> list[str]:
     rows = [r for r in damage.plan_rows() if r["scope"] == "domain"]
-    count = damage.num_controls
-    above = [r for r in rows if round(r["ce_change_p"] * (count + 1)) == 1]
     if not rows:
         return []
-    if not above:
-        return ["In no domain does the plan do more harm than every control."]
-    chance, best = damage.chance[0], min(r["ce_change_q"] for r in above)
-    listed = ", ".join(f"{r['domain']} ({_ci(r)})" for r in above)
-    verdict = f"after correction for {len(rows)} domains q = {best:.3f} at best" + (
-        "" if best <= _LEVEL else ", so none of them is a finding by itself"
+    shown = [r for r in rows if r["ce_change_q"] <= LEVEL and r["ce_change_low"] > 0]
+    rule = f"(q ≤ {LEVEL}, interval above 0)"
+    if shown:
+        listed = ", ".join(f"{r['domain']} {with_interval(r)}" for r in shown)
+        of = f"In {len(shown)} of {counted(len(rows), 'domain')}"
+        return [f"{of} more harm is shown than random plans do {rule}: {listed}."]
+    least = lowest_p(damage.chance) * len(rows)
+    alone = (
+        f"; a single one of {len(rows)} could not pass, its q would be {min(1, least):.2g} at best:"
+        " name it beforehand with `target`, or take more `controls`"
+        if least > LEVEL
+        else ""
     )
-    return [
-        f"In {len(above)} of {len(rows)} domains the plan does more harm than every control: "
-        f"{listed}. By chance that would be {chance * len(rows):.1f} domains; {verdict}."
-    ]
+    return [f"In no domain is more harm shown than random plans do {rule}{alone}."]
 
 
 def damage_notes(damage: Damage) -> list[Note]:
@@ -114,20 +148,20 @@ def damage_notes(damage: Damage) -> list[Note]:
     counts = zip(damage.experts, damage.prepared.plan_counts.tolist(), strict=True)
     silent = [str(expert) for expert, n in counts if n == 0]
     return [
-        *map(_warn, damage.measured.notes),
-        *([_warn(f"Never chosen on this text: {', '.join(silent)}.")] if silent else []),
+        *map(warn, damage.measured.notes),
+        *([warn(f"Never chosen on this text: {', '.join(silent)}.")] if silent else []),
         *_on_controls(damage),
-        *_few_documents(damage.plan_rows()),
+        *few_documents(damage.plan_rows()),
     ]
 
 
 def _on_controls(damage: Damage) -> Iterator[Note]:
     controls, count = damage.prepared.controls, damage.num_controls
     if controls is None:
-        yield _warn("No controls: nothing says whether other experts would do less harm.")
+        yield warn("No controls: nothing says whether other experts would do less harm.")
         return
     if not count:
-        yield _warn(
+        yield warn(
             f"None of the {controls.possible:,} possible controls has a load within a factor "
             f"of {CALIPER} of the plan's in every layer: its experts have no like partners, so "
             "nothing says whether others of their load would do less harm. `match=size` "
@@ -136,107 +170,62 @@ def _on_controls(damage: Damage) -> Iterator[Note]:
         return
     yield _matching(damage.match, controls)
     least = lowest_p(damage.chance)
+    few = f"{count} controls"
     if count < damage.requested:
         like = "" if damage.match == "size" else " of like load"
-        yield _warn(
-            f"Only {count} different controls{like} were found, {damage.requested} were asked "
-            f"for; the smallest p that they can give is {least:.3f}."
+        few = f"Only {count} different controls{like} were found, {damage.requested} were asked for"
+    if least > LEVEL:
+        yield warn(
+            f"{few}: p_overlap cannot fall below {least:.3f}, so no harm of the plan would be "
+            f"shown to be more than theirs. What may help: {_help(damage, controls)}."
         )
-    elif least > _LEVEL:
-        yield Note("note", f"{count} controls cannot give a p below {least:.3f}.")
+    elif count < damage.requested:
+        yield Note("note", f"{few}; p_overlap can fall to {least:.3f}.")
     if damage.chance[0] > 1.2 / (count + 1):
-        yield _warn(
+        yield warn(
             f"The controls share experts with each other but none with the plan, so a plan of "
             f"no interest would do more harm than all of them in {100 * damage.chance[0]:.1f} "
-            f"% of cases, not in {100 / (count + 1):.1f} %; the p given allow for it."
+            f"% of cases, not in {100 / (count + 1):.1f} %; p_overlap allows for it."
         )
 
 
-def _warn(text: str) -> Note:
+def _help(damage: Damage, controls: Controls) -> str:
+    """What makes a smaller p possible."""
+    ways = []
+    if damage.num_controls == damage.requested < controls.possible:
+        ways.append("more controls (`controls`)")
+    elif damage.match != "size":
+        ways.append("`match=size`, for others whatever their load")
+    if len(damage.experts) == 1:
+        ways.append("a plan of several experts, which has more partners")
+    return f"{', '.join(ways)}; `each` ranks every expert of a layer by its harm"
+
+
+def warn(text: str) -> Note:
+    """A note that keeps a reader from being misled."""
     return Note("warn", text)
 
 
 def _matching(match: Match, controls: Controls) -> Note:
     ratios = controls.ratios
+    plans = "Each random plan takes as many experts of each layer as this one, none of them its own"
     span = f"{ratios.min():.2f} to {ratios.max():.2f} times theirs (mean {ratios.mean():.2f})"
+    careful = "p_overlap allows for experts that they share and for unequal loads"
     if match == "size":
-        text = f"The controls were matched in size only; the plan's load on all text is {span}."
+        text = f"{plans}, whatever their load; the plan's load on all text is {span}. {careful}."
         return Note("note" if controls.matched else "warn", text)
     on = "on the target domains" if match == "target-load" else "on all text"
-    return Note("note", f"Load of the plan {on}: {span}.")
+    return Note("note", f"{plans}, of like load {on}: the plan's is {span}. {careful}.")
 
 
-def _few_documents(rows: Sequence[dict[str, Any]]) -> list[Note]:
+def few_documents(rows: Sequence[dict[str, Any]]) -> list[Note]:
+    """Groups of documents without an interval."""
     few = [f"{r['domain']} ({r['documents']})" for r in rows if r["documents"] < MIN_CLUSTERS]
     text = (
         f"Fewer than {MIN_CLUSTERS} documents: {listing(few, 8)}. The document is the unit of "
         "every interval, so these have none; give more text with `tokens` or a shorter `window`."
     )
-    return [_warn(text)] if few else []
-
-
-def sweep_answers(sweep: ExpertSweep) -> list[str]:
-    """The findings of `sweep_experts`: what foretells importance, and which experts matter."""
-    out = []
-    ranking = sweep.ranking()
-    for layer in sweep.layers:
-        rows = [r for r in ranking if r["layer"] == layer]
-        out.append(_foretold(sweep, layer))
-        top, seen = rows[0], ""
-        if math.isfinite(top["ce_change_low"]):
-            unclear = sum(not r["ce_change_low"] > 0 for r in rows)
-            seen = f"; for {unclear} of its {len(rows)} experts the interval reaches 0 or below, "
-            seen += "so no harm is shown"
-        out.append(
-            f"In layer {layer} {top['name']} matters most: {_ci(top)} nats per token when it is "
-            f"{sweep.edit.words}{seen}."
-        )
-    return out
-
-
-def _foretold(sweep: ExpertSweep, layer: int) -> str:
-    basis = {"basis": "layer", "layer": layer, "importance": "ce_change"}
-    rows = [r for r in sweep.correlations.to_pylist() if basis.items() <= r.items()]
-    known = sorted((r for r in rows if math.isfinite(r["rho"])), key=lambda r: -r["rho"])
-    if not known:
-        return f"In layer {layer} too few experts were chosen to correlate scores with importance."
-    best = known[0]
-    routing = next((r for r in known if r["score"] in ROUTING_SCORES), None)
-    clear = best["low"] > 0 and best["q"] <= _LEVEL
-    verb = "predicts measured importance best" if clear else "comes closest to measured importance"
-    text = f"In layer {layer} {SCORE_NAMES[best['score']]} {verb}: {_rho(best)}"
-    if routing is not None and routing is not best:
-        text += f"; of what routing alone tells, {SCORE_NAMES[routing['score']]}: {_rho(routing)}"
-    load = next((r for r in known if r["score"] == "load"), None)
-    if load is not None and load not in (best, routing):
-        text += f"; load: {_rho(load)}"
-    text += f" ({best['experts']} experts, best of {len(known)} scores"
-    text += "" if clear else f"; no link is shown, q = {best['q']:.2f}"
-    repeat = sweep.repeatability[layer]
-    if math.isfinite(repeat):
-        text += f"; between halves of the documents importance repeats at ρ = {repeat:.2f}"
-    return text + ")."
-
-
-def sweep_notes(sweep: ExpertSweep) -> list[Note]:
-    """What limits the figures of `sweep_experts`."""
-    notes = [*map(_warn, sweep.measured.notes), *(Note("note", n) for n in sweep.score_notes)]
-    rows = sweep.ranking()
-    silent = [r["name"] for r in rows if r["chosen"] == 0]
-    if silent:
-        left_out = "Never chosen on this text, so left out of every correlation"
-        notes.append(_warn(f"{left_out}: {listing(silent)}."))
-    low = [f"layer {n}: {r:.2f}" for n, r in sweep.repeatability.items() if r < 0.5]
-    if low:
-        notes.append(
-            _warn(
-                f"The ranking by importance hardly repeats between halves of the documents "
-                f"({', '.join(low)}): on other text of this kind other experts may come first. "
-                "Measure on more text (`tokens`)."
-            )
-        )
-    first = [r for r in sweep.table.to_pylist() if r["name"] == rows[0]["name"]]
-    return notes + _few_documents(first)
+    return [warn(text)] if few else []
 
 
 def saving_sentence(saving: Saving) -> str:
@@ -266,11 +255,8 @@ def _agreement(saving: Saving) -> str:
     )
 
 
-def _rho(row: dict[str, Any]) -> str:
-    return _minus(f"ρ = {row['rho']:.2f} [{row['low']:.2f}, {row['high']:.2f}]")
-
-
-def _ci(row: dict[str, Any]) -> str:
+def with_interval(row: dict[str, Any]) -> str:
+    """A change of cross-entropy and its interval."""
     return _span(row["ce_change"], row["ce_change_low"], row["ce_change_high"])
 
 
@@ -282,14 +268,15 @@ def _span(value: float, low: float, high: float) -> str:
 
 def _s(value: float) -> str:
     """With its sign and as many decimals as tell something."""
-    return _minus(f"{value:+.{_decimals(value)}f}")
+    return minus(f"{value:+.{_decimals(value)}f}")
 
 
 def _n(value: float) -> str:
     return f"{value:.{_decimals(value)}f}"
 
 
-def _minus(text: str) -> str:
+def minus(text: str) -> str:
+    """Numbers with the sign that is set as wide as a plus."""
     return text.replace("-", "−")
 
 

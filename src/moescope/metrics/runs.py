@@ -71,7 +71,7 @@ class AnalyzedRun(Run):
         if wanted.needs in self.absent:
             raise RunError(f"{self.path} has no table {name!r}: {self.absent[wanted.needs]}")
         mark = self._mark(wanted)
-        known = self._kept(name, mark)
+        known = self._kept(wanted, mark)
         if known is not None:
             return known
         table = self._compute(wanted)
@@ -85,14 +85,15 @@ class AnalyzedRun(Run):
             write_parquet(self.path / _TABLES / f"{name}.parquet", table)
         return table
 
-    def _kept(self, name: str, mark: bytes) -> pa.Table | None:
-        """The table as an earlier call kept it, if it is whole and of this mark."""
-        file = f"{_TABLES}/{name}.parquet"
+    def _kept(self, wanted: Table, mark: bytes) -> pa.Table | None:
+        """The table as an earlier call kept it: whole, of this mark, with the columns of now."""
+        file = f"{_TABLES}/{wanted.name}.parquet"
         with contextlib.suppress(pa.ArrowInvalid, OSError, RunError):
             if is_intact(self.path, file):
                 with pq.ParquetFile(self.path / file) as kept:
                     table = kept.read()
-                if (table.schema.metadata or {}).get(b"moescope") == mark:
+                whole = not table.num_rows or set(wanted.columns) <= set(table.column_names)
+                if whole and (table.schema.metadata or {}).get(b"moescope") == mark:
                     return table
         return None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -24,6 +24,19 @@ from moescope.metrics.rates import (
     spread,
 )
 from moescope.metrics.statistics import benjamini_hochberg, permutation_test, permutations_for
+
+Q_LEVEL = 0.05
+"""False discovery rate at which an expert is called used more, or less, for a domain."""
+
+MUCH_LIFT = 1.5
+"""Much more: from this lift over the other domains; much less: from its inverse."""
+
+RULE = (
+    f"An expert is used more for a domain (it serves it) where q < {Q_LEVEL} and its rate there is "
+    "above its rate on all other domains; it is used less where it is below. “Much” is said where "
+    f"one of the two rates is {MUCH_LIFT} times the other or more."
+)
+"""What is meant by use of an expert, as every page says it."""
 
 _HALVINGS = 20
 
@@ -108,6 +121,30 @@ def domain_specialization(
         q=benjamini_hochberg(test.p.reshape(-1)).reshape(test.p.shape),
         p_max=test.p_max,
     )
+
+
+def used(q: Any, value: Any, others: Any) -> NDArray[Any]:
+    """Is an expert used more for a domain than for the others? The one place that decides it.
+
+    Args:
+        q: false discovery rate of the difference; NaN where it was not tested.
+        value: rate of the expert on the domain.
+        others: its rate on all other domains.
+
+    Returns:
+        ``more``, ``less``, or nothing where no difference is shown, of the shape of ``q``.
+
+    Example:
+        >>> used([0.01, 0.04, 0.06, np.nan], [0.3, 0.1, 0.9, 0.9], [0.2, 0.2, 0.2, 0.2]).tolist()
+        ['more', 'less', '', '']
+    """
+    way = np.where(np.greater(value, others), "more", "less")
+    return np.where(np.nan_to_num(q, nan=1.0) < Q_LEVEL, way, "")
+
+
+def much(lift: Any) -> Any:
+    """Is a use that is shown much more, or much less, than that of the other domains?"""
+    return np.greater_equal(lift, MUCH_LIFT) | np.less_equal(lift, 1 / MUCH_LIFT)
 
 
 def _by_domain(domain_N: NDArray[np.int64], num_domains: int) -> list[NDArray[np.int64]]:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from moescope.axes import ExpertRef
+from moescope.metrics.specialization import much
 from moescope.result import plain
 
 PARTS = (
@@ -32,6 +33,9 @@ LISTS = {
     "contexts": "contexts", "pushes": "pushes", "similar": "similar", "weights": "weights",
 }  # fmt: skip
 """Part → the table that holds its rows."""
+
+USES = ("more", "much more", "less", "much less")
+"""How an expert may be used for a domain beside the others; "more" counts those "much more" too."""
 
 _KEYS = ("layer", "expert", "rank", "where", "side")
 _DIGITS = 6
@@ -76,12 +80,13 @@ class Profile(Part):
         return f"<Profile {self.summary}>"
 
     def _repr_html_(self) -> str:
+        of = f" of {self.sure.domain}" if self.sure.domain else ""
         figures = {
             "chosen": f"{100 * self.load.rate:.1f} % of tokens, by chance "
             f"{100 * self.load.rate_chance:.1f} %",
             "role": self.role.words,
             "sure": f"{self.sure.level}, from {self.sure.assignments:,} assignments in "
-            f"{self.sure.documents:,} documents",
+            f"{self.sure.documents:,} documents{of}",
         }
         rows = "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in figures.items())
         return f"<p>{escape(self.summary)}</p><table>{rows}</table>"
@@ -128,6 +133,23 @@ class Profiles(Sequence[Profile]):
     def column(self, name: str) -> list[Any]:
         """A column of ``experts``."""
         found: list[Any] = self.tables["experts"][name].to_pylist()
+        return found
+
+    def uses(self) -> dict[str, dict[str, int]]:
+        """By domain, how many experts are used ``more``, ``much more``, ``less`` and ``much less``.
+
+        See `moescope.metrics.specialization.RULE`; the report of the run counts the same.
+        """
+        table = self.tables["domains"]
+        strong = much(np.asarray(table["lift"], np.float64)).tolist()
+        found: dict[str, dict[str, int]] = {}
+        for name, way, far in zip(
+            *(table[c].to_pylist() for c in ("domain", "used")), strong, strict=True
+        ):
+            row = found.setdefault(name, dict.fromkeys(USES, 0))
+            if way:
+                row[way] += 1
+                row[f"much {way}"] += far
         return found
 
     @cached_property

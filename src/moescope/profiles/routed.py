@@ -91,6 +91,13 @@ class Routed:
         masks = self._of_groups(self.view.cluster_domain)
         return np.stack([seen_NM[mask].sum(0) for mask in masks])
 
+    @cached_property
+    def all_documents(self) -> NDArray[np.int64]:
+        """Document clusters with a token: (1 + C,), the total first."""
+        held = self.view.cluster_tokens > 0
+        masks = self._of_groups(self.view.cluster_domain)
+        return np.asarray([np.count_nonzero(held & mask) for mask in masks])
+
     def _of_groups(self, domain_N: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
         """Which documents are in the total, and in each domain."""
         numbers = [self.view.domains.index(name) for name in self.domains]

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from moescope.metrics.balance import COLD_SHARE, DEAD_SHARE
-from moescope.metrics.intervals import MIN_CLUSTERS
+from moescope.metrics.intervals import FEW_DOCUMENTS, MIN_CLUSTERS
+from moescope.metrics.specialization import MUCH_LIFT, RULE, much
 from moescope.profiles.facts import Absent, Part
+from moescope.words import listing
 
 MIN_ASSIGNMENTS = 100
 """With fewer assignments nothing but the load is said."""
 
-HIGH_ASSIGNMENTS, HIGH_DOCUMENTS = 1000, 30
+HIGH_ASSIGNMENTS, HIGH_DOCUMENTS = 1000, FEW_DOCUMENTS
 """From here on the summary is called sure: high."""
 
 MODERATE_ASSIGNMENTS, MODERATE_DOCUMENTS = 300, 10
@@ -28,20 +30,11 @@ DEAD_EXPECTED = 10
 """An expert is called dead or cold only if an expert at the threshold would have been chosen so
 often."""
 
-Q_LEVEL = 0.05
-"""False discovery rate at which a domain may be claimed."""
-
-STANDOUT_LIFT = 1.5
-"""A domain stands out at this lift over the other domains; below its inverse it is avoided."""
-
 TOKEN_EXPERT_SHARE = 0.5
 """A token expert gives so much of its assignments to one token id."""
 
 TYPICAL_LIFT = 1.5
 """A token is typical of an expert at this lift over the expert's overall rate."""
-
-MOSTLY_SHARE = 0.5
-"""The typical tokens of an expert are what it mostly serves from this share of its assignments."""
 
 REPEATED_OVERLAP = 0.5
 """A list of tokens is not claimed where two halves of the documents share less of it. Tokens in
@@ -52,7 +45,7 @@ SUPER_RATIO = 10.0
 published rule."""
 
 THRESHOLDS = {
-    "lift": STANDOUT_LIFT, "typical": TYPICAL_LIFT, "dead": DEAD_SHARE, "cold": COLD_SHARE,
+    "use": RULE, "lift": MUCH_LIFT, "typical": TYPICAL_LIFT, "dead": DEAD_SHARE, "cold": COLD_SHARE,
     "super": SUPER_RATIO, "few_assignments": MIN_ASSIGNMENTS, "few_documents": MIN_CLUSTERS,
     "moderate": (MODERATE_ASSIGNMENTS, MODERATE_DOCUMENTS),
     "high": (HIGH_ASSIGNMENTS, HIGH_DOCUMENTS),
@@ -71,17 +64,22 @@ class Role(NamedTuple):
 
 
 class Sureness(NamedTuple):
-    """``level`` (high, moderate, low, none) by rule from assignments and documents."""
+    """``level`` (high, moderate, low, none) by rule from assignments and documents.
+
+    ``domain``: the one that the documents, and of a domain that is served the assignments, are of.
+    """
 
     level: str
     assignments: int
     documents: int
+    domain: str | None = None
 
 
 def describe(p: Part) -> dict[str, Any]:
     """What the rules say of a profile: the columns ``summary``, ``flags``, role and sureness."""
     flags = flags_of(p)
-    role, sure = role_of(p, flags), sureness(p.load)
+    role = role_of(p, flags)
+    sure = sureness(p, role)
     return {
         "summary": _summary(p, role, sure, flags),
         "flags": flags,
@@ -109,18 +107,38 @@ def flags_of(p: Part) -> list[str]:
     return flags
 
 
-def sureness(load: Part) -> Sureness:
-    """How much text stands behind the profile."""
-    count, documents = load.count, load.documents
-    if count < MIN_ASSIGNMENTS or documents < MIN_CLUSTERS:
-        level = "none"
-    elif count >= HIGH_ASSIGNMENTS and documents >= HIGH_DOCUMENTS:
-        level = "high"
-    elif count >= MODERATE_ASSIGNMENTS and documents >= MODERATE_DOCUMENTS:
-        level = "moderate"
-    else:
+def level_of(assignments: int, documents: int) -> str:
+    """How sure a profile is that rests on so much text."""
+    if assignments < MIN_ASSIGNMENTS or documents < MIN_CLUSTERS:
+        return "none"
+    if assignments >= HIGH_ASSIGNMENTS and documents >= HIGH_DOCUMENTS:
+        return "high"
+    enough = assignments >= MODERATE_ASSIGNMENTS and documents >= MODERATE_DOCUMENTS
+    return "moderate" if enough else "low"
+
+
+def sureness(p: Part, role: Role) -> Sureness:
+    """How much text stands behind what is said first of an expert.
+
+    Of a domain that it serves: its assignments there, and their documents. Of one that it is used
+    less for: the domain's documents; where no domain stands out, those of the smallest that was
+    compared, for a difference there would go unseen first.
+    """
+    count, documents, name = p.load.count, p.load.documents, None
+    if role.kind in ("domain", "avoids", "none"):
+        tested = [d for d in p.domains if math.isfinite(d.q) and role.about in (None, d.domain)]
+        least = min(tested, key=lambda d: d.of_documents)
+        name, documents = least.domain, min(documents, least.of_documents)
+        if role.kind == "domain":
+            count, documents = least.count, least.documents
+    level = level_of(count, documents)
+    if level == "none" and not _too_few(p.load):
         level = "low"
-    return Sureness(level, count, documents)
+    return Sureness(level, count, documents, name)
+
+
+def _too_few(load: Part) -> bool:
+    return level_of(load.count, load.documents) == "none"
 
 
 def role_of(p: Part, flags: Sequence[str]) -> Role:
@@ -132,7 +150,7 @@ def role_of(p: Part, flags: Sequence[str]) -> Role:
     for kind in ("never chosen", "dead"):
         if kind in flags:
             return Role(kind, kind)
-    if sureness(p.load).level == "none":
+    if _too_few(p.load):
         return Role("too few tokens", "too few tokens")
     if "token expert" in flags:
         token, share = p.vocabulary.top_token, p.vocabulary.top_share
@@ -140,24 +158,21 @@ def role_of(p: Part, flags: Sequence[str]) -> Role:
     domains = p.domains
     if isinstance(domains, Absent) or not any(math.isfinite(d.q) for d in domains):
         return Role("untested", "domains were not compared")
-    for kind, verb, found in (
-        ("domain", "serves", _standing_out(domains)),
-        ("avoids", "avoids", _avoided(domains)),
-    ):
-        if found:
+    for kind, way, words in (("domain", "more", "serves"), ("avoids", "less", "used less for")):
+        if found := _used(p, way):
             first = found[0]
-            return Role(kind, f"{verb} {first.domain}, {_times(first.lift)}", first.domain)
+            also = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            return Role(kind, f"{words} {first.domain}, {_times(first.lift)}{also}", first.domain)
     return Role("none", "no domain stands out")
 
 
-def _standing_out(domains: list[Part]) -> list[Part]:
-    """Domains with q < 0.05 and lift ≥ 1.5, by the low end of the lift."""
-    found = [d for d in domains if d.q < Q_LEVEL and d.lift >= STANDOUT_LIFT]
-    return sorted(found, key=lambda d: -_or(d.lift_low, d.lift))
-
-
-def _avoided(domains: list[Part]) -> list[Part]:
-    found = [d for d in domains if d.q < Q_LEVEL and d.lift <= 1 / STANDOUT_LIFT]
+def _used(p: Part, way: str) -> list[Part]:
+    """Domains that the expert is used ``more`` or ``less`` for, by the careful end of the lift."""
+    if isinstance(p.domains, Absent):
+        return []
+    found = [d for d in p.domains if d.used == way]
+    if way == "more":
+        return sorted(found, key=lambda d: -_or(d.lift_low, d.lift))
     return sorted(found, key=lambda d: _or(d.lift_high, d.lift))
 
 
@@ -168,13 +183,8 @@ def _or(value: float, otherwise: float) -> float:
 def _summary(p: Part, role: Role, sure: Sureness, flags: Sequence[str]) -> str:
     """The summary: role, tokens, pushes, flags, and how sure it is."""
     name, load = str(p.expert), p.load
-    if role.kind in ("never chosen", "dead"):
-        return _unused(name, role, load)
-    if role.kind == "too few tokens":
-        return (
-            f"{name} served too few tokens to say more: {load.count:,} assignments in "
-            f"{load.documents:,} documents, of {load.tokens:,} tokens."
-        )
+    if role.kind in ("never chosen", "dead", "too few tokens"):
+        return f"{name} {_unused(role, load)}{_uses_clause(p)}."
     parts = [_role_clause(role, p), _tokens_clause(p.tokens_in, role), _push_clause(p.pushes)]
     text = name + "; ".join(part for part in parts if part) + "."
     extra = []
@@ -188,66 +198,103 @@ def _summary(p: Part, role: Role, sure: Sureness, flags: Sequence[str]) -> str:
             f"Super expert: its largest output component is {p.contribution.peak_ratio:,.0f}× the "
             "median expert's."
         )
-    sentence = (
-        f"Sure: {sure.level} ({sure.assignments:,} assignments, {sure.documents:,} documents)."
-    )
-    return " ".join([text, *extra, sentence])
+    return " ".join([text, *extra, f"Sure: {sure.level} ({_resting_on(sure, role)})."])
 
 
-def _unused(name: str, role: Role, load: Part) -> str:
+def _resting_on(sure: Sureness, role: Role) -> str:
+    documents = f"{sure.documents:,} documents"
+    if role.kind == "domain":
+        return f"{sure.assignments:,} assignments in {documents} of {sure.domain}"
+    if role.kind == "avoids":
+        return f"{sure.assignments:,} assignments; {documents} of {sure.domain}"
+    if role.kind == "none":
+        return (
+            f"{sure.assignments:,} assignments; {documents} of the smallest domain, {sure.domain}"
+        )
+    return f"{sure.assignments:,} assignments in {documents}"
+
+
+def _unused(role: Role, load: Part) -> str:
     if role.kind == "never chosen":
         return (
-            f"{name} was never chosen on {load.tokens:,} tokens; an even share would be "
-            f"{_percent(load.rate_chance)} of them."
+            f"was never chosen on {load.tokens:,} tokens; an even share would be "
+            f"{_percent(load.rate_chance)} of them"
+        )
+    if role.kind == "dead":
+        return (
+            f"is dead on {load.tokens:,} tokens: chosen {load.count:,} times, "
+            f"{_percent(load.load)} of the layer's assignments, where an even share is "
+            f"{_percent(load.even)}"
         )
     return (
-        f"{name} is dead on {load.tokens:,} tokens: chosen {load.count:,} times, "
-        f"{_percent(load.load)} of the layer's assignments, where an even share is "
-        f"{_percent(load.even)}."
+        f"served too few tokens to say more: {load.count:,} assignments in {load.documents:,} "
+        f"documents, of {load.tokens:,} tokens"
     )
 
 
 def _role_clause(role: Role, p: Part) -> str:
-    domains = p.domains
+    domains, count = p.domains, f"{p.load.count:,}"
     if role.kind == "token expert":
         return (
             f" is a token expert: {_percent(p.vocabulary.top_share)} of its assignments are "
-            f"{quote(p.vocabulary.top_token)}"
+            f"{quote(p.vocabulary.top_token)}{_uses_clause(p)}"
         )
     if isinstance(domains, Absent):
         return f": {domains.absent}"
     if role.kind == "domain":
-        first, *more = _standing_out(domains)
-        also = [f"{d.domain} ({_times(d.lift)})" for d in more[:2]]
+        first = _used(p, "more")[0]
         return (
-            f" serves {first.domain}: {_percent(first.of_expert)} of its assignments are "
-            f"{first.domain} ({_percent(first.of_text)} of the text), {_lift_words(first)}"
-            + (f"; also {' and '.join(also)}" if also else "")
+            f" serves {first.domain} {_far(first)}more: {_percent(first.of_expert)} of its {count} "
+            f"assignments are {first.domain} ({_percent(first.of_text)} of the text), "
+            f"{_lift_words(first)}{_uses_clause(p, first)}"
         )
     if role.kind == "avoids":
-        first = _avoided(domains)[0]
-        return f" avoids {first.domain}: {_lift_words(first)}"
+        first = _used(p, "less")[0]
+        return (
+            f" is used {_far(first)}less for {first.domain}: {_lift_words(first)}"
+            f"{_uses_clause(p, first)}"
+        )
     if role.kind == "untested":
         return ": domains were not compared (one domain, or too few documents)"
     tested = [d for d in domains if math.isfinite(d.lift)]
     most = max(tested, key=lambda d: d.lift, default=None)
     if most is None:
         return ": no domain stands out"
-    q = "q < 0.05" if most.q < Q_LEVEL else f"q = {most.q:.2f}"
-    return f": no domain stands out (most: {most.domain}, {_times(most.lift)}, {q})"
+    return f": no domain stands out (most: {most.domain}, {_times(most.lift)}, {_q(most.q)})"
+
+
+def _far(d: Part) -> str:
+    return "much " if much(d.lift) else ""
+
+
+def _uses_clause(p: Part, said: Part | None = None) -> str:
+    """All domains that the expert serves, or is used less for, besides the one that was said."""
+    parts = []
+    for way, words in (("more", "serves"), ("less", "is used less for")):
+        named = [f"{d.domain} ({_times(d.lift)})" for d in _used(p, way) if d is not said]
+        if named:
+            parts.append(f"; it {'also ' if said else ''}{words} {listing(named)}")
+    return "".join(parts)
 
 
 def _lift_words(d: Part) -> str:
-    q = "q < 0.001" if d.q < 0.001 else f"q = {d.q:.3f}"
     if not math.isfinite(d.lift):
-        return f"served nowhere else, {q}"
+        return f"served nowhere else, {_q(d.q)}"
     known = math.isfinite(d.lift_low)
-    interval = f" [{d.lift_low:.1f}, {_end(d.lift_high)}]" if known else ""
-    return f"{_times(d.lift)} the other domains' rate{interval}, {q}"
+    interval = f" [{_end(d.lift_low)}, {_end(d.lift_high)}]" if known else ""
+    return f"{_times(d.lift)} the other domains' rate{interval}, {_q(d.q)}"
+
+
+def _q(q: float) -> str:
+    if q < 0.001:
+        return "q < 0.001"
+    return f"q = {q:.3f}" if q < 0.1 else f"q = {q:.2f}"
 
 
 def _end(value: float) -> str:
-    return f"{value:.1f}" if math.isfinite(value) else "∞"
+    if not math.isfinite(value):
+        return "∞"
+    return f"{value:.1f}" if value >= 1.95 else f"{value:.2f}"
 
 
 def _tokens_clause(tokens: Part | Absent, role: Role) -> str:
@@ -263,14 +310,14 @@ def _tokens_clause(tokens: Part | Absent, role: Role) -> str:
             "its tokens do not repeat between halves of the documents "
             f"(overlap {tokens.overlap:.2f})"
         )
-    named = ", ".join(quote(t.token) for t in typical[:_NAMED_TOKENS])
-    if role.kind == "token expert":
-        return f"then {named}"
-    alone = "" if math.isfinite(tokens.overlap) else ", not compared between halves"
-    if sum(t.share for t in typical) >= MOSTLY_SHARE:
-        return f"its tokens are mostly {named}{alone}"
-    share = sum(t.share for t in typical[:_NAMED_TOKENS])
-    return f"most typical tokens {named} ({_percent(share)} of its assignments{alone})"
+    shown = typical[:_NAMED_TOKENS]
+    named = ", ".join(quote(t.token) for t in shown)
+    share = _percent(sum(t.share for t in shown))
+    text = _percent(sum(t.share / t.lift for t in shown))
+    of = f"{share} of {tokens.assignments:,} assignments, {text} of the text"
+    alone = "" if math.isfinite(tokens.overlap) else "; not compared between halves"
+    begin = "then" if role.kind == "token expert" else "most typical tokens"
+    return f"{begin} {named} ({of}{alone})"
 
 
 def _push_clause(pushes: Part | Absent) -> str:
@@ -282,7 +329,7 @@ def _push_clause(pushes: Part | Absent) -> str:
             f"(overlap {pushes.promoted_overlap:.2f})"
         )
     named = ", ".join(quote(t.token) for t in pushes.promoted[:_NAMED_TOKENS])
-    return f"it pushes towards {named}"
+    return f"it pushes towards {named} ({pushes.tokens:,} assignments measured)"
 
 
 def quote(token: str) -> str:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from moescope.axes import ExpertRef
+from moescope.metrics.specialization import used
 from moescope.metrics.view import Layer
 from moescope.metrics.vocabulary import MIN_TOKEN_COUNT
 from moescope.profiles.columns import (
@@ -186,6 +187,7 @@ class _LayerTables:
         low, high = (ends[1:, self._own] for ends in routed.gate_interval(self._layer))
         columns = {
             "documents": routed.documents[1:, at],
+            "of_documents": np.repeat(routed.all_documents[1:, None], at.size, axis=1),
             "of_expert": _ratio(*(routed.load["count"][g, at] for g in _DOMAINS_AND_ALL)),
             "of_text": _ratio(*(routed.load["tokens"][g, at] for g in _DOMAINS_AND_ALL)),
             "gate_low": low,
@@ -193,6 +195,7 @@ class _LayerTables:
             **{name: routed.load[column][1:, at] for name, column in DOMAIN_LOAD.items()},
             **{name: routed.special[column][:, at] for name, column in SPECIAL.items()},
         }
+        columns["used"] = used(*(columns[name] for name in ("q", "rate", "others")))
         if self._measured is not None:
             known = self._measured.about["text"]["domains"]
             by_domain = self._measured.arrays["contribution_by_domain"][:, at]

@@ -24,7 +24,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from moescope.files import usable_path, write_bytes
-from moescope.profiles.summary import Q_LEVEL
+from moescope.metrics.specialization import Q_LEVEL
 from moescope.report.frames import legible
 
 SIGNATURE = b'<meta name="generator" content="moescope">'

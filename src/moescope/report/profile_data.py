@@ -19,10 +19,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from moescope.metrics.runs import AnalyzedRun
+from moescope.metrics.specialization import Q_LEVEL
 from moescope.metrics.view import ALL
 from moescope.profiles.facts import Profiles
 from moescope.profiles.pushes import AGREED_TOKENS
-from moescope.profiles.summary import Q_LEVEL, REPEATED_OVERLAP, THRESHOLDS
+from moescope.profiles.summary import REPEATED_OVERLAP, THRESHOLDS
 from moescope.report.about import about, say_basics
 from moescope.report.commands import EXPERT, expert_commands
 from moescope.report.frames import layer_rows, legible, number, tidy
@@ -68,8 +69,8 @@ RULES = {**THRESHOLDS, "agreed": AGREED_TOKENS}
 
 _DRAWN = {
     "absent": "part reason",
-    "domains": "domain rate low high others lift lift_low lift_high q gate_mass gate_low gate_high "
-    "by_token contribution",
+    "domains": "domain used rate low high others lift lift_low lift_high q gate_mass gate_low "
+    "gate_high by_token contribution",
     "tokens": "token count share lift documents",
     "partners": "where partner count given lift low high",
     "speech": "tag share low high text_share lift",
@@ -90,10 +91,10 @@ def profiles_data(run: AnalyzedRun, profiles: Profiles) -> dict[str, Any]:
 
     Returns:
         ``about``, ``alerts``, ``short`` (sentences), ``layers``, ``phases`` (for the page's own
-        library), ``domains``, ``roles``, ``rules`` (the thresholds of `summary`), ``cut`` (what
-        the budget left out, or None), and ``packed``: the tables by name, columns by name, with
-        ``starts``, where the rows of each expert begin; see `unpack`. Numbers have 3 significant
-        digits; what is not a number is None.
+        library), ``domains``, ``uses`` (experts by domain), ``roles``, ``rules`` (the thresholds of
+        `summary`), ``cut`` (what the budget left out, or None), and ``packed``: the tables by
+        name, columns by name, with ``starts``, where the rows of each expert begin; see `unpack`.
+        Numbers have 3 significant digits; what is not a number is None.
     """
     domains = [] if run.domains == [ALL] else list(run.domains)
     facts = about(run, domains)
@@ -105,6 +106,7 @@ def profiles_data(run: AnalyzedRun, profiles: Profiles) -> dict[str, Any]:
         "phases": ["prefill"],
         "domains": domains,
         "compared": len(pc.unique(profiles.tables["domains"]["domain"])),
+        "uses": profiles.uses(),
         "roles": [kind for kind, _ in Counter(profiles.column("role_kind")).most_common()],
         "rules": RULES,
         "constants": profiles.constants,
@@ -298,20 +300,13 @@ def _short(facts: dict[str, Any], profiles: Profiles) -> list[str]:
 
 
 def _domain_sentence(profiles: Profiles, kinds: Counter[str]) -> str:
-    roles = zip(profiles.column("role_kind"), profiles.column("role_about"), strict=True)
-    served = Counter(about for kind, about in roles if kind == "domain")
-    named = ", ".join(f"{name} {n}" for name, n in served.most_common(6))
-    parts = []
-    if kinds["domain"]:
-        serve = counted(kinds["domain"], "serves", "serve")
-        more = ", …" if len(served) > 6 else ""
-        parts.append(f"{serve} a domain beyond the others ({named}{more})")
-    if kinds["avoids"]:
-        parts.append(f"{counted(kinds['avoids'], 'avoids', 'avoid')} one")
-    if kinds["none"]:
-        parts.append(f"for {number(kinds['none'])} no domain stands out")
-    joined = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
+    """How many experts serve each domain, by the rule and with the counts of the run's report."""
+    uses = sorted(profiles.uses().items(), key=lambda item: -item[1]["more"])
+    named = ", ".join(f"{name} {row['more']} and {row['less']}" for name, row in uses[:6])
+    rest = f" (and {len(uses) - 6} more domains)" if len(uses) > 6 else ""
+    nothing = f" For {number(kinds['none'])} experts no domain stands out." if kinds["none"] else ""
     return (
-        f"{joined[0].upper()}{joined[1:]}; of claims at this level about one in twenty is expected "
-        "to be a false alarm."
+        f"Experts used more and less for each domain: {named}{rest}. An expert may serve "
+        f"several.{nothing} Of claims at this level about one in twenty is expected to be a false "
+        "alarm, more where few documents use an expert."
     )

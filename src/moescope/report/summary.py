@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.metrics.intervals import FEW_DOCUMENTS
+from moescope.metrics.specialization import Q_LEVEL
 from moescope.metrics.view import ALL
-from moescope.profiles.summary import Q_LEVEL
 from moescope.report.about import badly_predicted
 from moescope.report.frames import Frame, bits, number, p_text, times
 from moescope.words import counted, percent
@@ -258,7 +258,8 @@ def _information_title(info: Frame) -> str:
     )
 
 
-def _bands_title(bands: Frame) -> str:
+def _bands_title(frame: Frame) -> str:
+    bands = frame.where(domain=ALL)
     if len(bands) < 2:
         return "Too few layers to compare depths"
     parts = []

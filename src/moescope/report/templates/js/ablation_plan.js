@@ -18,14 +18,15 @@
       ...g, key: `${g.scope} ${g.domain}`, name: M.groupName(g), value: g[key], low: g[`${key}_low`], high: g[`${key}_high`], color: orange(),
       title: [
         `${M.groupName(g)}: ${m.format(g[key])}`, `95 %: ${M.span(g, key, m.format)}`,
-        count ? `controls ${m.format(g[`${key}_controls_min`])} to ${m.format(g[`${key}_controls_max`])}, p = ${M.fmt.three(g[`${key}_p_overlap`])}` : null,
+        count ? `controls ${m.format(g[`${key}_controls_min`])} to ${m.format(g[`${key}_controls_max`])}, p_overlap = ${M.fmt.three(g[`${key}_p_overlap`])}` : null,
         `${M.fmt.count(g.tokens)} tokens of ${M.fmt.count(g.documents)} documents`,
       ].filter(Boolean).join("\n"),
     }));
     const controls = rows.flatMap((r) => r.controls[key].map((value) => ({ key: r.key, value })));
-    const beyond = rows.filter((r) => count && r.scope === "domain" && r.value > r[`${key}_controls_max`]).length;
+    const chance = (r) => (key === "ce_change" ? r.ce_change_q : r[`${key}_p_overlap`]);
+    const shown = rows.filter((r) => count && r.scope === "domain" && chance(r) <= M.data.level && r.low > 0).length;
     const domains = rows.filter((r) => r.scope === "domain").length;
-    M.title("damage", count && domains ? `${m.long}: in ${beyond || "none"} of ${domains} domains more than with every control` : m.long,
+    M.title("damage", count && domains ? `${m.long}: in ${shown || "none"} of ${domains} domains shown to be more than with random plans` : m.long,
       `${m.unit} · experts ${M.data.edit}${count ? ` · ${count} random plans ${like}` : ""}`);
     const plot = M.dotRows(rows, {
       width: M.width("damage"), label: `${m.long} by domain, the plan and its controls`, unit: m.unit, tick: M.axisOf(key),
@@ -37,7 +38,7 @@
     ]), M.h("div", { class: "scroll" }, plot));
     M.asTable("damage", [
       { key: "name", label: "text", text: true }, { key: "value", label: m.label, format: m.format }, { key: "span", label: "95 %", name: true },
-      ...(count ? [{ key: "others", label: "controls", name: true }, { key: "p", label: "p", format: M.fmt.p }] : []),
+      ...(count ? [{ key: "others", label: "controls", name: true }, { key: "p", label: "p_overlap", format: M.fmt.p }] : []),
       ...(count && key === "ce_change" ? [{ key: "ce_change_q", label: "q", format: M.fmt.p }] : []),
       ...(key === "ce_change" ? [{ key: "detectable", label: "detectable", format: M.fmt.nats }] : []),
       { key: "ce", label: "plain CE", format: M.fmt.three }, { key: "load", label: "load", format: M.fmt.percent },

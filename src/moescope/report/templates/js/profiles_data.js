@@ -69,7 +69,7 @@ M.start(function () {
     const p = M.profile(index);
     if (role && p.role_kind !== role) return false;
     if (flag && !p.flags.includes(flag) && p.sure_level !== flag) return false;
-    if (domain && !p.lists.domains.some((d) => d.domain === domain && M.standsOut(d) && (d.lift === null || d.lift >= M.data.rules.lift))) return false;
+    if (domain && !p.lists.domains.some((d) => d.domain === domain && d.used === "more")) return false;
     const query = search.trim().toLowerCase();
     if (!query) return true;
     if (/^l\d+(e\d+)?$/.test(query)) return query.includes("e") ? p.name.toLowerCase() === query : p.name.toLowerCase().startsWith(`${query}e`);

@@ -10,7 +10,7 @@ M.start(function () {
     lift: { label: "by strongest domain", value: (p) => -p.top_lift },
     vocabulary: { label: "by vocabulary", value: (p) => -p.vocabulary_excess },
     contribution: { label: "by contribution", value: (p) => -p.contribution_mean },
-    sure: { label: "by assignments", value: (p) => -p.sure_assignments },
+    sure: { label: "by assignments", value: (p) => -p.count },
   };
   M.sorted = () => d3.sort(M.found(), (i) => SORTS[M.state.sort].value(M.profile(i), i), (i) => i);
 

@@ -4,7 +4,7 @@ M.start(function () {
   if (M.size < 2) return;
   const widest = d3.max(M.layers, (l) => l.experts);
   const ROLES = {
-    domain: "serves a domain", avoids: "avoids a domain", none: "no domain stands out", "token expert": "token expert",
+    domain: "serves a domain", avoids: "used less for a domain", none: "no domain stands out", "token expert": "token expert",
     "too few tokens": "too few tokens", dead: "dead", "never chosen": "never chosen", untested: "domains not compared",
   };
   M.ROLES = ROLES;
@@ -47,9 +47,8 @@ M.start(function () {
     return { color: (i) => (values[i] === null ? null : color(values[i])), legend, told };
   }
   function roleLegend() {
-    const served = d3.rollup(d3.range(M.size).map(M.profile).filter((p) => p.role_kind === "domain"), (v) => v.length, (p) => p.role_about);
-    const domains = M.data.domains.map((name, i) => ({ name, i })).filter((d) => served.has(d.name));
-    const entries = domains.map((d) => ({ color: M.domainInk(d.i), label: `${signs ? `${signs[d.i]}: ` : ""}serves ${M.shorten(d.name, 26)} (${served.get(d.name)})` }));
+    const domains = M.data.domains.map((name, i) => ({ name, i })).filter((d) => (M.data.uses[d.name] || {}).more);
+    const entries = domains.map((d) => ({ color: M.domainInk(d.i), label: `${signs ? `${signs[d.i]}: ` : ""}serves ${M.shorten(d.name, 26)} (${M.data.uses[d.name].more})` }));
     const others = d3.rollup(d3.range(M.size).map(M.profile).filter((p) => p.role_kind !== "domain"), (v) => v.length, (p) => p.role_kind);
     for (const [kind, n] of others) entries.push({ color: roleColor({ role_kind: kind }), label: `${ROLES[kind] || kind} (${n})`, style: { outline: "1px solid var(--faint)" } });
     const legend = M.legend(entries);

@@ -66,7 +66,8 @@ M.start(function () {
   });
 
   function sureLine(p) {
-    const lines = [`${M.fmt.count(p.sure_assignments)} assignments in ${M.fmt.count(p.sure_documents)} documents of the run stand behind load, domains, tokens and partners.`];
+    const lines = [`${M.fmt.count(p.count)} assignments in ${M.fmt.count(p.documents)} documents of the run stand behind load, tokens and partners.`];
+    if (p.sure_domain) lines.unshift(`${p.sure_level}: ${M.fmt.count(p.sure_assignments)} assignments and ${M.fmt.count(p.sure_documents)} documents of ${p.sure_domain} stand behind what is said of domains.`);
     if (!p.absent.contribution) lines.push(`${M.fmt.count(p.contribution_tokens)} assignments in ${M.fmt.count(p.contribution_documents)} documents were measured with the model.`);
     if (!p.absent.tokens_in) lines.push(p.tokens_in_overlap === null ? "The token list could not be compared between halves of the documents." : `Token list: two halves of the documents share ${M.fmt.percent(p.tokens_in_overlap)}.`);
     if (!p.absent.pushes) lines.push(`Promoted tokens: the halves share ${M.fmt.percent(p.pushes_promoted_overlap)} of the top ${M.data.rules.agreed}, rank correlation ${M.fmt.two(p.pushes_agreement)}.`);

@@ -1,5 +1,6 @@
 """A run of any size made of invented tables, for what only large models show: bounds and speed."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ class InventedRun:
         self.domains = [f"domain number {d} with a rather long name" for d in range(domains)]
         self.groups = ["all", *self.domains]
         self.phases = ["prefill"]
+        self.path = Path("large")
         self.rng = np.random.default_rng(0)
         self.manifest = SimpleNamespace(
             model={
@@ -30,6 +32,8 @@ class InventedRun:
                 "model_type": "olmoe",
                 "total_params": 1,
                 "active_params": 1,
+                "dtype": "float32",
+                "stored_dtype": "float32",
             },
             corpus={"path": "texts.jsonl"},
             options={"predictions": True, "layers": None, "seed": 0},
@@ -40,6 +44,7 @@ class InventedRun:
                 "tokens_per_router": 1000,
             },
             versions={},
+            source={},
             created="",
             sample=object(),
         )

@@ -25,13 +25,14 @@ FIGURES = (
 )  # fmt: skip
 
 USE = Path(__file__).with_name("use.js")
+AXES = Path(__file__).with_name("axes.js")
 
 
-def dom(page: Path, folder: Path) -> str:
+def dom(page: Path, folder: Path, width: int = 1100) -> str:
     flags = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--window-size=1100,900", f"--user-data-dir={folder / 'profile'}", "--dump-dom",
+        f"--window-size={width},900", f"--user-data-dir={folder / 'profile'}", "--dump-dom",
         "--virtual-time-budget=10000",  # of the page's own time: it may unpack before it draws
     ]  # fmt: skip
     done = subprocess.run(
@@ -41,14 +42,17 @@ def dom(page: Path, folder: Path) -> str:
 
 
 def used(run: AnalyzedRun, folder: Path) -> str:
-    """The page after ``use.js``; the policy gives way, as it rightly refuses a foreign script."""
+    """The page after ``use.js``."""
+    return scripted(run, folder, USE.read_text())
+
+
+def scripted(run: AnalyzedRun, folder: Path, script: str, width: int = 1100) -> str:
+    """The page after a script; the policy gives way, as it rightly refuses a foreign one."""
     text = render_report(report_data(run))
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
     page = folder / "used.html"
-    page.write_text(
-        text.replace("</body>", f"<script>{USE.read_text()}</script></body>"), encoding="utf-8"
-    )
-    return dom(page, folder)
+    page.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    return dom(page, folder, width)
 
 
 def root(text: str) -> str:
@@ -92,6 +96,36 @@ def test_every_control_can_be_used(tiny_run: AnalyzedRun, tmp_path: Path) -> Non
     assert 'data-theme="dark"' in root(text)
 
 
+def test_tables_sort_names_by_their_numbers_and_say_so(
+    tiny_run: AnalyzedRun, tmp_path: Path
+) -> None:
+    script = """
+      const told = document.documentElement.dataset;
+      const ticks = [1, 1.0005, 1.001];
+      told.ticks = ticks.map(M.ticks()).join(" ");
+      told.percents = [0, 0.005, 0.01].map(M.ticks(" %", 100)).join(" ");
+      const rows = ["L10E2", "L2E10", "L2E3", null].map((name) => ({ name }));
+      const made = M.table([{ key: "name", label: "expert", name: true }], rows);
+      document.getElementById("main").append(made);
+      const cells = () => [...made.querySelectorAll("tbody td")];
+      const order = () => cells().map((d) => d.textContent).join(" ");
+      const head = made.querySelector("th");
+      head.querySelector("button").click();
+      told.up = order() + " " + head.getAttribute("aria-sort");
+      head.querySelector("button").click();
+      told.down = order() + " " + head.getAttribute("aria-sort");"""
+    text = render_report(report_data(tiny_run))
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    page = tmp_path / "used.html"
+    page.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    found = root(dom(page, tmp_path))
+    assert "data-errors" not in found
+    assert 'data-up="L2E3 L2E10 L10E2 – ascending"' in found
+    assert 'data-down="L10E2 L2E10 L2E3 – descending"' in found
+    assert 'data-ticks="1.0000 1.0005 1.0010"' in found
+    assert 'data-percents="0.0 % 0.5 % 1.0 %"' in found
+
+
 def test_a_token_tells_its_experts_to_the_keyboard(tiny_run: AnalyzedRun, tmp_path: Path) -> None:
     found = root(used(tiny_run, tmp_path))
     assert "first choice by layer" in found
@@ -115,3 +149,56 @@ def test_sixty_layers_of_256_experts_still_open(tmp_path: Path) -> None:
     assert 'data-ready="yes"' in root(text)
     assert "data-errors" not in root(text)
     assert marks(text, "maps") >= 60 * 256
+
+
+@pytest.mark.parametrize("width", [500, 1100])  # a narrower window is not given
+def test_no_words_of_an_axis_touch_or_repeat(
+    tiny_run: AnalyzedRun, tmp_path: Path, width: int
+) -> None:
+    text = scripted(tiny_run, tmp_path, USE.read_text() + AXES.read_text(), width)
+    assert 'data-faults=""' in root(text)
+    assert int(re.findall(r'data-axes="(\d+)"', root(text))[0]) > 10
+
+
+def test_a_cell_leads_to_its_profile_and_the_commands_that_ask_more(
+    tiny_run: AnalyzedRun, tmp_path: Path
+) -> None:
+    script = """
+        document.getElementById("beside").innerHTML = '<a data-page="profiles" href="profiles/index.html"></a>';
+        location.hash = document.querySelector("#plot-bars a").getAttribute("href");
+    """
+    text = scripted(tiny_run, tmp_path, script)
+    card = text.split('id="expert-card"')[1].split("</aside>")[0]
+    assert "hidden" not in card.split(">")[0]
+    assert "moescope ablate --run run --experts L0E0 -o run/without-L0E0" in card
+    assert "--set L0E0=zero" in card
+    assert "moescope profile run --all" in card  # no profiles beside this page
+    for place in ("bars", "cells", "special", "flow", "tokens"):
+        part = text.split(f'id="plot-{place}"')[1].split('class="notes"')[0]
+        assert re.search(r'href="#L\d+E\d+"', part), place
+
+
+def test_forty_domains_can_be_told_apart(tmp_path: Path) -> None:
+    run = cast(AnalyzedRun, InventedRun(layers=2, experts=8, top_k=2, domains=40))
+    script = """
+        const told = document.documentElement.dataset;
+        told.signs = new Set(d3.range(40).map((i) => M.domainMark(i).outerHTML)).size;
+        told.chips = document.querySelectorAll("#controls-bars .chip").length;
+        document.querySelector("#controls-bars select[aria-label^=Add]").selectedIndex = 36;
+        document.querySelector("#controls-bars select[aria-label^=Add]").dispatchEvent(new Event("change"));
+        told.shown = M.state.barDomains.length;
+    """
+    found = root(scripted(run, tmp_path, script))
+    assert 'data-signs="40"' in found
+    assert 'data-chips="4"' in found
+    assert 'data-shown="5"' in found
+    assert "data-errors" not in found
+
+
+def test_each_domain_shows_its_own_cells(tiny_run: AnalyzedRun, tmp_path: Path) -> None:
+    last = tiny_run.domains[-1]
+    text = scripted(tiny_run, tmp_path, f'M.set({{ specialDomain: "{last}" }});')
+    assert f"{last}: " in text.split('id="title-special"')[1].split("</figcaption>")[0]
+    rows = text.split('id="plot-cells"')[1].split('class="notes"')[0]
+    shown = report_data(tiny_run)["views"]["prefill"]["special"]["top"]["domain"]
+    assert rows.count("<tr") - 1 == shown.count(last) < len(shown)

@@ -11,11 +11,12 @@ from tests.report.large import InventedRun
 
 from moescope.metrics.runs import AnalyzedRun
 from moescope.report.about import label
-from moescope.report.cells import special
+from moescope.report.cells import MAX_TOP_CELLS, SHOWN, special
 from moescope.report.data import MAX_DOMAINS, report_data
 from moescope.report.frames import Frame, tidy
 from moescope.report.report_page import render_report
-from moescope.report.tokens import MAX_SPANS, SPAN_TOKENS
+from moescope.report.layers import flow
+from moescope.report.tokens import MAX_SPANS, SPAN_TOKENS, routes
 
 MEGABYTE = 1_000_000
 
@@ -116,7 +117,62 @@ class TestCells:
         assert made["top"]["name"] == ["L0E1"]
 
     def test_marks_are_numbered_through_the_layers(self) -> None:
-        assert special(cells(q=[0.5, 0.01]), ["a"], {0: 100})["marks"] == [[101]]
+        made = special(cells(q=[0.5, 0.01, 0.01], value=[0.5, 0.9, 0.1]), ["a"], {0: 100})
+        assert made["marks"] == [{"more": [101], "less": [102]}]
+        assert (made["more"], made["less"], made["named"]) == ([1], [1], [["L0E1"]])
+
+    def test_every_domain_has_its_own_ten_however_strong_another_is(self) -> None:
+        count = 300
+        names = np.asarray(["a"] * count * 2 + ["b"] * 24, dtype=object)
+        value = np.r_[np.full(count, 0.9), np.full(count, 0.1), np.full(12, 0.6), np.full(12, 0.4)]
+        frame = cells(q=np.full(names.size, 0.01), value=value, lift_low=value, lift_high=value)
+        frame.columns["domain"] = names
+        made = special(frame, ["a", "b"], {0: 0})
+        top = list(zip(made["top"]["domain"], made["top"]["used"], strict=True))
+        assert top.count(("a", "more")) == top.count(("a", "less")) == made["each"]
+        assert top.count(("b", "more")) == top.count(("b", "less")) == 12
+
+
+class TestPaths:
+    def test_the_ways_taken_beyond_independence_by_hand(self) -> None:
+        # 100 tokens, K = 1: experts 0, 1 get 50 each, next ones 60 and 40; independence: 30 20 30 20
+        rows = {
+            "layer": [2] * 4, "next_layer": [4] * 4, "expert": [0, 0, 1, 1],
+            "next_expert": [0, 1, 0, 1], "count": [45, 5, 15, 35], "chance": [0.6, 0.4, 0.6, 0.4],
+        }  # fmt: skip
+        frame = Frame({name: np.asarray(column) for name, column in rows.items()})
+        (step,) = flow(frame, 100, {2: 1, 4: 1})
+        assert (step["layer"], step["next"]) == (2, 4)
+        assert step["moved"] == pytest.approx((15 + 15 + 15 + 15) / 2 / 100)
+        noise = np.sqrt(2 / np.pi * np.array([30, 20, 30, 20])).sum() / 2 / 100
+        assert step["moved_chance"] == pytest.approx(noise, rel=1e-3)
+        assert step["top"] == {
+            "expert": [0, 1], "next_expert": [0, 1], "share": [0.45, 0.35], "expected": [0.3, 0.2],
+        }  # fmt: skip
+
+    def test_independent_layers_move_as_much_as_noise(self) -> None:
+        rng = np.random.default_rng(0)
+        a, b = rng.integers(0, 8, 5000), rng.integers(0, 8, 5000)
+        count = np.zeros((8, 8), int)
+        np.add.at(count, (a, b), 1)
+        i, j = np.indices((8, 8)).reshape(2, -1)
+        frame = Frame({
+            "layer": np.zeros(64, int), "next_layer": np.ones(64, int), "expert": i,
+            "next_expert": j, "count": count.ravel(), "chance": np.bincount(b)[j] / 5000,
+        })  # fmt: skip
+        (step,) = flow(frame, 5000, {0: 1, 1: 1})
+        assert step["moved"] == pytest.approx(step["moved_chance"], rel=0.25)
+
+    def test_routes_name_their_commonest_token(self, tiny_run: AnalyzedRun) -> None:
+        tokens = tiny_run.tokens("prefill")
+        assert tokens is not None
+        made = routes(tokens)
+        first = np.stack([ids[:, 0] for ids in tokens.ids.values()], axis=1)
+        own = (first == made["experts"][0]).all(1)
+        assert own.sum() == made["count"][0] == max(made["count"])
+        assert (tokens.token_id[own] == made["id"][0]).sum() == made["of_id"][0]
+        shares = [(first[:, n] == e).mean() for n, e in enumerate(made["experts"][0])]
+        assert made["expected"][0] == pytest.approx(np.prod(shares) * len(first), rel=1e-3)
 
 
 class TestBounds:
@@ -133,7 +189,7 @@ class TestBounds:
         assert view["expert_tokens"]["kinds"] == ["input"]
         first = view["pairs"][0]
         assert len(first["experts"]) < first["all_experts"] == 256
-        assert len(view["special"]["top"]["name"]) == 200
+        assert len(view["special"]["top"]["name"]) == MAX_TOP_CELLS + 10 * SHOWN
 
     def test_examples_are_few_short_and_of_every_domain(self) -> None:
         data = invented(layers=4, experts=16, top_k=2, domains=7)

@@ -8,17 +8,25 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from tests.report.conftest import HOSTILE
+from markupsafe import escape
+from tests.report.conftest import HOSTILE, MakeRun
 
+from moescope.files import claim, write_bytes
 from moescope.metrics.runs import AnalyzedRun, open_run
+from moescope.metrics.specialization import RULE
 from moescope.report import build_report
-from moescope.report.page import LAST, SHARED, embed_json
+from moescope.report.commands import reproduce
+from moescope.report.contents import renew_contents
+from moescope.report.data import report_data
+from moescope.report.page import LAST, SHARED, SIGNATURE, embed_json
+from moescope.result import Result
+from moescope.words import printable
 
 REPORT = Path(__file__).parents[2] / "src" / "moescope" / "report"
 
 SECTIONS = (
     "short", "run", "activation", "maps", "specialised", "information", "depth", "balance", "pairs",
-    "vocabulary", "examples", "definitions", "methods", "reproduce",
+    "paths", "vocabulary", "examples", "definitions", "methods", "reproduce",
 )  # fmt: skip
 
 
@@ -135,7 +143,7 @@ class TestNothingBreaksOut:
         assert "img" not in page.tags
         data = json.loads(page.data)
         assert data["about"]["domains"][0]["name"].startswith("</script><img")
-        assert any(HOSTILE in t for t in data["texts"].values())
+        assert any(printable(HOSTILE) in t for t in data["texts"].values())
 
     def test_a_hostile_model_name_is_escaped(
         self, make_run: object, tiny_run: AnalyzedRun, tmp_path: Path
@@ -168,3 +176,38 @@ class TestWriting:
     ) -> None:
         _, page = page_of(request.getfixturevalue(kind), tmp_path)
         assert set(SECTIONS) <= set(page.ids)
+
+
+def test_what_matters_is_there_without_scripts(tiny_run: AnalyzedRun, tmp_path: Path) -> None:
+    text = build_report(tiny_run, tmp_path / "page.html").read_text("utf-8").split('id="data"')[0]
+    assert escape(RULE) in text
+    data = report_data(tiny_run)
+    view = data["views"]["prefill"]
+    assert all(str(escape(sentence)) in text for sentence in view["short"])
+    assert escape(reproduce(tiny_run)) in text
+    for name, more, less in zip(
+        view["domains"], *(view["special"][w] for w in ("more", "less")), strict=True
+    ):
+        row = f'<td class="text">{name}</td><td class="num">{more}</td><td class="num">{less}</td>'
+        assert row in text
+
+
+def test_a_report_opens_with_what_taking_experts_away_showed(
+    make_run: MakeRun, tiny_corpus: Path
+) -> None:
+    run = make_run(tiny_corpus)
+    page = build_report(run)
+    assert "Measured by" not in page.read_text("utf-8")
+    model = {n: run.manifest.model[n] for n in ("config_sha256", "weights_sha256")}
+    for n in range(5):
+        with claim(run.path / f"out-{n}", "ablation") as folder:
+            Result("ablation", model, {}, (f"They matter <no> more, {n}.",)).save(folder)
+            write_bytes(folder / "ablation.html", SIGNATURE)
+    renew_contents(run.path, print)  # of an old page
+    renewed = page.read_text("utf-8")
+    assert build_report(run).read_text("utf-8").count("Measured by") == renewed.count("Measured by")
+    short = renewed.split('id="measured">')[1].split("</div>")[0]
+    assert "Measured by taking experts away: They matter &lt;no&gt; more, 0." in short
+    assert '<a href="out-0/ablation.html">' in short
+    assert "out-3" not in short
+    assert "2 more measurements" in short

@@ -12,10 +12,16 @@ from numpy.typing import NDArray
 
 from moescope.metrics.specialization import used
 from moescope.metrics.view import ALL
-from moescope.report.frames import Frame, scaled
+from moescope.report.frames import Frame, scaled, tidy
 
-MAX_TOP_CELLS = 200
-"""Cells in the table of specialised experts."""
+MAX_TOP_CELLS = 400
+"""Cells in the table of specialised experts, of all domains together."""
+
+SHOWN = 10
+"""Cells that are used more, and that are used less, of each domain in any case."""
+
+_NAMED = 5
+"""Experts that are named in the line of a domain."""
 
 MAX_INTERVAL_CELLS = 150_000
 """With more cells the page leaves the interval of each out; the table ``load`` has them."""
@@ -47,32 +53,44 @@ def rates(load: Frame, domains: list[str]) -> dict[str, Any]:
 
 def special(spec: Frame, domains: list[str], offsets: dict[int, int]) -> dict[str, Any]:
     """Which cells pass, how many were tested, experts used more and less, by domain; top rows."""
-    q, value, others = (spec[n] if len(spec) else np.zeros(0) for n in ("q", "value", "others"))
-    tested, use = np.isfinite(q), used(q, value, others)
-    passed, over = use != "", use == "more"
-    marks, uses = [], []
+    if not len(spec):
+        spec = Frame({name: np.zeros(0) for name in (*_TOP_COLUMNS, "domain")})
+    tested, use = np.isfinite(spec["q"]), used(spec["q"], spec["value"], spec["others"])
+    order = top_order(spec, use != "")
+    each = max(SHOWN, MAX_TOP_CELLS // (2 * max(1, len(domains))))
+    made: dict[str, list[Any]] = {"marks": [], "more": [], "less": [], "named": []}
+    kept: list[int] = []
     for name in domains:
-        own = (spec["domain"] == name) if len(spec) else passed
-        rows = spec.take(passed & own) if len(spec) else spec
-        places = zip(rows["layer"].tolist(), rows["expert"].tolist(), strict=True)
-        marks.append([offsets[n] + e for n, e in places])
-        uses.append(use[own].tolist())
-    top = spec.take(top_order(spec, passed)[:MAX_TOP_CELLS]) if len(spec) else spec
-    columns = top.tidy(_TOP_COLUMNS)
-    columns["name"] = [
-        f"L{n}E{e}" for n, e in zip(columns["layer"], columns["expert"], strict=True)
-    ]
+        own = order[spec["domain"][order] == name]
+        more, less, rest = (own[use[own] == way] for way in ("more", "less", ""))
+        kept += [*more[:each], *less[:each], *rest[:SHOWN]]
+        ways = {"more": spec.take(more), "less": spec.take(less)}
+        made["marks"].append({way: _places(rows, offsets) for way, rows in ways.items()})
+        made["more"].append(more.size)
+        made["less"].append(less.size)
+        made["named"].append(_names(spec.take(more[:_NAMED])))
+    shown = order[np.isin(order, kept)]
+    top = spec.take(shown)
     return {
         "cells": len(spec),
         "tested": int(tested.sum()),
-        "passed": int(passed.sum()),
-        "over": int(over.sum()),
-        "under": int(passed.sum() - over.sum()),
-        "more": [own.count("more") for own in uses],
-        "less": [own.count("less") for own in uses],
-        "marks": marks,
-        "top": columns,
+        "passed": int((use != "").sum()),
+        "over": int((use == "more").sum()),
+        "under": int((use == "less").sum()),
+        "each": each,
+        **made,
+        "top": {**top.tidy(_TOP_COLUMNS), "name": _names(top), "used": use[shown].tolist()},
     }
+
+
+def _names(rows: Frame) -> list[str]:
+    return [f"L{n}E{e}" for n, e in zip(tidy(rows["layer"]), tidy(rows["expert"]), strict=True)]
+
+
+def _places(rows: Frame, offsets: dict[int, int]) -> list[int]:
+    """Cells numbered through, ascending."""
+    pairs = zip(rows["layer"].tolist(), rows["expert"].tolist(), strict=True)
+    return sorted(offsets[n] + e for n, e in pairs)
 
 
 def top_order(spec: Frame, passed: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from moescope.errors import BusyError, MoescopeError
 from moescope.files import claim, owned
 from moescope.report.about import label
+from moescope.report.beside import measured_words
 from moescope.report.commands import command
 from moescope.report.page import SIGNATURE, fill_page, write_page
 from moescope.result import ResultHead, results_in
@@ -28,6 +29,7 @@ from moescope.words import counted
 
 CONTENTS = "index.html"
 _LINKS = re.compile(rb'(<nav class="beside"[^>]*>).*?(</nav>)', re.DOTALL)
+_MEASURED = re.compile(rb'(<div id="measured">).*?(</div>)', re.DOTALL)
 _SENTENCE = re.compile(r'<meta name="description" content="([^"]*)">')
 _HEAD = 8192
 """Bytes of a page in which its first sentence stands."""
@@ -68,12 +70,13 @@ def renew_contents(folder: str | Path, tell: Callable[[str], object]) -> Path | 
 def _renew(run: Path) -> Path:
     results = results_in(run)
     pages = _pages(run, results)
+    measured = measured_words(run, read_manifest(run).model)
     written = write_page(run / CONTENTS, _contents_page(run, pages, results))
     for page in pages:
         name = page.file.partition("/")[0]
         links = _links(pages, page.file)
         if name not in results:
-            _put(run, page.file, links)
+            _put(run, page.file, links, measured)
             continue
         try:
             with claim(run / name, results[name].kind) as held:
@@ -133,13 +136,14 @@ def _is_single(page: _Page) -> bool:
     return page.file.startswith("profiles/") and page.file != _PROFILES
 
 
-def _put(folder: Path, name: str, links: Markup) -> None:
-    """Exchange the links of a page that moescope wrote; a page without a place for them stays."""
+def _put(folder: Path, name: str, links: Markup, measured: str = "") -> None:
+    """Exchange what a page says of others; one without a place for that, or not ours, stays."""
     path = folder / name
     if name not in owned(folder) or not path.is_file():
         return
     text = path.read_bytes()
     made = _LINKS.sub(lambda m: m[1] + links.encode() + m[2], text, count=1)
+    made = _MEASURED.sub(lambda m: m[1] + measured.encode() + m[2], made, count=1)
     if made != text:
         write_page(path, made.decode("utf-8", "replace"))
 

@@ -17,10 +17,11 @@ from moescope.metrics.tables import TABLES
 from moescope.metrics.view import ALL
 from moescope.report.about import about, alerts
 from moescope.report.cells import rates, special
+from moescope.report.commands import command, expert_commands, reproduce, run_name
 from moescope.report.frames import Frame, layer_rows
-from moescope.report.layers import committee, histograms, layer_columns, pairs
+from moescope.report.layers import committee, flow, histograms, layer_columns, pairs
 from moescope.report.summary import headlines, meaning, sentences
-from moescope.report.tokens import MAX_SPANS, examples, expert_tokens
+from moescope.report.tokens import MAX_SPANS, examples, expert_tokens, routes
 
 MAX_DOMAINS = 48
 """Domains on the page; those with the most tokens."""
@@ -28,7 +29,7 @@ MAX_DOMAINS = 48
 _TABLES = (
     "load", "domain_specialization", "information", "phases", "balance", "decisiveness",
     "histograms", "coactivation", "repetition", "committee", "vocabulary_specialization",
-    "expert_tokens", "domain_loss", "path_entropy",
+    "expert_tokens", "domain_loss", "path_entropy", "flow",
 )  # fmt: skip
 
 
@@ -40,8 +41,9 @@ def report_data(run: AnalyzedRun) -> dict[str, Any]:
 
     Returns:
         ``about`` (model, corpus, coverage, options, versions), ``alerts``, ``layers``, ``phases``,
-        ``views`` (one for each phase), ``texts`` (token id → text) and ``absent`` (what an imported
-        run does not know → why). Numbers are rounded to 4 significant digits; what is not a number
+        ``views`` (one for each phase), ``texts`` (token id → text), ``commands`` (what asks more
+        about an expert), ``again`` (what makes the run again) and ``absent`` (what an imported run
+        does not know → why). Numbers are rounded to 4 significant digits; what is not a number
         is None.
 
     Raises:
@@ -64,6 +66,11 @@ def report_data(run: AnalyzedRun) -> dict[str, Any]:
         "phases": list(views),
         "views": views,
         "texts": _texts(run, views),
+        "commands": {
+            **expert_commands(run),
+            "profile": command("profile", run_name(run), all=True),
+        },
+        "again": reproduce(run),
         "absent": {what: run.absent[what] for what in sorted(run.shape.absent)},
     }
 
@@ -116,6 +123,10 @@ def _view(
         "decisiveness": columns("decisiveness"),
         "histograms": histograms(tables["histograms"], layers),
         "pairs": pairs(tables["coactivation"], tables["load"], layers),
+        "flow": flow(
+            tables["flow"], _tokens(tables["load"]), dict(zip(layers, run.shape.top_k, strict=True))
+        ),
+        "routes": _routes(run, phase),
         "repetition": columns("repetition"),
         "committee": committee(tables["committee"], layers),
         "vocabulary": columns("vocabulary_specialization"),
@@ -137,6 +148,17 @@ def _examples(run: AnalyzedRun, phase: str, domains: list[str]) -> dict[str, Any
     return examples(run, tokens, domains, max(1, MAX_SPANS // len(run.phases)))
 
 
+def _tokens(load: Frame) -> int:
+    """Tokens of a phase, over all domains."""
+    rows = load.where(domain=ALL)
+    return int(rows["tokens"][0]) if len(rows) else 0
+
+
+def _routes(run: AnalyzedRun, phase: str) -> dict[str, Any] | None:
+    tokens = None if "order" in run.shape.absent else run.tokens(phase)
+    return routes(tokens) if tokens is not None and tokens.doc.size else None
+
+
 def _texts(run: AnalyzedRun, views: dict[str, Any]) -> dict[str, str]:
     """Text of every token id that the page shows."""
     used: set[int] = set()
@@ -145,4 +167,5 @@ def _texts(run: AnalyzedRun, views: dict[str, Any]) -> dict[str, str]:
             used.update(rows["id"])
         for span in (view["examples"] or {"spans": []})["spans"]:
             used.update(span["ids"])
+        used.update((view["routes"] or {"id": []})["id"])
     return {str(token): run.token_text(token) for token in sorted(used)}

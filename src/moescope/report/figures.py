@@ -163,7 +163,8 @@ def _difference(figure: Any, data: dict[str, Any], view: dict[str, Any]) -> bool
     limit = max(float(np.nanquantile(np.abs(gap), 0.995)), 1.0)
     image = axis.imshow(gap, aspect="auto", cmap=_DIVERGING, vmin=-limit, vmax=limit)
     starts = np.cumsum([0, *(layer["experts"] for layer in data["layers"])])
-    cells = np.asarray(sorted({*view["special"]["marks"][0], *view["special"]["marks"][1]}), int)
+    ways = [cells for mark in view["special"]["marks"][:2] for cells in mark.values()]
+    cells = np.asarray(sorted(set().union(*ways)), int)
     row = np.searchsorted(starts, cells, side="right") - 1
     axis.scatter(cells - starts[row], row, s=5, color="black", linewidths=0)
     _label_layers(axis, data)

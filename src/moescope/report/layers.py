@@ -14,6 +14,7 @@ MAX_PAIR_CELLS = 150_000
 """Pairs of experts in all heatmaps together."""
 
 _TOP_PAIRS = 12
+_TOP_STEPS = 10
 _MIN_EXPECTED = 5.0
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -132,6 +133,37 @@ def _pairs_of(rows: Frame, load: Frame, layer: int, shown: int) -> dict[str, Any
         "a_given_b": tidy(met[a, b] / count[b]),
         "expected": tidy(expected[candidates[order]]),
     }
+    return out
+
+
+def flow(frame: Frame, tokens: int, top_k: dict[int, int]) -> list[dict[str, Any]]:
+    """From each layer to the next: how far from independent, and the ways taken most beyond that.
+
+    ``moved``: the share of pairs (expert, next expert) that would have to be others if the layers
+    routed independently, ½ Σ |count − expected| / (T·K·K'). ``moved_chance``: the same from noise
+    alone, if tokens were independent of each other. ``top``: pairs by count − expected.
+    """
+    out = []
+    for n in dict.fromkeys(frame["layer"].tolist() if len(frame) else []):
+        rows = frame.where(layer=n)
+        after, count = int(rows["next_layer"][0]), rows["count"].astype(np.float64)
+        own = np.bincount(rows["expert"], count) / top_k[after]  # tokens of each expert
+        expected = own[rows["expert"]] * rows["chance"]
+        pairs = max(tokens, 1) * top_k[n] * top_k[after]
+        best = np.argsort(expected - count, kind="stable")[:_TOP_STEPS]
+        best = best[count[best] > expected[best]]
+        out.append({
+            "layer": n,
+            "next": after,
+            "moved": tidy(np.abs(count - expected).sum() / 2 / pairs),
+            "moved_chance": tidy(np.sqrt(2 / np.pi * expected).sum() / 2 / pairs),
+            "top": {
+                "expert": rows["expert"][best].tolist(),
+                "next_expert": rows["next_expert"][best].tolist(),
+                "share": tidy(count[best] / max(tokens, 1)),
+                "expected": tidy(expected[best] / max(tokens, 1)),
+            },
+        })  # fmt: skip
     return out
 
 

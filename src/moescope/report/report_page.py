@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from moescope.files import require_replaceable
 from moescope.metrics.runs import AnalyzedRun
+from moescope.metrics.specialization import RULE
+from moescope.report.beside import measured_words
 from moescope.report.data import report_data
 from moescope.report.page import SIGNATURE, fill_page, write_page
 
 _SCRIPTS = (
-    "heatmap.js", "head.js", "bars.js", "maps.js", "special.js", "information.js", "lines.js",
-    "pairs.js", "vocabulary.js", "examples.js", "foot.js",
+    "heatmap.js", "head.js", "expert.js", "bars.js", "maps.js", "special.js", "information.js",
+    "lines.js", "pairs.js", "flow.js", "vocabulary.js", "examples.js", "foot.js",
 )  # fmt: skip
 
 
@@ -34,13 +38,25 @@ def build_report(run: AnalyzedRun, path: str | Path | None = None) -> Path:
     if path is not None:
         require_replaceable(path, SIGNATURE)  # before minutes of tables
         return write_page(path, render_report(report_data(run)))
+    measured = measured_words(run.path, run.manifest.model)
     with run.writing() as folder:
-        return write_page(folder / "report.html", render_report(report_data(run)))
+        return write_page(folder / "report.html", render_report(report_data(run), measured))
 
 
-def render_report(data: dict[str, Any]) -> str:
-    """The page that shows `report_data`'s dict."""
-    about, alerts = data["about"], data["alerts"]
-    words = {"title": about["model"]["name"], "about": about, "absent": data["absent"]}
-    short = data["views"][data["phases"][0]]["short"]
-    return fill_page("report.html.j2", _SCRIPTS, data, alerts=alerts, sentences=short, **words)
+def render_report(data: dict[str, Any], measured: Markup | str = "") -> str:
+    """The page that shows `report_data`'s dict, and what was measured on the run beside it."""
+    about, views = data["about"], data["views"]
+    return fill_page(
+        "report.html.j2",
+        _SCRIPTS,
+        data,
+        title=about["model"]["name"],
+        alerts=data["alerts"],
+        sentences=next(iter(views.values()))["short"],
+        about=about,
+        absent=data["absent"],
+        views=views,
+        again=data["again"],
+        measured=measured,
+        rule=RULE,
+    )

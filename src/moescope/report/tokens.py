@@ -21,6 +21,7 @@ SPAN_TOKENS = 80
 MAX_EXPERT_TOKEN_ROWS = 40_000
 _EXAMPLE_BYTES = 1_000_000
 _STEPS = 255
+_ROUTES = 12
 
 
 def expert_tokens(frame: Frame, offsets: dict[int, int], cells: int) -> dict[str, Any]:
@@ -48,6 +49,35 @@ def expert_tokens(frame: Frame, offsets: dict[int, int], cells: int) -> dict[str
             "share": np.rint(rows["share"] * 1000).astype(int).tolist(),
         }
     return out
+
+
+def routes(tokens: TokenRows) -> dict[str, Any]:
+    """The routes of first choices that most sampled tokens take, each with its commonest token.
+
+    ``expected``: tokens that would take it if the layers chose independently, each as often as
+    here.
+    """
+    first_TL = np.stack([ids[:, 0] for ids in tokens.ids.values()], axis=1)
+    found, which, counts = np.unique(first_TL, axis=0, return_inverse=True, return_counts=True)
+    best = np.argsort(-counts, kind="stable")[:_ROUTES]
+    best = best[counts[best] > 1]
+    size = len(first_TL)
+    rates = [np.bincount(column) / size for column in first_TL.T]
+    commonest, times = [], []
+    for route in best:
+        ids, uses = np.unique(tokens.token_id[which.reshape(-1) == route], return_counts=True)
+        commonest.append(int(ids[np.argmax(uses)]))
+        times.append(int(uses.max()))
+    chance = np.prod([rate[found[best, n]] for n, rate in enumerate(rates)], axis=0)
+    return {
+        "tokens": size,
+        "distinct": len(found),
+        "experts": found[best].tolist(),
+        "count": counts[best].tolist(),
+        "expected": tidy(chance * size),
+        "id": commonest,
+        "of_id": times,
+    }
 
 
 class _Span(NamedTuple):

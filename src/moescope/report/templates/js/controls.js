@@ -50,23 +50,28 @@
       M.h("button", { type: "button", "aria-label": "one layer later", onclick: () => step(1) }, "→"), shown);
   };
 
-  // Domains that a figure shows: any number of them. State holds the list of names.
-  M.domainChips = function (key) {
+  // Domains that a figure shows: any number of them. State holds the list of names. Where they are many,
+  // those that are shown have a chip, and the others are in a list.
+  M.domainChips = function (key, many = 16) {
     const names = M.data.views[M.data.phases[0]].domains;
     if (names.length < 2) return null;
-    const chips = names.map((name, i) =>
-      M.h("button", {
-        type: "button", class: "chip", title: name,
-        onclick: () => {
-          const now = M.state[key];
-          const next = now.includes(name) ? now.filter((n) => n !== name) : [...now, name];
-          if (next.length) M.set({ [key]: names.filter((n) => next.includes(n)) });
-        },
-      }, M.h("span", { class: "swatch", style: { background: `var(--d${i % 8})` } }), M.h("span", {}, name)));
-    const update = () => chips.forEach((c, i) => c.setAttribute("aria-pressed", String(M.state[key].includes(names[i]))));
+    const put = (next) => next.length && M.set({ [key]: names.filter((n) => next.includes(n)) });
+    const chip = (name) => {
+      const on = M.state[key].includes(name);
+      return M.h("button", {
+        type: "button", class: "chip", title: name, "aria-pressed": String(on),
+        onclick: () => put(on ? M.state[key].filter((n) => n !== name) : [...M.state[key], name]),
+      }, M.domainMark(names.indexOf(name), `var(--d${names.indexOf(name) % 8})`), M.h("span", {}, name));
+    };
+    const host = M.h("span", { class: "segments" });
+    const update = () => {
+      const rest = names.filter((n) => !M.state[key].includes(n));
+      const add = M.h("select", { "aria-label": "Add a domain", onchange: () => put([...M.state[key], rest[add.selectedIndex - 1]]) }, ["add …", ...rest].map((n) => M.h("option", {}, M.shorten(n, 60))));
+      M.fill(host, (names.length > many ? M.state[key] : names).map(chip), names.length > many && rest.length ? add : null);
+    };
     M.watch(key, update);
     update();
-    return control("Domains", M.h("span", { class: "segments" }, chips));
+    return control("Domains", host);
   };
 
   M.toggle = function (label, key) {
@@ -82,7 +87,7 @@
 
   // A colour scale with ticks. ticks: [[position 0–1, text]]
   M.scaleLegend = function (color, low, high, ticks, label) {
-    const width = 240;
+    const width = 300;
     const canvas = M.h("canvas", { width, height: 10, "aria-hidden": "true" });
     const pen = canvas.getContext("2d");
     for (let x = 0; x < width; x++) {

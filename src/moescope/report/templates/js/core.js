@@ -135,6 +135,19 @@ const M = {};
   M.title = function (name, text, sub) {
     M.fill(M.id(`title-${name}`), document.createTextNode(text), sub ? M.h("span", { class: "sub" }, sub) : null);
   };
+  // A vertical axis: as many ticks as there is room for, and its name above the topmost (from a top margin of 26).
+  M.yAxis = (label, height, unit, factor) => ({ grid: true, ticks: Math.max(2, Math.min(5, Math.floor(height / 32))), tickSize: 0, label, labelAnchor: "top", labelArrow: "none", tickFormat: M.ticks(unit, factor) });
+  // A horizontal logarithmic axis, with as many round numbers as do not touch: a scale, and marks to draw first.
+  M.logAxis = function (label, low, high, width) {
+    const at = (v) => (width * Math.log(v / low)) / Math.log(high / low);
+    const powers = d3.range(Math.floor(Math.log10(low)), Math.ceil(Math.log10(high)) + 1);
+    const made = [[1, 1.5, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]].map((steps) => powers.flatMap((p) => steps.map((s) => s * 10 ** p)).filter((v) => v >= low && v <= high));
+    const ticks = made.find((all) => d3.pairs(all).every(([a, b]) => at(b) - at(a) >= 34)) || made[3];
+    return {
+      scale: { type: "log", domain: [low, high], axis: null },
+      marks: [Plot.gridX(ticks), Plot.axisX(ticks, { text: (v) => String(+v.toPrecision(2)), label, labelArrow: "none" })],
+    };
+  };
   M.style = { background: "transparent", fontSize: "11px", fontFamily: "inherit" };
   M.width = (name) => Math.max(240, M.id(`plot-${name}`).clientWidth || 600);
 })();

@@ -25,7 +25,8 @@
     }
   });
 
-  M.section("short", ["phase"], () => M.fill(M.id("plot-short"), M.view().short.map((s) => M.h("li", {}, s))));
+  // What is written without scripts, of the chosen phase.
+  M.section("short", ["phase"], () => document.querySelectorAll("main [data-phase]").forEach((e) => (e.hidden = e.dataset.phase !== M.state.phase)));
 
   function fact(value, label, level) {
     return M.h("div", { class: level || null }, M.h("b", {}, value), M.h("span", {}, label));

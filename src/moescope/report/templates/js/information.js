@@ -19,10 +19,10 @@
     const high = Math.max(d3.max(points, (p) => p.bits) || 0, d3.max(between, (p) => p.high) || 0, 1e-4);
     const color = M.css(part.color);
     const plot = Plot.plot({
-      width, height: 190, marginLeft: 52, marginRight: 12, marginBottom: 36, marginTop: 12,
+      width, height: 204, marginLeft: 52, marginRight: 12, marginBottom: 38, marginTop: 26,
       style: M.style, ariaLabel: `Bits ${part.title} by layer`,
       x: { type: "point", domain: points.map((p) => p.layer), label: "layer →", labelArrow: "none", ticks: M.layerTicks(width), tickSize: 0 },
-      y: { domain: [low, high * 1.08], grid: true, ticks: 4, tickSize: 0, label: "bits", labelAnchor: "top", labelArrow: "none" },
+      y: { domain: [low, high * 1.08], ...M.yAxis("bits", 140) },
       marks: [
         between.length > 1 ? Plot.areaY(between, { x: "layer", y1: "low", y2: "high", fill: M.css("grey"), fillOpacity: 0.28 }) : Plot.ruleX(between, { x: "layer", y1: "low", y2: "high", stroke: M.css("grey"), strokeWidth: 8, strokeOpacity: 0.4 }),
         Plot.ruleY([0], { stroke: "currentColor", strokeOpacity: 0.6 }),
@@ -50,9 +50,9 @@
       return;
     }
     const total = M.width("information");
-    const columns = Math.max(1, Math.min(4, Math.floor(total / 250)));
+    const columns = total >= 1000 ? 4 : total >= 500 ? 2 : 1;
     const width = Math.floor((total - 22 * (columns - 1)) / columns);
-    M.fill(host, M.h("div", { class: "panels" }, PARTS.map((part) => panel(part, rows, width))), M.legend([
+    M.fill(host, M.h("div", { class: "panels", style: { gridTemplateColumns: `repeat(${columns}, minmax(0, 1fr))` } }, PARTS.map((part) => panel(part, rows, width))), M.legend([
       { color: M.css("grey"), style: { opacity: 0.4 }, label: "95 % interval over documents" }]),
       M.h("p", { class: "small" }, "● p < 0.05   ○ not"));
     M.fill(meaning, M.view().meaning);
@@ -69,8 +69,9 @@
   M.section("information", ["phase"], draw);
 
   const MEASURES = [
-    { key: "specialized_share", label: "specialised cells (q < 0.05)", format: M.fmt.percent },
-    { key: "mean_abs_gap", label: "mean gap between domains, in units of chance", format: M.fmt.two },
+    { key: "used_more_share", label: "cells used more (q < 0.05)", format: M.fmt.percent },
+    { key: "used_less_share", label: "cells used less (q < 0.05)", format: M.fmt.percent },
+    { key: "mean_abs_gap", label: "mean gap to the other domains, in units of K/E", format: M.fmt.two, known: true },
     { key: "i_expert_token_bits", label: "bits about the token", format: M.fmt.bits },
     { key: "i_expert_domain_bits", label: "bits about the domain", format: M.fmt.bits },
     { key: "i_expert_domain_given_token_bits", label: "bits about the domain, token known", format: M.fmt.bits },
@@ -80,22 +81,38 @@
     { key: "first", label: "neighbours with the same first choice", format: M.fmt.percent },
     { key: "committee", label: "committee members per layer", format: M.fmt.two },
   ];
+  M.state.bandDomain = "all";
+
+  // The interval over documents and what chance gives, where the table has them.
+  function limits(band, m) {
+    const [low, high, chance] = ["low", "high", "chance"].map((end) => band[`${m.key}_${end}`]);
+    const parts = [low === null ? null : `95 %: ${M.interval(low, high, m.format)}`, chance === null ? null : `by chance ${m.format(chance)}`];
+    return M.h("span", { class: "small" }, parts.filter(Boolean).join("; "));
+  }
 
   function drawBands() {
-    const bands = M.rows(M.view().bands);
-    M.title("bands", M.view().titles.bands);
+    const bands = M.rows(M.view().bands).filter((b) => b.domain === M.state.bandDomain);
+    const all = M.state.bandDomain === "all";
+    M.title("bands", all ? M.view().titles.bands : `Early, middle and late layers on ${M.state.bandDomain}`);
     const rows = MEASURES.map((m) => {
       const values = bands.map((b) => b[m.key]);
       const known = values.filter((v) => v !== null);
       const base = Math.min(0, d3.min(known) || 0);
       const span = (d3.max(known) || 0) - base || 1;
-      return { measure: m.label, values, parts: values.map((v) => (v === null ? 0 : (v - base) / span)), format: m.format, dim: !known.length };
-    });
+      return { m, measure: m.label, values, parts: values.map((v) => (v === null ? 0 : (v - base) / span)), dim: !known.length };
+    }).filter((r) => all || !r.dim);
+    const cell = (r, i) => (r.values[i] === null ? "absent" : [M.meter(r.parts[i], r.m.format(r.values[i]), `var(--d${[0, 2, 3][i]})`), r.m.known ? limits(bands[i], r.m) : null]);
     M.fill(M.id("plot-bands"), M.table([
       { key: "measure", label: "", text: true },
-      ...bands.map((b, i) => ({ key: b.band, label: `${b.band} (${b.layers})`, text: true, render: (r) => (r.values[i] === null ? "absent" : M.meter(r.parts[i], r.format(r.values[i]), `var(--d${[0, 2, 3][i]})`)) })),
+      ...bands.map((b, i) => ({ key: b.band, label: `${b.band} (${b.layers})`, text: true, render: (r) => cell(r, i) })),
     ], rows, { fixed: true, label: "Early, middle and late layers" }));
-    M.id("table-bands").hidden = true;
+    M.asTable("bands", [{ key: "domain", label: "domain", text: true }, { key: "band", label: "third", name: true }, ...MEASURES.flatMap((m) => [
+      { key: m.key, label: m.label, format: m.format },
+      ...(m.known ? ["low", "high", "chance"].map((end) => ({ key: `${m.key}_${end}`, label: { low: "95 % from", high: "to", chance: "by chance" }[end], format: m.format })) : [])])],
+      () => M.rows(M.view().bands));
   }
-  M.section("bands", ["phase"], drawBands);
+  M.section("bands", ["phase", "bandDomain"], drawBands, () => {
+    const names = M.data.views[M.data.phases[0]].domains;
+    if (names.length > 1) M.id("controls-bands").append(M.choice("Domain", "bandDomain", [{ value: "all", label: "all text" }, ...names.map((n) => ({ value: n, label: n }))]));
+  });
 })();

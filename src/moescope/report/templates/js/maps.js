@@ -13,6 +13,7 @@
     rowLabel: (i) => String(M.layers[i].layer), colLabel: String, yTitle: "layer", xTitle: "expert →",
   });
   const inside = (i, j) => j < M.layers[i].experts;
+  const href = (i, j) => (inside(i, j) ? `#${M.name(i, j)}` : null);
 
   function interval(group, cell) {
     const low = M.share("low", group, cell);
@@ -36,20 +37,21 @@
       const map = M.heatmap({
         ...frame(width), label: `Activation rates of ${name} by layer and expert`,
         color: (i, j) => (inside(i, j) ? color(M.share("rate", group, M.cell(i, j))) : undefined),
+        mark: (i, j) => inside(i, j) && M.wayOf(group, M.cell(i, j)) === "more", href,
         describe: (i, j) => inside(i, j) && [
-          `${M.name(i, j)} · ${name}`, `${M.fmt.percent(M.share("rate", group, M.cell(i, j)))} of tokens${interval(group, M.cell(i, j))}`,
+          `${M.name(i, j)} · ${name}`, ...(group > 0 ? [M.WAYS[M.wayOf(group, M.cell(i, j))]] : []), `${M.fmt.percent(M.share("rate", group, M.cell(i, j)))} of tokens${interval(group, M.cell(i, j))}`,
           `chance ${M.fmt.percent(M.layers[i].top_k / M.layers[i].experts)}`],
       });
       return M.h("div", { class: "panel" }, M.h("h4", {}, name === "all" ? "all text" : name), map);
     });
-    M.title("maps", "Activation rate by layer and expert", "share of the domain's tokens that an expert serves");
+    M.title("maps", "Activation rate by layer and expert", "share of the domain's tokens that an expert serves; ● used more than by the other domains, q < 0.05");
     const ticks = [[0, "0"], [chances[0] / top, `chance ${M.fmt.percent(chances[0])}`], [1, `${M.fmt.percent(top)} or more`]];
     M.fill(M.id("plot-maps"), M.scaleLegend(color, 0, top, ticks, "rate"), M.h("div", { class: wide ? "panels wide" : "panels one" , style: wide ? {} : { gridTemplateColumns: "minmax(0, 1fr)" } }, panels));
     M.asTable("maps", TABLE, () => names.flatMap((name, p) => M.layers.flatMap((l, i) => d3.range(l.experts).map((j) => ({
       name: M.name(i, j), domain: name, rate: M.share("rate", groups[p], M.cell(i, j)), chance: l.top_k / l.experts })))));
   }
   const TABLE = [
-    { key: "name", label: "expert", name: true }, { key: "domain", label: "domain", text: true },
+    { key: "name", label: "expert", name: true, render: (r) => M.cellLink(r.name) }, { key: "domain", label: "domain", text: true },
     { key: "rate", label: "rate", format: M.fmt.percent }, { key: "chance", label: "chance", format: M.fmt.percent },
   ];
 
@@ -72,24 +74,24 @@
     const sizes = rows.map((r) => Math.abs(r.gap)).sort(d3.ascending);
     const limit = Math.max(d3.quantile(sizes, 0.995) || 0, 0.01);
     const color = M.diverging(limit);
-    const marks = new Set([...view.special.marks[a - 1], ...view.special.marks[b - 1]]);
+    const marks = new Set([a, b].flatMap((g) => Object.values(view.special.marks[g - 1]).flat()));
     const most = d3.greatest(rows, (r) => Math.abs(r.gap));
     M.title("difference", a === b ? "The same domain twice" : `Largest gap: ${most.name}, ${M.fmt.percent(most.a)} in ${view.rates.groups[a]} against ${M.fmt.percent(most.b)} in ${view.rates.groups[b]}`,
       `${marks.size} of ${M.fmt.count(rows.length)} cells marked (q < 0.05 for either domain against all others)`);
     const map = M.heatmap({
       ...frame(M.width("difference")), label: `Difference in activation rate, ${view.rates.groups[a]} minus ${view.rates.groups[b]}`,
       color: (i, j) => (inside(i, j) ? color(gap(i, j)) : undefined),
-      mark: (i, j) => inside(i, j) && marks.has(M.cell(i, j)),
+      mark: (i, j) => inside(i, j) && marks.has(M.cell(i, j)), href,
       describe: (i, j) => inside(i, j) && [
         M.name(i, j), `${view.rates.groups[a]}: ${M.fmt.percent(M.share("rate", a, M.cell(i, j)))}${interval(a, M.cell(i, j))}`,
         `${view.rates.groups[b]}: ${M.fmt.percent(M.share("rate", b, M.cell(i, j)))}${interval(b, M.cell(i, j))}`,
-        `difference ${M.fmt.points(gap(i, j))} points`, marks.has(M.cell(i, j)) ? "q < 0.05 for one of them against all others" : "does not pass q < 0.05"],
+        `difference ${M.fmt.points(gap(i, j))} points`, ...[a, b].map((g) => `${view.rates.groups[g]}: ${M.WAYS[M.wayOf(g, M.cell(i, j))]}`)],
     });
     const ticks = [[0, M.fmt.points(-limit)], [0.5, "0"], [1, `${M.fmt.points(limit)} points`]];
     M.fill(host, M.scaleLegend(color, -limit, limit, ticks, "difference"),
       M.h("p", { class: "small" }, "orange: more in ", M.h("b", {}, view.rates.groups[a]), " · blue: more in ", M.h("b", {}, view.rates.groups[b])), map);
     M.asTable("difference", [
-      { key: "name", label: "expert", name: true }, { key: "a", label: M.shorten(view.rates.groups[a], 24), format: M.fmt.percent },
+      { key: "name", label: "expert", name: true, render: (r) => M.cellLink(r.name) }, { key: "a", label: M.shorten(view.rates.groups[a], 24), format: M.fmt.percent },
       { key: "b", label: M.shorten(view.rates.groups[b], 24), format: M.fmt.percent }, { key: "gap", label: "difference, points", format: M.fmt.points },
     ], () => d3.sort(rows, (r) => -Math.abs(r.gap)));
   }

@@ -13,6 +13,12 @@ M.start(function () {
   const LIFTS = [{ below: 2, part: 0.48, words: "lift below 2×" }, { below: 4, part: 0.74, words: "2× to 4×" }, { below: Infinity, part: 1, words: "4× and more" }];
   const fuller = (color, lift) => d3.interpolateRgb(M.css("panel"), color)(LIFTS.find((l) => lift !== null && lift < l.below)?.part ?? 1);
 
+  // More domains than colours that are easily told apart: two letters, or a number, name each too.
+  const letters = M.data.domains.map((d) => d.slice(0, 2).toLowerCase());
+  const signs = M.data.domains.length <= 8 ? null : new Set(letters).size === letters.length ? letters : letters.map((_, i) => String(i + 1));
+  const signOf = (p) => (signs && p.role_kind === "domain" && M.domainIndex.has(p.role_about) ? signs[M.domainIndex.get(p.role_about)] : "");
+  const readable = (color) => (d3.lab(color).l > 58 ? "#14171b" : "#ffffff");
+
   function roleColor(p) {
     const at = M.domainIndex.get(p.role_about);
     if (p.role_kind === "domain" && at !== undefined) return fuller(M.domainInk(at), p.top_lift);
@@ -42,10 +48,12 @@ M.start(function () {
   }
   function roleLegend() {
     const domains = M.data.domains.map((name, i) => ({ name, i })).filter((d) => (M.data.uses[d.name] || {}).more);
-    const entries = domains.map((d) => ({ color: M.domainInk(d.i), label: `serves ${M.shorten(d.name, 26)} (${M.data.uses[d.name].more})` }));
+    const entries = domains.map((d) => ({ color: M.domainInk(d.i), label: `${signs ? `${signs[d.i]}: ` : ""}serves ${M.shorten(d.name, 26)} (${M.data.uses[d.name].more})` }));
     const others = d3.rollup(d3.range(M.size).map(M.profile).filter((p) => p.role_kind !== "domain"), (v) => v.length, (p) => p.role_kind);
     for (const [kind, n] of others) entries.push({ color: roleColor({ role_kind: kind }), label: `${ROLES[kind] || kind} (${n})`, style: { outline: "1px solid var(--faint)" } });
     const legend = M.legend(entries);
+    const flags = new Set(M.data.tables.experts.flags.flat().filter((f) => f !== "token expert"));
+    if (flags.size) legend.append(M.h("span", {}, `● flag: ${[...flags].sort().join(", ")}`));
     if (!domains.length) return legend;
     const strengths = LIFTS.map((l) => ({ color: d3.interpolateRgb(M.css("panel"), M.domainInk(domains[0].i))(l.part), label: l.words }));
     return M.h("div", {}, legend, M.legend(strengths));
@@ -75,6 +83,7 @@ M.start(function () {
         pen.globalAlpha = !filtered || M.matches(i) ? 1 : 0.13;
         pen.fillStyle = made.color(i) || M.css("empty");
         pen.fillRect(x, y, cw - (cw >= 7 ? 1.5 : cw >= 4 ? 0.5 : 0), ch - (ch >= 6 ? 1.5 : ch >= 4 ? 0.5 : 0));
+        if (axes && M.state.color === "role" && cw >= 17) write(pen, signOf(M.profile(i)), x + cw / 2, y + ch / 2, pen.fillStyle);
         if (axes) mark(pen, M.profile(i), x, y, cw, ch);
       }
       pen.globalAlpha = 1;
@@ -95,6 +104,13 @@ M.start(function () {
     M.fill(host, M.h("div", { class: "scroll" }, canvas));
     draw();
     return draw;
+  }
+  function write(pen, sign, x, y, under) {
+    pen.fillStyle = readable(under);
+    pen.font = `10px ${M.css("sans")}`;
+    pen.textAlign = "center";
+    pen.textBaseline = "middle";
+    pen.fillText(sign, x - 0.5, y);
   }
   function reactTo(canvas, under, made) {
     canvas.addEventListener("pointermove", (event) => {

@@ -38,7 +38,7 @@ M.start(function () {
     const above = M.id("above");
     const told = document.documentElement;
     const update = () => {
-      const gone = M.id("plot-map").getBoundingClientRect().bottom < 0 && M.id("experts").getBoundingClientRect().bottom > above.offsetHeight;
+      const gone = M.id("plot-map").getBoundingClientRect().bottom < above.offsetHeight && M.id("experts").getBoundingClientRect().bottom > above.offsetHeight;
       above.classList.toggle("shown", gone);
       above.inert = !gone;
     };

@@ -43,6 +43,15 @@
 
   M.css = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
   M.domainColor = (index) => (index < 0 ? M.css("soft") : M.css(`d${index % 8}`));
+  // A domain is told by colour and shape together: no two of 56 have both in common.
+  M.domainMark = (index, color = M.domainColor(index)) => {
+    const svg = d3.create("svg").attr("class", "mark").attr("viewBox", "-8 -8 16 16").attr("aria-hidden", "true");
+    const name = M.domainSymbol(index);
+    const shape = d3[`symbol${name[0].toUpperCase()}${name.slice(1)}`];
+    svg.append("path").attr("d", d3.symbol(shape, 90)()).attr("fill", color);
+    return svg.node();
+  };
+  M.domainSymbol = (index) => M.symbols[Math.max(0, index) % M.symbols.length];
   M.symbols = ["circle", "square", "triangle", "diamond", "star", "wye", "cross"];
   M.sequential = (high) => {
     const ramp = d3.piecewise(d3.interpolateRgb, [0, 1, 2, 3, 4].map((i) => M.css(`seq${i}`)));

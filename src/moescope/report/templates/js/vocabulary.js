@@ -13,7 +13,7 @@
       M.fill(M.id("plot-vocabulary"), M.absent("No token occurs often enough to measure this."));
       return;
     }
-    M.linesByLayer({ name: "vocabulary", rows, series: kinds.map((k, i) => ({ name: k, label: KINDS[k] || k, color: M.css(["d0", "d1", "d2"][i]) })),
+    M.linesByLayer({ name: "vocabulary", rows, series: kinds.map((k, i) => ({ name: k, label: KINDS[k] || k, color: M.domainColor(i), mark: i })),
       refs: [{ rows: M.layers.map((l) => ({ layer: l.layer, value: 0 })), dash: "4 3", label: "chance" }], unit: "excess over chance", format: M.fmt.three, zero: true, label: "Vocabulary specialization by layer" });
     M.asTable("vocabulary", [
       { key: "layer", label: "layer" }, { key: "kind", label: "token", text: true }, { key: "value", label: "value", format: M.fmt.three }, { key: "null", label: "by chance", format: M.fmt.three },
@@ -55,7 +55,7 @@
     const searching = M.state.tokenSearch.trim();
     M.fill(host, M.h("p", { class: "small", role: "status" }, searching ? `${M.fmt.count(rows.length)} places where “${searching}” is among an expert's top ${made.ranks}, in any layer` : `Layer ${M.layers[M.state.layer].layer}: up to ${made.ranks} tokens of each expert, each seen at least ${made.min_count} times. ␣ is a space.`),
       rows.length ? M.table([
-        { key: "name", label: "expert", name: true }, { key: "token", label: "token", mono: true }, { key: "count", label: "times served", format: M.fmt.count },
+        { key: "name", label: "expert", name: true, render: (r) => M.cellLink(r.name) }, { key: "token", label: "token", mono: true }, { key: "count", label: "times served", format: M.fmt.count },
         { key: "share", label: "of the token's uses", format: M.fmt.percent, title: "share of the token's occurrences that this expert serves" },
         { key: "rate", label: "its overall rate", format: M.fmt.percent, title: "share of all tokens that this expert serves" }, { key: "times", label: "ratio", format: M.fmt.lift, title: "1 is chance" },
       ], rows, { label: "Top tokens of experts" }) : M.absent("No token here passes the floor."));

@@ -15,7 +15,7 @@ from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, output, write
 from moescope.cli.verb import Argument, Flag, flagged, note, verb
 from moescope.errors import BadInputError
-from moescope.files import usable_path
+from moescope.files import require_replaceable
 from moescope.given import Seed
 
 if TYPE_CHECKING:
@@ -72,8 +72,6 @@ class SelectArgs(FormatArgs):
         if self.plan is not None and (odd := [n for n, v in given.items() if v]):
             name = odd[0] if odd[0] == "-o" else f"`{odd[0]}`"
             raise BadInputError(f"`plan` is tested as it is; {name} has no place, leave it out")
-        if self.out is not None and not usable_path(self.out).suffix:
-            raise BadInputError(f"-o {self.out}: a plan is one file; call it {self.out}.json")
         return self
 
 
@@ -89,10 +87,21 @@ def select(settings: SelectArgs) -> None:
 
     Example: moescope select other-run --plan plan.json
     """
+    if settings.out is not None:
+        _require_file(settings.out)
     made = _made(settings)
     if settings.out is not None:
         made.plan.write(settings.out)
     _print(made, settings)
+
+
+def _require_file(out: str) -> None:
+    """Refuse a path that is not that of a plan, before anything is computed."""
+    from moescope.plan import PLAN_SIGNATURE
+
+    require_replaceable(out, PLAN_SIGNATURE)
+    if not Path(out).suffix:
+        raise BadInputError(f"-o {out}: a plan is one file; call it {out}.json")
 
 
 def _made(settings: SelectArgs) -> Selection:

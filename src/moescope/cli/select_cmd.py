@@ -131,7 +131,8 @@ def _print(made: Selection, settings: SelectArgs) -> None:
     table = made.to_arrow()
     known = [name for name in _COLUMNS if name in table.column_names]
     shown = table.select(known).rename_columns([_COLUMNS[n] for n in known]).slice(0, _SHOWN)
-    print_table(shown, "table", "chosen experts; rate, Δ and q on held-out documents")
+    whose = "experts of the plan" if settings.plan else "chosen experts"
+    print_table(shown, "table", f"{whose}; rate, Δ and q on documents that did not choose")
     if shown.num_rows < table.num_rows:
         errors.print(f"{shown.num_rows} of {table.num_rows} experts; --format csv has all")
     if "domains" in made.tables:

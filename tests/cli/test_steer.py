@@ -1,26 +1,18 @@
 """`moescope steer` and `moescope contrast` as commands: what they print, write and refuse."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from tests.cli.conftest import Done
 from tests.support.saved import WORDS, save_tiny
 
-from moescope.cli import main
 from moescope.plan import Plan
 from moescope.report.contrast_page import contrast_page
 from moescope.result import read_result
 
 PROMPT = "the plan covers support for daily living"
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
 
 
 @pytest.fixture(scope="module")
@@ -34,23 +26,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = [f"{line} {words[i % 5]}" for i, line in enumerate(lines)]
         (folder / f"{name}.txt").write_text("\n".join(lines))
     return folder
-
-
-@pytest.fixture
-def moescope(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Done]:
-    def call(*words: object) -> Done:
-        monkeypatch.chdir(place)
-        monkeypatch.setenv("COLUMNS", "160")
-        monkeypatch.setattr(sys, "argv", ["moescope", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main.run()
-        out, err = capsys.readouterr()
-        return Done(int(stopped.value.code or 0), out, err)
-
-    return call
 
 
 def test_the_comparison_is_printed_and_written(moescope: Callable[..., Done], place: Path) -> None:

@@ -82,7 +82,8 @@ def _other_documents(
 ) -> tuple[Mask, str]:
     """Documents that the run which chose does not have, (N,), and why that is not known.
 
-    A document is known by its counts: the same tokens of the same model choose the same experts.
+    A document is known by its counts, as the same tokens of the same model choose the same experts;
+    or, where rounding in another batch moved one, by its id, domain and number of tokens.
     """
     fresh = np.ones(evidence.tokens.size, np.bool_)
     fingerprint, where = found_by.get("fingerprint"), found_by.get("run")
@@ -97,10 +98,10 @@ def _other_documents(
         source = open_run(where)
         if source.manifest.progress["fingerprint"] != fingerprint:
             return fresh, f"{where} is no longer the run that chose the plan"
-        seen = {row.tobytes() for row in read_evidence(source).counts}
+        seen = {mark for marks in read_evidence(source).marks() for mark in marks}
     except MoescopeError as error:
         return fresh, f"the run that chose the plan cannot be read: {error}"
-    fresh = np.asarray([row.tobytes() not in seen for row in evidence.counts], np.bool_)
+    fresh = np.asarray([seen.isdisjoint(marks) for marks in evidence.marks()], np.bool_)
     if not fresh.any():
         raise BadInputError(
             f"all {counted(fresh.size, 'document')} of {run.path} are among those that the plan "

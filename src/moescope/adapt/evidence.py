@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,12 @@ class Evidence:
             "layer": [ref.layer_idx for ref in experts],
             "expert": [ref.expert for ref in experts],
         }
+
+    def marks(self) -> Iterator[tuple[Any, Any]]:
+        """Two things of each document, of which none is another document's but by accident."""
+        names = [self.domains[d] for d in self.domain]
+        named = zip(self.keys, names, self.tokens.tolist(), strict=True)
+        yield from zip(named, (row.tobytes() for row in self.counts), strict=True)
 
     def number(self, names: Iterable[str], mask: Mask) -> int:
         """How many of these documents are of these domains."""

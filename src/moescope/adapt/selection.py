@@ -188,8 +188,8 @@ def _verdict(made: Selection) -> Iterator[str]:
         who = {0: f"None of the {number}", number: f"All {number}"}
         text = f"{who.get(confirmed, f'{confirmed} of the {number}')} {many} "
         text += f"{'are' if confirmed > 1 else 'is'} {'' if confirmed else 'shown to be '}{used}"
-    usual = percent(made.about["used_more"])
-    yield f"{text} (of all experts {usual} are); {_worth(made.foretold)}."
+    text += f" (of all experts {percent(made.about['used_more'])} are)"
+    yield f"{text}; {_worth(made.foretold)}."
 
 
 def _worth(found: Foretold | None) -> str:
@@ -197,8 +197,8 @@ def _worth(found: Foretold | None) -> str:
         return "whether the model needs them more than others was not measured"
     where = f"in {_layers(found)}, where it was measured, "
     if found.p_random < LEVEL:
-        return f"{where}it needs them more than as many random experts"
-    return f"{where}it does not need them more than as many random experts"
+        return f"{where}the model needs them more than as many random experts"
+    return f"{where}it is not shown that the model needs them more than as many random experts"
 
 
 def _layers(found: Foretold) -> str:

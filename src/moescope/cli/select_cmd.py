@@ -15,7 +15,7 @@ from moescope.cli.tables import print_table, write_json
 from moescope.cli.terminal import errors, output
 from moescope.cli.verb import Argument, Flag, flagged, note, verb
 from moescope.errors import BadInputError
-from moescope.files import usable_path
+from moescope.files import require_replaceable
 from moescope.given import Seed
 
 if TYPE_CHECKING:
@@ -74,8 +74,6 @@ class SelectArgs(ColumnsArgs):
         if self.plan is not None and (odd := [n for n, v in given.items() if v]):
             name = odd[0] if odd[0] == "-o" else f"`{odd[0]}`"
             raise BadInputError(f"`plan` is tested as it is; {name} has no place, leave it out")
-        if self.out is not None and not usable_path(self.out).suffix:
-            raise BadInputError(f"-o {self.out}: a plan is one file; call it {self.out}.json")
         return self
 
 
@@ -91,10 +89,21 @@ def select(settings: SelectArgs) -> None:
 
     Example: moescope select other-run --plan plan.json
     """
+    if settings.out is not None:
+        _require_file(settings.out)
     made = _made(settings)
     if settings.out is not None:
         made.plan.write(settings.out)
     _print(made, settings)
+
+
+def _require_file(out: str) -> None:
+    """Refuse a path that is not that of a plan, before anything is computed."""
+    from moescope.plan import PLAN_SIGNATURE
+
+    require_replaceable(out, PLAN_SIGNATURE)
+    if not Path(out).suffix:
+        raise BadInputError(f"-o {out}: a plan is one file; call it {out}.json")
 
 
 def _made(settings: SelectArgs) -> Selection:
@@ -127,7 +136,9 @@ def _print(made: Selection, settings: SelectArgs) -> None:
     heads = known if settings.columns is None else None
     if settings.columns is not None:
         shown = table.slice(0, _SHOWN)
-    print_table(shown, settings, "chosen experts; rate, Δ and q on held-out documents", heads)
+    whose = "experts of the plan" if settings.plan else "chosen experts"
+    title = f"{whose}; rate, Δ and q on documents that did not choose"
+    print_table(shown, settings, title, heads)
     if shown.num_rows < table.num_rows:
         errors.print(f"{shown.num_rows} of {table.num_rows} experts; --format csv has all")
     if "domains" in made.tables:

@@ -29,7 +29,7 @@ FOLDERS = [
 FIGURES = ["report RUN"]
 """Commands that write a folder of figures besides."""
 
-FILES = ["report RUN"]
+FILES = ["report RUN", "select RUN --domain domain0 --budget 20%"]
 """Commands that write a file."""
 
 PLANTED = (
@@ -109,6 +109,7 @@ CASES: list[Case] = [
     *each(FOLDERS[1::4], "a long name", f"-o {'x' * 300}", "name too long", prepare=_odd),
     *each(FOLDERS[2::4], "a long path", f"-o {'/'.join('x' * 200 for _ in range(30))}",
           "name too long", prepare=_odd),
+    *each(FOLDERS[::3], "a name of a file", "-o plan.json", "is called like a file", prepare=_odd),
     *each(FOLDERS, "a result of another kind", "-o figures", "quilt", prepare=_other_kind),
     *each(FOLDERS[::3], "a ledger of something else", "-o head", "damaged", prepare=_damaged),
     *each(FOLDERS[1::3], "a ledger that names what lies outside", "-o escape", "damaged",

@@ -83,7 +83,7 @@ CASES = [
     *_plan("a list", "[]", "p.json"),
     *_plan("a thousand brackets", "[" * 100_000, "deep"),
     *_plan("a number of 5000 digits", f'{{"schema_version": {NINES}}}', "digits"),
-    *_plan("another version", _experts(schema_version=3), "version"),
+    *_plan("another version", _experts(schema_version=4), "version"),
     *_plan("another kind", _experts(kind="a quilt"), "kind"),
     *_plan("an unknown key", _experts(colour="red"), "colour"),
     *_plan("a plan of an older version", '{"kind": "steering plan", "version": 1}', "older"),
@@ -104,6 +104,6 @@ CASES = [
     _of_steer("a setting of no form", _set("2"), "L1E3=2"),
     _of_steer("a setting that is a number", _set(3), "setting"),
     _of_steer("a setting of many digits", _set(f"+{NINES}"), "too large"),
-    case("a plan without a value", "steer MOE --prompt plan --plan PLAN", "--as"),
-    case("a value for settings", "steer MOE --prompt plan --plan STEERING --as mask", "--as"),
+    case("a value that is none", "steer MOE --prompt plan --plan PLAN --as banana", "--as banana"),
+    case("a value in place of another", "steer MOE --prompt plan --plan STEERING --as 2", "--as 2"),
 ]  # fmt: skip

@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 
 import pytest
 from tests.training.conftest import RecipeWriter
+from tests.training.test_examples import small
 
 from moescope.cli import main
+from moescope.training.log import TrainingLog
+from moescope.training.recipe_file import example_names
 
 
 class Done(NamedTuple):
@@ -58,6 +61,46 @@ def test_training_ends_with_the_model_the_losses_and_a_page(
     assert again.returncode == 2
     assert "resume it, or give another folder" in again.stderr
     assert moescope("inspect", tmp_path / "run" / "model").returncode == 0
+
+
+def test_an_example_is_trained_by_its_name_and_all_are_listed_without_one(
+    moescope: Callable[..., Done],
+    write_recipe: RecipeWriter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = moescope("train", "--example")
+    assert listed.returncode == 0
+    assert [line.partition(":")[0] for line in listed.stdout.splitlines()] == example_names()
+    assert not list(tmp_path.iterdir())
+    settings = [word for text in small(write_recipe, 9) for word in ("--set", text)]
+    done = moescope("train", "--example", "noisy-topk", "--steps", 3, *settings)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(Path("noisy-topk") / "model")  # --steps wins over --set
+    assert TrainingLog.read(tmp_path / "noisy-topk", "steps").num_rows == 3
+    page = (tmp_path / "noisy-topk" / "training.html").read_text(encoding="utf-8")
+    assert "noisy_topk with noise" in page
+    assert "Look for the scale of the noise" in page
+
+
+def test_training_runs_are_compared_on_a_page(
+    moescope: Callable[..., Done], write_recipe: RecipeWriter, tmp_path: Path
+) -> None:
+    for seed in (1, 2):
+        out = tmp_path / f"seed-{seed}"
+        assert moescope("train", write_recipe(seed=seed), "--steps", 2, "-o", out).returncode == 0
+    runs = (tmp_path / "seed-1", tmp_path / "seed-2")
+    page = tmp_path / "compared.html"
+    done = moescope("compare", *runs, "-o", page, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(row)["seed"] for row in done.stdout.splitlines()] == [1, 2]
+    assert str(page) in done.stderr
+    assert "Between seeds of one setting held-out loss differs by up to" in done.stderr
+    assert "2 training runs compared" in page.read_text(encoding="utf-8")
+    page.write_text("mine", encoding="utf-8")
+    assert moescope("compare", *runs, "-o", page).returncode == 2
+    assert page.read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class CapacityArgs(ModelArgs, WideArgs):
 def capacity(settings: CapacityArgs) -> None:
     """Show what a capacity limit does to a text: who overflows, and where those tokens go.
 
-    Example: moescope capacity MODEL "the plan pays for the chair" --capacity 3 --top-k 1
+    Example: moescope capacity MODEL "To be, or not to be, that is the question" --top-k 1
     """
     from moescope.training.overflow import explain_overflow
 

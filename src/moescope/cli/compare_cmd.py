@@ -6,7 +6,7 @@ from typing import Annotated
 
 from moescope.cli.settings import ColumnsArgs
 from moescope.cli.tables import heads_of, print_table
-from moescope.cli.terminal import output
+from moescope.cli.terminal import errors, output
 from moescope.cli.verb import Argument, Flag, note, verb
 from moescope.errors import BadInputError
 
@@ -61,4 +61,5 @@ def _compare_trainings(folders: tuple[str, ...], settings: CompareArgs) -> None:
     if settings.out is not None:
         from moescope.report.trainings_page import write_trainings_page
 
-        output.print(str(write_trainings_page(made, settings.out)), soft_wrap=True)
+        page = write_trainings_page(made, settings.out)
+        (output if settings.format == "table" else errors).print(str(page), soft_wrap=True)

@@ -91,7 +91,7 @@ def steer(settings: SteerArgs, resume: bool) -> None:
     chosen, L1E9=zero lets it be chosen but give nothing, L1E9=force brings it in. L1E0-7, L1E* and
     L*E3 name several, commas join them. --sweep follows the number over a range.
 
-    Example: moescope steer MODEL --prompt "Data collected by Obama" --target 4 --set L1E9=+2.0
+    Example: moescope steer MODEL --prompt "My good Lord, what say you? I" --set L1E9,L1E31=mask
     """
     from moescope.intervene.steering.settings import edits_at, parse_setting, parse_strengths
     from moescope.plan import Plan

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,7 @@ class Comparison:
 
 def is_training(folder: str | Path) -> bool:
     """Does a folder hold the log of a training?"""
-    return (Path(folder) / "log" / "steps.parquet").is_file()
+    return os.path.isfile(os.path.join(folder, "log", "steps.parquet"))  # noqa: PTH113, PTH118 -- any text
 
 
 def open_training(folder: str | Path) -> TrainingRun:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from moescope.errors import RunError
 from moescope.files import is_intact, require_intact
 from moescope.run.store import write_parquet
+from moescope.words import said_by
 
 _COLUMNS = {
     "steps": (
@@ -109,4 +110,7 @@ class TrainingLog:
             )
         if is_intact(folder, f"log/{name}.parquet") is False:
             require_intact(folder, f"log/{name}.parquet")
-        return pq.read_table(path)
+        try:
+            return pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise RunError(f"{path} cannot be read: {said_by(error)}; restore it") from error

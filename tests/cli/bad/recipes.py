@@ -104,6 +104,16 @@ def _with_tokenizer(name: str, change: Callable[[bytes], bytes]) -> Callable[[Pa
     return prepare
 
 
+def _log(content: bytes) -> Callable[[Path], None]:
+    """What looks like the log of a training."""
+
+    def prepare(here: Path) -> None:
+        (here / "t" / "log").mkdir(parents=True)
+        (here / "t" / "log" / "steps.parquet").write_bytes(content)
+
+    return prepare
+
+
 def _settings() -> list[Case]:
     return [case(name, _quoted(more), says) for name, (more, says) in _SETTINGS.items()]
 
@@ -137,6 +147,21 @@ CASES = [
         "a pipe", "train p -o r", "a device or a pipe", prepare=lambda here: os.mkfifo(here / "p")
     ),
     case("a folder", "train . -o r", "is a folder"),
+    case("an example that there is not", "train --example nothing", "there is: capacity, "),
+    case("a slip in an example", "train --example noisy-topc", "did you mean noisy-topk?"),
+    case("a path for an example", "train RECIPE --example -o r", "no example is called"),
+    case("no recipe", "train -o r", "RECIPE is missing", "--example"),
+    case("a recipe without a folder", "train RECIPE", "out is missing; give --out"),
+    case("no steps", "train RECIPE -o r --steps 0", "--steps"),
+    case(
+        "an example with a wrong setting",
+        "train --example switch -o r --set model.top_k=2",
+        "set model.top_k to 1",
+    ),
+    case("three runs of another kind", "compare RUN OTHERRUN RUN", "folders of moescope train"),
+    case("a page of two runs", "compare RUN OTHERRUN -o page.html", "--out"),
+    case("one training twice", "compare t t", "nothing to be compared", prepare=_log(b"")),
+    case("a training and a run", "compare t RUN", "cannot be read", prepare=_log(b"PAR1")),
     case("a device", "train /dev/zero -o r", "a device or a pipe"),
     case("a name with a NUL", ["train", "a\0b", "-o", "r"], "null byte"),
     case(

@@ -16,7 +16,6 @@ from tests.support.installed import run
 
 ROOT = Path(__file__).resolve().parent.parent
 WALKED = {
-    "add-a-page-section.md": "tests/report",
     "add-a-table.md": "tests/test_how_to.py",
     "add-a-verb.md": "tests/cli/test_add_a_verb.py",
     "add-an-architecture.md": "tests/test_how_to.py",
@@ -77,7 +76,7 @@ def test_a_page_that_is_walked_elsewhere_is_named_there() -> None:
 
 @pytest.mark.slow
 def test_what_readme_shows_runs_in_an_environment_that_its_own_lines_make(tmp_path: Path) -> None:
-    """With the network, from nothing: its lines are typed, the pinned versions are the project's."""
+    """With the network, from nothing, with the versions that the project pins."""
     clone, here = tmp_path / "clone", tmp_path / "here"
     listed = ["git", "ls-files", "-z", "--", "src", "pyproject.toml", "README.md", "LICENSE"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout

@@ -358,7 +358,7 @@ class TestWhatIsShown:
         steering = steer(model, "the <b> river", mask("L1E0"), generate=0, controls=0)
         for shown in (
             model._repr_html_(),
-            moescope.jobs.Analysis(tiny_run, Path("r.html"))._repr_html_(),
+            moescope.Analysis(tiny_run, Path("r.html"))._repr_html_(),
             steering._repr_html_(),
         ):
             assert shown.startswith("<p>&lt;")

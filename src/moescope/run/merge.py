@@ -217,7 +217,7 @@ def _manifest(plan: _Plan) -> Manifest:
     all_of = [part.manifest for part in plan.parts]
     first = all_of[0]
     places = {
-        what: ", ".join(sorted({str(m.model[what]) for m in all_of}))  # type: ignore[literal-required]
+        what: ", ".join(sorted({str(m.model.get(what)) for m in all_of}))
         for what in ("device", "processor")
         if what in first.model
     }

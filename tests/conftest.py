@@ -23,6 +23,7 @@ from pathlib import Path  # noqa: E402
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from tests.support.installed import installed, sdist, wheel  # noqa: E402, F401 -- fixtures
 from tests.support.processes import Starter  # noqa: E402
 from tests.support.saved import save_tiny, write_corpus  # noqa: E402
 

@@ -109,10 +109,55 @@ class TestAModelInMemory:
         with torch.no_grad():
             next(p for n, p in hf.named_parameters() if "gate" in n).mul_(1.5)
         changed = wrap_model(hf, AutoTokenizer.from_pretrained(tiny_folder))
-        with pytest.raises(RunError, match=r"cannot resume .*: model weights_sha256 was"):
+        with pytest.raises(RunError, match=r"cannot resume .*: model weights not the same; give"):
             trace(changed, tiny_corpus, tmp_path / "run", SHORT, resume=True)
         with pytest.raises(RunError, match="weights not the same"):
             run_windows(changed, open_run(tmp_path / "run"))
+
+    @pytest.mark.parametrize("around", [False, True], ids=["in place", "around torch's count"])
+    def test_that_changed_since_it_was_wrapped_is_refused_until_it_is_wrapped_again(
+        self, around: bool, tiny_folder: Path
+    ) -> None:
+        wrapped = in_memory(tiny_folder)
+        route(wrapped, "a text")
+        found = [p for n, p in wrapped.model.named_parameters() if "experts.down_proj" in n]
+        if around:
+            found[0].data.mul_(2)
+        else:  # one number, which the fingerprint does not read
+            with torch.no_grad():
+                found[0].view(-1)[1] = 7.0
+        for call in (
+            lambda: route(wrapped, "a text"),
+            lambda: trace(wrapped, TEXTS, tiny_folder.parent / "never", SHORT),
+        ):
+            with pytest.raises(ModelError, match="weights were changed since it was opened"):
+                call()
+        assert not (tiny_folder.parent / "never").exists()
+        route(wrap_model(wrapped.model, wrapped.tokenizer), "a text")
+
+    def test_in_another_precision_is_said_to_be_that(
+        self, tiny_folder: Path, tiny_corpus: Path, tmp_path: Path
+    ) -> None:
+        run = trace(tiny_folder, tiny_corpus, tmp_path / "run", SHORT)
+        hf = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16)
+        other = wrap_model(hf, AutoTokenizer.from_pretrained(tiny_folder))
+        with pytest.raises(RunError, match="model dtype was 'float32', now 'bfloat16'"):
+            trace(other, tiny_corpus, run, SHORT, resume=True)
+        with pytest.raises(RunError, match="not the same, and float32 there, bfloat16 here"):
+            run_windows(other, open_run(run))
+
+    def test_is_what_a_profile_takes_too(self, tiny_folder: Path, tmp_path: Path) -> None:
+        model, plain = in_memory(tiny_folder), moescope.ProfileOptions(pipeline=None)
+        run = trace(model, TEXTS, tmp_path / "run", SHORT)
+        made = moescope.profile_expert(run, "L1E0", plain, model=model)
+        assert (
+            made.summary == moescope.profile_expert(run, "L1E0", plain, model=tiny_folder).summary
+        )
+        with torch.no_grad():
+            next(model.model.parameters()).mul_(1.5)
+        other = wrap_model(model.model, model.tokenizer)
+        with pytest.raises(RunError, match="weights not the same"):  # though figures are kept
+            moescope.profile_expert(run, "L1E0", plain, model=other)
 
     def test_is_refused_in_one_line(self, tiny_folder: Path, tiny_loaded: LoadedModel) -> None:
         hf, tokenizer = tiny_loaded.model, tiny_loaded.tokenizer
@@ -304,6 +349,23 @@ class TestWhatIsShown:
             repr(CorpusSpec(path="a", on_error="skip")) == "CorpusSpec(path='a', on_error='skip')"
         )
         assert repr(as_text(TEXTS)) == "CorpusSpec(path='texts in memory', texts=3)"
+
+    def test_of_a_model_an_analysis_and_a_steering_is_escaped_too(
+        self, tiny_loaded: LoadedModel, tiny_run: AnalyzedRun
+    ) -> None:
+        hf = tiny_loaded.model
+        model = wrap_model(hf, tiny_loaded.tokenizer, "<i>mine</i>")
+        steering = steer(model, "the <b> river", mask("L1E0"), generate=0, controls=0)
+        for shown in (
+            model._repr_html_(),
+            moescope.Analysis(tiny_run, Path("r.html"))._repr_html_(),
+            steering._repr_html_(),
+        ):
+            assert shown.startswith("<p>&lt;")
+            assert "<i>" not in shown
+            assert "<b>" not in shown
+        assert model.weights_hash[:12] in model._repr_html_()
+        assert "KL" in steering._repr_html_()
 
     def test_is_escaped_in_a_notebook(self, tiny_loaded: LoadedModel, tmp_path: Path) -> None:
         run = open_run(trace(tiny_loaded, TEXTS, tmp_path / "<b>&", SHORT))

@@ -44,6 +44,9 @@ class Analysis(NamedTuple):
     run: AnalyzedRun
     report: Path
 
+    def _repr_html_(self) -> str:
+        return self.run._repr_html_()
+
 
 def analyze(
     model: AnyModel,

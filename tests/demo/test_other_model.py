@@ -54,6 +54,7 @@ def test_the_demo_takes_another_model_and_says_beforehand_what_that_takes(
     assert f"{4 * parameters / 1e6:.0f} MB of weights in float32, held in" in before
     assert f"{tokens:,} tokens, less than a minute at an estimated" in before
     assert f"{tokens:,} tokens of 4 domains" in after
+    assert f"routers, in float32 on {run.manifest.model['processor']}" in after
 
 
 def test_what_it_takes_is_said_before_weights_are_read(

@@ -45,13 +45,13 @@ def run(tiny_loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> A
 
 
 @pytest.fixture(scope="module")
-def options(tiny_loaded: LoadedModel) -> ProfileOptions:
-    return ProfileOptions(model=tiny_loaded, pipeline=None)
+def options() -> ProfileOptions:
+    return ProfileOptions(pipeline=None)
 
 
 @pytest.fixture(scope="module")
-def profiles(run: AnalyzedRun, options: ProfileOptions) -> Profiles:
-    return profile_all(run, options)
+def profiles(run: AnalyzedRun, options: ProfileOptions, tiny_loaded: LoadedModel) -> Profiles:
+    return profile_all(run, options, model=tiny_loaded)
 
 
 def test_every_expert_has_one_in_order(run: AnalyzedRun, profiles: Profiles) -> None:
@@ -167,7 +167,7 @@ def test_another_budget_or_precision_is_another_measurement(
     run: AnalyzedRun, options: ProfileOptions, profiles: Profiles, tiny_loaded: LoadedModel
 ) -> None:
     few = profile_expert(
-        run, "L1E1", ProfileOptions(tiny_loaded, tokens_per_domain=300, pipeline=None)
+        run, "L1E1", ProfileOptions(tokens_per_domain=300, pipeline=None), model=tiny_loaded
     )
     assert few.source["measured"]["settings"]["tokens_per_domain"] == 300
     assert max(few.source["measured"]["text"]["tokens"]) < 450
@@ -204,7 +204,7 @@ def test_a_run_that_kept_sums_only_says_what_that_costs(
     chosen = TraceOptions(context=40, keep="aggregates", predictions=False)
     trace(tiny_loaded, CorpusSpec(path=str(tiny_corpus)), tmp_path / "run", chosen)
     made = profile_all(
-        open_run(tmp_path / "run"), ProfileOptions(tiny_loaded, pipeline="en_core_web_sm")
+        open_run(tmp_path / "run"), ProfileOptions(pipeline="en_core_web_sm"), model=tiny_loaded
     )
     p = made[5].to_dict()
     assert p["load"]["gate_low"] is None
@@ -222,7 +222,7 @@ def test_text_of_one_domain_is_profiled_but_domains_are_not_compared(
     text = tmp_path / "texts.jsonl"
     text.write_text("\n".join(map(json.dumps, [line] * 60)))
     trace(tiny_loaded, CorpusSpec(path=str(text)), tmp_path / "run", TraceOptions(context=40))
-    made = profile_all(open_run(tmp_path / "run"), ProfileOptions(tiny_loaded, pipeline=None))
+    made = profile_all(open_run(tmp_path / "run"), ProfileOptions(pipeline=None), model=tiny_loaded)
     busy = max(made, key=lambda p: p.load.count)
     assert busy.summary.startswith(f"{busy.expert}: domains were not compared")
     assert not isinstance(busy.domains, Absent)
@@ -256,23 +256,23 @@ class TestRefusals:
     def test_a_model_that_is_gone(self, tiny_run: AnalyzedRun) -> None:
         spec = ModelSpec("./not-here")
         with pytest.raises(ModelError, match=r"`model` .* `no_model`"):
-            profile_expert(tiny_run, "L1E0", ProfileOptions(model=spec, pipeline=None))
+            profile_expert(tiny_run, "L1E0", ProfileOptions(pipeline=None), model=spec)
 
     def test_another_model(self, tiny_run: AnalyzedRun, tmp_path: Path) -> None:
         other = load_model(ModelSpec(str(save_tiny("olmoe", tmp_path / "other", seed=7))))
         with pytest.raises(RunError, match="a run of another model"):
-            profile_expert(tiny_run, "L1E0", ProfileOptions(other, pipeline=None))
+            profile_expert(tiny_run, "L1E0", ProfileOptions(pipeline=None), model=other)
 
     def test_a_budget_of_nothing(self, tiny_run: AnalyzedRun, tiny_loaded: LoadedModel) -> None:
         with pytest.raises(BadInputError, match="must be 1 or more, got 0"):
-            profile_expert(tiny_run, "L1E0", ProfileOptions(tiny_loaded, tokens_per_domain=0))
+            profile_expert(tiny_run, "L1E0", ProfileOptions(tokens_per_domain=0), model=tiny_loaded)
 
     def test_a_corpus_that_has_changed(self, tiny_loaded: LoadedModel, tmp_path: Path) -> None:
         corpus = write_corpus(tmp_path / "texts.jsonl")
         trace(tiny_loaded, CorpusSpec(path=str(corpus)), tmp_path / "run", TraceOptions(context=40))
         write_corpus(corpus, seed=5)
         with pytest.raises(RunError, match="`no_model`"):
-            profile_expert(open_run(tmp_path / "run"), "L1E0", ProfileOptions(tiny_loaded))
+            profile_expert(open_run(tmp_path / "run"), "L1E0", model=tiny_loaded)
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +326,7 @@ Planted = tuple[AnalyzedRun, LoadedModel, int]
 
 def test_a_planted_token_expert_gets_the_right_sentence(planted: Planted) -> None:
     run, loaded, _ = planted
-    p = profile_expert(run, "L0E5", ProfileOptions(loaded, pipeline=None))
+    p = profile_expert(run, "L0E5", ProfileOptions(pipeline=None), model=loaded)
     assert p.role.kind == "token expert"
     assert p.summary.startswith("L0E5 is a token expert: ")
     assert f"% of its assignments are ‘{p.role.about}’" in p.summary
@@ -351,7 +351,7 @@ def test_a_planted_domain_expert_gets_the_right_sentence(planted: Planted) -> No
 
 def test_a_planted_push_is_seen(planted: Planted) -> None:
     run, loaded, stars = planted
-    p = profile_expert(run, "L3E5", ProfileOptions(loaded, pipeline=None))
+    p = profile_expert(run, "L3E5", ProfileOptions(pipeline=None), model=loaded)
     assert not isinstance(p.pushes, Absent)
     assert p.pushes.promoted[0].token_id == stars
     assert p.pushes.promoted[0].half_a > 0 < p.pushes.promoted[0].half_b

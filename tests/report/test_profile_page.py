@@ -44,7 +44,7 @@ def run(tiny_loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> A
 
 @pytest.fixture(scope="module")
 def profiles(run: AnalyzedRun, tiny_loaded: LoadedModel) -> Profiles:
-    return profile_all(run, ProfileOptions(tiny_loaded, pipeline=None))
+    return profile_all(run, ProfileOptions(pipeline=None), model=tiny_loaded)
 
 
 def altered(profiles: Profiles, name: str, /, **columns: Any) -> Profiles:

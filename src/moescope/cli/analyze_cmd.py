@@ -94,6 +94,7 @@ def summarize(run: Run) -> None:
     errors.print(
         f"{tokens:,} tokens of {len(run.domains)} domains through "
         f"{coverage['routers_seen']}/{coverage['routers_expected']} routers"
+        + (f", in {run.precision}" if run.precision else "")
     )
     missing = coverage.get("shards_missing")
     if isinstance(missing, list) and missing:

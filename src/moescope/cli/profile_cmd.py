@@ -55,19 +55,21 @@ class ProfileArgs(ModelArgs, WideArgs):
             )
         return self
 
-    def options(self, run: AnalyzedRun) -> ProfileOptions:
-        """How profiles are made; the model is the run's where none is named."""
+    def spec_of(self, run: AnalyzedRun) -> ModelSpec:
+        """The model: the run's where none is named."""
         known = run.manifest.model
         named = self.model or self.revision
-        spec = ModelSpec(
+        return ModelSpec(
             self.model or str(known.get("name")),
             self.revision if named else known.get("revision"),
             self.dtype or "auto",
             self.device,
             self.trust_remote_code,
         )
+
+    def options(self) -> ProfileOptions:
+        """How profiles are made."""
         return ProfileOptions(
-            model=None if self.no_model else spec,
             use_model=not self.no_model,
             tokens_per_domain=self.tokens,
             pipeline=None if self.pipeline.lower() == "none" else self.pipeline,
@@ -87,14 +89,14 @@ def profile(settings: ProfileArgs) -> None:
     from moescope.metrics.runs import open_run
 
     opened = open_run(settings.run)
-    options = settings.options(opened)
+    spec, options = settings.spec_of(opened), settings.options()
     from moescope.profiles.profile import profile_experts, write_profiles
     from moescope.report.contents import renew_contents
     from moescope.report.profile_page import build_profile_page
 
     with progress() as show:
         chosen = None if settings.all else settings.experts
-        made = profile_experts(opened, chosen, options, on_progress=show)
+        made = profile_experts(opened, chosen, options, model=spec, on_progress=show)
         show(Progress("writing"))
         with opened.writing():
             settings.write_to(write_profiles(opened, made, index=settings.all))

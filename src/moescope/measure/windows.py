@@ -255,9 +255,11 @@ def require_model(loaded: LoadedModel, run: Run) -> None:
     for what in ("config", "weights", "tokenizer"):
         mine, theirs = getattr(loaded, f"{what}_hash"), model.get(f"{what}_sha256")
         if theirs is not None and mine != theirs:
+            was = model.get("dtype")
+            other = f", and {was} there, {loaded.dtype} here" if was != loaded.dtype else ""
             raise RunError(
                 f"{run.path} is a run of another model ({model.get('name')}) than "
-                f"{loaded.spec.model}: {what} not the same; give the model of the run"
+                f"{loaded.spec.model}: {what} not the same{other}; give the model of the run"
             )
 
 

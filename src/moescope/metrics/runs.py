@@ -124,7 +124,7 @@ class AnalyzedRun(Run):
     def _mark(self, table: Table) -> bytes:
         """What a table was computed by and from."""
         state = self.manifest.state
-        by = f"{version('moescope')} {table.package}".strip()
+        by = f"{version('moescope')} {table.made_by}".strip()
         return f"{by} {state.sha256 if state else ''}".encode()
 
     def _table_or_none(self, name: str) -> pa.Table:

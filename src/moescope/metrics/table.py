@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -85,6 +87,17 @@ class Table:
     def about(self) -> str:
         """The function's docstring."""
         return re.sub(r"\n[ ]+", "\n", self.make.__doc__ or "").strip()
+
+    @property
+    def made_by(self) -> str:
+        """What a kept table of another package is told by: its version, and the code it is in."""
+        if not self.package:
+            return ""
+        try:
+            code = inspect.getsource(inspect.getmodule(self.make) or self.make)
+        except (OSError, TypeError):
+            code = ""
+        return f"{self.package} {hashlib.sha256(code.encode()).hexdigest()[:16]}"
 
     def meaning(self, column: str) -> Column:
         """What a column says."""

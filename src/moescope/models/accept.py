@@ -30,6 +30,11 @@ _NOT_WHOLE = (
     "load_model, in bfloat16 if memory is short"
 )
 
+_CHANGED = (
+    "its weights were changed since it was opened, so its hashes are no longer its own; open it "
+    "again: wrap_model(model, tokenizer), with a name of its own if it is to be told apart"
+)
+
 
 def as_model(
     given: AnyModel,
@@ -49,11 +54,13 @@ def as_model(
 
     Raises:
         BadInputError: it is something else.
-        ModelError: it cannot be loaded, or is open but not whole.
+        ModelError: it cannot be loaded; or it is open, but not whole or not what it was.
     """
     if isinstance(given, LoadedModel):
         if engine == "resident" and given.streamed is not None:
             raise ModelError(f"{given.spec.model}: {_NOT_WHOLE}")
+        if given.is_changed:
+            raise ModelError(f"{given.spec.model}: {_CHANGED}")
         return given
     return open_model(given, engine=engine, batch_tokens=batch_tokens, window=window)
 
@@ -63,8 +70,8 @@ def wrap_model(model: nn.Module, tokenizer: Any, name: str | None = None) -> Loa
 
     It is used as it is, in its precision and on its device, and set to evaluation. Its hashes are
     taken now, by the same rules as those of a model that is loaded, so a run can be resumed with
-    either, as long as weights, configuration and tokenizer are the same. Change no weight
-    between here and the end of a run: wrap the model again instead.
+    either, as long as weights, configuration and tokenizer are the same. A weight that is changed
+    later is noticed when the model is given next: wrap it again then.
 
     Args:
         model: a causal language model of transformers with MoE layers.

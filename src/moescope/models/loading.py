@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import torch
@@ -71,15 +72,44 @@ class LoadedModel:
     device: str
     revision: str | None
     streamed: StreamedModel | None = None
+    writes: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         name = self.spec.model.rstrip("/").rpartition("/")[2]
         return f"<LoadedModel {name}: {self.anatomy.in_words}, {self.dtype} on {self.device}>"
 
+    def _repr_html_(self) -> str:
+        hashes = ", ".join(
+            f"{what} {str(getattr(self, f'{what}_hash'))[:12]}"
+            for what in ("config", "tokenizer", "weights")
+        )
+        return f"<p>{escape(repr(self))}</p><p>{hashes}</p>"
+
+    @property
+    def is_changed(self) -> bool:
+        """Were weights written to since the model was opened, when its hashes were taken?
+
+        Torch counts what is written to a tensor; what goes around it (``.data``) shows in the
+        fingerprint, if it met one of the elements that this takes.
+        """
+        return self.streamed is None and (
+            _writes(self.model) != self.writes
+            or weights_fingerprint(self.model) != self.weights_hash
+        )
+
     @property
     def vocab_size(self) -> int:
         """Token ids that the model knows: the rows of its embedding."""
         return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
+    @property
+    def processor(self) -> str:
+        """What computes: figures differ in their last digits from one to another."""
+        if self.device.startswith("cuda"):
+            return str(torch.cuda.get_device_name(self.device))
+        if not self.device.startswith("cpu"):
+            return self.device
+        return f"{platform.machine()} {'with' if has_bfloat16() else 'without'} bfloat16 arithmetic"
 
     @property
     def pad_id(self) -> int:
@@ -185,7 +215,13 @@ def held_model(
         device=str(device),
         revision=spec.revision,
         streamed=streamed,
+        writes=_writes(model) if streamed is None else (),
     )
+
+
+def _writes(model: nn.Module) -> tuple[int, ...]:
+    """How often each parameter was written to in place; 0 where torch does not count."""
+    return tuple(0 if p.is_inference() else p._version for p in model.parameters())
 
 
 def open_model(

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from moescope.models import LoadedModel, ModelSpec
 
 DEFAULT_PIPELINE = "en_core_web_sm"
 
@@ -16,8 +12,6 @@ class ProfileOptions:
     """How profiles are made.
 
     Attributes:
-        model: a model that is loaded already, or how to load it; None: the run's, as the run held
-            it.
         use_model: False leaves out what needs the model (contributions, contexts, pushes,
             similarity, weights) and says so.
         tokens_per_domain: counted tokens of each domain to measure; None: as many as the run
@@ -26,7 +20,6 @@ class ProfileOptions:
         pipeline: spaCy pipeline for parts of speech; None leaves them out.
     """
 
-    model: ModelSpec | LoadedModel | None = None
     use_model: bool = True
     tokens_per_domain: int | None = None
     window_tokens: int = 512

@@ -22,8 +22,9 @@ from moescope.errors import (
     RunError,
 )
 from moescope.files import write_bytes
-from moescope.measure.windows import run_windows
+from moescope.measure.windows import require_model, run_windows
 from moescope.metrics.runs import AnalyzedRun, AnyRun, open_run
+from moescope.models.accept import AnyModel, as_model
 from moescope.models.loading import LoadedModel, load_model
 from moescope.models.spec import ModelSpec, as_spec
 from moescope.profiles.contexts import WindowTexts
@@ -49,6 +50,7 @@ def profile_expert(
     expert: ExpertRef | str,
     options: ProfileOptions | None = None,
     *,
+    model: AnyModel | None = None,
     on_progress: OnProgress = quiet,
 ) -> Profile:
     """What one expert does, and how sure that is.
@@ -57,6 +59,8 @@ def profile_expert(
         run: a finished run, or its folder.
         expert: ``L5E9``, or its reference.
         options: see `ProfileOptions`.
+        model: the run's model: a hub id, a folder, a `ModelSpec`, or a `LoadedModel`; by default as
+            the run names and held it. It is loaded only for what is not measured yet.
         on_progress: told how far it is.
 
     Returns:
@@ -71,17 +75,18 @@ def profile_expert(
 
         profile_expert("my-run", "L5E9").summary
     """
-    return profile_experts(run, [expert], options, on_progress=on_progress)[0]
+    return profile_experts(run, [expert], options, model=model, on_progress=on_progress)[0]
 
 
 def profile_all(
     run: AnyRun,
     options: ProfileOptions | None = None,
     *,
+    model: AnyModel | None = None,
     on_progress: OnProgress = quiet,
 ) -> Profiles:
     """Profiles of every expert, by layer and number; see `profile_expert`."""
-    return profile_experts(run, None, options, on_progress=on_progress)
+    return profile_experts(run, None, options, model=model, on_progress=on_progress)
 
 
 def profile_experts(
@@ -89,6 +94,7 @@ def profile_experts(
     experts: Iterable[ExpertRef | str] | None,
     options: ProfileOptions | None = None,
     *,
+    model: AnyModel | None = None,
     on_progress: OnProgress = quiet,
 ) -> Profiles:
     """Profiles of these experts in order, each once, or of all (None); see `profile_expert`."""
@@ -105,18 +111,20 @@ def profile_experts(
     else:
         refs = [e if isinstance(e, ExpertRef) else ExpertRef.parse(e) for e in experts]
         wanted = [cells.cell(ref) for ref in dict.fromkeys(refs)]
-    measured = _measures(routed, options, on_progress) if options.use_model else None
+    measured = _measures(routed, options, model, on_progress) if options.use_model else None
     tags, why = _speech(routed, options.pipeline, on_progress)
     on_progress(Progress("putting profiles together"))
     return profile_tables(routed, measured, tags, why, wanted)
 
 
-def _measures(routed: Routed, options: ProfileOptions, on_progress: OnProgress) -> StoredMeasures:
+def _measures(
+    routed: Routed, options: ProfileOptions, model: AnyModel | None, on_progress: OnProgress
+) -> StoredMeasures:
     """What the model says: read back, or measured now and kept."""
     run = routed.run
-    given = options.model
-    if given is not None and not isinstance(given, LoadedModel):
-        given = as_spec(given)
+    given = model if model is None or isinstance(model, LoadedModel) else as_spec(model)
+    if isinstance(given, LoadedModel):  # what is kept was measured with the run's own
+        require_model(as_model(given), run)
     if options.tokens_per_domain is not None and options.tokens_per_domain < 1:
         raise BadInputError(f"tokens per domain must be 1 or more, got {options.tokens_per_domain}")
     tokens = options.tokens_per_domain or int(run.manifest.options["sample_tokens"])

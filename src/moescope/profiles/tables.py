@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from moescope.axes import ExpertRef
@@ -330,9 +329,8 @@ class _LayerTables:
 
     def _own_rows(self, table: pa.Table) -> Columns:
         """Rows of a stored table that belong to these experts."""
-        here = pc.equal(table["layer"], self._layer.layer_idx)
-        mine = pc.is_in(table["expert"], pa.array(self._own, table["expert"].type))
-        kept = table.filter(pc.and_(here, mine))
+        here = np.asarray(table["layer"]) == self._layer.layer_idx
+        kept = table.filter(pa.array(here & np.isin(table["expert"], self._own), pa.bool_()))
         return {name: kept[name].combine_chunks() for name in kept.column_names if name != "layer"}
 
     def _without(self, rows: Columns) -> Array:

@@ -98,6 +98,7 @@ class ModelFacts(TypedDict):
     dtype: str | None
     stored_dtype: str | None
     device: str | None
+    processor: NotRequired[str]
     decoder_layers: _Positive
     moe_layers: list[_Layer]
     layers: Annotated[list[_Layer], Field(min_length=1)]

@@ -36,7 +36,13 @@ from moescope.run.state import RunState
 from moescope.run.store import copy_stored, understood, write_tensors
 from moescope.words import brief, listing
 
-_MODEL_MAY_DIFFER = ("device", "name", "path", "revision")  # hashes say whether it is the same
+_MODEL_MAY_DIFFER = (
+    "device",
+    "processor",
+    "name",
+    "path",
+    "revision",
+)  # hashes say whether it is the same
 _CORPUS_MAY_DIFFER = ("path", "shard")
 _EACH_PART = ("token_budget", "limit")
 
@@ -210,13 +216,17 @@ def _manifest(plan: _Plan) -> Manifest:
     """What can be said before anything is joined."""
     all_of = [part.manifest for part in plan.parts]
     first = all_of[0]
-    devices = sorted({str(m.model["device"]) for m in all_of})
+    places = {
+        what: ", ".join(sorted({str(m.model.get(what)) for m in all_of}))
+        for what in ("device", "processor")
+        if what in first.model
+    }
     libraries = sorted({name for m in all_of for name in m.versions})
     versions = {n: sorted({m.versions[n] for m in all_of if n in m.versions}) for n in libraries}
     return Manifest(
         created=min(m.created for m in all_of),
         versions={name: ", ".join(found) for name, found in versions.items()},
-        model={**first.model, "device": ", ".join(devices)},
+        model={**first.model, **places},
         corpus=_corpus(plan),
         options=first.options,
         merged=Merged(

@@ -67,6 +67,14 @@ class Run:
                 f"that began it{again}"
             )
 
+    @property
+    def precision(self) -> str:
+        """In what its figures were computed; empty for a run that an engine captured."""
+        model = self.manifest.model
+        if model["dtype"] is None:
+            return ""
+        return f"{model['dtype']} on {model.get('processor') or model['device']}"
+
     def __repr__(self) -> str:
         layers, experts = len(self.shape.layers), self.shape.max_experts
         tokens = self.manifest.progress.get("tokens", 0)

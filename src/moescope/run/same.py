@@ -10,7 +10,8 @@ from moescope.errors import RunError
 from moescope.run.manifest import Manifest
 from moescope.words import brief
 
-_MAY_DIFFER = ("device", "engine_version", "name", "notes", "path")
+_HASH = "_sha256"
+_MAY_DIFFER = ("device", "processor", "engine_version", "name", "notes", "path")
 """Of a run: where its parts lie and what they are called decides no figure."""
 
 
@@ -38,12 +39,16 @@ def require_same(
     """  # noqa: E501
     for what, mine in now.items():
         theirs, word = begun.get(what, {}), "option" if what == "options" else what
-        for key in sorted({*mine, *theirs} - set(may_differ)):
-            if mine.get(key) != theirs.get(key):
+        # another precision changes hashes too, and says more
+        for key in sorted({*mine, *theirs} - set(may_differ), key=lambda k: (_HASH in k, k)):
+            before, after = theirs.get(key), mine.get(key)
+            if before != after:
+                name = f"{word} {key.removesuffix(_HASH)}".strip()
+                both = _HASH in key and before is not None and after is not None
+                differs = "not the same" if both else f"was {brief(before)}, now {brief(after)}"
                 raise RunError(
-                    f"cannot resume {folder}: {f'{word} {key}'.strip()} was "
-                    f"{brief(theirs.get(key))}, now {brief(mine.get(key))}; give what it was "
-                    "started with, or another folder"
+                    f"cannot resume {folder}: {name} {differs}; give what it was started with, or "
+                    "another folder"
                 )
 
 

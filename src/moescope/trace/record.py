@@ -335,5 +335,6 @@ def _describe_model(loaded: LoadedModel, layers: tuple[MoELayer, ...]) -> dict[s
         "dtype": loaded.dtype,
         "stored_dtype": loaded.stored_dtype,
         "device": loaded.device,
+        "processor": loaded.processor,
         **loaded.anatomy.describe(layers),
     }

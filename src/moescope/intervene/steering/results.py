@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -90,6 +91,9 @@ class SteeringResult(Tabular):
 
     def __repr__(self) -> str:
         return f"<SteeringResult {', '.join(self.edits)}: KL {self.kl:.3g} nats>"
+
+    def _repr_html_(self) -> str:
+        return "".join(f"<p>{escape(line)}</p>" for line in (repr(self), *self.summary()))
 
     def where(self) -> str:
         """Where the edit holds, in words."""

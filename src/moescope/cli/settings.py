@@ -18,7 +18,7 @@ from moescope.given import Seed, whole_number
 from moescope.launch import LaunchOptions
 from moescope.models import ModelSpec
 from moescope.models.spec import DtypeName, EngineName, local_folder
-from moescope.progress import OnProgress, quiet
+from moescope.progress import OnProgress, Progress, quiet
 from moescope.run.options import TraceOptions
 
 if TYPE_CHECKING:
@@ -90,11 +90,10 @@ class MetaArgs(Settings):
     revision: str | None = of(ModelSpec, "revision")
     trust_remote_code: bool = of(ModelSpec, "trust_remote_code")
 
-    @model_validator(mode="after")
-    def _is_a_model(self) -> Self:
+    def check(self) -> None:
+        """Refuse what can be neither a folder nor a name on the hub."""
         if isinstance(self.model, str):  # a verb may take that of its run
             local_folder(self.model)
-        return self
 
     def model_spec(self) -> ModelSpec:
         """The part that says which model."""
@@ -114,13 +113,15 @@ class ModelArgs(MetaArgs):
         """The model in memory; layers and ``check`` are held to it before weights are read."""
         from moescope.models import load_model
 
-        return load_model(self.model_spec(), check=self._checking(check), on_progress=on_progress)
+        known = self._checking(on_progress, check)
+        return load_model(self.model_spec(), check=known, on_progress=on_progress)
 
-    def _checking(self, more: Check | None = None) -> Check:
+    def _checking(self, on_progress: OnProgress, more: Check | None = None) -> Check:
         def check(outline: Outline) -> None:
             outline.anatomy.select(getattr(self, "layers", None))
             if more is not None:
                 more(outline)
+            on_progress(Progress(f"loading {outline.name}", note=outline.memory_note))
 
         return check
 
@@ -319,6 +320,6 @@ class RunArgs(OutArgs, EngineArgs, ModelArgs, TextArgs, TraceArgs, LauncherArgs)
             memory=self.memory,
             batch_tokens=self.batch_tokens,
             window=self.context,
-            check=self._checking(),
+            check=self._checking(on_progress),
             on_progress=on_progress,
         )

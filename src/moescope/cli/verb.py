@@ -73,6 +73,9 @@ class Settings(BaseModel):
         shared = kind.model_fields.keys() & type(self).model_fields.keys() - more.keys()
         return kind(**{name: getattr(self, name) for name in shared}, **more)
 
+    def check(self) -> None:
+        """Refuse what can be seen before anything heavy is imported, and not by a single field."""
+
     def begin(self, folder: Path | None) -> None:
         """Write down the settings of what is about to begin; it keeps those of its start."""
         if folder is not None and not self.is_begun(folder):
@@ -157,6 +160,7 @@ def verb(
                 kind, {k: v for k, v in given.items() if v not in (None, [])}, config
             )
             with resumable(settings.folder(), *marks, advice=advice):
+                settings.check()
                 body(settings, **({"resume": resume} if resumes else {}))
 
         parameters = [*_parameters(kind)]

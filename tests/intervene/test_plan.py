@@ -130,16 +130,19 @@ def written(folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"schema_version": 3}, "schema_version: Input should be 1 or 2"),
+        ({"schema_version": 3}, "schema_version: expected 1 or 2"),
         ({"schema_version": None}, "no plan; make one with moescope contrast"),
-        ({"model": None}, "plan's model: Field required"),
-        ({"experts": "L1E0"}, "plan's experts: Input should be a valid tuple"),
+        ({"model": None}, "plan's model: missing"),
+        ({"experts": "L1E0"}, "plan's experts: expected a list"),
         ({"experts": [{"expert": "first"}]}, "'first' names no expert"),
-        ({"experts": [{"expert": "L1E0", "score": "high"}]}, "plan's experts.0.score: Input"),
+        (
+            {"experts": [{"expert": "L1E0", "score": "high"}]},
+            "plan's experts.0.score: expected a number",
+        ),
         ({"experts": [{"expert": "L9E0"}]}, "layer 9 is not an MoE layer"),
-        ({"experts": ["L1E0"]}, "plan's experts.0: Input should be"),
-        ({"created_by": None}, "plan's created_by: Field required"),
-        ({"colour": "red"}, "plan's colour: Extra inputs are not permitted"),
+        ({"experts": ["L1E0"]}, "plan's experts.0: expected"),
+        ({"created_by": None}, "plan's created_by: missing"),
+        ({"colour": "red"}, "plan's colour: there is no such name"),
     ],
 )
 def test_a_damaged_file_says_what_is_wrong_and_where(

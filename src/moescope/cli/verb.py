@@ -27,7 +27,8 @@ from pydantic_core import PydanticUndefined
 from moescope.cli.resume import resumable
 from moescope.cli.terminal import errors
 from moescope.errors import BadInputError
-from moescope.given import parse_yaml, read_text
+from moescope.given import parse_yaml, problem_words, read_text
+from moescope.words import brief
 
 _MOST_BYTES = 1 << 17
 
@@ -325,7 +326,7 @@ def _first_problem(
     if problem["type"] == "missing":
         return f"{where}{name} is missing; give {_spelt(kind, name)} or set it in --config"
     shown = name if where else _spelt(kind, name)
-    return f"{where}{shown}: {problem['msg']}, got {problem['input']!r}"
+    return f"{where}{shown}: {problem_words(problem)}, got {brief(problem['input'])}"
 
 
 def note(line: str, style: str = "yellow") -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from moescope.cli.resume import resumable
+from moescope.cli.resume import naming_settings, resumable
 from moescope.cli.terminal import errors
 from moescope.errors import BadInputError
 from moescope.given import parse_yaml, problem_words, read_text
@@ -162,7 +164,8 @@ def verb(
             )
             with resumable(settings.folder(), *marks, advice=advice):
                 settings.check()
-                body(settings, **({"resume": resume} if resumes else {}))
+                with naming_settings(settings):
+                    body(settings, **({"resume": resume} if resumes else {}))
 
         parameters = [*_parameters(kind)]
         if resumes:
@@ -331,7 +334,14 @@ def _first_problem(
 
 def note(line: str, style: str = "yellow") -> None:
     """Say on stderr what a reader of the output should know."""
-    errors.print(f"note: {flagged(line)}", style=style, soft_wrap=True)
+    errors.print(f"note: {typed(line)}", style=style, soft_wrap=True)
+
+
+def typed(line: str) -> str:
+    """A message as its reader would type: flags, and paths from the folder that they are in."""
+    spelt, here = flagged(line), f"{os.path.realpath('.')}{os.sep}"
+    given = any(here in word for word in sys.argv)
+    return spelt if given or here == os.sep else spelt.replace(here, "")
 
 
 class _Named:

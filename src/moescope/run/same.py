@@ -6,12 +6,25 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moescope.errors import RunError
+from moescope.errors import ResumeError
 from moescope.run.manifest import Manifest
 from moescope.words import brief
 
 _MAY_DIFFER = ("device", "engine_version", "name", "notes", "path")
 """Of a run: where its parts lie and what they are called decides no figure."""
+
+
+_BY_HASH = {
+    "config_sha256": "the model has another configuration",
+    "fingerprint": "the text is another",
+    "run": "the run is another",
+    "text": "the text is another",
+    "tokenizer_sha256": "the model has another tokenizer",
+    "weights_sha256": "the model has other weights",
+}
+"""What is compared by a sha256, which tells a person nothing."""
+
+_SHOWN = 4
 
 
 def require_same(
@@ -29,22 +42,28 @@ def require_same(
         may_differ: settings that decide nothing.
 
     Raises:
-        RunError: names the first difference.
+        ResumeError: names what differs.
 
     Example:
         >>> require_same(Path("my-run"), {"options": {"keep": "all"}}, {"options": {"keep": "sample"}})
         Traceback (most recent call last):
-        moescope.errors.RunError: cannot resume my-run: option keep was 'all', now 'sample'; give what it was started with, or another folder
+        moescope.errors.ResumeError: cannot resume my-run: option keep was 'all', now 'sample'; give what it was started with, or another folder
     """  # noqa: E501
+    found, by_hash = [], []
     for what, mine in now.items():
         theirs, word = begun.get(what, {}), "option" if what == "options" else what
         for key in sorted({*mine, *theirs} - set(may_differ)):
-            if mine.get(key) != theirs.get(key):
-                raise RunError(
-                    f"cannot resume {folder}: {f'{word} {key}'.strip()} was "
-                    f"{brief(theirs.get(key))}, now {brief(mine.get(key))}; give what it was "
-                    "started with, or another folder"
-                )
+            was, is_now = theirs.get(key), mine.get(key)
+            if was != is_now and key in _BY_HASH:
+                by_hash.append(_BY_HASH[key])
+            elif was != is_now:
+                name = f"{word} {key}".strip()
+                found.append(f"{name} was {brief(was)}, now {brief(is_now)}")
+    if found or by_hash:
+        raise ResumeError(
+            f"cannot resume {folder}: {'; '.join([*found, *by_hash][:_SHOWN])}; give what it was "
+            "started with, or another folder"
+        )
 
 
 def require_same_run(folder: Path, begun: Manifest, now: Manifest) -> None:

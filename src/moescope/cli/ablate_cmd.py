@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from moescope.cli.settings import Experts as ExpertNames
 from moescope.cli.settings import Format, FormatArgs, Layers, ModelArgs, TextArgs
 from moescope.cli.tables import print_table
 from moescope.cli.terminal import errors, output, progress
@@ -60,7 +61,7 @@ class AblateArgs(ModelArgs, TextArgs, FormatArgs):
     """folder to write; by default RUN/ablation, with --run"""
     plan: str | None = None
     """JSON file that names the experts"""
-    experts: str | None = None
+    experts: Annotated[ExpertNames, Flag(kind=str)] = ()
     """experts, such as L5E9,L3E0-3,L7E*"""
     each: bool = False
     """every expert of --layers on its own"""
@@ -186,7 +187,7 @@ def _experts(settings: AblateArgs) -> Experts:
     """The experts of a plan, or of the words of a setting."""
     from moescope.plan import Plan
 
-    return str(settings.experts) if settings.plan is None else Plan.read(settings.plan)
+    return settings.experts if settings.plan is None else Plan.read(settings.plan)
 
 
 def _check(settings: AblateArgs, experts: Experts | None, outline: Outline) -> None:
@@ -202,7 +203,7 @@ def _check(settings: AblateArgs, experts: Experts | None, outline: Outline) -> N
         experts.require_model(outline.describe())
         refs = experts.experts
     else:
-        refs = select_experts(outline.anatomy, str(experts).split(","))
+        refs = select_experts(outline.anatomy, settings.experts)
     check_plan(outline.anatomy, refs, damage_edit(settings.edit), settings.controls)
 
 

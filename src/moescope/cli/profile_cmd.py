@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import model_validator
 
-from moescope.cli.settings import ModelArgs, TableOrJson
+from moescope.cli.settings import Experts, ModelArgs, TableOrJson
 from moescope.cli.tables import titled
 from moescope.cli.terminal import output, progress, write
 from moescope.cli.verb import Argument, Flag, of, verb
@@ -27,8 +27,8 @@ class ProfileArgs(ModelArgs):
 
     run: Annotated[str, Argument("RUN")]
     """run folder"""
-    experts: Annotated[tuple[str, ...], Argument("EXPERT...")] = ()
-    """experts, such as L5E9 L5E10"""
+    experts: Annotated[Experts, Argument("EXPERT...", list[str])] = ()
+    """experts, such as L5E9 or L5E9,L3E0-3,L7E*"""
     all: bool = False
     """every expert, with an index page"""
     model: Annotated[str | None, Flag()] = None  # type: ignore[assignment]

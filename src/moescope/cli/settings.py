@@ -64,6 +64,18 @@ Layers = Annotated[tuple[int, ...] | None, BeforeValidator(_layers), Flag(kind=s
 """MoE layers, typed as ``0,3,8-11``."""
 
 
+def _experts(given: Any) -> Any:
+    """One text with commas, or a list of them."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
+        return given
+    return tuple(name for text in texts for name in text.replace(",", " ").split())
+
+
+Experts = Annotated[tuple[str, ...], BeforeValidator(_experts)]
+"""Experts, typed as ``L5E9,L3E0-3``; a file may list them."""
+
+
 class FormatArgs(Settings):
     """How a verb prints."""
 

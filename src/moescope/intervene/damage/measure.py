@@ -274,7 +274,7 @@ def make_plan(loaded: LoadedModel, experts: Experts, reason: str = "named by han
     if isinstance(experts, Plan):
         experts.require_model(describe_model(loaded))
         return experts
-    names = experts.split(",") if isinstance(experts, str) else [str(e) for e in experts]
+    names = [experts] if isinstance(experts, str) else [str(e) for e in experts]
     refs = select_experts(loaded.anatomy, names)
     entries = [PlanEntry(ref, reason) for ref in refs]
     return Plan.of(describe_model(loaded), entries, "moescope ablate")

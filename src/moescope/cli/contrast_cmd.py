@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
-from rich.text import Text
 
 from moescope.cli.settings import CorpusArgs, Format, FormatArgs, LayersArgs, ModelArgs
 from moescope.cli.tables import listing, print_table
 from moescope.cli.terminal import errors, output, progress, write
-from moescope.cli.verb import Flag, flagged, verb
+from moescope.cli.verb import Flag, note, verb
 from moescope.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def _save(made: ContrastResult, strength: float, folder: Path) -> Path:
     if result.about["settings"]:
         made.plan(strength).write(folder / "plan.json")
     else:
-        errors.print("no plan was written: no expert's difference is confirmed", style="yellow")
+        note("no plan was written: no expert's difference is confirmed")
     page = write_page(folder / "contrast.html", contrast_page(result))
     drop_journal(folder)
     return page
@@ -126,7 +125,7 @@ def _tables(made: ContrastResult, top: int, strength: float) -> None:
         f"{' (pairs' + counted[made.span] + ')' if made.paired else ''}"
     )
     for remark in made.notes:
-        output.print(Text.assemble(("note ", "bold yellow"), (flagged(remark), "yellow")))
+        note(remark)
     output.print()
     _differences(made, top)
     a, b = made.shared_tokens

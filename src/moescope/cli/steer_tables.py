@@ -9,7 +9,7 @@ from rich.text import Text
 
 from moescope.cli.tables import listing
 from moescope.cli.terminal import output
-from moescope.cli.verb import flagged
+from moescope.cli.verb import note
 from moescope.intervene.steering.prompts import visible
 from moescope.words import percent
 
@@ -55,8 +55,8 @@ def _head(result: SteeringResult) -> None:
         line.append(visible(result.prompt.pieces[i]), style="not dim bold" if hit else "not dim")
         line.append("]  " if hit else "  ", style="not dim bold")
     output.print(line)
-    for note in result.effect.notes:
-        output.print(Text.assemble(("note    ", "bold yellow"), (flagged(note), "yellow")))
+    for remark in result.effect.notes:
+        note(remark)
     output.print()
     for sentence in result.summary():
         output.print(Text(sentence, style="bold"))
@@ -184,7 +184,7 @@ def _controls(result: SteeringResult, controls: Controls) -> None:
             style="dim",
         )
     if controls.note:
-        output.print(Text(controls.note, style="dim"))
+        note(controls.note, "")
     output.print()
 
 

@@ -69,9 +69,9 @@ def select_experts(
     sizes = {m.layer_idx: m.num_experts for m in anatomy.layers}
     found = sorted(set(named_experts(selectors, sizes, f"this {anatomy.model_type} model")))
     if expect is not None and len(found) != expect:
+        named = selectors if isinstance(selectors, str) else " ".join(selectors)
         raise BadInputError(
-            f"{selectors if isinstance(selectors, str) else ' '.join(selectors)} selects {len(found)} experts, expected {expect}; nothing was "
-            "changed"
+            f"{named} selects {len(found)} experts, expected {expect}; nothing was changed"
         )
     return tuple(found)
 

@@ -71,7 +71,7 @@ def analyze(
     """
     corpus, asked = as_text(texts), options or TraceOptions()
     if not isinstance(model, LoadedModel):
-        on_progress(Progress(f"loading {as_spec(model).model}"))
+        on_progress(Progress(f"loading {Path(as_spec(model).model).name}"))
     loaded = as_model(model, engine="auto", batch_tokens=asked.batch_tokens, window=asked.context)
     later = _TABLE_SECONDS * sum(layer.num_experts for layer in loaded.anatomy.layers)
     folder = trace(

@@ -53,7 +53,7 @@ class Reckoning:
         if at.unit != self._last.unit or at.done < self._last.done:
             self._before, self._own = self._before + self._own, 0.0
             self._began = now, at.done
-            self.left, self.rate, self.measured = math.nan, math.nan, 0.0
+            self.left, self.rate, self.measured = self._last.later or math.nan, math.nan, 0.0
         self._last = at
         seconds, done = now - self._began[0], at.done - self._began[1]
         if not at.total or done <= 0 or seconds < _SOONEST:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from moescope.cli.verb import Argument, Flag, Settings, of
-from moescope.corpus import CorpusSpec, Split, Turns, open_corpus
+from moescope.corpus.messages import Turns
+from moescope.corpus.spec import CorpusSpec
+from moescope.corpus.split import Split
 from moescope.corpus.text_files import TextUnit
 from moescope.errors import BadInputError
 from moescope.given import Seed, whole_number
@@ -178,6 +180,8 @@ class CorpusArgs(RecordArgs):
 
     def corpus_spec(self, path: str, **more: Any) -> CorpusSpec:
         """What to read, and how; its first document is looked at before a model is loaded."""
+        from moescope.corpus import open_corpus
+
         spec: CorpusSpec = self.given(CorpusSpec, path=path, **more)
         next(iter(open_corpus(spec)), None)
         return spec

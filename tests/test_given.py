@@ -1,6 +1,8 @@
 """What a person gives: numbers and small files, bounded before they are used."""
 
+import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +20,8 @@ from moescope.given import (
     MOST_EXPERTS,
     first_problem,
     parse_json,
+    parse_yaml,
+    problem_words,
     read_text,
     require_seed,
     whole_number,
@@ -74,9 +78,9 @@ def test_the_first_problem_is_one_line_with_its_place() -> None:
             Outer.model_validate(settings)
         return first_problem(raised.value)
 
-    assert said(inner=[{"size": 0}]).startswith("inner.0.size: Input should be greater")
-    assert said() == "inner: Field required"
-    assert said(inner=[]).startswith("Value error, two lines xxx")
+    assert said(inner=[{"size": 0}]).startswith("inner.0.size: expected 1 or more")
+    assert said() == "inner: missing"
+    assert said(inner=[]).startswith("two lines xxx")
     assert len(said(inner=[])) == 200
 
 
@@ -143,3 +147,40 @@ def test_json_that_python_would_choke_on_is_refused() -> None:
     ):  # fmt: skip
         with pytest.raises(BadInputError, match=said):
             parse_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seed: 1\ncontext: 40\nseed: 2\n", "line 3: 'seed' is given twice, first in line 1"),
+        ("data:\n  train: a\n  train: b\n", "line 3: 'train' is given twice, first in line 2"),
+        ("keep: [", "no YAML in line 1, column 8: expected the node content"),
+        ("a: b: c", "no YAML in line 1, column 5: mapping values are not allowed here"),
+        ("a: 'x\n", "no YAML in line 2, column 1: found unexpected end of stream"),
+    ],
+)
+def test_a_slip_in_yaml_is_one_line_that_says_where(text: str, says: str) -> None:
+    with pytest.raises(BadInputError) as raised:
+        parse_yaml(text)
+    assert says in str(raised.value)
+    assert "^" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_no_word_of_pydantic_reaches_a_person() -> None:
+    """Every setting of the largest verb, with every kind of value that it cannot take."""
+    odd = ["x", [1], {}, 1.5, math.nan, -5, "", 2**70, [[]], [2.5, {}], None]
+    needed = {"model": "m", "corpus": "c", "out": "o"}
+    said = set()
+    for name in RunArgs.model_fields:
+        for value in odd:
+            try:
+                RunArgs.model_validate({**needed, name: value})
+            except BadInputError:
+                continue
+            except ValidationError as error:
+                said |= {problem_words(problem) for problem in error.errors()}
+    assert len(said) > 8
+    assert all(text.startswith("expected ") for text in said)
+    assert not [t for t in said if re.search(r"[Ii]nput|valid|tuple|integer|boolean|Value", t)]
+    assert not [t for t in said if "{" in t]

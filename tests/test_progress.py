@@ -2,6 +2,7 @@
 
 import ast
 import io
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from moescope.cli import terminal
 from moescope.cli.settings import RunArgs
 from moescope.cli.terminal import CleanConsole
 from moescope.cli.verb import flagged, resolve
-from moescope.progress import Progress
+from moescope.progress import Progress, Reckoning
 
 SOURCE = Path(moescope.__file__).parent
 LIBRARY = [p for p in SOURCE.rglob("*.py") if "cli" not in p.relative_to(SOURCE).parts]
@@ -29,20 +30,93 @@ def test_a_share_is_known_only_where_the_total_is() -> None:
     assert Progress("loading").share == 0.0
 
 
+def told(*at: tuple[float, Progress]) -> Reckoning:
+    made = Reckoning()
+    for now, progress in at:
+        made.tell(progress, now)
+    return made
+
+
+def test_of_one_stage_the_share_is_what_is_done_and_the_pace_goes_on() -> None:
+    made = told((0, Progress("a", 0, 20, "tokens")), (10, Progress("a", 5, 20, "tokens")))
+    assert (made.share, made.left, made.rate) == (0.25, 30, 0.5)  # 15 left at 0.5/s
+
+
+def test_nothing_is_said_of_what_has_no_end() -> None:
+    for at in (Progress("a"), Progress("a", 5, None, "tokens")):
+        made = told((0, at), (10, at._replace(done=at.done + 5)))
+        assert made.share == 0.0
+        assert math.isnan(made.left)
+
+
+def test_a_stage_that_comes_later_is_part_of_the_work() -> None:
+    """20 s of tracing, 60 s guessed for tables; then the tables take 20 s."""
+    trace = [(0, Progress("t", 0, 20, "tokens", later=60)),
+             (10, Progress("t", 10, 20, "tokens", later=60))]  # fmt: skip
+    assert told(*trace).share == 10 / 80
+    assert told(*trace).left == 70
+    trace.append((20, Progress("t", 20, 20, "tokens", later=60)))
+    assert told(*trace).share == 20 / 80  # not all, while tables are made
+    tables = [*trace, (20, Progress("u", 0, 4)), (25, Progress("u", 1, 4))]
+    assert told(*tables).share == 25 / 40
+    assert told(*tables).left == 15
+
+
+def test_the_share_never_falls_and_is_never_all() -> None:
+    made = Reckoning()
+    shares = []
+    for stage in range(3):
+        for done in range(11):
+            made.tell(Progress("a", done, 10, f"unit {stage}"), 100 * stage + done**2)
+            shares.append(made.share)
+    assert shares == sorted(shares)
+    assert max(shares) < 1
+
+
+def test_what_was_done_before_a_resume_is_no_pace() -> None:
+    made = told((0, Progress("a", 80, 100, "t")), (10, Progress("a", 90, 100, "t")))
+    assert (made.rate, made.left, made.share) == (1.0, 10.0, 0.9)
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What is seen, of a clock that goes 10 seconds at each look."""
+    made, clock = io.StringIO(), iter(range(100, 10**6, 10))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(terminal, "errors", CleanConsole(file=made, width=100))
+    return made
+
+
 def test_the_bar_shows_stage_share_rate_and_time_left_and_notes_stay(
-    monkeypatch: pytest.MonkeyPatch,
+    screen: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    screen = io.StringIO()
     console = CleanConsole(file=screen, force_terminal=True, width=120)
     monkeypatch.setattr(terminal, "errors", console)
-    clock = iter(range(100, 200))
-    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     with terminal.progress("loading it") as show:
         show(Progress("tracing", 0, 4000, "tokens"))
         show(Progress("tracing, layer 2/6", 1000, 4000, "tokens", note="shard 1/2 is done"))
     text = screen.getvalue()
-    for shown in ("tracing, layer 2/6", "25%", "1,000 tokens", "/s", "shard 1/2 is done"):
+    for shown in ("tracing, layer 2/6", "25%", "1,000 tokens", "/s", "left", "shard 1/2 is done"):
         assert shown in text
+
+
+def test_what_takes_long_is_said_once_and_a_log_gets_few_lines(screen: io.StringIO) -> None:
+    with terminal.progress("loading it") as show:
+        for done in range(1001):
+            show(Progress("measuring", done, 1000, "tokens"))
+    first, *lines = screen.getvalue().splitlines()
+    assert first == "measuring: about 2.8 h to go"  # 10 s for each of 999
+    assert 10 < len(lines) < 30
+    assert all("left" in line for line in lines)
+
+
+def test_what_is_quick_says_nothing(screen: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100, 10**6))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock) / 100)
+    with terminal.progress("loading it") as show:
+        for done in range(1001):
+            show(Progress("measuring", done, 1000, "tokens"))
+    assert screen.getvalue() == ""
 
 
 def nodes(path: Path) -> Iterator[ast.AST]:

@@ -13,13 +13,19 @@ a model has is for the caller to say; that one is not among them is said here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from moescope.errors import BadInputError
 from moescope.given import WHOLE
 from moescope.words import ranges
 
+SELECTOR = re.compile(
+    rf"^L({WHOLE}|\*)E({WHOLE})(?:-({WHOLE}))?$|^L({WHOLE}|\*)E\*$", re.IGNORECASE
+)
+"""One expert, or several: ``L5E9``, ``L5E0-7``, ``L5E*``, ``L*E3``."""
+
+_FORMS = "L5E9, L5E0-7, L5E* (a layer) or L*E9"
 _PATTERN = re.compile(rf"^L({WHOLE})E({WHOLE})$", re.IGNORECASE)
 
 
@@ -103,3 +109,42 @@ def require_experts(experts: Iterable[ExpertRef], sizes: Mapping[int, int], mode
                 f"{ref} does not exist: layer {ref.layer_idx} of {model} has experts E0 to "
                 f"E{sizes[ref.layer_idx] - 1}"
             )
+
+
+def named_experts(
+    selectors: str | Sequence[str], sizes: Mapping[int, int], model: str
+) -> list[ExpertRef]:
+    """The experts that selectors name, in their order, each once.
+
+    Args:
+        selectors: ``L5E9``, ``L5E0-7``, ``L5E*`` (a whole layer), ``L*E3`` (one number everywhere);
+            a text may hold several, with commas or spaces between them.
+        sizes: E of each MoE layer, by its number.
+        model: what it is called.
+
+    Raises:
+        BadInputError: no selector, one of another form, or an expert that does not exist.
+
+    Example:
+        >>> [str(e) for e in named_experts("L1E0-1,L3E*", {1: 8, 3: 2}, "small")]
+        ['L1E0', 'L1E1', 'L3E0', 'L3E1']
+    """
+    texts = [selectors] if isinstance(selectors, str) else list(selectors)
+    names = [name for text in texts for name in text.replace(",", " ").split()]
+    if not names:
+        raise BadInputError(f"no expert was named: expected {_FORMS}")
+    return list(dict.fromkeys(e for name in names for e in _matches(name, sizes, model)))
+
+
+def _matches(name: str, sizes: Mapping[int, int], model: str) -> Iterator[ExpertRef]:
+    match = SELECTOR.match(name)
+    if match is None:
+        raise BadInputError(f"{name!r} names no expert: expected {_FORMS}")
+    layer_text = match[1] or match[4]
+    first, last = int(match[2] or 0), int(match[3] or match[2] or 0)
+    if first > last:
+        raise BadInputError(f"{name!r} names no expert: its range starts after its end")
+    for layer in list(sizes) if layer_text == "*" else [int(layer_text)]:
+        end = last if match[2] is not None else sizes.get(layer, 1) - 1
+        require_experts([ExpertRef(layer, first), ExpertRef(layer, end)], sizes, model)
+        yield from (ExpertRef(layer, e) for e in range(first, end + 1))

@@ -7,6 +7,7 @@ The tree::
     │   ├── ModelError            the model cannot be loaded, has no experts, or cannot be supported
     │   ├── CorpusError           the text cannot be read, is empty, or lacks a field
     │   ├── RunError              the run folder is missing, of another model, or damaged
+    │   │   └── ResumeError       work was begun with something else, so it cannot be gone on with
     │   └── MissingExtraError     an optional dependency is absent; says how to install it
     ├── BusyError                 another process writes the folder; says which
     ├── LaunchError               a worker died again and again; the shards that were done stay
@@ -50,6 +51,10 @@ class RunError(BadInputError):
     """A run folder is missing, incomplete, altered, or belongs to another model or corpus."""
 
 
+class ResumeError(RunError):
+    """Work cannot be gone on with, because it was begun with something else."""
+
+
 class CoverageError(MoescopeError):
     """A router that the anatomy names saw no token, so every figure on it would be a false zero."""
 
@@ -72,6 +77,8 @@ class TrainingError(MoescopeError):
 
 class InterruptedTrainingError(MoescopeError):
     """Training was stopped by a signal; a checkpoint of that moment is written."""
+
+    exit_code = 130
 
 
 class MissingExtraError(BadInputError):

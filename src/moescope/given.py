@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import stat
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from moescope.errors import BadInputError
-from moescope.words import said_by
+from moescope.words import brief, said_by
 
 MAX_SEED = 2**63 - 1
 """The largest that every generator takes, and that every file keeps as it is."""
@@ -63,11 +64,62 @@ def whole_number(text: str) -> int | None:
     return int(plain) if re.fullmatch(WHOLE, plain) else None
 
 
+_EXPECTED = {
+    "bool": "true or false",
+    "dict": "names with values",
+    "dataclass": "names with values",
+    "finite_number": "a finite number",
+    "float": "a number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "int": "a whole number",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "list": "a list",
+    "literal_error": "{expected}",
+    "mapping": "names with values",
+    "model": "names with values",
+    "string": "a text",
+    "string_too_short": "a text of at least {min_length} characters",
+    "too_long": "at most {max_length} values",
+    "too_short": "at least {min_length} values",
+    "tuple": "a list",
+}
+"""What was expected, by the kind of a problem as pydantic names it, or by its first word."""
+
+
+def problem_words(problem: Mapping[str, Any]) -> str:
+    """A problem that pydantic found, in our words.
+
+    Args:
+        problem: one of ``ValidationError.errors()``.
+
+    Returns:
+        Such as ``expected 1 or more``; of an error that was raised in a validator its own words.
+    """
+    kind, said = str(problem["type"]), str(problem["msg"])
+    if kind in ("value_error", "assertion_error"):
+        return said.partition(", ")[2]
+    if kind in ("extra_forbidden", "missing"):
+        return "missing" if kind == "missing" else "there is no such name"
+    expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.partition("_")[0])
+    if expected is None:
+        return re.sub("^Input should (be )?", "expected ", said)
+    limits = {k: int(v) if v == v // 1 else v for k, v in _numbers(problem)}
+    return f"expected {expected.format_map({**problem.get('ctx', {}), **limits})}"
+
+
+def _numbers(problem: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The bounds of a problem."""
+    found = problem.get("ctx", {}).items()
+    yield from ((k, v) for k, v in found if isinstance(v, int | float))
+
+
 def first_problem(error: ValidationError) -> str:
     """Where the first problem of settings or of a stored file lies, and what it is: one line."""
     problem = error.errors()[0]
     where = ".".join(map(str, problem["loc"]))
-    return " ".join(f"{where}: {problem['msg']}".removeprefix(": ").split())[:200]
+    return " ".join(f"{where}: {problem_words(problem)}".removeprefix(": ").split())[:200]
 
 
 def read_text(path: str | Path, most: int = _MOST_BYTES, label: str | None = None) -> str:
@@ -142,10 +194,29 @@ def parse_json(text: str, odd_text: bool = False) -> Any:
 class _PlainLoader(yaml.SafeLoader):
     """YAML without aliases: nine lines of them can stand for gigabytes."""
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: dict[Any, int] = {}
+        for key, _ in node.value:
+            name, line = self.construct_object(key, deep=True), key.start_mark.line + 1
+            if isinstance(name, Hashable) and seen.setdefault(name, line) != line:
+                raise BadInputError(
+                    f"line {line}: {brief(name)} is given twice, first in line {seen[name]}"
+                )
+        return super().construct_mapping(node, deep)
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise BadInputError("YAML aliases (*name) are not read; write the value out")
         return super().compose_node(parent, index)
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """Where a text is no YAML, and why, without a picture of the place."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"no YAML: {said_by(error, 200)}"
+    why = " ".join(str(getattr(error, "problem", "")).split())[:200]
+    return f"no YAML in line {mark.line + 1}, column {mark.column + 1}: {why}"
 
 
 def parse_yaml(text: str) -> Any:
@@ -161,6 +232,6 @@ def parse_yaml(text: str) -> Any:
     except RecursionError as error:
         raise BadInputError("nested too deeply") from error
     except yaml.YAMLError as error:
-        raise BadInputError(said_by(error, 300)) from error
+        raise BadInputError(_yaml_problem(error)) from error
     except ValueError as error:
         raise BadInputError(f"a number or a date in it cannot be read ({error})") from error

@@ -37,6 +37,12 @@ PAGE = "training.html"
 _COUNTING_SECONDS = 5.0
 """Tokens of a text are counted for so long before it is run; what is there then is the least."""
 
+_TABLE_SECONDS = 0.05
+"""That all tables take for each expert of a model: a guess, for the bar alone."""
+
+_WORK = {"domain_specialization": 60, "information": 40}
+"""How much longer some tables take than the others do."""
+
 
 class Analysis(NamedTuple):
     """The finished run and where its report is."""
@@ -77,9 +83,13 @@ def analyze(
     """
     corpus, asked = as_text(texts), options or TraceOptions()
     if not isinstance(model, LoadedModel):
-        on_progress(Progress(f"loading {as_spec(model).model}"))
+        on_progress(Progress(f"loading {Path(as_spec(model).model).name}"))
     loaded = as_model(model, engine="auto", batch_tokens=asked.batch_tokens, window=asked.context)
-    folder = trace(loaded, corpus, run, asked, resume=resume, on_progress=on_progress)
+    later = _TABLE_SECONDS * sum(layer.num_experts for layer in loaded.anatomy.layers)
+    folder = trace(
+        loaded, corpus, run, asked, resume=resume,
+        on_progress=lambda at: on_progress(at._replace(later=later)),
+    )  # fmt: skip
     if loaded.streamed is not None:
         loaded.streamed.release()  # tables need the memory, and no model
     return report_on(folder, on_progress=on_progress)
@@ -129,11 +139,12 @@ def report_on(run: str | Path, *, on_progress: OnProgress = quiet) -> Analysis:
     Raises:
         RunError: it is not finished, damaged, or an empty shard, of which nothing can be said.
     """
-    opened, names = open_run(run), list(TABLES)
-    for number, name in enumerate(names):
-        on_progress(Progress(f"table {name}", number, len(names), "tables"))
+    opened, done, total = open_run(run), 0, sum(_WORK.get(name, 1) for name in TABLES)
+    for number, name in enumerate(TABLES, 1):
+        on_progress(Progress(f"table {number} of {len(TABLES)}, {name}", done, total))
         opened.table(name)
-    on_progress(Progress("writing the report"))
+        done += _WORK.get(name, 1)
+    on_progress(Progress("writing the report", done, total))
     report = build_report(opened)
     renew_contents(opened.path, lambda why: on_progress(Progress("writing", note=f"note: {why}")))
     return Analysis(opened, report)

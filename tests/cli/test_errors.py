@@ -223,7 +223,7 @@ def test_as_a_process_of_its_own_it_does_the_same(place: Path, tmp_path: Path) -
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "interrupted; what was finished stays, go on with the same command and --resume" in err
     assert "Traceback" not in err
 

@@ -445,7 +445,7 @@ class TestResuming:
             measure_damage(
                 tiny_loaded, windows, "L1E1", edit="mask", folder=tmp_path, resume=True, **settings
             )
-        with pytest.raises(RunError, match=r"cannot resume .*: text was"):
+        with pytest.raises(RunError, match=r"cannot resume .*: the text is another"):
             measure_damage(
                 tiny_loaded, windows[:-1], "L1E1", folder=tmp_path, resume=True, **settings
             )

@@ -155,16 +155,19 @@ def written(folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"schema_version": 4}, "schema_version: Input should be 3"),
+        ({"schema_version": 4}, "schema_version: expected 3"),
         ({"schema_version": None}, "no plan; make one with moescope select"),
-        ({"model": None}, "plan's model: Field required"),
-        ({"entries": "L1E0"}, "plan's entries: Input should be a valid tuple"),
+        ({"model": None}, "plan's model: missing"),
+        ({"entries": "L1E0"}, "plan's entries: expected a list"),
         ({"entries": [{"expert": "first"}]}, "'first' names no expert"),
-        ({"entries": [{"expert": "L1E0", "score": "high"}]}, "plan's entries.0.score: Input"),
+        (
+            {"entries": [{"expert": "L1E0", "score": "high"}]},
+            "plan's entries.0.score: expected a number",
+        ),
         ({"entries": [{"expert": "L9E0"}]}, "layer 9 is not an MoE layer"),
-        ({"entries": ["L1E0"]}, "plan's entries.0: Input should be"),
-        ({"created_by": None}, "plan's created_by: Field required"),
-        ({"colour": "red"}, "plan's colour: Extra inputs are not permitted"),
+        ({"entries": ["L1E0"]}, "plan's entries.0: expected"),
+        ({"created_by": None}, "plan's created_by: missing"),
+        ({"colour": "red"}, "plan's colour: there is no such name"),
     ],
 )
 def test_a_damaged_file_says_what_is_wrong_and_where(

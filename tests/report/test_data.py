@@ -14,8 +14,8 @@ from moescope.report.about import label
 from moescope.report.cells import MAX_TOP_CELLS, SHOWN, special
 from moescope.report.data import MAX_DOMAINS, report_data
 from moescope.report.frames import Frame, tidy
-from moescope.report.report_page import render_report
 from moescope.report.layers import flow
+from moescope.report.report_page import render_report
 from moescope.report.tokens import MAX_SPANS, SPAN_TOKENS, routes
 
 MEGABYTE = 1_000_000

@@ -17,12 +17,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"routter": {}}, "unknown key 'routter'; did you mean router?"),
     ({"model": {"experts": 4}}, "unknown key 'model.experts'; did you mean num_experts?"),
     ({"model": {"top_k": 9}}, "top_k 9 is more than num_experts 8; choose top_k from 1 to 8"),
-    ({"model": {"num_experts": 4097}}, "model.num_experts: Input should be less than or equal to"),
+    ({"model": {"num_experts": 4097}}, "model.num_experts: expected at most"),
     ({"model": {"hidden_size": 17}}, "hidden_size 17 does not divide into 2 attention heads"),
     ({"model": {"hidden_size": 18}}, "a head of 9 is odd"),
     ({"model": {"shared_expert_size": 8}}, "olmoe has no shared expert"),
     ({"model": {"architecture": "qwen2_moe"}}, "qwen2_moe needs shared_expert_size"),
-    ({"model": {"architecture": "gpt2"}}, "model.architecture: Input should be 'olmoe'"),
+    ({"model": {"architecture": "gpt2"}}, "model.architecture: expected 'olmoe'"),
     ({"router": {"kind": "sigmoid_bias"}}, "does not map to the architecture olmoe"),
     ({"router": {"kind": "switch"}}, "set model.top_k to 1, got 2"),
     (
@@ -48,11 +48,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"capacity": {"train": 0.1}}, "less than one of 16 tokens; it must be at least 0.25"),
     ({"data": {"context": 2000}}, "longer than model.max_position_embeddings 1024"),
     ({"train": {"tokens": 5}}, "give exactly one of steps and tokens"),
-    ({"run": {"keep": [10]}}, "run.keep.0: Input should be less than or equal to 1, got 10"),
-    ({"balance": {"importance": -1}}, "balance.importance: Input should be greater than or equal"),
+    ({"run": {"keep": [10]}}, "run.keep.0: expected at most 1, got 10"),
+    ({"balance": {"importance": -1}}, "balance.importance: expected 0 or more"),
     ({"balance": {"importance": {"start": 1, "end": 0}}}, "balance.importance.over is missing"),
     ({"model": {"zzzz": 4}}, "unknown key 'model.zzzz'; keys of model: architecture"),
-    ({"train": {"learning_rate": -1}}, "train.learning_rate: Input should be greater than 0"),
+    ({"train": {"learning_rate": -1}}, "train.learning_rate: expected more than 0"),
 ]
 
 

@@ -23,7 +23,7 @@ def cli_page() -> str:
     out = ["# Command line", "", prose(_app_help(app)), ""]
     out += [
         "Data goes to stdout, progress and warnings to stderr. Exit code 0: done; 1: failed; "
-        "2: bad input.",
+        "2: bad input; 130: interrupted.",
         "",
         "`moescope --version` prints the version, `moescope VERB --help` this text.",
         "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from rich.text import Text
@@ -13,10 +13,11 @@ from rich.text import Text
 from moescope.cli.asked import asked
 from moescope.cli.fit import Head
 from moescope.cli.of_run import OfRunArgs
+from moescope.cli.settings import Experts as ExpertNames
 from moescope.cli.settings import FormatArgs, Layers, TextArgs
 from moescope.cli.tables import Sheet, print_table
 from moescope.cli.terminal import errors, output, progress
-from moescope.cli.verb import flagged, note, of, verb
+from moescope.cli.verb import Flag, flagged, note, of, verb
 from moescope.errors import BadInputError
 from moescope.progress import Progress
 from moescope.run.options import TraceOptions
@@ -74,7 +75,7 @@ class AblateArgs(OfRunArgs, TextArgs, FormatArgs):
     """instead of --corpus: the text that a run of this model was made on; names the model too"""
     plan: str | None = None
     """plan of experts, such as moescope select, contrast and ablate write"""
-    experts: str | None = None
+    experts: Annotated[ExpertNames, Flag(kind=str)] = ()
     """experts, such as L5E9,L3E0-3,L7E*"""
     each: bool = False
     """every expert of --layers on its own"""
@@ -222,7 +223,7 @@ def _check(settings: AblateArgs, experts: Experts | None, edit: str, outline: Ou
         experts.require_model(outline.describe())
         refs = experts.experts
     else:
-        refs = parse_experts(outline.anatomy, str(experts).split(","))
+        refs = parse_experts(outline.anatomy, settings.experts)
     check_plan(outline.anatomy, refs, damage_edit(edit), settings.controls)
 
 

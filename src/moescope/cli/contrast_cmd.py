@@ -107,7 +107,7 @@ def _save(made: ContrastResult, strength: float, folder: Path, command: str) -> 
     if result.about["settings"]:
         made.plan(strength).write(folder / "plan.json")
     else:
-        errors.print("no plan was written: no expert's difference is confirmed", style="yellow")
+        note("no plan was written: no expert's difference is confirmed")
     page = write_page(folder / "contrast.html", contrast_page(result, command))
     drop_journal(folder)
     return page
@@ -133,7 +133,7 @@ def _tables(made: ContrastResult, given: ContrastArgs) -> None:
         f"{counted(u, 'token')}{' (pairs' + spans[made.span] + ')' if made.paired else ''}"
     )
     for remark in made.notes:
-        output.print(Text.assemble(("note ", "bold yellow"), (flagged(remark), "yellow")))
+        note(remark)
     output.print()
     _differences(made, given)
     a, b = made.shared_tokens

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from moescope.cli.analyze_cmd import summarize
-from moescope.cli.resume import RUN_MARKS
+from moescope.cli.resume import RUN_MARKS, changes
 from moescope.cli.settings import EngineArgs, ModelArgs
 from moescope.cli.terminal import errors, output, progress
 from moescope.cli.verb import Flag, of, verb
+from moescope.errors import RunError
 from moescope.run.options import TraceOptions
 
 _AGAIN = "the same command goes on from there"
@@ -45,6 +46,14 @@ def demo(settings: DemoArgs) -> None:
 
     model = settings.model or str(MODEL)
     with progress() as show, claim_run(settings.out) as folder:
+        changed = changes(settings, folder)
+        if changed:
+            raise RunError(
+                f"{folder} holds a demo of other settings ({', '.join(changed)}); give another "
+                f"folder with -o, or remove {folder}"
+            )
+        if not (folder / "config.yaml").exists():
+            settings.write_to(folder)
         done = run_demo(
             folder,
             corpus=settings.corpus,
@@ -55,7 +64,6 @@ def demo(settings: DemoArgs) -> None:
             step=settings.step,
             on_progress=show,
         )
-        settings.write_to(folder)
     summarize(done.run)
     errors.print(
         "The shipped text measures a model; nothing in it or in the report is advice.", style="dim"

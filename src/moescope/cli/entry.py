@@ -27,9 +27,9 @@ def run() -> None:
 
 def _leave(_number: int = signal.SIGINT, _frame: FrameType | None = None) -> None:
     os.write(2, b"error: interrupted\n")
-    os._exit(1)
+    os._exit(130)
 
 
 def _leave_quietly(_number: int, _frame: FrameType | None) -> None:
     """All has been said."""
-    os._exit(1)
+    os._exit(130)

@@ -10,7 +10,7 @@ from pydantic import Field
 from moescope.cli.analyze_cmd import summarize
 from moescope.cli.resume import RUN_MARKS
 from moescope.cli.settings import LayersArgs, MetaArgs
-from moescope.cli.terminal import errors, output, progress
+from moescope.cli.terminal import output, progress
 from moescope.cli.verb import Argument, Flag, note, of, verb
 from moescope.given import Seed
 from moescope.run.options import TraceOptions
@@ -89,6 +89,6 @@ def import_(settings: ImportArgs, resume: bool) -> None:
 def _explain(run: Run) -> None:
     """Say on stderr what the run does not know."""
     for reason in run.absent.values():
-        errors.print(f"absent: {reason}", soft_wrap=True)
+        note(f"absent: {reason}", "")
     for remark in run.manifest.source["notes"]:
         note(remark, "")

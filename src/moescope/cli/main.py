@@ -1,6 +1,7 @@
 """The command line: verbs, and the one place where an error becomes an exit code.
 
-Data goes to stdout, progress and warnings to stderr. Exit 0: done; 1: failed; 2: bad input.
+Data goes to stdout, progress and warnings to stderr. Exit 0: done; 1: failed; 2: bad input;
+130: interrupted.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from pydantic import ValidationError
 
 from moescope import __version__
 from moescope.cli.help import MAX_WIDTH, SECTIONS, VerbHelp, Verbs
-from moescope.cli.resume import INTERRUPTED
+from moescope.cli.resume import INTERRUPTED, INTERRUPTED_CODE
 from moescope.cli.terminal import bounded, clean, errors, tolerate
-from moescope.cli.verb import VERBS, flagged, note
+from moescope.cli.verb import VERBS, note, typed
 from moescope.errors import BadInputError, MoescopeError, lacks_memory
 from moescope.given import first_problem
 from moescope.kernels import keep_few_kernels
@@ -29,9 +30,6 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 """Wrong words on the command line; typer may bring click's classes under a name of its own."""
 
 _show_warning = warnings.showwarning
-
-_INTERRUPTED = 130
-"""What typer returns for Ctrl-C."""
 
 _NAMES = {
     errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM,
@@ -98,7 +96,7 @@ def _run() -> int:
     except MoescopeError as error:
         return _fail(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        return _fail(INTERRUPTED, 1)
+        return _fail(INTERRUPTED, INTERRUPTED_CODE)
     except _UsageError as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "moescope"
@@ -120,8 +118,8 @@ def _run() -> int:
         return _fail(
             f"{kind}: {first} (a fault in moescope or below it; MOESCOPE_DEBUG=1 shows where)", 1
         )
-    if code == _INTERRUPTED:
-        return _fail(INTERRUPTED, 1)
+    if code == INTERRUPTED_CODE:  # typer's answer to Ctrl-C
+        return _fail(INTERRUPTED, INTERRUPTED_CODE)
     return int(code or 0)
 
 
@@ -134,7 +132,7 @@ def _warn(message: Warning | str, category: type[Warning], *where: Any, **more: 
 
 
 def _fail(line: str, code: int) -> int:
-    line = flagged(" ".join(line.split()))
+    line = typed(" ".join(line.split()))
     errors.print(f"error: {bounded(line)}", style="bold red", soft_wrap=True)
     return code
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import model_validator
 
 from moescope.cli.asked import asked
-from moescope.cli.settings import ModelArgs, TableOrJson, WideArgs
+from moescope.cli.settings import Experts, ModelArgs, TableOrJson, WideArgs
 from moescope.cli.tables import Sheet, write_json
 from moescope.cli.terminal import output, progress
 from moescope.cli.verb import Argument, Flag, note, of, verb
@@ -28,8 +28,8 @@ class ProfileArgs(ModelArgs, WideArgs):
 
     run: Annotated[str, Argument("RUN")]
     """run folder"""
-    experts: Annotated[tuple[str, ...], Argument("EXPERT...")] = ()
-    """experts, such as L5E9 L5E10"""
+    experts: Annotated[Experts, Argument("EXPERT...", list[str])] = ()
+    """experts, such as L5E9 or L5E9,L3E0-3,L7E*"""
     all: bool = False
     """every expert, with an index page"""
     model: Annotated[str | None, Flag()] = None  # type: ignore[assignment]

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from moescope.cli.verb import Argument, Flag, Settings, of
-from moescope.corpus import CorpusSpec, Split, Turns, open_corpus
+from moescope.corpus.messages import Turns
+from moescope.corpus.spec import CorpusSpec
+from moescope.corpus.split import Split
 from moescope.corpus.text_files import TextUnit
 from moescope.errors import BadInputError
 from moescope.given import Seed, whole_number
 from moescope.launch import LaunchOptions
 from moescope.models import ModelSpec
 from moescope.models.spec import DtypeName, EngineName, local_folder
-from moescope.progress import OnProgress, quiet
+from moescope.progress import OnProgress, Progress, quiet
 from moescope.run.options import TraceOptions
 from moescope.words import brief, near_names
 
@@ -64,6 +66,18 @@ def _layers(given: Any) -> Any:
 
 Layers = Annotated[tuple[int, ...] | None, BeforeValidator(_layers), Flag(kind=str)]
 """MoE layers, typed as ``0,3,8-11``."""
+
+
+def _experts(given: Any) -> Any:
+    """One text with commas, or a list of them."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
+        return given
+    return tuple(name for text in texts for name in text.replace(",", " ").split())
+
+
+Experts = Annotated[tuple[str, ...], BeforeValidator(_experts)]
+"""Experts, typed as ``L5E9,L3E0-3``; a file may list them."""
 
 
 class WideArgs(Settings):
@@ -130,11 +144,10 @@ class MetaArgs(Settings):
     revision: str | None = of(ModelSpec, "revision")
     trust_remote_code: bool = of(ModelSpec, "trust_remote_code")
 
-    @model_validator(mode="after")
-    def _is_a_model(self) -> Self:
+    def check(self) -> None:
+        """Refuse what can be neither a folder nor a name on the hub."""
         if isinstance(self.model, str):  # a verb may take that of its run
             local_folder(self.model)
-        return self
 
     def model_spec(self) -> ModelSpec:
         """The part that says which model."""
@@ -154,13 +167,15 @@ class ModelArgs(MetaArgs):
         """The model in memory; layers and ``check`` are held to it before weights are read."""
         from moescope.models import load_model
 
-        return load_model(self.model_spec(), check=self._checking(check), on_progress=on_progress)
+        known = self._checking(on_progress, check)
+        return load_model(self.model_spec(), check=known, on_progress=on_progress)
 
-    def _checking(self, more: Check | None = None) -> Check:
+    def _checking(self, on_progress: OnProgress, more: Check | None = None) -> Check:
         def check(outline: Outline) -> None:
             outline.anatomy.select(getattr(self, "layers", None))
             if more is not None:
                 more(outline)
+            on_progress(Progress(f"loading {outline.name}", note=outline.memory_note))
 
         return check
 
@@ -205,6 +220,8 @@ class CorpusArgs(RecordArgs):
 
     def corpus_spec(self, path: str, **more: Any) -> CorpusSpec:
         """What to read, and how; its first document is looked at before a model is loaded."""
+        from moescope.corpus import open_corpus
+
         spec: CorpusSpec = self.given(CorpusSpec, path=path, **more)
         next(iter(open_corpus(spec)), None)
         return spec
@@ -359,6 +376,6 @@ class RunArgs(OutArgs, EngineArgs, ModelArgs, TextArgs, TraceArgs, LauncherArgs)
             memory=self.memory,
             batch_tokens=self.batch_tokens,
             window=self.context,
-            check=self._checking(),
+            check=self._checking(on_progress),
             on_progress=on_progress,
         )

@@ -11,7 +11,7 @@ from moescope.cli.fit import Head
 from moescope.cli.settings import WideArgs
 from moescope.cli.tables import Sheet
 from moescope.cli.terminal import output
-from moescope.cli.verb import flagged
+from moescope.cli.verb import flagged, note
 from moescope.intervene.steering.prompts import visible
 from moescope.words import counted
 
@@ -61,8 +61,8 @@ def _head(result: SteeringResult) -> None:
         line.append(visible(result.prompt.pieces[i]), style="not dim bold" if hit else "not dim")
         line.append("]  " if hit else "  ", style="not dim bold")
     output.print(line)
-    for note in result.effect.notes:
-        output.print(Text.assemble(("note    ", "bold yellow"), (flagged(note), "yellow")))
+    for remark in result.effect.notes:
+        note(remark)
     output.print()
     for sentence in result.summary():
         output.print(Text(flagged(sentence), style="bold"))
@@ -192,7 +192,7 @@ def _controls(result: SteeringResult, controls: Controls, form: WideArgs) -> Non
             style="dim",
         )
     if controls.note:
-        output.print(Text(controls.note, style="dim"))
+        note(controls.note, "")
     output.print()
 
 

@@ -17,12 +17,12 @@ from functools import partial
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.segment import Segment
 from rich.text import Text
 
-from moescope.progress import OnProgress, Progress
+from moescope.progress import OnProgress, Progress, Reckoning
 
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, except for newline and tab
@@ -95,49 +95,82 @@ output = CleanConsole()
 """Data."""
 
 
+_WORTH_SAYING = 20.0
+_SURE_AFTER = 3.0
+"""Seconds of work that is worth a word beforehand, and of the pace that it is reckoned from."""
+
+_FIRST_LINE = 30.0
+_LINES_APART = 1.25
+"""A log gets a line when the time so far is this many times that of the line before."""
+
+
 @contextmanager
 def progress(words: str = "starting") -> Iterator[OnProgress]:
-    """A bar on stderr that leaves nothing behind, and is not there where stderr is no terminal.
+    """One bar for the whole work on stderr, which leaves nothing behind.
 
-    Stage, share, what is done in its unit, rate, time left. Yields what is told how far it is.
+    Stage, share of the work, what is done of the stage and how fast, time left. What takes long is
+    said once in a line that stays, as soon as the pace is known. Where stderr is no terminal there
+    is no bar, but a line after half a minute, and then ever more rarely.
+
+    Yields what is told how far it is.
     """
     words_of = partial(TextColumn, markup=False)  # names may look like Rich's markup
     columns = (
         words_of("{task.description}"),
         BarColumn(bar_width=24),
-        words_of("{task.fields[share]}"),
         words_of("{task.fields[figures]}"),
-        TimeRemainingColumn(),
     )
     with Bar(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         yield _Shown(bar, words)
 
 
 class _Shown:
-    """Puts what is told into a bar; the rate is that since the stage began."""
+    """Puts what is told into a bar, or into lines where there is none."""
 
     def __init__(self, bar: Bar, words: str) -> None:
-        self._bar = bar
-        self._task = bar.add_task(words, total=None, share="", figures="")
-        self._began, self._last = (0.0, 0.0), Progress(words)
+        self._bar, self._reckoning = bar, Reckoning()
+        self._task = bar.add_task(words, total=None, figures="")
+        self._began = time.monotonic()
+        self._next_line, self._said = _FIRST_LINE, False
 
     def __call__(self, at: Progress) -> None:
         if at.note:
             errors.print(at.note, soft_wrap=True)
-        now = time.monotonic()
-        if at.unit != self._last.unit or at.done < self._last.done:
-            self._bar.reset(self._task)
-            self._began = (now, at.done)
-        self._last = at
-        seconds, done = now - self._began[0], at.done - self._began[1]
-        figures = f"{_short(at.done)} {at.unit}" if at.unit else ""
-        if at.unit and seconds > 0.5:
-            figures += f", {_short(done / seconds)}/s"
-        share = f"{at.share:4.0%}" if at.total else ""
+        now = time.monotonic() - self._began
+        known = self._reckoning
+        known.tell(at, now)
+        figures = ", ".join(self._figures(at))
+        total = 1.0 if known.share else None
         self._bar.update(
-            self._task, description=at.stage, total=at.total, completed=at.done,
-            share=share, figures=figures,
-        )  # fmt: skip
+            self._task, description=at.stage, total=total, completed=known.share, figures=figures
+        )
+        long = known.left + now >= _WORTH_SAYING
+        if not self._said and long and known.measured >= _SURE_AFTER:
+            self._said = True
+            self._line(f"{at.stage}: about {_duration(known.left)} to go")
+        elif not errors.is_terminal and now >= self._next_line:
+            self._next_line = now * _LINES_APART
+            self._line(f"{at.stage}, {figures}" if figures else at.stage)
+
+    def _figures(self, at: Progress) -> Iterator[str]:
+        known = self._reckoning
+        if known.share:
+            yield f"{known.share:.0%}"
+        if at.unit:
+            rate = "" if known.rate != known.rate else f" at {_short(known.rate)}/s"
+            yield f"{_short(at.done)} {at.unit}{rate}"
+        if known.left == known.left:
+            yield f"{_duration(known.left)} left"
+
+    def _line(self, text: str) -> None:
+        errors.print(text, soft_wrap=True, style="dim")
+
+
+def _duration(seconds: float) -> str:
+    """``40 s``, ``4 min``, ``2.5 h``."""
+    if seconds < 90:
+        return f"{max(1.0, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _short(count: float) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -24,10 +26,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from moescope.cli.resume import resumable
+from moescope.cli.resume import naming_settings, resumable
 from moescope.cli.terminal import errors
 from moescope.errors import BadInputError
-from moescope.given import parse_yaml, read_text
+from moescope.given import parse_yaml, problem_words, read_text
+from moescope.words import brief
 
 _MOST_BYTES = 1 << 17
 
@@ -72,6 +75,9 @@ class Settings(BaseModel):
         """The part that another settings model has too, as that model."""
         shared = kind.model_fields.keys() & type(self).model_fields.keys() - more.keys()
         return kind(**{name: getattr(self, name) for name in shared}, **more)
+
+    def check(self) -> None:
+        """Refuse what can be seen before anything heavy is imported, and not by a single field."""
 
     def begin(self, folder: Path | None) -> None:
         """Write down the settings of what is about to begin; it keeps those of its start."""
@@ -157,7 +163,9 @@ def verb(
                 kind, {k: v for k, v in given.items() if v not in (None, [])}, config
             )
             with resumable(settings.folder(), *marks, advice=advice):
-                body(settings, **({"resume": resume} if resumes else {}))
+                settings.check()
+                with naming_settings(settings):
+                    body(settings, **({"resume": resume} if resumes else {}))
 
         parameters = [*_parameters(kind)]
         if resumes:
@@ -321,12 +329,19 @@ def _first_problem(
     if problem["type"] == "missing":
         return f"{where}{name} is missing; give {_spelt(kind, name)} or set it in --config"
     shown = name if where else _spelt(kind, name)
-    return f"{where}{shown}: {problem['msg']}, got {problem['input']!r}"
+    return f"{where}{shown}: {problem_words(problem)}, got {brief(problem['input'])}"
 
 
 def note(line: str, style: str = "yellow") -> None:
     """Say on stderr what a reader of the output should know."""
-    errors.print(f"note: {flagged(line)}", style=style, soft_wrap=True)
+    errors.print(f"note: {typed(line)}", style=style, soft_wrap=True)
+
+
+def typed(line: str) -> str:
+    """A message as its reader would type: flags, and paths from the folder that they are in."""
+    spelt, here = flagged(line), f"{os.path.realpath('.')}{os.sep}"
+    given = any(here in word for word in sys.argv)
+    return spelt if given or here == os.sep else spelt.replace(here, "")
 
 
 class _Named:

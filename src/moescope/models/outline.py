@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from moescope.memory import available_memory, readable
 from moescope.models.anatomy import Anatomy
 from moescope.models.source import config_hash
+
+_LARGE = 1_000_000_000
 
 
 class Outline(NamedTuple):
@@ -21,6 +24,16 @@ class Outline(NamedTuple):
     config: Any
     weight_bytes: int
     streamed: bool = False
+
+    @property
+    def memory_note(self) -> str:
+        """What it will take, where that is worth a word."""
+        if self.weight_bytes < _LARGE:
+            return ""
+        free = "read from disk layer by layer"
+        if not self.streamed:
+            free = f"{readable(available_memory())} of memory are free"
+        return f"{self.name}: {readable(self.weight_bytes)} of weights, {free}"
 
     def describe(self) -> dict[str, Any]:
         """What a plan needs to know of the model that it is for, but for its weights."""

@@ -7,14 +7,14 @@ of a run are spread over cells here, and halves of documents are chosen. It know
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moescope.axes import ExpertRef, require_experts
+from moescope.axes import ExpertRef, named_experts
 from moescope.metrics.view import Layer
 from moescope.run.aggregates import AggregateShape
 
@@ -50,16 +50,16 @@ class Cells(NamedTuple):
         slot = self.slot_of(cell)
         return ExpertRef(self.layers[slot].layer_idx, cell - self.offsets[slot])
 
-    def cell(self, ref: ExpertRef) -> int:
-        """The cell of an expert.
+    def named(self, selectors: Iterable[str]) -> list[int]:
+        """The cells of experts, in their order, each once; see `moescope.axes.named_experts`.
 
         Raises:
             BadInputError: the run has no such expert; says which it has.
         """
         sizes = {layer.layer_idx: layer.num_experts for layer in self.layers}
-        require_experts([ref], sizes, "this run's model as far as it was traced")
-        slot = list(sizes).index(ref.layer_idx)
-        return self.offsets[slot] + ref.expert
+        known = named_experts(list(selectors), sizes, "this run's model as far as it was traced")
+        start = dict(zip(sizes, self.offsets, strict=False))
+        return [start[ref.layer_idx] + ref.expert for ref in known]
 
 
 def spread(

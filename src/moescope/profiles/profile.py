@@ -106,11 +106,7 @@ def profile_experts(
         )
     routed = Routed(run)
     cells = routed.cells
-    if experts is None:
-        wanted = list(range(cells.total))
-    else:
-        refs = [e if isinstance(e, ExpertRef) else ExpertRef.parse(e) for e in experts]
-        wanted = [cells.cell(ref) for ref in dict.fromkeys(refs)]
+    wanted = list(range(cells.total)) if experts is None else cells.named(str(e) for e in experts)
     measured = _measures(routed, options, model, on_progress) if options.use_model else None
     tags, why = _speech(routed, options.pipeline, on_progress)
     on_progress(Progress("putting profiles together"))

@@ -6,13 +6,24 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moescope.errors import RunError
+from moescope.errors import ResumeError
 from moescope.run.manifest import Manifest
 from moescope.words import brief
 
-_HASH = "_sha256"
 _MAY_DIFFER = ("device", "processor", "engine_version", "name", "notes", "path")
 """Of a run: where its parts lie and what they are called decides no figure."""
+
+_BY_HASH = {
+    "config_sha256": "the model has another configuration",
+    "fingerprint": "the text is another",
+    "run": "the run is another",
+    "text": "the text is another",
+    "tokenizer_sha256": "the model has another tokenizer",
+    "weights_sha256": "the model has other weights",
+}
+"""What is compared by a sha256, which tells a person nothing."""
+
+_SHOWN = 4
 
 
 def require_same(
@@ -30,26 +41,28 @@ def require_same(
         may_differ: settings that decide nothing.
 
     Raises:
-        RunError: names the first difference.
+        ResumeError: names what differs.
 
     Example:
         >>> require_same(Path("my-run"), {"options": {"keep": "all"}}, {"options": {"keep": "sample"}})
         Traceback (most recent call last):
-        moescope.errors.RunError: cannot resume my-run: option keep was 'all', now 'sample'; give what it was started with, or another folder
+        moescope.errors.ResumeError: cannot resume my-run: option keep was 'all', now 'sample'; give what it was started with, or another folder
     """  # noqa: E501
+    found, by_hash = [], []
     for what, mine in now.items():
         theirs, word = begun.get(what, {}), "option" if what == "options" else what
-        # another precision changes hashes too, and says more
-        for key in sorted({*mine, *theirs} - set(may_differ), key=lambda k: (_HASH in k, k)):
-            before, after = theirs.get(key), mine.get(key)
-            if before != after:
-                name = f"{word} {key.removesuffix(_HASH)}".strip()
-                both = _HASH in key and before is not None and after is not None
-                differs = "not the same" if both else f"was {brief(before)}, now {brief(after)}"
-                raise RunError(
-                    f"cannot resume {folder}: {name} {differs}; give what it was started with, or "
-                    "another folder"
-                )
+        for key in sorted({*mine, *theirs} - set(may_differ)):
+            was, is_now = theirs.get(key), mine.get(key)
+            if was != is_now and key in _BY_HASH:
+                by_hash.append(_BY_HASH[key])
+            elif was != is_now:
+                name = f"{word} {key}".strip()
+                found.append(f"{name} was {brief(was)}, now {brief(is_now)}")
+    if found or by_hash:
+        raise ResumeError(
+            f"cannot resume {folder}: {'; '.join([*found, *by_hash][:_SHOWN])}; give what it was "
+            "started with, or another folder"
+        )
 
 
 def require_same_run(folder: Path, begun: Manifest, now: Manifest) -> None:

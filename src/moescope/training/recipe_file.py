@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from moescope.corpus import CorpusSpec
 from moescope.corpus.spec import named
 from moescope.errors import BadInputError
-from moescope.given import parse_yaml, read_text
+from moescope.given import parse_yaml, problem_words, read_text
 from moescope.training.recipe import DataRecipe, Recipe, TokenizerRecipe
 from moescope.words import brief, near_names
 
@@ -165,7 +165,7 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {name!r}; {hint} of {section}: {', '.join(known)}"
     if problem["type"] == "missing":
         return f"{name} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem_words(problem)
     if problem["type"] == "value_error":
         return f"{name + ': ' if place else ''}{message}"
     return f"{name}: {message}, got {brief(problem['input'])}"

@@ -14,7 +14,7 @@ from tests.training.conftest import BASE, merged
 _TRAIN = "train RECIPE -o r --set "
 
 _SETTINGS = {
-    "infinite rate": ("train.learning_rate=.inf", "train.learning_rate: Input should be a finite"),
+    "infinite rate": ("train.learning_rate=.inf", "train.learning_rate: expected a finite"),
     "infinite decay": ("train.weight_decay=.inf", "train.weight_decay"),
     "infinite clip": ("train.gradient_clip=.inf", "train.gradient_clip"),
     "infinite final rate": ("train.final_learning_rate=.inf", "train.final_learning_rate"),
@@ -32,7 +32,7 @@ _SETTINGS = {
     "a beta below 0": ("train.betas=[-0.1, 0.9]", "train.betas.0"),
     "one beta": ("train.betas=[0.9]", "train.betas"),
     "beta is not a number": ("train.betas=[.nan, 0.9]", "train.betas.0"),
-    "a seed below 0": ("seed=-1", "seed: Input should be greater than or equal to 0"),
+    "a seed below 0": ("seed=-1", "seed: expected 0 or more"),
     "a seed of 71 bits": (f"seed={2**70}", "seed: expected a number of at most 19 digits"),
     "a seed of 5,000 digits": ("seed=" + "9" * 5000, "--set"),
     "a truth value": ("train.steps=yes", "train.steps: expected something else than true"),

@@ -282,7 +282,7 @@ def make_plan(
     if isinstance(experts, Plan):
         experts.require_model(describe_model(loaded))
         return experts
-    names = experts.split(",") if isinstance(experts, str) else [str(e) for e in experts]
+    names = [experts] if isinstance(experts, str) else [str(e) for e in experts]
     refs = parse_experts(loaded.anatomy, names)
     entries = [PlanEntry(ref, reason, setting=setting) for ref in refs]
     return Plan.of(describe_model(loaded), entries, f"moescope ablate {version('moescope')}")

@@ -6,14 +6,11 @@ import operator
 import re
 from collections.abc import Iterable, Sequence
 
-from moescope.axes import ExpertRef, require_experts
+from moescope.axes import SELECTOR, ExpertRef, named_experts, require_experts
 from moescope.errors import BadInputError
 from moescope.given import WHOLE
 from moescope.models.anatomy import Anatomy
 
-_SELECTOR = re.compile(
-    rf"^L({WHOLE}|\*)E({WHOLE})(?:-({WHOLE}))?$|^L({WHOLE}|\*)E\*$", re.IGNORECASE
-)
 _ONE = re.compile(rf"^L{WHOLE}E{WHOLE}$", re.IGNORECASE)
 
 Experts = str | ExpertRef | Sequence[str | ExpertRef]
@@ -29,7 +26,7 @@ def refs(experts: Experts) -> tuple[ExpertRef, ...]:
     for e in several:
         if not isinstance(e, str | ExpertRef):
             raise BadInputError(f"{e!r} names no expert: expected L5E9 or an ExpertRef")
-        if isinstance(e, str) and _SELECTOR.match(e.strip()) and not _ONE.match(e.strip()):
+        if isinstance(e, str) and SELECTOR.match(e.strip()) and not _ONE.match(e.strip()):
             raise BadInputError(
                 f"{e!r} may stand for many experts, and how many depends on the model; give "
                 "parse_experts(anatomy, ...) of it"
@@ -69,35 +66,14 @@ def parse_experts(
         BadInputError: a selector of another form, an expert that does not exist (says which do), or
             a number of matches other than ``expect``.
     """
-    names = [selectors] if isinstance(selectors, str) else list(selectors)
-    if not names:
-        raise BadInputError("no expert was named: expected L5E9, L5E0-7, L5E* (a layer) or L*E9")
-    found = sorted({ref for name in names for ref in _matches(anatomy, name.strip())})
+    sizes = {m.layer_idx: m.num_experts for m in anatomy.layers}
+    found = sorted(set(named_experts(selectors, sizes, f"this {anatomy.model_type} model")))
     if expect is not None and len(found) != expect:
+        named = selectors if isinstance(selectors, str) else " ".join(selectors)
         raise BadInputError(
-            f"{' '.join(names)} selects {len(found)} experts, expected {expect}; nothing was "
-            "changed"
+            f"{named} selects {len(found)} experts, expected {expect}; nothing was changed"
         )
     return tuple(found)
-
-
-def _matches(anatomy: Anatomy, name: str) -> list[ExpertRef]:
-    match = _SELECTOR.match(name)
-    if match is None:
-        raise BadInputError(
-            f"{name!r} names no expert: expected L5E9, L5E0-7, L5E* (a layer) or L*E9"
-        )
-    layer_text = match[1] or match[4]
-    first, last = int(match[2] or 0), int(match[3] or match[2] or 0)
-    if first > last:
-        raise BadInputError(f"{name!r} names no expert: its range starts after its end")
-    sizes = {m.layer_idx: m.num_experts for m in anatomy.layers}
-    found = []
-    for layer in anatomy.layer_numbers if layer_text == "*" else (int(layer_text),):
-        end = last if match[2] is not None else sizes.get(layer, 1) - 1
-        check_exist(anatomy, [ExpertRef(layer, first), ExpertRef(layer, end)])
-        found += [ExpertRef(layer, e) for e in range(first, end + 1)]
-    return found
 
 
 def check_exist(anatomy: Anatomy, experts: Iterable[ExpertRef]) -> None:

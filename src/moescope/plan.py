@@ -30,6 +30,7 @@ from moescope.axes import ExpertRef, require_experts
 from moescope.errors import BadInputError
 from moescope.files import usable_path, write_bytes
 from moescope.given import first_problem, parse_json, read_text
+from moescope.words import counted
 
 PLAN_SCHEMA: Literal[3] = 3
 """Version of the JSON that `Plan.write` makes; 1 (without settings) and 2 are read too."""
@@ -140,8 +141,8 @@ class Plan(_Closed):
         layers, sizes = self.layers, self.num_experts
         if len(layers) != len(sizes):
             raise BadInputError(
-                f"the plan lists {len(layers)} layers but {len(sizes)} numbers of experts; each "
-                "layer has one"
+                f"the plan lists {counted(len(layers), 'layer')} but {len(sizes)} numbers of "
+                "experts; each layer has one"
             )
         require_experts(self.experts, dict(zip(layers, sizes, strict=True)), self.model)
         return self

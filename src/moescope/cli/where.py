@@ -5,9 +5,11 @@ A condition is a column, an operator and a value; ``and`` joins several. Nothing
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -79,12 +81,10 @@ def _value(column: str, operator: str, text: str, kind: pa.DataType) -> pa.Scala
             f"`where`: {column} is no number, so {operator} says nothing of it; use = or !="
         )
     if numeric:
-        try:
-            return pa.scalar(float(text), pa.float64())
-        except ValueError as error:
-            raise BadInputError(
-                f"`where`: {column} holds numbers, and {brief(text)} is none"
-            ) from error
+        with suppress(ValueError):
+            if math.isfinite(number := float(text)):
+                return pa.scalar(number, pa.float64())
+        raise BadInputError(f"`where`: {column} holds numbers, and {brief(text)} is none")
     if pa.types.is_boolean(kind):
         known = {"yes": True, "true": True, "no": False, "false": False}
         if text.lower() not in known:

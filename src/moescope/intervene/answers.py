@@ -27,7 +27,7 @@ def damage_answers(damage: Damage) -> list[str]:
     layers = "layer" if len(damage.prepared.layer_loads) == 1 else "layers"
     out = [
         _verdict(damage, rows.get("on-target", row)),
-        f"Over {row['tokens']:,} tokens of {row['documents']:,} documents the change is "
+        f"Over {row['tokens']:,} tokens of {counted(row['documents'], 'document')} the change is "
         f"{with_interval(row)} nats per token, and {100 * row['flips']:.1f} % of the tokens get "
         f"another first guess; {100 * row['load']:.1f} % of the choices in the {layers} concerned "
         "fall on the plan.",
@@ -162,18 +162,21 @@ def _on_controls(damage: Damage) -> Iterator[Note]:
         return
     if not count:
         yield warn(
-            f"None of the {controls.possible:,} possible controls has a load within a factor "
-            f"of {CALIPER} of the plan's in every layer: its experts have no like partners, so "
+            f"None of the {counted(controls.possible, 'possible control')} has a load within a "
+            f"factor of {CALIPER} of the plan's in every layer: its experts have no like partners, so "
             "nothing says whether others of their load would do less harm. `match=size` "
             "compares with others whatever their load."
         )
         return
     yield _matching(damage.match, controls)
     least = lowest_p(damage.chance)
-    few = f"{count} controls"
+    few = counted(count, "control")
     if count < damage.requested:
         like = "" if damage.match == "size" else " of like load"
-        few = f"Only {count} different controls{like} were found, {damage.requested} were asked for"
+        few = (
+            f"Only {counted(count, 'different control')}{like} could be found, "
+            f"{damage.requested} were asked for"
+        )
     if least > LEVEL:
         yield warn(
             f"{few}: p_overlap cannot fall below {least:.3f}, so no harm of the plan would be "
@@ -233,8 +236,8 @@ def saving_sentence(saving: Saving) -> str:
     share = 100 * saving.layer_share
     head = 100 * saving.head_tokens / max(1, saving.head_tokens_naive)
     text = (
-        f"{saving.trials} edits: {share:.0f} % of the layers × tokens and {head:.0f} % of the "
-        f"head's tokens that full passes would compute, in {saving.seconds:,.0f} s after "
+        f"{counted(saving.trials, 'edit')}: {share:.0f} % of the layers × tokens and {head:.0f} % "
+        f"of the head's tokens that full passes would compute, in {saving.seconds:,.0f} s after "
         f"{saving.plain_seconds:,.0f} s for the plain pass"
     )
     if saving.naive_seconds is None or saving.times_faster is None:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from moescope.axes import ExpertRef
 from moescope.metrics.specialization import much
 from moescope.result import plain
+from moescope.words import counted
 
 PARTS = (
     "role", "sure", "domains", "tokens_in", "vocabulary", "coactivated", "previous", "following",
@@ -86,7 +87,7 @@ class Profile(Part):
             f"{100 * self.load.rate_chance:.1f} %",
             "role": self.role.words,
             "sure": f"{self.sure.level}, from {self.sure.assignments:,} assignments in "
-            f"{self.sure.documents:,} documents{of}",
+            f"{counted(self.sure.documents, 'document')}{of}",
         }
         rows = "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in figures.items())
         return f"<p>{escape(self.summary)}</p><table>{rows}</table>"

@@ -15,7 +15,7 @@ from moescope.metrics.balance import COLD_SHARE, DEAD_SHARE
 from moescope.metrics.intervals import FEW_DOCUMENTS, MIN_CLUSTERS
 from moescope.metrics.specialization import MUCH_LIFT, RULE, much
 from moescope.profiles.facts import Absent, Part
-from moescope.words import listing
+from moescope.words import counted, listing
 
 MIN_ASSIGNMENTS = 100
 """With fewer assignments nothing but the load is said."""
@@ -206,7 +206,7 @@ def _summary(p: Part, role: Role, sure: Sureness, flags: Sequence[str]) -> str:
 
 
 def _resting_on(sure: Sureness, role: Role) -> str:
-    documents = f"{sure.documents:,} documents"
+    documents = counted(sure.documents, "document")
     if role.kind == "domain":
         heap = "" if sure.even is None else f", so unevenly as if in {sure.even:,}"
         return f"{sure.assignments:,} assignments in {documents} of {sure.domain}{heap}"

@@ -81,8 +81,8 @@ class ContrastResult(Tabular):
         confirmed = sum(p.confirmed for p in self.proposals)
         a, b = self.num_documents
         return (
-            f"<ContrastResult of {a} and {b} texts: {len(self.proposals)} candidates, {confirmed} "
-            "confirmed>"
+            f"<ContrastResult of {a} and {counted(b, 'text')}: {len(self.proposals)} candidates, "
+            f"{confirmed} confirmed>"
         )
 
     def to_arrow(self) -> pa.Table:

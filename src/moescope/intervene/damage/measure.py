@@ -43,6 +43,7 @@ from moescope.plan import Plan, PlanEntry
 from moescope.progress import OnProgress, quiet
 from moescope.result import Tabular
 from moescope.run.reader import Run
+from moescope.words import counted
 
 ABLATION = "ablation"
 """The kind of result that a measurement is."""
@@ -106,8 +107,8 @@ class Damage(TrialsResult):
     selectivity: Selectivity | None
 
     def __repr__(self) -> str:
-        size, controls = len(self.experts), self.num_controls
-        return f"<Damage of {size} experts ({self.edit.name}), {controls} controls>"
+        size = counted(len(self.experts), "expert")
+        return f"<Damage of {size} ({self.edit.name}), {counted(self.num_controls, 'control')}>"
 
     @property
     def experts(self) -> tuple[ExpertRef, ...]:

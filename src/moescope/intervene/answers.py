@@ -163,8 +163,8 @@ def _on_controls(damage: Damage) -> Iterator[Note]:
     if not count:
         yield warn(
             f"None of the {counted(controls.possible, 'possible control')} has a load within a "
-            f"factor of {CALIPER} of the plan's in every layer: its experts have no like partners, so "
-            "nothing says whether others of their load would do less harm. `match=size` "
+            f"factor of {CALIPER} of the plan's in every layer: its experts have no like partners, "
+            "so nothing says whether others of their load would do less harm. `match=size` "
             "compares with others whatever their load."
         )
         return

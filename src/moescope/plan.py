@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -247,7 +248,9 @@ class Plan(_Closed):
         """The text of the file."""
         entries = [{**e._asdict(), "expert": str(e.expert)} for e in self.entries]
         data = {**self.model_dump(), "entries": entries}
-        return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+        # a list of numbers is one line; no string holds a newline
+        return re.sub(r"\[\n([\d,\s]+)\]", lambda m: f"[{' '.join(m[1].split())}]", text)
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:

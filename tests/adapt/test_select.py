@@ -13,7 +13,9 @@ from tests.adapt.invented import EXPERTS, LAYERS, InventedRun, drawn
 
 from moescope import confirm_experts, select_experts
 from moescope.adapt import confirm
+from moescope.adapt.evidence import read_evidence
 from moescope.errors import BadInputError, RunError
+from moescope.metrics.runs import AnalyzedRun
 from moescope.plan import Plan, PlanEntry, PlanSplit
 from moescope.result import Result
 
@@ -122,6 +124,19 @@ def test_gate_mass_is_that_of_the_half_that_chooses() -> None:
     assert row["score"] == pytest.approx(1 / 1.3)
     assert row["score_held_out"] == pytest.approx(0.1 / 3.1)
     assert row["confirmed"] is False  # the counts are all the same
+
+
+def test_counts_and_gate_mass_of_a_trace_are_those_of_its_documents(tiny_run: AnalyzedRun) -> None:
+    found = read_evidence(tiny_run, gate=True)
+    rows = tiny_run.documents.to_pylist()
+    assert dict(zip(found.keys, found.tokens.tolist(), strict=True)) == {
+        r["doc"]: r["tokens"] for r in rows if r["tokens"]
+    }
+    assert (found.counts.sum(1) == found.tokens * sum(tiny_run.shape.top_k)).all()
+    whole = tiny_run.aggregates().arrays["gate_mass"].reshape(len(tiny_run.domains), -1)
+    assert found.mass is not None
+    for d in range(len(tiny_run.domains)):  # the sample holds all of so small a run
+        assert found.mass[found.domain == d].sum(0) == pytest.approx(whole[d], rel=2e-3)
 
 
 def test_a_run_without_what_a_score_needs_says_so() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.conftest import Done
+from tests.cli.test_cold_start import ran
 from tests.support.saved import save_tiny, write_corpus
 
 from moescope.corpus import CorpusSpec
@@ -58,6 +59,13 @@ def test_select_prints_the_verdict_first_and_writes_a_plan(
     rows = moescope(*words, "--format", "csv").stdout.splitlines()
     assert rows[0].startswith("name,layer,expert,score,score_held_out,share,rate,")
     assert len(rows) == 7
+
+
+def test_nothing_heavy_is_imported(place: Path) -> None:
+    words = ("select", place / "run", "--domain", "domain0", "--score", "gate", "--per-layer", 1)
+    code, seen, said = ran(*words, cwd=place)
+    assert code == 0, said
+    assert seen - {"pandas"} == set()
 
 
 def test_a_plan_of_select_is_ablated_steered_and_confirmed(

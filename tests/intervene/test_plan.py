@@ -102,6 +102,7 @@ def test_the_same_configuration_with_other_layers_is_refused() -> None:
     with pytest.raises(BadInputError, match="expects MoE layers"):
         plan().require_model(described(layers=[1], num_experts=[8]))
     plan().require_model(described())
+    plan(layers=(3,), num_experts=(16,), entries=ENTRIES[:1]).require_model(described())
 
 
 def test_settings_are_what_set_takes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,11 @@ class Evidence:
 
     def of(self, names: Iterable[str]) -> Mask:
         """The documents of these domains, (N,)."""
-        return np.isin(self.domain, [self.domains.index(name) for name in names])
+        return np.isin(self.domain, [self._places[name] for name in names])
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.domains)}
 
     def sums(self, weights: Floats | Mask) -> Sums:
         """Sums over documents, each as often as its weight says, (N,) or (B, N)."""

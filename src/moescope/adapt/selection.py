@@ -261,8 +261,8 @@ def _stability(made: Selection) -> Iterator[str]:
         most = max(rows, key=lambda r: r["shared"])
         yield (
             f"By the same rule {most['shared']} of the {number} would also be chosen for "
-            f"{most['domain']}, more than for any other domain (by chance "
-            f"{most['shared_by_chance']:.1f})."
+            f"{most['domain']} (by chance {most['shared_by_chance']:.1f}); no other domain shares "
+            "more."
         )
 
 

@@ -29,7 +29,8 @@ _COLUMNS = {
     "chosen_again": Head("again"), "score_held_out": Head("score held out"),
 }  # fmt: skip
 
-_SHOWN = 40
+_SHOWN, _DOMAINS = 40, 20
+"""Rows that are printed."""
 
 
 def _share(given: Any) -> Any:
@@ -150,7 +151,12 @@ def _print(made: Selection, settings: SelectArgs) -> None:
 
 
 def _domains(table: pa.Table) -> pa.Table:
-    return table.rename_columns({"shared_by_chance": "by chance", "chosen_alone": "chosen alone"})
+    """The target first, then those for which most of the plan would be chosen too."""
+    keys = ("shared", "covered") if "shared" in table.column_names else ("covered",)
+    rows = sorted(table.to_pylist(), key=lambda r: (r["role"] != "target", *(-r[k] for k in keys)))
+    made = pa.Table.from_pylist(rows[:_DOMAINS], schema=table.schema)
+    names = {"shared_by_chance": "by chance", "chosen_alone": "chosen alone"}
+    return made.rename_columns({n: names.get(n, n) for n in made.column_names})
 
 
 def _next_step(settings: SelectArgs) -> None:

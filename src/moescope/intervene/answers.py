@@ -133,11 +133,11 @@ def _domains(damage: Damage) -> list[str]:
         listed = ", ".join(f"{r['domain']} {with_interval(r)}" for r in shown)
         of = f"In {len(shown)} of {counted(len(rows), 'domain')}"
         return [f"{of} the harm is shown to be more than that of random plans {rule}: {listed}."]
-    least = lowest_p(damage.chance) * len(rows)
+    least = lowest_p(damage.chance)
     alone = (
-        f"; a single one of {len(rows)} could not pass, its q would be {min(1, least):.2g} at best:"
-        " name it beforehand with `target`, or take more `controls`"
-        if least > LEVEL
+        f"; a single one of {len(rows)} could not pass, its q would be {least * len(rows):.2g} at "
+        "best: name it beforehand with `target`, or take more `controls`"
+        if least <= LEVEL < least * len(rows)
         else ""
     )
     return [f"In no domain is the harm shown to be more than that of random plans {rule}{alone}."]

@@ -68,6 +68,14 @@ def test_controls_that_cannot_show_it_are_not_taken_for_a_finding(measured: Dama
     assert any("a plan of several experts" in n and "`each` ranks" in n for n in notes)
 
 
+def test_harm_per_load_is_said_where_it_decides(measured: Damage) -> None:
+    """No control does as much harm, but three would if they were as busy: p_overlap is theirs."""
+    heavy = altered(measured, ce_change_p=1 / 21, ce_change_p_overlap=4 / 21, ce_change_low=0.01)
+    first = damage_answers(heavy)[0]
+    assert "is not shown to matter more than random ones of like load" in first
+    assert "none of 20 random plans does as much harm or more, 3 per load (" in first
+
+
 def test_a_plan_with_no_controls_says_nothing_of_others(measured: Damage) -> None:
     alone = dataclasses.replace(
         measured, prepared=measured.prepared._replace(controls=None), chance=[], requested=0

@@ -89,12 +89,21 @@ def _against_controls(damage: Damage, row: dict[str, Any]) -> str:
     count, beyond = damage.num_controls, _beyond(damage, row)
     span = f"{_s(row['ce_change_controls_min'])} to {_s(row['ce_change_controls_max'])}"
     plans = counted(count, "random plan")
-    do = (
-        f"{beyond} of {plans} {'does' if beyond == 1 else 'do'}"
-        if beyond
-        else f"none of {plans} does"
-    )
-    return f"{do} as much harm or more ({span}; p_overlap = {row['ce_change_p_overlap']:.3f})"
+    many = f"{beyond} of {plans} {'does' if beyond == 1 else 'do'}"
+    per_load = _beyond_per_load(damage, row["ce_change_p_overlap"])
+    also = f", {per_load} per load" if per_load > beyond else ""
+    p = f"p_overlap = {row['ce_change_p_overlap']:.3f}"
+    return f"{many if beyond else f'none of {plans} does'} as much harm or more{also} ({span}; {p})"
+
+
+def _beyond_per_load(damage: Damage, p_overlap: float) -> int:
+    """The number of controls that p_overlap was made from: the larger of as they are, and per load.
+
+    See `moescope.intervene.damage.table.beyond`.
+    """
+    count = damage.num_controls
+    careful = (max((1 + k) / (count + 1), damage.chance[k]) for k in range(count + 1))
+    return sum(p < p_overlap - 1e-9 for p in careful)
 
 
 def _on_target(damage: Damage, rows: dict[str, dict[str, Any]]) -> list[str]:
@@ -133,11 +142,11 @@ def _domains(damage: Damage) -> list[str]:
         listed = ", ".join(f"{r['domain']} {with_interval(r)}" for r in shown)
         of = f"In {len(shown)} of {counted(len(rows), 'domain')}"
         return [f"{of} the harm is shown to be more than that of random plans {rule}: {listed}."]
-    least = lowest_p(damage.chance) * len(rows)
+    least = lowest_p(damage.chance)
     alone = (
-        f"; a single one of {len(rows)} could not pass, its q would be {min(1, least):.2g} at best:"
-        " name it beforehand with `target`, or take more `controls`"
-        if least > LEVEL
+        f"; a single one of {len(rows)} could not pass, its q would be {least * len(rows):.2g} at "
+        "best: name it beforehand with `target`, or take more `controls`"
+        if least <= LEVEL < least * len(rows)
         else ""
     )
     return [f"In no domain is the harm shown to be more than that of random plans {rule}{alone}."]

@@ -46,9 +46,11 @@ def used(run: AnalyzedRun, folder: Path) -> str:
     return scripted(run, folder, USE.read_text())
 
 
-def scripted(run: AnalyzedRun, folder: Path, script: str, width: int = 1100) -> str:
+def scripted(
+    run: AnalyzedRun, folder: Path, script: str, width: int = 1100, beside: str = ""
+) -> str:
     """The page after a script; the policy gives way, as it rightly refuses a foreign one."""
-    text = render_report(report_data(run))
+    text = render_report(report_data(run)).replace("</nav>", f"{beside}</nav>", 1)
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
     page = folder / "used.html"
     page.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
@@ -163,13 +165,12 @@ def test_no_words_of_an_axis_touch_or_repeat(
 def test_a_cell_leads_to_its_profile_and_the_commands_that_ask_more(
     tiny_run: AnalyzedRun, tmp_path: Path
 ) -> None:
-    script = """
-        document.getElementById("beside").innerHTML = '<a data-page="profiles" href="profiles/index.html"></a>';
-        location.hash = document.querySelector("#plot-bars a").getAttribute("href");
-    """
+    script = 'location.hash = document.querySelector("#plot-bars a").getAttribute("href");'
     text = scripted(tiny_run, tmp_path, script)
     card = text.split('id="expert-card"')[1].split("</aside>")[0]
     assert "hidden" not in card.split(">")[0]
+    link = '<a data-page="profiles" href="profiles/index.html">Profiles</a>'
+    assert 'href="profiles/index.html#L0E0"' in scripted(tiny_run, tmp_path, script, beside=link)
     assert "moescope ablate --run run --experts L0E0 -o run/without-L0E0" in card
     assert "--set L0E0=zero" in card
     assert "moescope profile run --all" in card  # no profiles beside this page
@@ -184,8 +185,9 @@ def test_forty_domains_can_be_told_apart(tmp_path: Path) -> None:
         const told = document.documentElement.dataset;
         told.signs = new Set(d3.range(40).map((i) => M.domainMark(i).outerHTML)).size;
         told.chips = document.querySelectorAll("#controls-bars .chip").length;
-        document.querySelector("#controls-bars select[aria-label^=Add]").selectedIndex = 36;
-        document.querySelector("#controls-bars select[aria-label^=Add]").dispatchEvent(new Event("change"));
+        const add = document.querySelector("#controls-bars select[aria-label^=Add]");
+        add.selectedIndex = 36;
+        add.dispatchEvent(new Event("change"));
         told.shown = M.state.barDomains.length;
     """
     found = root(scripted(run, tmp_path, script))

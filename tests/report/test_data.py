@@ -14,8 +14,8 @@ from moescope.report.about import label
 from moescope.report.cells import MAX_TOP_CELLS, SHOWN, special
 from moescope.report.data import MAX_DOMAINS, report_data
 from moescope.report.frames import Frame, tidy
-from moescope.report.report_page import render_report
 from moescope.report.layers import flow
+from moescope.report.report_page import render_report
 from moescope.report.tokens import MAX_SPANS, SPAN_TOKENS, routes
 
 MEGABYTE = 1_000_000
@@ -135,7 +135,7 @@ class TestCells:
 
 class TestPaths:
     def test_the_ways_taken_beyond_independence_by_hand(self) -> None:
-        # 100 tokens, K = 1: experts 0, 1 get 50 each, next ones 60 and 40; independence: 30 20 30 20
+        # 100 tokens, K = 1: 50 each, then 60 and 40; independence gives 30, 20, 30, 20
         rows = {
             "layer": [2] * 4, "next_layer": [4] * 4, "expert": [0, 0, 1, 1],
             "next_expert": [0, 1, 0, 1], "count": [45, 5, 15, 35], "chance": [0.6, 0.4, 0.6, 0.4],

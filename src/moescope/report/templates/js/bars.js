@@ -9,7 +9,9 @@
   // Is a cell used more or less by a group of `rates` (0: all text)?
   M.wayOf = function (group, cell) {
     const marks = group > 0 ? M.view().special.marks[group - 1] : null;
-    return !marks ? "" : marks.more.includes(cell) ? "more" : marks.less.includes(cell) ? "less" : "";
+    if (!marks) return "";
+    marks.ways ||= new Map(["more", "less"].flatMap((way) => marks[way].map((c) => [c, way])));
+    return marks.ways.get(cell) || "";
   };
   // Rows for the chosen layer and the given groups.
   M.layerCells = function (names) {

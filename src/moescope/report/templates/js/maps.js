@@ -74,7 +74,7 @@
     const sizes = rows.map((r) => Math.abs(r.gap)).sort(d3.ascending);
     const limit = Math.max(d3.quantile(sizes, 0.995) || 0, 0.01);
     const color = M.diverging(limit);
-    const marks = new Set([a, b].flatMap((g) => Object.values(view.special.marks[g - 1]).flat()));
+    const marks = new Set([a, b].map((g) => view.special.marks[g - 1]).flatMap((m) => [...m.more, ...m.less]));
     const most = d3.greatest(rows, (r) => Math.abs(r.gap));
     M.title("difference", a === b ? "The same domain twice" : `Largest gap: ${most.name}, ${M.fmt.percent(most.a)} in ${view.rates.groups[a]} against ${M.fmt.percent(most.b)} in ${view.rates.groups[b]}`,
       `${marks.size} of ${M.fmt.count(rows.length)} cells marked (q < 0.05 for either domain against all others)`);

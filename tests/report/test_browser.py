@@ -128,6 +128,32 @@ def test_tables_sort_names_by_their_numbers_and_say_so(
     assert 'data-percents="0.0 % 0.5 % 1.0 %"' in found
 
 
+def test_what_is_wider_than_its_place_shows_that_there_is_more(
+    tiny_run: AnalyzedRun, tmp_path: Path
+) -> None:
+    script = """
+      const wide = (tag, px) => M.h("div", { class: tag, style: { width: "100px" } }, M.h("div", { style: { width: px } }, "x"));
+      const [long, short] = [wide("scroll", "500px"), wide("scroll", "50px")];
+      document.getElementById("main").append(long, short);
+      setTimeout(() => {
+        const told = document.documentElement.dataset;
+        told.long = long.dataset.more;
+        told.short = short.dataset.more;
+        told.mask = String(getComputedStyle(long).maskImage.includes("gradient"));
+        long.scrollLeft = 100;
+        setTimeout(() => (told.middle = long.dataset.more), 200);
+      }, 300);"""  # noqa: E501
+    text = render_report(report_data(tiny_run))
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    page = tmp_path / "used.html"
+    page.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    found = root(dom(page, tmp_path))
+    assert 'data-long="right"' in found
+    assert 'data-short=""' in found
+    assert 'data-mask="true"' in found
+    assert 'data-middle="left right"' in found
+
+
 def test_a_token_tells_its_experts_to_the_keyboard(tiny_run: AnalyzedRun, tmp_path: Path) -> None:
     found = root(used(tiny_run, tmp_path))
     assert "first choice by layer" in found

@@ -364,9 +364,11 @@ class TestInTheBrowser:
         text = dom(page, tmp_path)
         assert 'data-ready="yes"' in root(text)
         assert "data-errors" not in root(text)
-        for figure in ("loss", "domains", "routing", "aux", "dropped", "optimizer", "throughput"):
+        drawn = ("loss", "domains", "routing", "noise", "aux", "dropped", "optimizer", "throughput")
+        for figure in drawn:
             assert lines(text, figure) > 0, figure
         assert f'data-marks="{LAYERS * EXPERTS}"' in text
+        assert text.count(f'data-marks="{EXPERTS * 20}"') == LAYERS  # 20 logged steps
         assert ("looks again in" in text.split('id="data"')[0]) == (status == "running")
 
     @pytest.mark.parametrize(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
+from tests.report.test_browser import BROWSER, dom, root
 from tests.training.conftest import RecipeWriter
 
 from moescope.errors import BadInputError, RunError
-from moescope.report.trainings_page import trainings_page
+from moescope.report.trainings_page import trainings_page, write_trainings_page
 from moescope.training.compare import Comparison, compare_trainings
 from moescope.training.knobs import difference, differing
 from moescope.training.recipe_file import load_recipe
@@ -76,6 +78,17 @@ def test_the_page_shows_settings_ends_and_remarks_without_scripts(made: Comparis
     assert "3 training runs compared" in text
     assert all(remark.split(";")[0].split("'")[0] in text for remark in made.remarks())
     assert text == trainings_page(made)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here")
+def test_the_page_is_drawn_with_a_line_for_every_run(made: Comparison, tmp_path: Path) -> None:
+    text = dom(write_trainings_page(made, tmp_path / "page.html"), tmp_path)
+    assert 'data-ready="yes"' in root(text)
+    assert "data-errors" not in root(text)
+    plot = text[text.index('id="plot-curves"') : text.index('id="table-curves"')]
+    panels = len(made.measures)
+    assert plot.count('class="panel"') == panels
+    assert len(re.findall(r'(?s)<g aria-label="line"[^>]*>.*?<path', plot)) == 3 * panels
 
 
 def test_what_cannot_be_compared_is_refused(folders: list[Path], tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def _seeds(made: Comparison) -> list[str]:
     )
     said = [
         f"Between seeds of one setting held-out loss differs by up to {spread:.3f} nats per "
-        "token; a difference between settings that is no larger tells nothing."
+        "token; a difference between settings that is no larger may be the seed's."
     ]
     if single := [made.name(g) for g, places in enumerate(made.groups) if len(places) == 1]:
         said.append(f"One run only, so without a spread of their own: {listing(single)}.")

@@ -99,8 +99,9 @@ def _train(
     run = Run(recipe, target, data, torch.device(device))
     if found is not None:
         run.restore(*found)
-    for note in run.state.notes:
-        on_progress(Progress("training", note=f"note: {note}"))
+    notes = [f"note: {note}" for note in run.state.notes]
+    for said in [recipe.about, *notes] if recipe.about else notes:
+        on_progress(Progress("training", note=said))
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_bytes(target / "recipe.yaml", text.encode())
     try:

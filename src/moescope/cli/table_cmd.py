@@ -78,7 +78,8 @@ def table(settings: TableArgs) -> None:
         names = data.column_names
         first = [n for n in _KEYS if n in names and n != settings.sort]
         data = data.select(dict.fromkeys((*first, settings.sort, *names)))
-    print_table(data, form)
+    computed = f", in {opened.precision}" if opened.precision else ""
+    print_table(data, form, title=f"{settings.name} of {settings.run}{computed}")
     if remark:
         note(remark, "")
     if data.num_rows < total:

@@ -13,16 +13,17 @@ from textwrap import dedent
 from typing import Any, NamedTuple
 
 import pytest
-from tests.models.test_foreign_routers import with_gate
 from tests.support.packages import install_project
-from tests.support.tiny import tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import moescope
 from moescope.cli.main import app
 from moescope.cli.terminal import output
+from moescope.demo import MODEL
 from moescope.errors import ModelError
 from moescope.metrics.runs import AnalyzedRun, open_run
-from moescope.models import capture, find_anatomy
+from moescope.models import capture, wrap_model
+from moescope.trace.routes import route
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = Path(moescope.__file__).parent
@@ -165,16 +166,23 @@ print(json.dumps([codes, limited]))
 
 class TestAddAnArchitecture:
     def test_a_router_that_is_refused_is_read_with_the_reader_of_the_page(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        model = with_gate(("ids", "weights", "logits"))
+        tried, reader = [b.text for b in blocks_of("add-an-architecture.md") if b.about]
         with pytest.raises(ModelError, match="it answers with"):
-            find_anatomy(model, model.config)
-        (block,) = [b for b in blocks_of("add-an-architecture.md") if b.about]
+            exec(tried, {})
         monkeypatch.setattr(capture, "_READERS", dict(capture._READERS))
-        exec(block.text, vars(capture) | {"_READERS": capture._READERS})
-        stock = tiny_model("mixtral")
-        assert find_anatomy(model, model.config) == find_anatomy(stock, stock.config)
+        exec(reader, vars(capture) | {"_READERS": capture._READERS})
+        names: dict[str, Any] = {}
+        exec(tried, names)
+        page = (PAGES / "add-an-architecture.md").read_text(encoding="utf-8")
+        assert capsys.readouterr().out.strip() in page
+        stock = AutoModelForCausalLM.from_pretrained(MODEL)
+        plain = route(
+            wrap_model(stock, AutoTokenizer.from_pretrained(MODEL)), "The plan covers therapy"
+        )
+        for layer, facts in plain.layers.items():
+            assert (names["routes"][layer].topk_ids == facts.topk_ids).all()
 
     def test_the_places_that_it_names_are_there(self) -> None:
         text = (PAGES / "add-an-architecture.md").read_text(encoding="utf-8")

@@ -39,7 +39,7 @@ class Tabular:
         raise NotImplementedError
 
     def to_pandas(self) -> Any:
-        """`to_arrow` as a data frame; needs pandas."""
+        """`to_arrow` as a data frame."""
         return self.to_arrow().to_pandas()
 
 

@@ -34,7 +34,7 @@ GIVEN = {
     "demo": {"--limit": 150},
     "profile": {"--tokens": 100},
     "ablate": {"--tokens": 60, "--window": 32, "--controls": 3},
-    "similarity": {"--tokens": 300},
+    "similarity": {"--total-tokens": 300},
     "steer": {"--generate": 3},
     "train": {"--set": "train.steps=6"},
 }

@@ -84,7 +84,9 @@ def table(settings: TableArgs) -> None:
     if not total and opened.manifest.options["keep"] == "aggregates":
         errors.print("empty: this run kept aggregates only; trace it with --keep sample or all")
     heads = heads_of(data, known_as.columns, known_as.meaning)
-    print_table(data, settings, heads=heads, first=first)
+    computed = f", in {opened.precision}" if opened.precision else ""
+    title = f"{settings.name} of {settings.run}{computed}"
+    print_table(data, settings, title, heads, first)
     if remark:
         note(remark, "")
     if data.num_rows < total:

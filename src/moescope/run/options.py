@@ -26,7 +26,7 @@ class TraceOptions(BaseModel):
         None,
         ge=1,
         le=MOST_TOKENS,
-        description="stop each domain after this many tokens (whole windows)",
+        description="stop each domain after this many tokens of its first documents",
     )
     match_length: int | None = Field(
         None,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from moescope.cli.analyze_cmd import summarize
 from moescope.cli.resume import RUN_MARKS, changes
+from moescope.cli.settings import is_begun
 from moescope.cli.terminal import errors, output, progress
 from moescope.cli.verb import Flag, Settings, of, verb
 from moescope.errors import RunError
@@ -38,9 +39,14 @@ def demo(settings: DemoArgs) -> None:
     Example: moescope demo -o demo-run
     """
     from moescope.demo import run_demo
+    from moescope.files import nothing_of_bad_input
     from moescope.run.manifest import claim_run
 
-    with progress() as show, claim_run(settings.out) as folder:
+    with (
+        progress() as show,
+        claim_run(settings.out) as folder,
+        nothing_of_bad_input(folder, unless=lambda: is_begun(folder)),
+    ):
         changed = changes(settings, folder)
         if changed:
             raise RunError(

@@ -139,7 +139,7 @@ def test_an_interrupted_launcher_says_so_and_leaves_no_worker(place: Place, tmp_
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
     _, said = process.communicate(timeout=120)
     assert pids
-    assert process.returncode == 1
+    assert process.returncode == 130
     last = said.strip().splitlines()[-1]
     assert last == (
         "error: interrupted; what was finished stays, go on with the same command and --resume"

@@ -103,9 +103,9 @@ def test_the_bar_shows_stage_share_rate_and_time_left_and_notes_stay(
 def test_what_takes_long_is_said_once_and_a_log_gets_few_lines(screen: io.StringIO) -> None:
     with terminal.progress("loading it") as show:
         for done in range(1001):
-            show(Progress("measuring", done, 1000, "tokens"))
+            show(Progress("measuring", done, 1000, "tokens", work="64 experts"))
     first, *lines = screen.getvalue().splitlines()
-    assert first == "measuring: about 2.8 h to go"  # 10 s for each of 999
+    assert first == "64 experts: about 2.8 h to go"  # 10 s for each of 999
     assert 10 < len(lines) < 30
     assert all("left" in line for line in lines)
 

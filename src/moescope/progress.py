@@ -15,7 +15,8 @@ class Progress(NamedTuple):
 
     ``stage``: in words. ``done`` of ``total`` (None: unknown) in ``unit``, such as ``tokens``.
     ``note``: a line that is to stay, such as that a shard is finished. ``later``: a guess of the
-    seconds that other stages take after this one.
+    seconds that other stages take after this one. ``work``: what is done in all, such as
+    ``192 experts of 6 layers``; it stands beside the time that is said beforehand.
     """
 
     stage: str
@@ -24,6 +25,7 @@ class Progress(NamedTuple):
     unit: str = ""
     note: str = ""
     later: float = 0.0
+    work: str = ""
 
     @property
     def share(self) -> float:

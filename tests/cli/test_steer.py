@@ -169,5 +169,5 @@ def test_pairs_of_unequal_number_are_refused(moescope: Callable[..., Done], plac
     assert "--with has 24, --without 2" in done.stderr
     done = moescope("contrast", "moe", "--with", "a.txt", "--without", "b.txt", "--paired")
     assert done.returncode == 0  # a paragraph a side: one pair, and nothing that could be tested
-    assert "Fewer than 5 pairs" in done.stdout
+    assert "Fewer than 5 pairs" in done.stderr
     assert "nothing to steer by" in done.stdout

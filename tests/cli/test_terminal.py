@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -243,3 +244,19 @@ def test_a_bar_reads_no_markup_in_what_it_shows(monkeypatch: pytest.MonkeyPatch)
         show(Progress(f"[/red]loading [bold]{RED}", 1, 2, f"[/x]{RED}", note=f"[/x]{TITLE}"))
     assert "[/red]loading [bold]" in screen.text()
     assert_harmless(screen.text())
+
+
+def test_a_warning_of_a_library_is_one_line_and_one_for_its_makers_none(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warns(*_: object, **__: object) -> None:
+        warnings.warn("two\nlines", stacklevel=1)
+        warnings.warn("soon gone", FutureWarning, stacklevel=1)
+
+    monkeypatch.setattr(sys, "argv", ["moescope", "inspect", str(place.model)])
+    monkeypatch.setattr("moescope.cli.inspect_cmd.print_table", warns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with pytest.raises(SystemExit):
+            main.run()
+    assert "note: a library warns: two lines\n" in capsys.readouterr().err

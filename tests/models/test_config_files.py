@@ -17,11 +17,11 @@ from moescope.models.config_files import (
     WEIGHTS,
     check_config,
     fault_in,
-    local_folder,
 )
 from moescope.models.loading import load_streamed
 from moescope.models.probe import find_anatomy
 from moescope.models.source import guard
+from moescope.models.spec import local_folder
 
 
 def config(folder: Path, **settings: object) -> Path:

@@ -106,7 +106,9 @@ class Hub:
         for more in ("consolidated.safetensors", "original/model.safetensors", "tf_model.h5"):
             (self.place / more).write_bytes(b"x")
 
-    def snapshot_download(self, name: str, *, revision: Any, allow_patterns: list[str]) -> str:
+    def snapshot_download(
+        self, name: str, *, revision: Any, allow_patterns: list[str], tqdm_class: type
+    ) -> str:
         """As huggingface_hub's: a pattern holds for the whole path below the model."""
         assert name == NAME
         for path in self.place.rglob("*"):

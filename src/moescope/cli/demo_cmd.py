@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from moescope.cli.analyze_cmd import summarize
 from moescope.cli.resume import RUN_MARKS, changes
-from moescope.cli.settings import EngineArgs, ModelArgs
+from moescope.cli.settings import EngineArgs, ModelArgs, is_begun
 from moescope.cli.terminal import errors, output, progress
 from moescope.cli.verb import Flag, of, verb
 from moescope.errors import RunError
@@ -42,10 +42,15 @@ def demo(settings: DemoArgs) -> None:
     Example: moescope demo --model allenai/OLMoE-1B-7B-0924 -o olmoe-run
     """
     from moescope.demo import MODEL, run_demo
+    from moescope.files import nothing_of_bad_input
     from moescope.run.manifest import claim_run
 
     model = settings.model or str(MODEL)
-    with progress() as show, claim_run(settings.out) as folder:
+    with (
+        progress() as show,
+        claim_run(settings.out) as folder,
+        nothing_of_bad_input(folder, unless=lambda: is_begun(folder)),
+    ):
         changed = changes(settings, folder)
         if changed:
             raise RunError(

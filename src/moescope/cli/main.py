@@ -25,11 +25,14 @@ from moescope.errors import BadInputError, MoescopeError, lacks_memory
 from moescope.given import first_problem
 from moescope.kernels import keep_few_kernels
 from moescope.versions import untested
+from moescope.words import one_line
 
 _UsageError: Any = typer.BadParameter.__mro__[1]
 """Wrong words on the command line; typer may bring click's classes under a name of its own."""
 
 _show_warning = warnings.showwarning
+
+_FOR_MAKERS = (DeprecationWarning, FutureWarning, PendingDeprecationWarning, ResourceWarning)
 
 _NAMES = {
     errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM,
@@ -124,11 +127,13 @@ def _run() -> int:
 
 
 def _warn(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-    """A warning of ours is a line like every other; those of libraries stay as they are."""
-    if category.__module__.partition(".")[0] == "moescope":
-        note(str(message))
-    else:
+    """A warning is a line like every other; what is for the makers of libraries is not shown."""
+    if os.environ.get("MOESCOPE_DEBUG"):
         _show_warning(message, category, *where, **more)
+    elif category.__module__.partition(".")[0] == "moescope":
+        note(str(message))
+    elif not issubclass(category, _FOR_MAKERS):
+        note(f"a library warns: {one_line(' '.join(str(message).split()), 300)}", "")
 
 
 def _fail(line: str, code: int) -> int:

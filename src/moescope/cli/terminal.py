@@ -150,7 +150,7 @@ class _Shown:
         long = known.left + now >= _WORTH_SAYING
         if not self._said and long and known.measured >= _SURE_AFTER:
             self._said = True
-            self._line(f"{at.stage}: about {_duration(known.left)} to go")
+            self._line(f"{at.work or at.stage}: about {_duration(known.left)} to go")
         elif not errors.is_terminal and now >= self._next_line:
             self._next_line = now * _LINES_APART
             self._line(f"{at.stage}, {figures}" if figures else at.stage)

@@ -57,7 +57,8 @@ class Cells(NamedTuple):
             BadInputError: the run has no such expert; says which it has.
         """
         sizes = {layer.layer_idx: layer.num_experts for layer in self.layers}
-        known = named_experts(list(selectors), sizes, "this run's model as far as it was traced")
+        model, names = "this run's model as far as it was traced", list(selectors)
+        known = named_experts(names, sizes, model) if names else []
         start = dict(zip(sizes, self.offsets, strict=False))
         return [start[ref.layer_idx] + ref.expert for ref in known]
 

@@ -29,6 +29,7 @@ from moescope.profiles.gather import BatchRows, Candidates, LayerGather
 from moescope.profiles.lens import FinalScales, Lens, find_lens
 from moescope.profiles.residual import first_output
 from moescope.progress import OnProgress, Progress, quiet
+from moescope.words import counted
 
 COMPARED_TOKENS = 512
 """Tokens on which all experts of a layer are run, to compare their outputs; a few more, because
@@ -211,6 +212,7 @@ def _run(
     total = sum(w.num_tokens for w in windows)
     wide = sum(n.hidden_size for n in layers) * next(model.parameters()).element_size()
     tokens, done = fitting_batch(wide), 0
+    work = f"{counted(sum(n.num_experts for n in layers), 'expert')} on {total:,} tokens"
 
     def add(batch: WindowBatch, given: dict[int, LayerInput]) -> None:
         nonlocal done
@@ -221,7 +223,7 @@ def _run(
             number = gather.layer.layer_idx
             gather.add(given[number], rows, whole.get(number))
         done += int(batch.counted.sum())
-        on_progress(Progress("measuring all experts", done, total, "tokens"))
+        on_progress(Progress("measuring all experts", done, total, "tokens", work=work))
 
     reading = contextlib.nullcontext() if lens is None else FinalScales(model, lens)
     with _Together(model, layers) as together, reading as scales:

@@ -59,6 +59,7 @@ from moescope.similarity.tables import (
     pair_rows,
     summary_row,
 )
+from moescope.words import counted
 
 LIFT = "coactivation_lift"
 """How a run's co-activation is called beside the methods."""
@@ -327,7 +328,9 @@ class _Comparison:
 
     def _say(self, what: str, operations: float) -> None:
         self._done = min(self._done + operations, self._total)
-        self._on_progress(Progress(what, self._done, self._total, "FLOP"))
+        experts = sum(layer.num_experts for layer in self.layers)
+        work = f"{counted(experts, 'expert')} of {counted(len(self.layers), 'layer')}"
+        self._on_progress(Progress(what, self._done, self._total, "FLOP", work=work))
 
 
 def _joined(tables: list[pa.Table]) -> pa.Table:

@@ -45,7 +45,7 @@ _SETTINGS = {
     "an alias": ("seed=*x", "aliases (*name) are not read"),
     "Python in YAML": ("seed=!!python/name:os.system", "--set"),
     "a vocabulary of 10¹²": ("tokenizer.vocab_size=1000000000000", "tokenizer.vocab_size"),
-    "a million layers": ("model.num_hidden_layers=1000000", "less than or equal to 1000"),
+    "a million layers": ("model.num_hidden_layers=1000000", "at most 1000"),
     "giant experts": ("model.intermediate_size=1000000000", "model.intermediate_size"),
     "a thousand wide layers": (
         "model.num_hidden_layers=1000 --set model.num_experts=4096 --set "

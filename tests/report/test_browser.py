@@ -141,7 +141,8 @@ def test_what_is_wider_than_its_place_shows_that_there_is_more(
         told.short = short.dataset.more;
         told.mask = String(getComputedStyle(long).maskImage.includes("gradient"));
         long.scrollLeft = 100;
-        setTimeout(() => (told.middle = long.dataset.more), 200);
+        long.dispatchEvent(new Event("scroll"));
+        told.middle = long.dataset.more;
       }, 300);"""  # noqa: E501
     text = render_report(report_data(tiny_run))
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)

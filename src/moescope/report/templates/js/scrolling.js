@@ -11,8 +11,8 @@
   const all = () => document.querySelectorAll(".scroll, .table-wrap, pre.command, .keys-list, .found ol").forEach(mark);
   let waiting = 0;
   const soon = () => {
-    cancelAnimationFrame(waiting);
-    waiting = requestAnimationFrame(all);
+    clearTimeout(waiting);
+    waiting = setTimeout(all, 20);
   };
   document.addEventListener("scroll", (event) => event.target instanceof Element && "more" in event.target.dataset && mark(event.target), { capture: true, passive: true });
   document.addEventListener("toggle", soon, true);

@@ -89,7 +89,8 @@ def test_a_contrast_becomes_a_plan_that_steer_takes(
     assert done.returncode == 0, done.stderr
     assert "moescope steer moe --prompt" in done.stdout
     result = read_result(place / "told", "contrast")
-    assert contrast_page(result) == (place / "told" / "contrast.html").read_text()
+    again = "moescope contrast moe --text-unit line -o told --with a.txt --without b.txt"
+    assert contrast_page(result, again) == (place / "told" / "contrast.html").read_text()
     assert result.tables["differences"].num_rows == 8 * 4
     kept, plan = place / "told" / "plan.json", Plan.read(place / "told" / "plan.json")
     steered = moescope("steer", "moe", "--prompt", PROMPT, "--plan", kept, "--generate", 2)

@@ -98,6 +98,62 @@ def test_every_control_can_be_used(tiny_run: AnalyzedRun, tmp_path: Path) -> Non
     assert 'data-theme="dark"' in root(text)
 
 
+def test_tables_sort_names_by_their_numbers_and_say_so(
+    tiny_run: AnalyzedRun, tmp_path: Path
+) -> None:
+    script = """
+      const told = document.documentElement.dataset;
+      const ticks = [1, 1.0005, 1.001];
+      told.ticks = ticks.map(M.ticks()).join(" ");
+      told.percents = [0, 0.005, 0.01].map(M.ticks(" %", 100)).join(" ");
+      const rows = ["L10E2", "L2E10", "L2E3", null].map((name) => ({ name }));
+      const made = M.table([{ key: "name", label: "expert", name: true }], rows);
+      document.getElementById("main").append(made);
+      const cells = () => [...made.querySelectorAll("tbody td")];
+      const order = () => cells().map((d) => d.textContent).join(" ");
+      const head = made.querySelector("th");
+      head.querySelector("button").click();
+      told.up = order() + " " + head.getAttribute("aria-sort");
+      head.querySelector("button").click();
+      told.down = order() + " " + head.getAttribute("aria-sort");"""
+    text = render_report(report_data(tiny_run))
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    page = tmp_path / "used.html"
+    page.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    found = root(dom(page, tmp_path))
+    assert "data-errors" not in found
+    assert 'data-up="L2E3 L2E10 L10E2 – ascending"' in found
+    assert 'data-down="L10E2 L2E10 L2E3 – descending"' in found
+    assert 'data-ticks="1.0000 1.0005 1.0010"' in found
+    assert 'data-percents="0.0 % 0.5 % 1.0 %"' in found
+
+
+def test_what_is_wider_than_its_place_shows_that_there_is_more(
+    tiny_run: AnalyzedRun, tmp_path: Path
+) -> None:
+    script = """
+      const wide = (tag, px) => M.h("div", { class: tag, style: { width: "100px" } }, M.h("div", { style: { width: px } }, "x"));
+      const [long, short] = [wide("scroll", "500px"), wide("scroll", "50px")];
+      document.getElementById("main").append(long, short);
+      setTimeout(() => {
+        const told = document.documentElement.dataset;
+        told.long = long.dataset.more;
+        told.short = short.dataset.more;
+        told.mask = String(getComputedStyle(long).maskImage.includes("gradient"));
+        long.scrollLeft = 100;
+        setTimeout(() => (told.middle = long.dataset.more), 200);
+      }, 300);"""  # noqa: E501
+    text = render_report(report_data(tiny_run))
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    page = tmp_path / "used.html"
+    page.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    found = root(dom(page, tmp_path))
+    assert 'data-long="right"' in found
+    assert 'data-short=""' in found
+    assert 'data-mask="true"' in found
+    assert 'data-middle="left right"' in found
+
+
 def test_a_token_tells_its_experts_to_the_keyboard(tiny_run: AnalyzedRun, tmp_path: Path) -> None:
     found = root(used(tiny_run, tmp_path))
     assert "first choice by layer" in found

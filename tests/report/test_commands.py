@@ -59,6 +59,7 @@ def test_an_expert_is_removed_and_steered_by_the_commands(
     typed(made["ablate"] + " --tokens 60 --controls 2")
     assert (home / "my-run" / "without-L1E3" / "result.json").is_file()
     typed(made["steer"].replace("…", "the plan") + " --generate 0 --controls 0")
+    assert (home / "my-run" / "steered-L1E3" / "steering.html").is_file()
 
 
 def test_an_import_is_made_again_by_its_command(

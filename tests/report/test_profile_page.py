@@ -256,6 +256,32 @@ class TestBrowser:
         text = dom(_Linked(page, "#L3E6"), tmp_path)  # type: ignore[arg-type]
         assert re.search(r'<h3 id="panel-name">L3E6', text)
 
+    def test_an_address_scrolls_to_its_expert_and_the_map_stays(
+        self, run: AnalyzedRun, profiles: Profiles, tmp_path: Path
+    ) -> None:
+        told = """
+          setTimeout(() => {
+            const box = (id) => document.getElementById(id).getBoundingClientRect();
+            const told = document.documentElement.dataset;
+            told.hidden = String(box("plot-map").bottom < box("above").bottom);
+            told.below = String(Math.abs(box("plot-panel").top - box("above").bottom) < 40);
+            window.scrollBy({ top: 600, behavior: "instant" });
+            setTimeout(() => {
+              told.shown = String(document.getElementById("above").classList.contains("shown"));
+              told.small = document.querySelector("#plot-above canvas").dataset.marks;
+              told.list = String(box("plot-list").top >= box("above").bottom - 1);
+            }, 200);
+          }, 200);"""
+        page = self.page(render_profile_page(run, profiles), tmp_path)
+        text = page.read_text()
+        text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+        page.write_text(text.replace("</body>", f"<script>{told}</script></body>"))
+        found = root(dom(_Linked(page, "#L3E6"), tmp_path))  # type: ignore[arg-type]
+        assert 'data-below="true"' in found
+        assert 'data-shown="true"' in found
+        assert 'data-small="32"' in found
+        assert 'data-list="true"' in found
+
     def test_a_single_profile_is_a_page(
         self, run: AnalyzedRun, profiles: Profiles, tmp_path: Path
     ) -> None:

@@ -330,3 +330,12 @@ class TestCommandLine:
         assert out == ""
         assert message in " ".join(err.split())
         assert "Traceback" not in err
+
+
+def test_the_points_of_a_map_can_be_read_in_the_units_of_the_outputs() -> None:
+    axes = {"x": np.array([-1.0, 3.0, 0.5]), "y": np.array([10.0, 10.5, 11.0])}
+    made = page_data._to_square(axes)
+    for axis, values in axes.items():
+        # whole numbers of reach / 10,000 = 2 / 10,000 around the middle
+        read = np.array(made[axis]) * made["unit"] + made["middle"][axis]
+        assert np.allclose(read, values, atol=0.0002)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from moescope.cli.verb import Argument, Settings
-from moescope.report.about import label
-from moescope.report.commands import command
 from moescope.words import ranges
 
 _PATHS = {"model", "run", "corpus", "text", "with", "without", "plan", "out"}
@@ -19,6 +17,9 @@ def asked(verb: str, settings: Settings) -> str:
         verb: its name.
         settings: what it was told.
     """
+    from moescope.report.about import label
+    from moescope.report.commands import command
+
     told = settings.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     if told.get("run") and verb != "profile":  # the run names the model
         told = {k: v for k, v in told.items() if k not in ("model", "revision")}

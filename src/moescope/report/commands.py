@@ -56,10 +56,10 @@ def ablate(run: Run, experts: str = EXPERT) -> str:
 
 
 def steer(run: Run, experts: str = EXPERT) -> str:
-    """What a model says of a prompt without experts."""
-    model = run.manifest.model
-    how = {"revision": model.get("revision"), "dtype": _dtype(run)}
-    return command("steer", label(model["name"]), **how, prompt="…", set=f"{experts}=zero")
+    """What the model of a run says of a prompt without experts; kept in the run's folder too."""
+    folder = run_name(run)
+    what = {"prompt": "…", "set": f"{experts}=zero", "out": f"{folder}/steered-{experts}"}
+    return command("steer", run=folder, dtype=_dtype(run), **what)
 
 
 def expert_commands(run: Run) -> dict[str, str]:

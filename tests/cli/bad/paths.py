@@ -22,6 +22,7 @@ CORPORA = (
 RUNS = (
     "table {}", "report {}", "profile {} L0E1", "compare {} RUN", "compare RUN {}",
     "merge {} RUN -o r", "similarity {} -o r", "ablate --run {} --experts L1E3",
+    "steer --run {} --prompt plan --set L1E3=+2", "contrast --run {} --with TEXTS --without TEXTS",
 )  # fmt: skip
 FILES = (
     f"{TRACE} --config {{}}", "ablate MOE --config {}", "train {} -o r",

@@ -27,12 +27,12 @@
     const layer = M.layers[M.state.layer].layer;
     M.title("ranking", key === "ce_change" ? `Layer ${layer}: taking away ${shown} of ${rows.length} experts does harm (the interval lies above 0)` : `${m.long} without each expert of layer ${layer}`,
       `${m.unit} · ${M.groupName(group)}, ${M.fmt.count(group.tokens)} tokens of ${M.fmt.count(group.documents)} documents · experts ${M.data.edit}`);
-    const width = Math.max(M.width("ranking"), rows.length * 13 + 80);
+    const width = Math.max(M.width("ranking"), rows.length * 12 + 80);
     const order = rows.map((e) => e.expert);
     M.fill(M.id("plot-ranking"), M.h("div", { class: "scroll" }, Plot.plot({
       width, height: 320, marginLeft: 58, marginRight: 8, marginBottom: 54, style: M.style, ariaLabel: `${m.long} by expert of layer ${layer}`,
       x: { type: "point", domain: order, label: `expert of layer ${layer}, the most harmful to lose first →`, labelAnchor: "left", labelArrow: "none", labelOffset: 46, tickSize: 0, tickRotate: upright(width - 66, order), padding: 0.6 },
-      y: { label: m.unit, labelArrow: "none", grid: true, ticks: 6, tickSize: 0, nice: true, tickFormat: M.axisOf(key) },
+      y: { label: m.unit, insetTop: 14, labelArrow: "none", grid: true, ticks: 6, tickSize: 0, nice: true, tickFormat: M.axisOf(key) },
       marks: [
         Plot.ruleY([0], { strokeOpacity: 0.6 }),
         Plot.link(rows.filter((e) => e[`${key}_low`] !== null), { x: "expert", y1: `${key}_low`, y2: `${key}_high`, stroke: (e) => M.expertColor(e, key), strokeWidth: 1.6 }),
@@ -75,7 +75,7 @@
     const width = M.width("domains");
     const most = width < 520 ? 13 : 24;
     const marginLeft = Math.min(most, d3.max(rows, (g) => g.domain.length)) * 6.4 + 14;
-    const across = Math.max(width, marginLeft + order.length * 13);
+    const across = Math.max(width, marginLeft + order.length * 12);
     const cells = rows.flatMap((g) => order.map((i) => ({ ...g.cells[i], domain: g.domain })));
     return Plot.plot({
       width: across, height: rows.length * 22 + 66, marginLeft, marginRight: 6, marginTop: 6, marginBottom: 54, style: M.style, ariaLabel: "Effect of each expert on each domain",

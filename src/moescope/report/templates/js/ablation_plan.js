@@ -61,7 +61,7 @@
     M.fill(M.id("plot-loads"), M.h("div", { class: "scroll" }, Plot.plot({
       width, height: 300, marginLeft: 58, marginBottom: 40, style: M.style, ariaLabel: "Load and damage of the controls",
       x: { type: "log", domain: [low / 1.03, high * 1.03], label: "load, as a multiple of the plan's (log scale) →", labelArrow: "none", ticks: [0.25, 0.5, 0.8, 1, 1.25, 2, 4].filter((t) => t >= low / 1.03 && t <= high * 1.03), tickFormat: String, tickSize: 3 },
-      y: { label: "ΔCE, nats per token", labelArrow: "none", grid: true, ticks: 5, tickSize: 0, tickFormat: M.ticks(), nice: true },
+      y: { label: "ΔCE, nats per token", insetTop: 14, labelArrow: "none", grid: true, ticks: 5, tickSize: 0, tickFormat: M.ticks(), nice: true },
       marks: [
         Plot.rectX([1], { x1: 0.8, x2: 1.25, fill: M.css("band"), fillOpacity: 0.6 }), Plot.ruleY([0], { strokeOpacity: 0.5 }),
         Plot.dot(dots, { x: "x", y: "y", fill: M.css("grey"), r: 4 }), Plot.dot([own], { x: "x", y: "y", fill: orange(), r: 5.5 }),

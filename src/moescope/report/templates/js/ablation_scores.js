@@ -58,7 +58,7 @@
     M.fill(M.id("plot-scatter"), M.h("div", { class: "scroll" }, Plot.plot({
       width: Math.min(M.width("scatter"), 720), height: 380, marginLeft: 58, marginRight: 34, marginBottom: 40, style: M.style, ariaLabel: `${said(M.state.score)} against ${m.label}`,
       x: { label: `${said(M.state.score)} →`, labelArrow: "none", grid: true, ticks: 6, tickSize: 0, nice: true, tickFormat: M.ticks() },
-      y: { label: `${m.label}, ${m.unit}`, labelArrow: "none", grid: true, ticks: 6, tickSize: 0, nice: true, tickFormat: M.axisOf(key) },
+      y: { label: `${m.label}, ${m.unit}`, insetTop: 14, labelArrow: "none", grid: true, ticks: 6, tickSize: 0, nice: true, tickFormat: M.axisOf(key) },
       marks: [
         Plot.ruleY([0], { strokeOpacity: 0.5 }),
         Plot.link(rows.filter((e) => e[`${key}_low`] !== null), { x: M.state.score, y1: `${key}_low`, y2: `${key}_high`, stroke: M.css("d0"), strokeOpacity: 0.35 }),

@@ -27,4 +27,5 @@
   M.profileOf = (name) => (profiles ? `${profiles.getAttribute("href")}#${name}` : null);
   M.expertColumn = (key) => ({ key, label: "expert", name: true, render: (r) => M.expert(r[key]) });
   M.expert = (name, shown = name) => (profiles ? M.h("a", { class: "expert", href: M.profileOf(name), title: `the profile of ${name}` }, shown) : shown);
+  document.querySelectorAll("td.expert, th.expert").forEach((cell) => M.fill(cell, M.expert(cell.textContent)));
 })();

@@ -28,9 +28,6 @@ M.start(function () {
   M.domainIndex = new Map(M.data.domains.map((name, i) => [name, i]));
   M.standsOut = (d) => d.q !== null && d.q < M.data.level;
 
-  // Eight colours, and eight paler ones for the next domains; after sixteen they come round again.
-  M.domainInk = (i) => (i % 16 < 8 ? M.css(`d${i % 8}`) : d3.interpolateRgb(M.css(`d${i % 8}`), M.css("panel"))(0.5));
-
   // Quantities that the map can show. of(profile, layer): a number, or null where it is not known.
   const ratio = (a, b) => (a === null || !b ? null : a / b);
   const layerMean = d3.range(M.layers.length).map((layer) => {

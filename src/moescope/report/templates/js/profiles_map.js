@@ -16,12 +16,13 @@ M.start(function () {
   // More domains than colours that are easily told apart: two letters, or a number, name each too.
   const letters = M.data.domains.map((d) => d.slice(0, 2).toLowerCase());
   const signs = M.data.domains.length <= 8 ? null : new Set(letters).size === letters.length ? letters : letters.map((_, i) => String(i + 1));
+  const SIGN = 17; // a cell in which it can be read
   const signOf = (p) => (signs && p.role_kind === "domain" && M.domainIndex.has(p.role_about) ? signs[M.domainIndex.get(p.role_about)] : "");
   const readable = (color) => (d3.lab(color).l > 58 ? "#14171b" : "#ffffff");
 
   function roleColor(p) {
     const at = M.domainIndex.get(p.role_about);
-    if (p.role_kind === "domain" && at !== undefined) return fuller(M.domainInk(at), p.top_lift);
+    if (p.role_kind === "domain" && at !== undefined) return fuller(M.domainColor(at), p.top_lift);
     return { avoids: M.css("grey"), "token expert": M.css("ink"), none: M.css("band"), untested: M.css("band"), dead: M.css("bad"), "never chosen": M.css("bad") }[p.role_kind] || M.css("empty");
   }
   M.roleColor = roleColor;
@@ -48,14 +49,14 @@ M.start(function () {
   }
   function roleLegend() {
     const domains = M.data.domains.map((name, i) => ({ name, i })).filter((d) => (M.data.uses[d.name] || {}).more);
-    const entries = domains.map((d) => ({ color: M.domainInk(d.i), label: `${signs ? `${signs[d.i]}: ` : ""}serves ${M.shorten(d.name, 26)} (${M.data.uses[d.name].more})` }));
+    const entries = domains.map((d) => ({ color: M.domainColor(d.i), label: `${signs ? `${signs[d.i]}: ` : ""}serves ${M.shorten(d.name, 26)} (${M.data.uses[d.name].more})` }));
     const others = d3.rollup(d3.range(M.size).map(M.profile).filter((p) => p.role_kind !== "domain"), (v) => v.length, (p) => p.role_kind);
     for (const [kind, n] of others) entries.push({ color: roleColor({ role_kind: kind }), label: `${ROLES[kind] || kind} (${n})`, style: { outline: "1px solid var(--faint)" } });
     const legend = M.legend(entries);
     const flags = new Set(M.data.tables.experts.flags.flat().filter((f) => f !== "token expert"));
     if (flags.size) legend.append(M.h("span", {}, `● flag: ${[...flags].sort().join(", ")}`));
     if (!domains.length) return legend;
-    const strengths = LIFTS.map((l) => ({ color: d3.interpolateRgb(M.css("panel"), M.domainInk(domains[0].i))(l.part), label: l.words }));
+    const strengths = LIFTS.map((l) => ({ color: d3.interpolateRgb(M.css("panel"), M.domainColor(domains[0].i))(l.part), label: l.words }));
     return M.h("div", {}, legend, M.legend(strengths));
   }
 
@@ -65,7 +66,8 @@ M.start(function () {
   // A map in a host: {width, ch, axes}. Gives back what draws it again.
   function mapIn(host, made, { width, ch, axes }) {
     const [left, top, bottom] = axes ? [44, 4, 38] : [0, 0, 0];
-    const cw = Math.max(axes ? 4 : 1, Math.min(36, (width - left - (axes ? 8 : 0)) / widest));
+    const least = axes ? (signs && widest <= 64 && M.state.color === "role" ? SIGN : 4) : 1;
+    const cw = Math.max(least, Math.min(36, (width - left - (axes ? 8 : 0)) / widest));
     const size = [Math.ceil(left + cw * widest + (axes ? 8 : 0)), Math.ceil(top + ch * M.layers.length + bottom)];
     const ratio = Math.min(2, window.devicePixelRatio || 1);
     const canvas = M.h("canvas", {
@@ -83,7 +85,7 @@ M.start(function () {
         pen.globalAlpha = !filtered || M.matches(i) ? 1 : 0.13;
         pen.fillStyle = made.color(i) || M.css("empty");
         pen.fillRect(x, y, cw - (cw >= 7 ? 1.5 : cw >= 4 ? 0.5 : 0), ch - (ch >= 6 ? 1.5 : ch >= 4 ? 0.5 : 0));
-        if (axes && M.state.color === "role" && cw >= 17) write(pen, signOf(M.profile(i)), x + cw / 2, y + ch / 2, pen.fillStyle);
+        if (axes && M.state.color === "role" && cw >= SIGN) write(pen, signOf(M.profile(i)), x + cw / 2, y + ch / 2, pen.fillStyle);
         if (axes) mark(pen, M.profile(i), x, y, cw, ch);
       }
       pen.globalAlpha = 1;

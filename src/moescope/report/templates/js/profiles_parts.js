@@ -75,7 +75,7 @@ M.start(function () {
       return [
         M.h("span", { class: `name${passes ? " strong" : ""}`, title: name }, name),
         M.h("span", { title: `${M.fmt.percent(r.rate)} of its tokens (95 %: ${percents(r.low, r.high) || "no interval"}); red: chance ${M.fmt.percent(chance)}; others ${M.fmt.percent(r.others)}` },
-          M.range(x, { bars: [{ from: 0, to: r.rate, color: M.domainInk(M.domainIndex.get(name)) }], whisker: [r.low, r.high], marks: [chance] })),
+          M.range(x, { bars: [{ from: 0, to: r.rate, color: M.domainColor(M.domainIndex.get(name)) }], whisker: [r.low, r.high], marks: [chance] })),
         cell("num", M.fmt.percent(r.rate)),
         cell(`num wide${passes ? " strong" : ""}`, r.lift === null ? "–" : `${M.fmt.lift(r.lift)}×`, M.h("span", { class: "soft" }, lifts(r.lift_low, r.lift_high))),
         cell(`num${passes ? " strong" : " soft"}`, r.q === null ? "not tested" : `q ${r.q < 0.001 ? "< 0.001" : `= ${M.fmt.three(r.q)}`}`),

@@ -44,7 +44,7 @@ M.start(function () {
   M.parts.contexts = (p) => M.partOf("Where it contributes most", p, "contexts", (rows) => {
     if (!rows.length) return null;
     const items = rows.map((c) => M.h("li", {},
-      M.h("span", { class: "of" }, M.h("span", {}, M.h("b", {}, M.fmt.two(c.contribution))), M.h("span", { title: `${c.doc}, position ${c.pos}` }, M.domainIndex.has(c.domain) ? [M.h("span", { class: "swatch", style: { background: M.domainInk(M.domainIndex.get(c.domain)), marginRight: ".35rem" } }), c.domain] : c.doc)),
+      M.h("span", { class: "of" }, M.h("span", {}, M.h("b", {}, M.fmt.two(c.contribution))), M.h("span", { title: `${c.doc}, position ${c.pos}` }, M.domainIndex.has(c.domain) ? [M.h("span", { class: "swatch", style: { background: M.domainColor(M.domainIndex.get(c.domain)), marginRight: ".35rem" } }), c.domain] : c.doc)),
       M.h("p", {}, c.before.replace(/^\s+/, ""), M.h("mark", {}, c.token === "" ? "∅" : c.token.replace(/\n/g, "⏎\n")), c.after)));
     return M.part("Where it contributes most", "The tokens with the largest ‖w·E(x)‖ in their text; the same token between the same neighbours is shown once, a document at most twice.", M.h("ol", { class: "contexts" }, items));
   });

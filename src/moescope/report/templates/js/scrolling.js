@@ -8,7 +8,7 @@
     };
     host.dataset.more = Object.keys(more).filter((side) => more[side]).join(" ");
   }
-  const all = () => document.querySelectorAll(".scroll, .table-wrap, pre.command").forEach(mark);
+  const all = () => document.querySelectorAll(".scroll, .table-wrap, pre.command, .keys-list, .found ol").forEach(mark);
   let waiting = 0;
   const soon = () => {
     cancelAnimationFrame(waiting);

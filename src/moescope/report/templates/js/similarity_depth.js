@@ -20,10 +20,10 @@
     ].join("\n");
     const line = { x: "layer", fy: null };
     const plot = Plot.plot({
-      width, height: 210, marginLeft: 48, marginRight: 12, marginBottom: 36, marginTop: 12,
+      width, height: 210, marginLeft: 62, marginRight: 12, marginBottom: 36, marginTop: 12,
       style: M.style, ariaLabel: `${M.methodName(method)} by layer`,
       x: { type: "point", domain: M.layers.map((l) => l.layer), label: "layer →", labelArrow: "none", ticks, tickSize: 0, padding: 0.4 },
-      y: { domain: [low - pad, high + pad], grid: true, ticks: 5, tickSize: 0, label: null },
+      y: { domain: [low - pad, high + pad], grid: true, ticks: 5, tickSize: 0, tickFormat: M.ticks(), label: null },
       marks: [
         Plot.ruleY([0], { stroke: "currentColor", strokeOpacity: 0.35 }),
         Plot.line(own, { ...line, y: "chance", stroke: "currentColor", strokeOpacity: 0.8, strokeDasharray: "1 4", strokeWidth: 1.6 }),

@@ -30,6 +30,15 @@
     return { keys, name: (t) => M.tokenShown(data.texts[t]), color: (t) => (top.has(t) ? M.css(`d${top.get(t)}`) : M.css("grey")), counts, top };
   }
 
+  // With more domains than colours, colour and shape together say which.
+  function shapes(pen, domain, x, y, r) {
+    const name = M.domainSymbol(domain);
+    pen.save();
+    pen.translate(x, y);
+    d3.symbol(d3[`symbol${name[0].toUpperCase()}${name.slice(1)}`], 5.5 * r * r).context(pen)();
+    pen.restore();
+  }
+
   function say(kind, map) {
     const number = data.layers[M.state.layer].layer;
     const made = map.kinds[kind];
@@ -134,7 +143,8 @@
       [...which].sort((a, b) => ((a * 7919) % 10007) - ((b * 7919) % 10007)).forEach((i) => {
         pen.fillStyle = color(i);
         pen.beginPath();
-        pen.arc(px[i], py[i], r, 0, 7);
+        if (M.state.color === "domain" && domains.length > 8) shapes(pen, keys[i], px[i], py[i], r);
+        else pen.arc(px[i], py[i], r, 0, 7);
         pen.fill();
       });
       pen.globalAlpha = 1;
@@ -176,7 +186,7 @@
     const keys = group.keys.slice(0, M.state.color === "token" ? 40 : most);
     const buttons = keys.map((key) => M.h("button", { type: "button", class: "chip", "aria-pressed": String(focus() === key),
       onclick: () => M.set({ focus: focus() === key ? null : { by: M.state.color, layer: M.state.layer, key } }) },
-    M.h("span", { class: "swatch", style: { background: group.color(key) } }), M.h("span", {}, M.state.color === "expert" ? group.name(key) : `${M.shorten(group.name(key), 28)} ${group.counts.get(key)}`)));
+    M.state.color === "domain" ? M.domainMark(key) : M.h("span", { class: "swatch", style: { background: group.color(key) } }), M.h("span", {}, M.state.color === "expert" ? group.name(key) : `${M.shorten(group.name(key), 28)} ${group.counts.get(key)}`)));
     const rest = group.keys.length - keys.length;
     return [M.h("div", { class: "keys-list", role: "group", "aria-label": "Show the points of one name alone" }, buttons),
       rest > 0 ? M.h("p", { class: "small" }, `${M.fmt.count(rest)} more ${M.state.color === "token" ? "tokens, grey" : "names"}; find them by their text.`) : null];

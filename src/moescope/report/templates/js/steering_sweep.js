@@ -31,7 +31,7 @@
       width, height: 320, marginLeft: 62, marginRight: 20, marginTop: 26, marginBottom: 40, ariaLabel: `${measure.axis} by strength`,
       style: { background: "transparent", fontSize: "12px", fontFamily: "inherit" },
       x: { label: `${unit} →`, labelArrow: "none", tickSize: 3, ticks: Math.max(3, Math.floor(width / 80)), tickFormat: strength, inset: 8 },
-      y: { label: measure.axis, labelArrow: "none", grid: true, tickSize: 0, zero: measure.zero, nice: true, ticks: 6, tickFormat: measure.format === M.fmt.percent ? M.ticks(" %", 100) : M.ticks() },
+      y: { label: measure.axis, insetTop: 14, labelArrow: "none", grid: true, tickSize: 0, zero: measure.zero, nice: true, ticks: 6, tickFormat: measure.format === M.fmt.percent ? M.ticks(" %", 100) : M.ticks() },
       marks: [
         neutral === null ? null : Plot.ruleX([neutral], { stroke: "currentColor", strokeDasharray: "4 3", strokeOpacity: 0.6 }),
         ...lines.map((l) => Plot.line(l.rows, { x: "strength", y: "value", stroke: l.color, strokeWidth: 1.8 })),

@@ -27,6 +27,7 @@ from moescope.axes import ExpertRef, require_experts
 from moescope.errors import BadInputError
 from moescope.files import usable_path, write_bytes
 from moescope.given import first_problem, parse_json, read_text
+from moescope.words import counted
 
 PLAN_SCHEMA: Literal[2] = 2
 """Version of the JSON that `Plan.write` makes; version 1, without settings, is read too."""
@@ -109,8 +110,8 @@ class Plan(_Closed):
         layers, sizes = self.model.layers, self.model.num_experts
         if len(layers) != len(sizes):
             raise BadInputError(
-                f"the plan lists {len(layers)} layers but {len(sizes)} numbers of experts; each "
-                "layer has one"
+                f"the plan lists {counted(len(layers), 'layer')} but {len(sizes)} numbers of "
+                "experts; each layer has one"
             )
         require_experts(self.experts, dict(zip(layers, sizes, strict=True)), self.model.name)
         return self

@@ -11,6 +11,7 @@ from moescope.cli.resume import RUN_MARKS
 from moescope.cli.settings import RunArgs, is_begun
 from moescope.cli.terminal import errors, output, progress
 from moescope.cli.verb import note, verb
+from moescope.words import counted
 
 if TYPE_CHECKING:
     from moescope.progress import OnProgress
@@ -89,7 +90,7 @@ def summarize(run: Run) -> None:
     coverage, model = run.manifest.coverage, run.manifest.model
     tokens = coverage["tokens_per_router"]
     errors.print(
-        f"{tokens:,} tokens of {len(run.domains)} domains through "
+        f"{tokens:,} tokens of {counted(len(run.domains), 'domain')} through "
         f"{coverage['routers_seen']}/{coverage['routers_expected']} routers"
     )
     missing = coverage.get("shards_missing")

@@ -16,7 +16,7 @@ from moescope.cli.terminal import errors, output
 from moescope.cli.verb import Argument, note, verb
 from moescope.cli.where import rows_where
 from moescope.errors import BadInputError
-from moescope.words import listing
+from moescope.words import counted, listing
 
 if TYPE_CHECKING:
     from moescope.metrics.table import Table
@@ -88,7 +88,7 @@ def table(settings: TableArgs) -> None:
     if remark:
         note(remark, "")
     if data.num_rows < total:
-        errors.print(f"{data.num_rows} of {total:,} rows; --rows 0 shows all")
+        errors.print(f"{data.num_rows} of {counted(total, 'row')}; --rows 0 shows all")
 
 
 def _print_list(settings: TableArgs) -> None:

@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.segment import Segment
-from rich.text import Text
+from rich.text import Span, Text
 
 from moescope.progress import OnProgress, Progress
 
@@ -45,11 +46,13 @@ def clean(text: str) -> str:
 
 def safe(text: str | Text, style: str = "") -> Text:
     """The same as `clean`, of a text with styles; what is to be laid out is made so before."""
-    whole = text if isinstance(text, Text) else Text(clean(text), style)
-    for found in reversed(list(_UNSAFE.finditer(whole.plain))):
-        before, odd, after = whole.divide(found.span())
-        whole = Text("").join((before, Text(clean(odd.plain), odd.style), after))
-    return whole
+    if isinstance(text, str):
+        return Text(clean(text), style)
+    escaped = [clean(character) for character in text.plain]
+    at = [0, *accumulate(map(len, escaped))]
+    made = text.blank_copy("".join(escaped))
+    made.spans = [Span(at[span.start], at[span.end], span.style) for span in text.spans]
+    return made
 
 
 def bounded(line: str) -> str:

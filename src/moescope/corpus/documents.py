@@ -21,7 +21,7 @@ from moescope.corpus.seen import SeenIds
 from moescope.corpus.spec import CorpusSpec
 from moescope.corpus.split import in_shard, in_split, parse_shard
 from moescope.errors import CorpusError
-from moescope.words import listing, near_names
+from moescope.words import counted, listing, near_names
 
 RESERVED_DOMAIN = "all"
 """The name of the total over every domain in all tables."""
@@ -267,7 +267,7 @@ class Corpus:
             return
         if total:
             raise corpus_error(
-                f"{self.spec.path}: none of its {total} documents falls into the split "
+                f"{self.spec.path}: none of its {counted(total, 'document')} falls into the split "
                 f"{self.spec.split!r}; change test_share ({self.spec.test_share}) or the seed"
             )
         reasons = [f"{s.count} × {s.reason}, first at {s.sources[0]}" for s in self.skipped[:5]]

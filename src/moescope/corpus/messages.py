@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from moescope.words import counted
+
 Turns = Literal["all", "assistant"]
 
 _KEYS = (("role", "content"), ("from", "value"))
@@ -38,7 +40,9 @@ def read_messages(value: Any, turns: Turns) -> tuple[Message, ...]:
         raise ValueError(f"expected a list of messages, got {kind}")
     made = tuple(_message(m, n, turns) for n, m in enumerate(value))
     if not any(m.counted and m.text.strip() for m in made):
-        raise ValueError(f"none of its {len(made)} messages counts, by the roles that they have")
+        raise ValueError(
+            f"none of its {counted(len(made), 'message')} counts, by the roles that they have"
+        )
     return made
 
 

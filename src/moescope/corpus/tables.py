@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from moescope.corpus.lines import decode_fault, whole_lines
 from moescope.corpus.records import MEND, Fields, Problem, Record, SourceFile, corpus_error
-from moescope.words import near_names, said_by
+from moescope.words import counted, near_names, said_by
 
 _BATCH_ROWS = 256
 # The csv module holds four bytes per character of the cell at hand: an unclosed quote near the
@@ -65,7 +65,7 @@ def _row(
     if fault:
         return Problem("not valid UTF-8", source, fault, MEND)
     if len(row) != len(header):
-        detail = f"{len(row)} cells, the header names {len(header)} columns"
+        detail = f"{len(row)} cells, the header names {counted(len(header), 'column')}"
         return Problem("a ragged row", source, detail, MEND)
     return Record(f"{file.name}:{start}", source, dict(zip(header, row, strict=True)), header)
 

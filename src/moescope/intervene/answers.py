@@ -30,7 +30,7 @@ def damage_answers(damage: Damage) -> list[str]:
     out = [
         f"With {what} ({100 * row['load']:.1f} % of the choices in the {layers} concerned) "
         f"{damage.edit.words}, cross-entropy changes by {_ci(row)} nats per token over "
-        f"{row['tokens']:,} tokens of {row['documents']:,} documents, and "
+        f"{row['tokens']:,} tokens of {counted(row['documents'], 'document')}, and "
         f"{100 * row['flips']:.1f} % of the tokens get another first guess."
     ]
     if damage.num_controls:
@@ -100,12 +100,12 @@ def _domains(damage: Damage) -> list[str]:
         return ["In no domain does the plan do more harm than every control."]
     chance, best = damage.chance[0], min(r["ce_change_q"] for r in above)
     listed = ", ".join(f"{r['domain']} ({_ci(r)})" for r in above)
-    verdict = f"after correction for {len(rows)} domains q = {best:.3f} at best" + (
+    verdict = f"after correction for {counted(len(rows), 'domain')} q = {best:.3f} at best" + (
         "" if best <= _LEVEL else ", so none of them is a finding by itself"
     )
     return [
-        f"In {len(above)} of {len(rows)} domains the plan does more harm than every control: "
-        f"{listed}. By chance that would be {chance * len(rows):.1f} domains; {verdict}."
+        f"In {len(above)} of {counted(len(rows), 'domain')} the plan does more harm than every "
+        f"control: {listed}. By chance that would be {chance * len(rows):.1f} domains; {verdict}."
     ]
 
 
@@ -128,7 +128,7 @@ def _on_controls(damage: Damage) -> Iterator[Note]:
         return
     if not count:
         yield _warn(
-            f"None of the {controls.possible:,} possible controls has a load within a factor "
+            f"Of {counted(controls.possible, 'possible control')} none has a load within a factor "
             f"of {CALIPER} of the plan's in every layer: its experts have no like partners, so "
             "nothing says whether others of their load would do less harm. `match=size` "
             "compares with others whatever their load."
@@ -139,11 +139,11 @@ def _on_controls(damage: Damage) -> Iterator[Note]:
     if count < damage.requested:
         like = "" if damage.match == "size" else " of like load"
         yield _warn(
-            f"Only {count} different controls{like} were found, {damage.requested} were asked "
-            f"for; the smallest p that they can give is {least:.3f}."
+            f"Only {counted(count, 'different control')}{like} could be found, {damage.requested} "
+            f"were asked for; the smallest p that they can give is {least:.3f}."
         )
     elif least > _LEVEL:
-        yield Note("note", f"{count} controls cannot give a p below {least:.3f}.")
+        yield Note("note", f"{counted(count, 'control')} cannot give a p below {least:.3f}.")
     if damage.chance[0] > 1.2 / (count + 1):
         yield _warn(
             f"The controls share experts with each other but none with the plan, so a plan of "
@@ -244,8 +244,8 @@ def saving_sentence(saving: Saving) -> str:
     share = 100 * saving.layer_share
     head = 100 * saving.head_tokens / max(1, saving.head_tokens_naive)
     text = (
-        f"{saving.trials} edits: {share:.0f} % of the layers × tokens and {head:.0f} % of the "
-        f"head's tokens that full passes would compute, in {saving.seconds:,.0f} s after "
+        f"{counted(saving.trials, 'edit')}: {share:.0f} % of the layers × tokens and {head:.0f} % "
+        f"of the head's tokens that full passes would compute, in {saving.seconds:,.0f} s after "
         f"{saving.plain_seconds:,.0f} s for the plain pass"
     )
     if saving.naive_seconds is None or saving.times_faster is None:

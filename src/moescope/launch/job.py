@@ -20,6 +20,7 @@ from moescope.models.spec import EngineName, ModelSpec
 from moescope.run.manifest import MANIFEST, has_progress, read_manifest
 from moescope.run.options import TraceOptions
 from moescope.run.same import require_same
+from moescope.words import counted
 
 PARTS = "parts"
 """The folder of the parts, inside that of the run."""
@@ -126,7 +127,7 @@ def _read(run: Path) -> dict[str, Any] | None:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if not 1 <= int(stored["shards"]) <= MOST_SHARDS:
-            raise ValueError(f"{stored['shards']} shards")
+            raise ValueError(f"{counted(stored['shards'], 'shard')}")
         return {"shards": int(stored["shards"]), "identity": dict(stored["identity"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}); launch into a new folder") from error

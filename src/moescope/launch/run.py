@@ -20,6 +20,7 @@ from moescope.progress import OnProgress, Progress, quiet
 from moescope.run.manifest import MANIFEST, Manifest, claim_run, read_manifest
 from moescope.run.merge import merge_runs
 from moescope.run.options import TraceOptions
+from moescope.words import counted
 
 _LOCK_SECONDS = 5.0
 """For a launcher that is just dying."""
@@ -147,7 +148,7 @@ def _prepare(job: Job, run: Path, shards: int, how: LaunchOptions, resume: bool)
     begun.require(job)
     if how.shards is not None and how.shards != len(begun.shards):
         raise RunError(
-            f"{begun.folder} was cut into {len(begun.shards)} shards, now {how.shards} are asked "
-            "for; leave the number out, or give another folder"
+            f"{begun.folder} was cut into {counted(len(begun.shards), 'shard')}, now {how.shards} "
+            "are asked for; leave the number out, or give another folder"
         )
     return begun

@@ -7,6 +7,7 @@ from moescope.errors import BadInputError, LaunchError
 from moescope.launch.job import Parts
 from moescope.launch.worker import Outcome
 from moescope.progress import OnProgress, Progress, quiet
+from moescope.words import counted
 
 RETRIES = 3
 """How often a shard whose worker died is given to another one that gets no further."""
@@ -32,7 +33,7 @@ class Watch:
         """Report how far all shards are, those of earlier launches included."""
         shares = sum(1.0 if s in self._done else self._share.get(s, 0.0) for s in self._tokens)
         tokens, shards = sum(self._tokens.values()), len(self.parts.shards)
-        stage = f"tracing, {len(self._done)}/{shards} shards"
+        stage = f"tracing, {len(self._done)}/{counted(shards, 'shard')}"
         total = tokens * shards / shares if shares else None
         self._on_progress(Progress(stage, tokens, total, "tokens", note))
 
@@ -79,7 +80,8 @@ class Watch:
         self.tell("a worker died; its shard goes on in another one")
         if self._in_vain[shard] > RETRIES:
             raise LaunchError(
-                f"shard {shard}: {self._in_vain[shard]} workers died over it and got no further, "
-                f"the last: {reason}; {len(self._done)} of {len(self.parts.shards)} shards are "
+                f"shard {shard}: {counted(self._in_vain[shard], 'worker')} died over it and got no "
+                f"further, the last: {reason}; {len(self._done)} of "
+                f"{counted(len(self.parts.shards), 'shard')} are "
                 "finished and stay; mend the cause and give the same command again"
             )

@@ -28,6 +28,7 @@ from moescope.run.aggregates import (
     PROB_EDGES,
     WEIGHT_EDGES,
 )
+from moescope.words import counted
 
 MAX_PAIR_ROWS = 3_000_000
 """Rows of the table of pairs of domains."""
@@ -362,7 +363,9 @@ def domain_distance(view: PhaseView) -> Rows:
     tokens_C = np.where(names == ALL, 0, view.domain_tokens)
     kept, known = _most_tokens(tokens_C, len(view.layers)), np.count_nonzero(tokens_C)
     if kept.size < known:
-        rows.note = f"{kept.size:,} of {known:,} domains are compared, those with most tokens"
+        rows.note = (
+            f"{kept.size:,} of {counted(int(known), 'domain')} are compared, those with most tokens"
+        )
     names = names[kept]
     for layer in view.layers:
         counts_NE = view.counts(layer)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from moescope.axes import require_layers
 from moescope.errors import ModelError
+from moescope.words import counted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,7 +127,7 @@ class Anatomy:
             " or ".join(map(str, sorted(set(sizes))))
             for sizes in zip(*((m.num_experts, m.top_k) for m in self.layers), strict=True)
         )
-        return f"{len(self.layers)} MoE layers × {experts} experts, {chosen} per token"
+        return f"{counted(len(self.layers), 'MoE layer')} × {experts} experts, {chosen} per token"
 
     @property
     def layer_numbers(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from moescope.errors import CoverageError, ModelError
 from moescope.models.anatomy import Site
+from moescope.words import counted
 
 
 class Routing(NamedTuple):
@@ -133,8 +134,8 @@ class RoutingCapture:
             rows = calls[0].topk_ids.shape[0]
             if calls[0].logits.shape[0] != rows or rows != (expected_rows or rows):
                 raise CoverageError(
-                    f"layer {tap.site.layer_idx}: router {tap.site.router} saw {rows} rows, "
-                    f"expected {expected_rows}; its counts would be wrong"
+                    f"layer {tap.site.layer_idx}: router {tap.site.router} saw "
+                    f"{counted(rows, 'row')}, expected {expected_rows}; its counts would be wrong"
                 )
             result[tap.site.layer_idx] = calls[0]
         return result

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from moescope.errors import ModelError
 from moescope.models.config_files import json_object
-from moescope.words import said_by
+from moescope.words import counted, said_by
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -244,8 +244,8 @@ def check_stack(
         reach += side
     if reach != shape[dim]:
         raise ModelError(
-            f"{name}: the experts' tensors together have {reach} rows, expected {shape[dim]}; the "
-            "checkpoint does not fit its config"
+            f"{name}: the experts' tensors together have {counted(reach, 'row')}, expected "
+            f"{shape[dim]}; the checkpoint does not fit its config"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from moescope.errors import ModelError
+from moescope.words import counted
 
 _LEAVE_OUT = "positions cannot be told, so leave the position out"
 _NOT_CACHES = (bool, int, str, torch.Tensor)
@@ -57,8 +58,8 @@ class PassWindow:
             raise ModelError(f"{self.fault}; {_LEAVE_OUT}")
         if self.batch * self.length != num_rows:
             raise ModelError(
-                f"the router saw {num_rows} rows in a pass of {self.batch} × {self.length} tokens; "
-                f"{_LEAVE_OUT}"
+                f"the router saw {counted(num_rows, 'row')} in a pass of {self.batch} × "
+                f"{self.length} tokens; {_LEAVE_OUT}"
             )
         columns = torch.arange(self.start, self.start + self.length)
         return torch.isin(columns, torch.tensor(positions)).repeat(self.batch)

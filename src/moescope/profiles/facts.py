@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from moescope.axes import ExpertRef
 from moescope.result import plain
+from moescope.words import counted
 
 PARTS = (
     "role", "sure", "domains", "tokens_in", "vocabulary", "coactivated", "previous", "following",
@@ -81,7 +82,7 @@ class Profile(Part):
             f"{100 * self.load.rate_chance:.1f} %",
             "role": self.role.words,
             "sure": f"{self.sure.level}, from {self.sure.assignments:,} assignments in "
-            f"{self.sure.documents:,} documents",
+            f"{counted(self.sure.documents, 'document')}",
         }
         rows = "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in figures.items())
         return f"<p>{escape(self.summary)}</p><table>{rows}</table>"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from moescope.metrics.balance import COLD_SHARE, DEAD_SHARE
 from moescope.metrics.intervals import MIN_CLUSTERS
 from moescope.profiles.facts import Absent, Part
+from moescope.words import counted
 
 MIN_ASSIGNMENTS = 100
 """With fewer assignments nothing but the load is said."""
@@ -173,7 +174,7 @@ def _summary(p: Part, role: Role, sure: Sureness, flags: Sequence[str]) -> str:
     if role.kind == "too few tokens":
         return (
             f"{name} served too few tokens to say more: {load.count:,} assignments in "
-            f"{load.documents:,} documents, of {load.tokens:,} tokens."
+            f"{counted(load.documents, 'document')}, of {load.tokens:,} tokens."
         )
     parts = [_role_clause(role, p), _tokens_clause(p.tokens_in, role), _push_clause(p.pushes)]
     text = name + "; ".join(part for part in parts if part) + "."
@@ -189,7 +190,8 @@ def _summary(p: Part, role: Role, sure: Sureness, flags: Sequence[str]) -> str:
             "median expert's."
         )
     sentence = (
-        f"Sure: {sure.level} ({sure.assignments:,} assignments, {sure.documents:,} documents)."
+        f"Sure: {sure.level} ({sure.assignments:,} assignments, "
+        f"{counted(sure.documents, 'document')})."
     )
     return " ".join([text, *extra, sentence])
 

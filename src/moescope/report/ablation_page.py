@@ -58,8 +58,8 @@ def _subtitle(data: Mapping[str, Any]) -> str:
     where = label(source.get("corpus") or source.get("run"))
     return (
         f"{label(data['model']['name'])} · edit: {data['edit']} · {text['tokens']:,} predicted "
-        f"tokens of {text['documents']:,} documents, {counted(len(text['domains']), 'domain')}"
-        + (f", from {where}" if where else "")
+        f"tokens of {counted(text['documents'], 'document')}, "
+        f"{counted(len(text['domains']), 'domain')}" + (f", from {where}" if where else "")
     )
 
 

@@ -108,8 +108,8 @@ def alerts(run: Run, facts: dict[str, Any], loss: dict[str, list[Any]]) -> list[
     if facts["domains_left_out"]:
         say(
             "note",
-            f"{facts['domains_left_out']} domains with the fewest tokens are left out of this "
-            "page; the tables beside it have them.",
+            f"{counted(facts['domains_left_out'], 'domain')} with the fewest tokens are left out "
+            "of this page; the tables beside it have them.",
         )
     return out
 

@@ -16,6 +16,7 @@ from moescope.report.about import label, model_facts
 from moescope.report.frames import number, settings, tidy
 from moescope.report.page import fill_page
 from moescope.result import Result
+from moescope.words import counted
 
 _SCRIPTS = ("ablation_core.js", "contrast.js")
 _MOST = 2000
@@ -59,7 +60,7 @@ def _largest(table: pa.Table) -> pa.Table:
 
 def _subtitle(about: Mapping[str, Any], model: str) -> str:
     sides = (
-        f"{number(documents)} texts ({number(tokens)} tokens)"
+        f"{counted(documents, 'text')} ({number(tokens)} tokens)"
         for documents, tokens in zip(about["documents"], about["tokens"], strict=True)
     )
     pairs = f" · pairs, {_SPANS[about['span']]}" if about["paired"] else ""

@@ -264,8 +264,8 @@ def _short(facts: dict[str, Any], profiles: Profiles) -> list[str]:
     tail = f", and {number(few)} served too few tokens to say anything" if few else ""
     out = [
         f"{number(len(profiles))} experts in {counted(layers, 'layer')}, profiled "
-        f"on {number(facts['tokens'])} tokens of {number(facts['documents'])} documents. How sure "
-        f"the profiles are: {', '.join(sure) or 'not at all'}{tail}."
+        f"on {number(facts['tokens'])} tokens of {counted(facts['documents'], 'document')}. How "
+        f"sure the profiles are: {', '.join(sure) or 'not at all'}{tail}."
     ]
     if kinds["domain"] or kinds["avoids"] or kinds["none"]:
         out.append(_domain_sentence(profiles, kinds))

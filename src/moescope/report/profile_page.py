@@ -9,6 +9,7 @@ from moescope.profiles.facts import Profiles
 from moescope.profiles.stored import FOLDER
 from moescope.report.page import fill_page, write_page
 from moescope.report.profile_data import RULES, profiles_data
+from moescope.words import counted
 
 _SCRIPTS = (
     "heatmap.js", "profiles_inflate.js", "profiles_data.js", "profiles_map.js", "profiles_list.js",
@@ -46,7 +47,8 @@ def render_profile_page(run: AnalyzedRun, profiles: Profiles) -> str:
     total = sum(run.shape.num_experts)
     if len(profiles) not in (1, total):
         raise ValueError(
-            f"the page shows one expert or all {total} of the run, got {len(profiles)} profiles"
+            f"the page shows one expert or all {total} of the run, got "
+            f"{counted(len(profiles), 'profile')}"
         )
     data = profiles_data(run, profiles)
     alerts = data.pop("alerts")

@@ -69,7 +69,7 @@ def _subtitle(about: Row) -> str:
     if text is None:
         return f"{words} · parameters only, no text"
     source = label(text["run"] or text["corpus"]["path"])
-    size = f"{number(text['tokens'])} tokens of {number(text['documents'])} documents"
+    size = f"{number(text['tokens'])} tokens of {counted(text['documents'], 'document')}"
     return f"{words} · {size} from {source}"
 
 

@@ -9,6 +9,7 @@ from moescope.report.about import label
 from moescope.report.frames import tidy
 from moescope.report.page import fill_page
 from moescope.result import Result
+from moescope.words import counted
 
 _SCRIPTS = (
     "heatmap.js", "steering.js", "steering_controls.js", "steering_text.js", "steering_sweep.js"
@@ -66,7 +67,7 @@ def _cards(about: Mapping[str, Any]) -> list[dict[str, str]]:
     controls = about["controls"]
     if controls and controls["kl"]:
         n, stands = len(controls["draws"]), controls["kl"]
-        text = f"place of its KL among {n} controls, p = {stands['p']:.2g}"
+        text = f"place of its KL among {counted(n, 'control')}, p = {stands['p']:.2g}"
         cards[text] = f"{stands['rank']} of {n + 1}"
     before, after, places = (
         sum(use[name] for use in about["uses"])

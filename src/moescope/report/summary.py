@@ -50,9 +50,8 @@ def _scope(view: dict[str, Any], facts: dict[str, Any], tables: dict[str, Frame]
     shares = (
         percent(chance[0]) if len(chance) == 1 else f"{percent(chance[0])} to {percent(chance[-1])}"
     )
-    domains = len(facts["domains"])
-    spread = f"{domains} domains" if domains > 1 else "one domain"
-    documents = f"of {number(facts['documents'])} documents " if facts["documents"] else ""
+    spread = counted(len(facts["domains"]), "domain")
+    documents = f"of {counted(facts['documents'], 'document')} " if facts["documents"] else ""
     return (
         f"{number(view['rates']['tokens'][0])} tokens {documents}in {spread} passed "
         f"{counted(layers, 'MoE layer')}; an expert chosen by chance would serve {shares} of them."
@@ -123,8 +122,8 @@ def _domain_or_token(tables: dict[str, Frame]) -> str:
         return f"{about_token}, beyond chance)."
     layers, passed = _passed(info, "token")
     tested = (
-        f"; the last is above chance at p < 0.05 in {passed} of {layers} layers, where chance "
-        f"alone gives {Q_LEVEL * layers:.1f}"
+        f"; the last is above chance at p < 0.05 in {passed} of {counted(layers, 'layer')}, where "
+        f"chance alone gives {Q_LEVEL * layers:.1f}"
         if layers
         else ""
     )
@@ -183,14 +182,14 @@ def meaning(info: Frame) -> str:
         )
     if _more_than_chance(layers, passed):
         return (
-            f"{told}, and so do the same two neighbouring tokens (p < 0.05 in {passed} of {layers} "
-            f"layers; {basis} with another domain): neither the current token nor it and the one "
-            "before explain all that the experts tell about the domain."
+            f"{told}, and so do the same two neighbouring tokens (p < 0.05 in {passed} of "
+            f"{counted(layers, 'layer')}; {basis} with another domain): neither the current "
+            "token nor it and the one before explain all that the experts tell about the domain."
         )
     return (
         f"{told}, but where the token before it is the same too, no difference is shown (p < 0.05 "
-        f"in {passed} of {layers} layers; {basis} with another domain): it may be the neighbouring "
-        "token that the experts follow, and not the domain."
+        f"in {passed} of {counted(layers, 'layer')}; {basis} with another domain): it may be the "
+        "neighbouring token that the experts follow, and not the domain."
     )
 
 
@@ -222,7 +221,7 @@ def _caveat(view: dict[str, Any], facts: dict[str, Any]) -> str:
     if not facts["documents"]:
         parts.append("documents are not known, so nothing here has an interval or a test")
     elif few < FEW_DOCUMENTS:
-        parts.append(f"the smallest domain has only {few} documents")
+        parts.append(f"the smallest domain has only {counted(few, 'document')}")
     if bad := badly_predicted(view["loss"]):
         name, loss, unigram = max(bad, key=lambda row: row[1] - row[2])
         parts.append(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.metrics.balance import cv_by_chance
+from moescope.words import counted
 
 POINTS = 1000
 """Most points of a line; a longer run is drawn as means over equally many logged steps."""
@@ -178,7 +179,8 @@ def column(table: Mapping[str, Any], name: str, rows: list[int]) -> Floats | Non
         return None
     if len(values) != len(table["step"]):
         raise ValueError(
-            f"column {name} has {len(values)} rows, expected {len(table['step'])} as in step"
+            f"column {name} has {counted(len(values), 'row')}, expected {len(table['step'])} as in "
+            "step"
         )
     array = _floats(values)[rows]
     return array if np.isfinite(array).any() else None
@@ -188,7 +190,9 @@ def _pivot(table: Mapping[str, Any], by: str, order: Any) -> tuple[list[int], li
     """Steps, groups, and a function from a column's name to its step × group array."""
     at, groups = list(table.get("step") or ()), list(table.get(by) or ())
     if len(at) != len(groups):
-        raise ValueError(f"column {by} has {len(groups)} rows, expected {len(at)} as in step")
+        raise ValueError(
+            f"column {by} has {counted(len(groups), 'row')}, expected {len(at)} as in step"
+        )
     steps, names = sorted(set(at)), list(order(set(groups) if order is sorted else groups))
     row = {s: i for i, s in enumerate(steps)}
     place_of = {g: i for i, g in enumerate(names)}

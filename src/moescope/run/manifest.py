@@ -28,6 +28,7 @@ from typing_extensions import TypedDict
 from moescope.errors import RunError
 from moescope.files import claim, plain_name, write_bytes
 from moescope.given import MOST_EXPERTS, first_problem
+from moescope.words import counted
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -255,7 +256,8 @@ class Manifest(BaseModel):
         for name in ("num_experts", "top_k"):
             if len(model[name]) != len(layers):
                 raise ValueError(
-                    f"model.{name} has {len(model[name])} entries for {len(layers)} layers"
+                    f"model.{name} has {len(model[name])} entries for "
+                    f"{counted(len(layers), 'layer')}"
                 )
         if sorted(set(layers)) != layers or not set(layers) <= set(model["moe_layers"]):
             raise ValueError("model.layers are not MoE layers of the model in ascending order")

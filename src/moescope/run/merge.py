@@ -34,7 +34,7 @@ from moescope.run.manifest import (
 from moescope.run.reader import Run
 from moescope.run.state import RunState
 from moescope.run.store import copy_stored, understood, write_tensors
-from moescope.words import brief, listing
+from moescope.words import brief, counted, listing
 
 _MODEL_MAY_DIFFER = ("device", "name", "path", "revision")  # hashes say whether it is the same
 _CORPUS_MAY_DIFFER = ("path", "shard")
@@ -178,8 +178,8 @@ def _plan_shards(parts: list[_Part], partial: bool) -> _Plan:
     if missing and not partial:
         shown = listing(missing)
         raise RunError(
-            f"{len(missing)} of {count} shards are not there: {shown}; give them too, or merge "
-            "what there is with `partial`"
+            f"{len(missing)} of {counted(count, 'shard')} are not there: {shown}; give them too, "
+            "or merge what there is with `partial`"
         )
     parts.sort(key=lambda p: p.shard or Shard(0, 0))
     return _Plan(parts, count, missing)
@@ -194,7 +194,8 @@ def _require_one_corpus(first: _Part, part: _Part) -> None:
             numbers = [p.manifest.coverage["corpus"]["documents"] for p in (first, part)]
             raise RunError(
                 f"{first.path} and {part.path} are shards of different texts ({numbers[0]} and "
-                f"{numbers[1]} documents, not the same ones); trace the shards of one corpus again"
+                f"{counted(numbers[1], 'document')}, not the same ones); trace the shards of one "
+                "corpus again"
             )
 
 
@@ -333,7 +334,7 @@ def _fill(manifest: Manifest, plan: _Plan, joined: RunState) -> None:
         absent = int(whole["documents"]) - documents
         if absent < 0 or (absent and not plan.missing):
             raise RunError(
-                f"the shards hold {documents} documents together, their corpus has "
+                f"the shards hold {counted(documents, 'document')} together, their corpus has "
                 f"{whole['documents']}; a run was altered, trace its shard again"
             )
         if absent:

@@ -20,6 +20,7 @@ from moescope.run.manifest import Manifest, claim_run, read_manifest
 from moescope.run.shards import document_table
 from moescope.run.state import RunState
 from moescope.run.store import read_json, read_parquet, read_tensors, understood
+from moescope.words import counted
 
 
 class TokenRows(NamedTuple):
@@ -71,8 +72,8 @@ class Run:
         layers, experts = len(self.shape.layers), self.shape.max_experts
         tokens = self.manifest.progress.get("tokens", 0)
         return (
-            f"<{type(self).__name__} {self.path}: {layers} layers × {experts} experts, "
-            f"{len(self.domains)} domains, {tokens:,} tokens>"
+            f"<{type(self).__name__} {self.path}: {counted(layers, 'layer')} × {experts} experts, "
+            f"{counted(len(self.domains), 'domain')}, {tokens:,} tokens>"
         )
 
     def writing(self, wait: float = 2.0) -> AbstractContextManager[Path]:

@@ -20,6 +20,7 @@ from moescope.run.aggregates import AggregateShape, PhaseAggregates, unpack
 from moescope.run.sample import Sample, SampledSpan
 from moescope.run.sparse import SparseCounter
 from moescope.run.spill import Parts
+from moescope.words import counted
 
 PHASES = ("prefill", "decode")
 """``prefill``: the document's own tokens; ``decode``: tokens that the model wrote, step by step."""
@@ -156,7 +157,9 @@ class RunState:
         state.cluster_domain = arrays["cluster_domain"].tolist()
         state.domain_docs = arrays["domain_docs"].tolist()
         if len(state.domain_docs) != len(state.domains):
-            raise ValueError(f"{len(state.domain_docs)} counts for {len(state.domains)} domains")
+            raise ValueError(
+                f"{len(state.domain_docs)} counts for {counted(len(state.domains), 'domain')}"
+            )
         if not set(state.cluster_domain) <= set(range(len(state.domains))):
             raise ValueError("cluster_domain names a domain that is not there")
         state._places = {name: d for d, name in enumerate(state.domains)}

@@ -9,7 +9,7 @@ from typing import Any
 
 from moescope.metrics.intervals import FEW_DOCUMENTS, MIN_CLUSTERS
 from moescope.result import Note
-from moescope.words import listing
+from moescope.words import counted, listing
 
 METHOD_NAMES = {
     "cosine": "cosine of outputs",
@@ -27,9 +27,11 @@ def similarity_notes(about: Row) -> list[Note]:
     notes = []
     text = about["text"]
     if text is not None and len(text["group_sizes"]) < MIN_CLUSTERS:
-        notes.append(Note("warn", f"Only {text['documents']} documents: there are no intervals."))
+        notes.append(
+            Note("warn", f"Only {counted(text['documents'], 'document')}: there are no intervals.")
+        )
     elif text is not None and text["documents"] < FEW_DOCUMENTS:
-        few = f"Only {text['documents']} documents, the unit of every interval"
+        few = f"Only {counted(text['documents'], 'document')}, the unit of every interval"
         notes.append(Note("warn", f"{few}: read them as rough."))
     if text is not None and text["tokens"] < about["options"]["tokens"]:
         asked, longest = (about["options"][key] for key in ("tokens", "window_tokens"))
@@ -95,7 +97,7 @@ def _outputs_found(rows: list[Row], name: str, chance: str) -> str:
     return (
         f"{words}, and experts with shuffled weights on the same inputs "
         f"{_between(known, 'reference')}: the mean is clearly above those in {above} of "
-        f"{len(known)} layers and clearly below in {below}."
+        f"{counted(len(known), 'layer')} and clearly below in {below}."
     )
 
 

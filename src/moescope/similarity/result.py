@@ -19,6 +19,7 @@ from moescope.files import claim
 from moescope.measure.journal import drop_journal
 from moescope.result import Result, Tabular, read_result
 from moescope.similarity.answers import similarity_answers, similarity_notes
+from moescope.words import counted
 
 SIMILARITY = "similarity"
 """The kind of result that this is."""
@@ -42,7 +43,7 @@ class Similarity(Tabular):
 
     def __repr__(self) -> str:
         layers = len(self.about["layers"])
-        return f"<Similarity of experts in {layers} layers: {', '.join(self.methods)}>"
+        return f"<Similarity of experts in {counted(layers, 'layer')}: {', '.join(self.methods)}>"
 
     def to_arrow(self) -> pa.Table:
         """The pairs as an Arrow table."""

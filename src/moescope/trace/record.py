@@ -45,6 +45,7 @@ from moescope.trace.engine import Engine, ResidentEngine
 from moescope.trace.pool import PoolRecorder
 from moescope.trace.room import document_bytes, require_room
 from moescope.trace.streamed import StreamedEngine
+from moescope.words import counted
 
 _DEFAULT_CONTEXT = 2048
 _COUNTERS = ("left_out", "domain_tokens", "spelt_out", "unknown_marks")
@@ -178,12 +179,12 @@ class _Tracer:
             elif self.documents == run.done and self.fingerprint.hexdigest() != before:
                 raise RunError(
                     f"{name} is not the corpus that {run.folder} was started with: its first "
-                    f"{self.documents} documents differ; give another folder"
+                    f"{counted(self.documents, 'document')} differ; give another folder"
                 )
         if self.documents < run.done:
             raise RunError(
-                f"{name} has {self.documents} documents, but {run.folder} has already traced "
-                f"{run.done}; give another folder"
+                f"{name} has {counted(self.documents, 'document')}, but {run.folder} has already "
+                f"traced {run.done}; give another folder"
             )
 
     def _tokenized(self) -> Iterator[TokenizedDocument]:

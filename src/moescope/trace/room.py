@@ -12,6 +12,7 @@ from moescope.errors import BadInputError
 from moescope.memory import readable
 from moescope.run.aggregates import AggregateShape
 from moescope.run.options import TraceOptions
+from moescope.words import counted
 
 _CHARACTERS_PER_TOKEN = 5
 """More than most text has, so that what is estimated is what it takes at least."""
@@ -68,8 +69,9 @@ def require_room(
     if need > room:
         raise BadInputError(
             f"`memory` leaves {readable(room)} for the sums of a run, and those of this text need "
-            f"{readable(need)} or more ({len(documents):,} domains, "
-            f"{sum(documents.values()):,} documents, {len(shape.layers)} layers); give "
+            f"{readable(need)} or more ({counted(len(documents), 'domain')}, "
+            f"{counted(sum(documents.values()), 'document')}, "
+            f"{counted(len(shape.layers), 'layer')}); give "
             f"{readable(need - room)} more, fewer domains or `layers`, or `keep=aggregates`, which "
             "keeps no sample of tokens"
         )

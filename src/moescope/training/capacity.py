@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from moescope.errors import BadInputError
+from moescope.words import counted
 
 Overflow = Literal["drop", "reroute"]
 """What happens to a choice whose expert is full."""
@@ -312,7 +313,8 @@ def explain(
     """
     if len(tokens) != len(topk_ids_TK):
         raise BadInputError(
-            f"tokens: got {len(tokens)} texts, expected {len(topk_ids_TK)}, one for each token"
+            f"tokens: got {counted(len(tokens), 'text')}, expected {len(topk_ids_TK)}, one for "
+            "each token"
         )
     made = assign(
         topk_ids_TK, selection_scores_TE, capacity, num_experts=num_experts, overflow=overflow

@@ -46,6 +46,7 @@ from moescope.models.anatomy import MoELayer
 from moescope.models.loading import LoadedModel
 from moescope.progress import OnProgress, quiet
 from moescope.run.options import TraceOptions
+from moescope.words import counted
 
 HOLDOUT_DOCUMENTS = 20
 """With so many documents (pairs) on each side one half chooses experts and the other tests them."""
@@ -312,11 +313,14 @@ def _notes(
     notes = []
     left = sum(s.left_out for s in sets)
     if left:
-        notes.append(f"{left} texts were left out: the budget of tokens (`tokens`) was used up.")
+        notes.append(
+            f"Left out, as the budget of tokens (`tokens`) was used up: {counted(left, 'text')}."
+        )
     idle = [int((c.tokens == 0).sum()) for c in counts]
     if sum(idle):
         notes.append(
-            f"No token counts in {idle[0]} texts of the first set and {idle[1]} of the second."
+            f"No token counts in {counted(idle[0], 'text')} of the first set and {idle[1]} of the "
+            "second."
         )
     if min(sizes) < MIN_CLUSTERS:
         notes.append(

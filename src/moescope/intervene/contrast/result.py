@@ -14,6 +14,7 @@ from moescope.errors import BadInputError
 from moescope.intervene.contrast.texts import Span
 from moescope.plan import Plan, PlanEntry
 from moescope.result import Note, Result, Tabular, plain
+from moescope.words import counted
 
 CONTRAST = "contrast"
 """The kind of result that a contrast is."""
@@ -80,8 +81,8 @@ class ContrastResult(Tabular):
         confirmed = sum(p.confirmed for p in self.proposals)
         a, b = self.num_documents
         return (
-            f"<ContrastResult of {a} and {b} texts: {len(self.proposals)} candidates, {confirmed} "
-            "confirmed>"
+            f"<ContrastResult of {a} and {counted(b, 'text')}: {len(self.proposals)} candidates, "
+            f"{confirmed} confirmed>"
         )
 
     def to_arrow(self) -> pa.Table:

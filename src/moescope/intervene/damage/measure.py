@@ -41,6 +41,7 @@ from moescope.plan import Plan, PlanEntry
 from moescope.progress import OnProgress, quiet
 from moescope.result import Tabular
 from moescope.run.reader import Run
+from moescope.words import counted
 
 ABLATION = "ablation"
 """The kind of result that a measurement is."""
@@ -105,7 +106,7 @@ class Damage(TrialsResult):
 
     def __repr__(self) -> str:
         size, controls = len(self.entries), self.num_controls
-        return f"<Damage of {size} experts ({self.edit.name}), {controls} controls>"
+        return f"<Damage of {size} experts ({self.edit.name}), {counted(controls, 'control')}>"
 
     @property
     def experts(self) -> tuple[ExpertRef, ...]:

@@ -20,6 +20,7 @@ from moescope.measure.controls import distinct, substitutes
 from moescope.metrics.statistics import permutation_p
 from moescope.models.anatomy import Anatomy
 from moescope.models.edits import Edit
+from moescope.words import counted
 
 MOST_CONTROLS = 10_000
 """Each is a pass of the model."""
@@ -103,7 +104,7 @@ def _shortage(found: int, asked: int, limited: bool) -> str:
         return ""
     of = "that were chosen where the edit holds" if limited else "in these layers"
     if found:
-        return f"{found} of {asked} controls: there are no more other experts {of}."
+        return f"{found} of {counted(asked, 'control')}: there are no more other experts {of}."
     return f"No control: too few other experts {of}."
 
 

@@ -207,7 +207,10 @@ def _on_controls(result: SteeringResult) -> str:
     n, (rank, p) = len(controls.draws), controls.kl
     if result.kl == 0.0:
         moved = sum(c.kl > 0.0 for c in controls.draws)
-        return f"The same edit on other experts changed something in {moved} of {n} controls."
+        return (
+            f"The same edit on other experts changed something in {moved} of "
+            f"{counted(n, 'control')}."
+        )
     layer = "layers" if len({u.expert.split("E")[0] for u in result.uses}) > 1 else "layer"
     return (
         f"Beside {counted(n, 'control')} (the same edit on other experts of the {layer}) its KL is "

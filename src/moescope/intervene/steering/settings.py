@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from moescope.errors import BadInputError
 from moescope.models.anatomy import Anatomy
 from moescope.models.edits import BY_NAME, KINDS, Edit, WeightEdit, select_experts
+from moescope.words import counted
 
 MOST_STRENGTHS = 101
 """A sweep of more strengths is refused."""
@@ -203,5 +204,7 @@ def parse_strengths(text: str) -> tuple[float, ...]:
         count = math.floor(steps + 1e-9) + 1
         values = [round(low + i * step, 12) + 0.0 for i in range(count)]
     if len(values) > MOST_STRENGTHS:
-        raise BadInputError(f"`sweep` has {len(values)} strengths; at most {MOST_STRENGTHS}")
+        raise BadInputError(
+            f"`sweep` has {counted(len(values), 'strength')}; at most {MOST_STRENGTHS}"
+        )
     return tuple(values)

@@ -20,7 +20,7 @@ from moescope.run.state import PHASES
 from moescope.trace.importers.common import OTHER_MODEL, Item, label_of, refuse, whole_numbers
 from moescope.trace.importers.csv_columns import first_row, integers, read_columns
 from moescope.trace.importers.served import ServedModel
-from moescope.words import listing
+from moescope.words import counted, listing
 
 NAME = "aggregated counts"
 """What a run says that it was imported from, where no engine is known."""
@@ -150,7 +150,8 @@ def _of_array(value: Any, anatomy: Anatomy, where: str) -> NDArray[np.int64]:
     if array.ndim not in (2, 3) or shape[-1] != widest or shape[-2] not in rows:
         refuse("logical_count does not fit the model", where,
                f"got the shape {shape}, expected [layers, {widest}] or [steps, layers, {widest}] "
-               f"with {rows[0]} layers (all decoder layers) or {rows[1]} (all MoE layers)",
+               f"with {counted(rows[0], 'layer')} (all decoder layers) or {rows[1]} (all MoE "
+               "layers)",
                OTHER_MODEL)  # fmt: skip
     _refuse_counts(array, where)
     sums = array.astype(np.int64).reshape(-1, *shape[-2:]).sum(0)

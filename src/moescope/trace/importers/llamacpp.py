@@ -34,7 +34,7 @@ from moescope.trace.importers.common import (
 )
 from moescope.trace.importers.csv_columns import first_row, integers, read_columns
 from moescope.trace.importers.served import ServedModel
-from moescope.words import listing, ranges
+from moescope.words import counted, listing, ranges
 
 NAME = "llama.cpp"
 SUFFIXES = (".csv",)
@@ -90,7 +90,8 @@ def _read(source: SourceFile, where: str) -> _Table:
     cells = first_row(source)
     bare = all(c.lstrip("-").isdigit() for c in cells)
     if bare and len(cells) != 2:
-        refuse("a CSV without header", where, f"got {len(cells)} columns, expected layer,expert",
+        refuse("a CSV without header", where, f"got {counted(len(cells), 'column')}, expected "
+            "layer,expert",
                "write a header: phase,token,layer,rank,expert")  # fmt: skip
     found = read_columns(
         source,

@@ -30,6 +30,7 @@ from moescope.trace.importers.common import (
 )
 from moescope.trace.importers.served import ServedModel
 from moescope.trace.importers.vllm import requests as plain_requests
+from moescope.words import counted
 
 NAME = "SGLang"
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".npz", ".safetensors")
@@ -153,7 +154,7 @@ def _experts(value: Any, rows: int, where: str, served: ServedModel) -> NDArray[
     whole, rest = divmod(len(data), row)
     if rest:
         refuse("routed_experts is cut short, or of another model", where,
-               f"got {len(data):,} bytes, expected {rows * row:,}: {rows} tokens × {slots[0]} "
-               f"layers × {top_k} experts of int32",
+               f"got {len(data):,} bytes, expected {rows * row:,}: {rows} tokens × "
+               f"{counted(slots[0], 'layer')} × {top_k} experts of int32",
                "capture it again, or give the model that was served by `model`")  # fmt: skip
     return np.frombuffer(data, "<i4").reshape(whole, slots[0], top_k)

@@ -18,6 +18,7 @@ from moescope.trace.importers import counts, llamacpp, sglang, vllm
 from moescope.trace.importers.files import CaptureFile, beside, find_captures
 from moescope.trace.importers.rows import ZERO_FILLED
 from moescope.trace.importers.served import ServedModel, describe_served, open_served
+from moescope.words import counted
 
 _COUNTERS = ("left_out", "domain_tokens", "skipped", "requests")
 READERS: dict[str, Any] = {
@@ -86,7 +87,7 @@ class Import:
             self.run.begin("transformers")
         # files have checksums of their own; one of them, or a word, stands for the text
         one = len(self.files) == 1
-        text = self.files[0].sha256 if one else f"see source: {len(self.files)} files"
+        text = self.files[0].sha256 if one else f"see source: {counted(len(self.files), 'file')}"
         self.run.commit(self.entries, text)
 
     def finish(self, notes: list[str]) -> None:

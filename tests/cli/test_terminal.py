@@ -151,7 +151,7 @@ def test_no_error_does(place: Place, seen: Call) -> None:
 
 def test_what_was_there_can_be_seen(place: Place, seen: Call) -> None:
     """Markup is text, and a control character is shown as its escape."""
-    out, _ = seen("table", place.run, "domain_loss")
+    out, _ = seen("table", place.run, "domain_loss", "--wide")
     assert r"\x1b]0;owned" in out
     assert r"\u202etxt" in out
     assert "[bold]x[/red]" in out

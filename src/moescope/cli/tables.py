@@ -210,8 +210,9 @@ def _texts(head: Head, values: Iterable[Cell], most: int) -> list[Text]:
     if all(v.is_integer() and abs(v) < 1e9 for v in floats):  # such as ranks
         own = [int(v) if isinstance(v, float) and math.isfinite(v) else v for v in own]
     digits = max((_digits(v, most) for v in floats), default=1)
-    unit = " %" if head.percent else ""
-    return [_cell(v, digits, unit) for v in own]
+    comma = any(isinstance(v, int) and abs(v) >= 10_000 for v in own)
+    whole, unit = "," if comma else "", " %" if head.percent else ""
+    return [_cell(v, f"#.{digits}g", whole, unit) for v in own]
 
 
 def _digits(value: float, most: int) -> int:
@@ -220,7 +221,7 @@ def _digits(value: float, most: int) -> int:
     return len(mantissa.rstrip("0").lstrip("-").replace(".", "")) or 1
 
 
-def _cell(value: Cell, digits: int, unit: str) -> Text:
+def _cell(value: Cell, decimal: str, whole: str, unit: str) -> Text:
     if isinstance(value, Text | str):
         return safe(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -228,5 +229,5 @@ def _cell(value: Cell, digits: int, unit: str) -> Text:
     if isinstance(value, bool):
         return Text("yes" if value else "no")
     if isinstance(value, int):
-        return Text((f"{value:,}" if abs(value) >= 10_000 else str(value)) + unit)
-    return Text(("0" if value == 0 else f"{value:#.{digits}g}".removesuffix(".")) + unit)
+        return Text(f"{value:{whole}}{unit}")
+    return Text(("0" if value == 0 else f"{value:{decimal}}".removesuffix(".")) + unit)

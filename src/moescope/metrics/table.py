@@ -159,12 +159,14 @@ def table(
         )
     if needs is not None and needs not in ABSENT:
         raise BadInputError(f"@table({name!r}): needs={needs!r}; choose {', '.join(ABSENT)}")
-    known = {c: w if isinstance(w, Column) else Column(w) for c, w in columns.items()}
-    for column, words in [(c, w) for c, w in known.items() if w.interval]:
-        for side, end in (("low", "lower"), ("high", "upper")):
-            known[f"{column}_{side}"] = Column(
-                f"{end} end of its 95 % interval over documents", words.unit, of=column
-            )
+    known: dict[str, Column] = {}
+    for column, words in columns.items():
+        known[column] = words if isinstance(words, Column) else Column(words)
+        if known[column].interval:
+            for side, end in (("low", "lower"), ("high", "upper")):
+                known[f"{column}_{side}"] = Column(
+                    f"{end} end of its 95 % interval over documents", known[column].unit, of=column
+                )
 
     def made(make: Callable[[PhaseView], Rows]) -> Table:
         if not (make.__doc__ or "").strip():

@@ -195,6 +195,13 @@ def test_numbers_of_a_column_have_as_many_digits_as_they_all_need() -> None:
     assert [c.plain for c in percent] == ["12.3 %", "0.500 %", "50.0 %"]
 
 
+def test_json_has_null_for_what_is_no_number_however_deep(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tables.write_json({"a": float("nan"), "b": [float("-inf"), {"c": (1.5, float("inf"))}]})
+    assert capsys.readouterr().out == '{"a": null, "b": [null, {"c": [1.5, null]}]}\n'
+
+
 def test_a_control_character_is_escaped_before_lines_are_made() -> None:
     """It takes more room than it had: what was made to fit would be cut."""
     file = io.StringIO()

@@ -62,6 +62,10 @@ def test_the_comparison_is_printed_and_written(moescope: Callable[..., Done], pl
     for said in ("L1E2 +6 logits", "0 <s>", "Next token", "tea", "KL(before‖after)", "Sweep"):
         assert said in done.stdout
     assert "of the prompt only" in done.stdout
+    controls = done.stdout.partition("The same edit on")[2].splitlines()[3:7]
+    assert sum(row.startswith("L1E2 (the edit)") for row in controls) == 1
+    kl = [float(row.removeprefix("L1E2 (the edit)").split()[-4]) for row in controls]
+    assert kl == sorted(kl, reverse=True)
     stored = read_result(place / "out", "steering").about
     assert [p["strength"] for p in stored["sweep"]["points"]] == [-4.0, 0.0, 4.0]
     assert stored["targets"] == [len(stored["prompt"]["ids"]) - 1]

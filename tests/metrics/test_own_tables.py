@@ -13,7 +13,7 @@ from moescope.errors import BadInputError, RunError
 from moescope.metrics.runs import AnalyzedRun, open_run, table_names
 from moescope.metrics.table import COMMON, table
 from moescope.metrics.tables import TABLES, every_table
-from moescope.metrics.view import PhaseView, Rows
+from moescope.metrics.view import ALL, PhaseView, Rows
 
 HEAD = """
 from moescope.metrics.table import Column, table
@@ -75,6 +75,22 @@ class TestMoescopesOwn:
                 table(name, columns={}, needs=needs)
         with pytest.raises(BadInputError, match="docstring"):
             table("top", columns={})(silent)
+
+
+def test_a_sum_or_domain_of_no_such_name_is_refused_with_what_is_near(
+    tiny_run: AnalyzedRun,
+) -> None:
+    """A slip in a name gave NaN for every expert, as if the run did not know."""
+    view = PhaseView(tiny_run, "prefill")
+    layer, domain = view.layers[0], view.domains[0]
+    for name, group, said in (
+        ("gate_mas", domain, "sum by domain 'gate_mas'; did you mean gate_mass"),
+        ("cluster_counts", domain, "sum by domain 'cluster_counts'"),
+        ("gate_mass", domain[:-1], f"did you mean {domain}"),
+    ):
+        with pytest.raises(BadInputError, match=said):
+            view.by_domain(name, layer, group)
+    assert view.by_domain("gate_mass", layer, ALL).sum() > 0
 
 
 class TestOfAnotherPackage:

@@ -188,6 +188,7 @@ def test_numbers_of_a_column_have_as_many_digits_as_they_all_need() -> None:
 
     assert shown(0.25, 0.125, float("nan"), 0.0) == ["0.250", "0.125", "–", "0"]
     assert shown(-0.0009481, 12.3456, 1e-7) == ["-0.0009481", "12.35", "1.000e-07"]
+    assert shown(5e-05, 0.002) == ["5e-05", "0.002"]
     assert shown(1.0, 2.0, 30.0) == ["1", "2", "30"]
     assert shown(9_999, 10_000, None) == ["9,999", "10,000", "–"]
     assert shown(9_999, 12) == ["9999", "12"]

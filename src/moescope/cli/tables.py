@@ -230,4 +230,5 @@ def _cell(value: Cell, decimal: str, whole: str, unit: str) -> Text:
         return Text("yes" if value else "no")
     if isinstance(value, int):
         return Text(f"{value:{whole}}{unit}")
-    return Text(("0" if value == 0 else f"{value:{decimal}}".removesuffix(".")) + unit)
+    shown = "0" if value == 0 else f"{value:{decimal}}".replace(".e", "e").removesuffix(".")
+    return Text(shown + unit)

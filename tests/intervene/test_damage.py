@@ -370,7 +370,7 @@ class TestTheTable:
         assert damage.prepared.controls is not None
         assert damage.prepared.controls.matched
         assert damage.num_controls < 7
-        assert "controls of like load could be found, 7 were asked for" in " ".join(
+        assert "1 different control of like load could be found, 7 were asked for" in " ".join(
             n.text for n in damage_notes(damage)
         )
 

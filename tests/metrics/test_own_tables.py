@@ -86,7 +86,7 @@ def test_a_sum_or_domain_of_no_such_name_is_refused_with_what_is_near(
     for name, group, said in (
         ("gate_mas", domain, "sum by domain 'gate_mas'; did you mean gate_mass"),
         ("cluster_counts", domain, "sum by domain 'cluster_counts'"),
-        ("gate_mass", domain[:-1], f"did you mean {domain}"),
+        ("gate_mass", domain[:-1], f"domain .{domain[:-1]}.; did you mean .*{domain}"),
     ):
         with pytest.raises(BadInputError, match=said):
             view.by_domain(name, layer, group)

@@ -146,7 +146,7 @@ def test_the_two_halves_of_a_split_make_the_whole(jsonl: Write) -> None:
 
 def test_a_split_without_documents_is_an_error(jsonl: Write) -> None:
     path = jsonl([{"id": "doc-1", "domain": "web", "text": "x"}])
-    assert "none of its 1 documents falls into the split 'test'" in complaint(path, split="test")
+    assert "none of its 1 document falls into the split 'test'" in complaint(path, split="test")
 
 
 def test_unknown_options_and_impossible_shares_are_refused() -> None:

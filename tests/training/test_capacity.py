@@ -421,5 +421,5 @@ def test_empty_slots_are_not_told() -> None:
 
 
 def test_texts_must_be_as_many_as_tokens() -> None:
-    with pytest.raises(BadInputError, match="got 1 texts, expected 5"):
+    with pytest.raises(BadInputError, match="got 1 text, expected 5"):
         explain(TEXTBOOK, TEXTBOOK_SCORES, 3, ["a"], 4)

@@ -139,7 +139,8 @@ def _small(words: list[str]) -> list[str]:
     for flag, most in SMALL.items():
         if flag in made and int(made[(at := made.index(flag)) + 1]) > most:
             made[at + 1] = str(most)
-    for flag, value in GIVEN.get(words[1], {}).items():
+    given = {} if "--no-model" in words else GIVEN.get(words[1], {})
+    for flag, value in given.items():
         if flag == "--set" or flag not in made:
             made += [flag, str(value)]
     return made

@@ -13,7 +13,7 @@ from moescope.intervene.answers import LEVEL, few_documents, minus, warn, with_i
 from moescope.intervene.expert_sweep.scores import ROUTING_SCORES, SCORE_NAMES
 from moescope.intervene.expert_sweep.sweep import ExpertSweep
 from moescope.result import Note
-from moescope.words import listing, ranges
+from moescope.words import counted, listing, ranges
 
 
 def sweep_answers(sweep: ExpertSweep) -> list[str]:
@@ -76,7 +76,7 @@ def _extremes(rows: Sequence[dict[str, Any]]) -> str:
     """The lowest and the highest ρ of single layers."""
     low, high = (pick(rows, key=lambda r: r["rho"]) for pick in (min, max))
     named = [minus(f"{r['rho']:.2f} in layer {r['layer']}") for r in (low, high)]
-    return f"mean of {len(rows)} layers, from {named[0]} to {named[1]}"
+    return f"mean of {counted(len(rows), 'layer')}, from {named[0]} to {named[1]}"
 
 
 def _chance_rho(by_layer: Sequence[dict[str, Any]]) -> float:

@@ -232,8 +232,8 @@ def _unused(role: Role, load: Part) -> str:
             f"{_percent(load.even)}"
         )
     return (
-        f"served too few tokens to say more: {load.count:,} assignments in {load.documents:,} "
-        f"documents, of {load.tokens:,} tokens"
+        f"served too few tokens to say more: {load.count:,} assignments in "
+        f"{counted(load.documents, 'document')}, of {load.tokens:,} tokens"
     )
 
 

@@ -303,7 +303,7 @@ def _domain_sentence(profiles: Profiles, kinds: Counter[str]) -> str:
     """How many experts serve each domain, by the rule and with the counts of the run's report."""
     uses = sorted(profiles.uses().items(), key=lambda item: -item[1]["more"])
     named = ", ".join(f"{name} {row['more']} and {row['less']}" for name, row in uses[:6])
-    rest = f" (and {len(uses) - 6} more domains)" if len(uses) > 6 else ""
+    rest = f" (and {counted(len(uses) - 6, 'more domain')})" if len(uses) > 6 else ""
     nothing = f" For {number(kinds['none'])} experts no domain stands out." if kinds["none"] else ""
     return (
         f"Experts used more and less for each domain: {named}{rest}. An expert may serve "

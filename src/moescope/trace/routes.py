@@ -21,6 +21,7 @@ from moescope.models.accept import AnyModel, as_model
 from moescope.models.capture import RoutingCapture
 from moescope.run.facts import LayerFacts
 from moescope.trace.facts import layer_facts
+from moescope.words import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,7 +114,7 @@ class Routes:
     def __repr__(self) -> str:
         first = next(iter(self.layers.values()))
         sizes = f"{first.probs.shape[1]} experts, {first.topk_ids.shape[1]} per token"
-        return f"<Routes: {len(self.tokens)} tokens, {len(self.layers)} MoE layers × {sizes}>"
+        return f"<Routes: {len(self.tokens)} tokens, {counted(len(self.layers), 'MoE layer')} × {sizes}>"
 
     def _repr_html_(self) -> str:
         firsts = {f"layer {n}": facts.topk_ids[:, 0] for n, facts in self.layers.items()}

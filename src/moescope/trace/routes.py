@@ -114,7 +114,8 @@ class Routes:
     def __repr__(self) -> str:
         first = next(iter(self.layers.values()))
         sizes = f"{first.probs.shape[1]} experts, {first.topk_ids.shape[1]} per token"
-        return f"<Routes: {len(self.tokens)} tokens, {counted(len(self.layers), 'MoE layer')} × {sizes}>"
+        layers = counted(len(self.layers), "MoE layer")
+        return f"<Routes: {len(self.tokens)} tokens, {layers} × {sizes}>"
 
     def _repr_html_(self) -> str:
         firsts = {f"layer {n}": facts.topk_ids[:, 0] for n, facts in self.layers.items()}

@@ -72,7 +72,9 @@ def test_it_lists_every_page_with_its_first_sentence(run: Path) -> None:
     for head in results_in(run).values():
         assert head.answers[0].replace("`", "") in text
     assert "32 experts in 4 layers, profiled on" in text
-    assert "What can be asked next" not in text  # all was
+    asked = text.partition("What can be asked next")[2]
+    assert "moescope select my-run" in asked
+    assert "moescope similarity" not in asked
 
 
 def test_every_page_leads_to_every_other_and_to_nothing_else(run: Path) -> None:

@@ -56,6 +56,8 @@ def experts_of(loaded: LoadedModel) -> torch.nn.Module:
 def only(loaded: LoadedModel, corpus: CorpusSpec, **more: object) -> Similarity:
     """The first layer, without shuffled experts."""
     options = {"layers": loaded.anatomy.layer_numbers[:1], "reference": 0, **more}
+    now = {**vars(loaded), "weights_hash": weights_fingerprint(loaded.model)}  # it was changed
+    loaded = LoadedModel(**now)
     return compare_experts(loaded, corpus, FEW.model_copy(update=options))
 
 

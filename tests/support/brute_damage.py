@@ -13,6 +13,7 @@ from moescope.models import LoadedModel, ModelSpec, find_anatomy
 from moescope.models.capture import RoutingCapture
 from moescope.models.editing import edited
 from moescope.models.edits import Edit
+from moescope.models.loading import weights_fingerprint
 
 
 class ByHand(NamedTuple):
@@ -30,7 +31,7 @@ def loaded_of(kind: str, seed: int = 0) -> LoadedModel:
     model = tiny_model(kind, seed)
     return LoadedModel(
         ModelSpec(kind), model, SimpleNamespace(pad_token_id=0), find_anatomy(model, model.config),
-        "config", "tokenizer", "weights", "float32", "float32", "cpu", None,
+        "config", "tokenizer", weights_fingerprint(model), "float32", "float32", "cpu", None,
     )  # fmt: skip
 
 

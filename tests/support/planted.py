@@ -18,6 +18,7 @@ from tests.support.tiny import tiny_model
 from moescope.axes import ExpertRef
 from moescope.measure.windows import TextWindow
 from moescope.models import LoadedModel, ModelSpec, find_anatomy
+from moescope.models.loading import weights_fingerprint
 
 EXPERTS, WORDS, DOMAINS, FIRST_WORD = 32, 64, 4, 4
 VOCABULARY = FIRST_WORD + WORDS
@@ -64,7 +65,8 @@ def _build(seed: int, documents: int, tokens: int, *, plant: bool) -> Planted:
             _set_carrier(model.model.layers[LAYER].mlp.experts, carrier)
     loaded = LoadedModel(
         ModelSpec("planted"), model, SimpleNamespace(pad_token_id=0),
-        find_anatomy(model, model.config), f"config-{seed}", "tokenizer", f"weights-{seed}",
+        find_anatomy(model, model.config), f"config-{seed}", "tokenizer",
+        weights_fingerprint(model),
         "float32", "float32", "cpu", None,
     )  # fmt: skip
     windows = _text(rng, next_of, documents, tokens, labels_mean_something=plant)

@@ -200,7 +200,7 @@ def _experts(settings: AblateArgs) -> tuple[Experts | None, str]:
     from moescope.plan import Plan
 
     if settings.plan is None:
-        return settings.experts, settings.edit or "zero"
+        return settings.experts or None, settings.edit or "zero"
     plan = Plan.read(settings.plan)
     said = {entry.setting for entry in plan.entries}
     edit = settings.edit or edit_of(said) or "zero"

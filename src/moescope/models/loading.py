@@ -72,7 +72,6 @@ class LoadedModel:
     device: str
     revision: str | None
     streamed: StreamedModel | None = None
-    writes: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         name = self.spec.model.rstrip("/").rpartition("/")[2]
@@ -87,15 +86,8 @@ class LoadedModel:
 
     @property
     def is_changed(self) -> bool:
-        """Were weights written to since the model was opened, when its hashes were taken?
-
-        Torch counts what is written to a tensor; what goes around it (``.data``) shows in the
-        fingerprint, if it met one of the elements that this takes.
-        """
-        return self.streamed is None and (
-            _writes(self.model) != self.writes
-            or weights_fingerprint(self.model) != self.weights_hash
-        )
+        """Are its weights others than when it was opened, as far as their fingerprint shows?"""
+        return self.streamed is None and weights_fingerprint(self.model) != self.weights_hash
 
     @property
     def vocab_size(self) -> int:
@@ -215,13 +207,7 @@ def held_model(
         device=str(device),
         revision=spec.revision,
         streamed=streamed,
-        writes=_writes(model) if streamed is None else (),
     )
-
-
-def _writes(model: nn.Module) -> tuple[int, ...]:
-    """How often each parameter was written to in place; 0 where torch does not count."""
-    return tuple(0 if p.is_inference() else p._version for p in model.parameters())
 
 
 def open_model(

@@ -20,7 +20,7 @@ from moescope.errors import (
     WriteError,
     lacks_memory,
 )
-from moescope.hub import telling, why_unreachable
+from moescope.hub import is_name, telling, why_unreachable
 from moescope.models.config_files import (
     CONFIG,
     TOKENIZER,
@@ -206,7 +206,7 @@ def guard(
         MissingExtraError: it needs a package that is not installed.
         WriteError: the disk is full.
     """
-    if local_folder(spec.model) is None:
+    if is_name(spec.model) and local_folder(spec.model) is None:
         why_unreachable()  # then only what is here already is looked for
     try:
         return call(*args, **kwargs)

@@ -15,6 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from moescope.axes import ExpertRef
 from moescope.metrics.specialization import much
@@ -139,9 +140,10 @@ class Profiles(Sequence[Profile]):
     def uses(self) -> dict[str, dict[str, int]]:
         """By domain, how many experts are used ``more``, ``much more``, ``less`` and ``much less``.
 
-        See `moescope.metrics.specialization.RULE`; the report of the run counts the same.
+        See `moescope.metrics.specialization.RULE`; the report of the run counts the same. Domains
+        that could not be tested, for want of documents, are not there.
         """
-        table = self.tables["domains"]
+        table = self.tables["domains"].filter(pc.is_finite(self.tables["domains"]["q"]))
         strong = much(np.asarray(table["lift"], np.float64)).tolist()
         found: dict[str, dict[str, int]] = {}
         for name, way, far in zip(

@@ -261,7 +261,7 @@ def _role_clause(role: Role, p: Part) -> str:
         )
     if role.kind == "untested":
         return ": domains were not compared (one domain, or too few documents)"
-    tested = [d for d in domains if math.isfinite(d.lift)]
+    tested = [d for d in domains if math.isfinite(d.lift) and math.isfinite(d.q)]
     most = max(tested, key=lambda d: d.lift, default=None)
     if most is None:
         return ": no domain stands out"

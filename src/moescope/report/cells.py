@@ -58,7 +58,7 @@ def special(spec: Frame, domains: list[str], offsets: dict[int, int]) -> dict[st
     tested, use = np.isfinite(spec["q"]), used(spec["q"], spec["value"], spec["others"])
     order = top_order(spec, use != "")
     each = max(SHOWN, MAX_TOP_CELLS // (2 * max(1, len(domains))))
-    made: dict[str, list[Any]] = {"marks": [], "more": [], "less": [], "named": []}
+    made: dict[str, list[Any]] = {n: [] for n in ("marks", "more", "less", "named", "compared")}
     kept: list[int] = []
     for name in domains:
         own = order[spec["domain"][order] == name]
@@ -69,6 +69,7 @@ def special(spec: Frame, domains: list[str], offsets: dict[int, int]) -> dict[st
         made["more"].append(more.size)
         made["less"].append(less.size)
         made["named"].append(_names(spec.take(more[:_NAMED])))
+        made["compared"].append(bool(tested[spec["domain"] == name].any()))
     shown = order[np.isin(order, kept)]
     top = spec.take(shown)
     return {

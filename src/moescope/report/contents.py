@@ -179,10 +179,18 @@ def _subtitle(manifest: Manifest) -> str:
 def _asks(run: Path, manifest: Manifest, there: set[str]) -> list[tuple[str, str]]:
     """What the run has not been asked yet: the question, and the command."""
     name, layers = run.resolve().name, manifest.model["layers"]
-    layer = layers[len(layers) // 2]
+    layer, plan = layers[len(layers) // 2], "plan.json"
     asks = {
         "report.html": ("Which experts serve which text?", command("report", name)),
         _PROFILES: ("What does each expert do?", command("profile", name, all=True)),
+        "select": (
+            "Which experts serve a domain, also in text that did not choose them?",
+            command("select", name, domain=next(iter(manifest.domains), ""), budget="5%", out=plan),
+        ),
+        "plan": (
+            "Does the model need those experts more than random ones?",
+            command("ablate", run=name, plan=plan, out=f"{name}/without-plan"),
+        ),
         "similarity": ("Which experts do the same?", command("similarity", name)),
         "ablation": (
             "Which experts of a layer matter?",
@@ -198,5 +206,7 @@ def _asks(run: Path, manifest: Manifest, there: set[str]) -> list[tuple[str, str
         ),
     }
     if manifest.source:  # nothing can be measured where there was no model
-        asks = {what: asks[what] for what in _NAMES}
+        asks = {what: asks[what] for what in (*_NAMES, "select")}
+    if len(manifest.domains) < 2:
+        asks = {what: ask for what, ask in asks.items() if what not in ("select", "plan")}
     return [ask for what, ask in asks.items() if what not in there]

@@ -94,7 +94,7 @@ def profiles_data(run: AnalyzedRun, profiles: Profiles) -> dict[str, Any]:
         library), ``domains``, ``uses`` (experts by domain), ``roles``, ``rules`` (the thresholds of
         `summary`), ``cut`` (what the budget left out, or None), and ``packed``: the tables by
         name, columns by name, with ``starts``, where the rows of each expert begin; see `unpack`.
-        Numbers have 3 significant digits; what is not a number is None.
+        Numbers have 4 significant digits; what is not a number is None.
     """
     domains = [] if run.domains == [ALL] else list(run.domains)
     facts = about(run, domains)
@@ -154,7 +154,7 @@ def _shown(profiles: Profiles, caps: Caps) -> dict[str, Any]:
 
 
 def _columns(table: pa.Table) -> dict[str, list[Any]]:
-    return {name: tidy(table[name].to_pylist(), 3) for name in table.column_names}
+    return {name: tidy(table[name].to_pylist(), 4) for name in table.column_names}
 
 
 def _kept(name: str, table: pa.Table, starts: NDArray[np.int64], caps: Caps) -> NDArray[np.bool_]:
@@ -183,7 +183,7 @@ def _strongest(profiles: Profiles) -> dict[str, list[Any]]:
     known = np.where(np.isfinite(lift) & np.isfinite(q), lift, np.nan)
     parts = [known[a:b] for a, b in itertools.pairwise(starts)]
     most = [float(np.nanmax(p)) if np.isfinite(p).any() else None for p in parts]
-    return {"top_lift": tidy(most, 3)}
+    return {"top_lift": tidy(most, 4)}
 
 
 def _cut_text(text: str, size: int, side: int) -> str:
@@ -304,6 +304,10 @@ def _domain_sentence(profiles: Profiles, kinds: Counter[str]) -> str:
     uses = sorted(profiles.uses().items(), key=lambda item: -item[1]["more"])
     named = ", ".join(f"{name} {row['more']} and {row['less']}" for name, row in uses[:6])
     rest = f" (and {counted(len(uses) - 6, 'more domain')})" if len(uses) > 6 else ""
+    untested = len(pc.unique(profiles.tables["domains"]["domain"])) - len(uses)
+    if untested:
+        few = "domain has" if untested == 1 else "domains have"
+        rest += f"; {untested} {few} too few documents to be tested"
     nothing = f" For {number(kinds['none'])} experts no domain stands out." if kinds["none"] else ""
     return (
         f"Experts used more and less for each domain: {named}{rest}. An expert may serve "

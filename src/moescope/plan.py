@@ -14,8 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -82,7 +80,7 @@ class PlanSplit(_Closed):
     share: float = 0.5
     chose: Literal["first", "second"] = "first"
 
-    def first(self, keys: Sequence[str]) -> NDArray[np.bool_]:
+    def first(self, keys: Sequence[str]) -> list[bool]:
         """The documents of the first half: those whose keys hash lowest; the larger of two.
 
         Args:
@@ -91,9 +89,8 @@ class PlanSplit(_Closed):
         texts = [f"{self.seed}\0half\0{key}".encode() for key in keys]
         digests = [hashlib.blake2b(text, digest_size=8).digest() for text in texts]
         order = sorted(range(len(keys)), key=lambda i: (digests[i], i))
-        half = np.zeros(len(keys), np.bool_)
-        half[order[: (len(keys) + 1) // 2]] = True
-        return half
+        half = set(order[: (len(keys) + 1) // 2])
+        return [i in half for i in range(len(keys))]
 
 
 class Plan(_Closed):

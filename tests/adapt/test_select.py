@@ -111,7 +111,7 @@ def test_gate_mass_is_that_of_the_half_that_chooses() -> None:
     domain = ["a"] * 20 + ["b"] * 20
     counts = np.full((40, 1, 4), 5)
     ids = [f"run-{i}" for i in range(40)]
-    first = PlanSplit(seed=0).first(ids[:20]).tolist() + PlanSplit(seed=0).first(ids[20:]).tolist()
+    first = PlanSplit(seed=0).first(ids[:20]) + PlanSplit(seed=0).first(ids[20:])
     weights = np.asarray([[1.0 if (i % 4 == 3) == first[i // 4] else 0.1] for i in range(160)])
     tokens = SimpleNamespace(
         doc=np.repeat(np.arange(40), 4), doc_names=ids,

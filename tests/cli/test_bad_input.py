@@ -99,7 +99,7 @@ def test_every_verb_that_writes_meets_a_planted_folder() -> None:
         for name, command in COMMAND.commands.items()  # type: ignore[attr-defined]
         if {"-o", "--out", "--figures"} & {flag for p in command.params for flag in p.opts}
     }
-    assert writing <= tried
+    assert writing - {"compare"} <= tried  # it takes finished trainings: tests/cli/test_train.py
 
 
 @contextmanager

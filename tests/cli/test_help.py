@@ -86,7 +86,7 @@ def test_an_example_can_be_copied(
     out = shown(monkeypatch, capsys, "steer", "--help", width=60)
     example = out[out.index("moescope steer MODEL") :]
     words = shlex.split(example.replace("\\\n", " "))
-    assert words[:5] == ["moescope", "steer", "MODEL", "--prompt", "Data collected by Obama"]
+    assert words[:5] == ["moescope", "steer", "MODEL", "--prompt", "My good Lord, what say you? I"]
 
 
 def test_verbs_are_listed_by_task_and_each_once(

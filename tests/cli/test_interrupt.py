@@ -87,6 +87,7 @@ VERBS = {
                  "moescope.intervene.contrast.compare:contrast"),
     "paths": ("paths MOE a b", "moescope.trace.routes:compare_routes"),
     "capacity": ("capacity MOE a", "moescope.training.overflow:explain_overflow"),
+    "select": ("select RUN --domain domain0 --per-layer 1", "moescope.adapt:select_experts"),
     "inspect": ("inspect MOE", "moescope.models:load_meta"),
 }  # fmt: skip
 """A command line of each verb, and the function below it that does the work."""

@@ -55,6 +55,7 @@ def test_a_dataset_by_name_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
         return datasets.Dataset.from_dict({"text": ["a"], "domain": ["web"]}).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("moescope.corpus.hub.why_unreachable", lambda: None)
     [document] = read("hf:owner/name", dataset_config="small")
     assert document.doc_id == "owner/name:0"
     assert asked == {"name": "owner/name", "config": "small", "split": "train", "streaming": True}
@@ -67,6 +68,7 @@ def test_a_dataset_that_fails_says_so_in_one_line(
         raise RuntimeError("no\nsuch thing")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("moescope.corpus.hub.why_unreachable", lambda: None)
     assert "hf:owner/name: the dataset cannot be loaded (no such thing)" in complaint(
         "hf:owner/name"
     )

@@ -142,8 +142,8 @@ def test_messages_in_parquet(tmp_path: Path) -> None:
         ([{"role": "user"}], "message 0: expected a text in 'content', got null"),
         ([{"role": 1, "content": "fox"}], "message 0: expected a text in 'role', got int"),
         ([{"role": "user", "content": ["fox"]}], "expected a text in 'content', got list"),
-        ([{"role": "user", "content": "fox"}], "none of its 1 messages counts"),
-        ([{"role": "assistant", "content": " "}], "none of its 1 messages counts"),
+        ([{"role": "user", "content": "fox"}], "of its 1 message none counts"),
+        ([{"role": "assistant", "content": " "}], "of its 1 message none counts"),
     ],
 )
 def test_what_is_no_chat_is_one_line_or_skipped(value: Any, complaint: str, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_what_it_takes_is_said_before_weights_are_read(
     other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Progress] = []
-    monkeypatch.setattr("moescope.models.loading.load_model", lambda _spec: 1 / 0)
+    monkeypatch.setattr("moescope.models.loading.load_model", lambda _spec, **_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_demo(tmp_path / "r", model=other, on_progress=told.append)
     assert "of weights in" in told[0].note

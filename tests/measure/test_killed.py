@@ -59,4 +59,5 @@ def test_it_ends_as_if_it_had_not_been_killed(
     run_and_kill(RUN.format(words=words(f"{verb}-cut") + " --resume"))
     whole = results(place / f"{verb}-whole")
     assert whole.keys() >= {"result.json"} or verb == "ablate"
-    assert results(cut) == whole
+    own = f"{verb}-cut".encode(), f"{verb}-whole".encode()  # pages name their folder
+    assert {n: b.replace(*own) for n, b in results(cut).items()} == whole

@@ -131,6 +131,7 @@ class TestOfAnotherPackage:
         assert run.table("top_share").equals(first)
         assert file.read_bytes() == kept
         install(site, "own_tables", halved)
+        forget("own_tables")
         second = run.table("top_share")
         assert second["share"].to_pylist() == [s / 2 for s in first["share"].to_pylist()]
         kept = file.read_bytes()

@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from moescope.axes import ExpertRef
 from moescope.errors import BadInputError
 from moescope.metrics.intervals import lift_interval, ratio_interval
 from moescope.profiles.cells import Cells, half_of_documents, spread
@@ -21,7 +20,7 @@ class TestCells:
         assert [str(CELLS.ref(c)) for c in range(6)] == [
             "L1E0", "L1E1", "L1E2", "L1E3", "L3E0", "L3E1",
         ]  # fmt: skip
-        assert [CELLS.cell(CELLS.ref(c)) for c in range(6)] == list(range(6))
+        assert CELLS.named(str(CELLS.ref(c)) for c in range(6)) == list(range(6))
         assert CELLS.of_layer(CELLS.layers[1]) == slice(4, 6)
 
     @pytest.mark.parametrize(
@@ -30,7 +29,7 @@ class TestCells:
     )
     def test_an_expert_that_is_not_there_is_refused(self, name: str, says: str) -> None:
         with pytest.raises(BadInputError, match=says):
-            CELLS.cell(ExpertRef.parse(name))
+            CELLS.named([name])
 
     def test_a_table_is_spread_whatever_the_order_of_its_rows(self) -> None:
         rows = [("prefill", n, e, d) for n, s in ((1, 4), (3, 2)) for e in range(s) for d in "ba"]

@@ -106,7 +106,7 @@ BAD = {
     "both": (("run", "L1E0", "--all"), "one of the two"),
     "no such expert": (("run", "L1E99"), "has experts E0 to E7"),
     "no such layer": (("run", "L7E0"), "its MoE layers are 0-3"),
-    "no expert's name": (("run", "5.9"), "expected the form L5E9"),
+    "no expert's name": (("run", "5.9"), "names no expert: expected L5E9"),
     "no run": (("nothing", "--all"), "is not a run"),
     "model and none": (("run", "--all", "--model", "moe", "--no-model"), "exclude each other"),
     "no tokens": (("run", "--all", "--tokens", "0"), "must be 1 or more, got 0"),

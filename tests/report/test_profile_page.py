@@ -149,12 +149,12 @@ class TestSize:
         tables = unpack(profiles_data(run, profiles)["packed"])["tables"]
         for i, p in enumerate(profiles):
             row = {name: values[i] for name, values in tables["experts"].items()}
-            assert row["rate_low"] == float(f"{p.load.rate_low:.3g}")
-            assert row["contribution_share"] == float(f"{p.contribution.share:.3g}")
+            assert row["rate_low"] == float(f"{p.load.rate_low:.4g}")
+            assert row["contribution_share"] == float(f"{p.contribution.share:.4g}")
             for r, d in zip(rows_of(tables["domains"], i), p.domains, strict=True):
                 for name in ("domain", "rate", "low", "high", "others", "lift", "q"):
                     shown, whole = tables["domains"][name][r], d[name]
-                    assert shown == (whole if isinstance(whole, str) else float(f"{whole:.3g}"))
+                    assert shown == (whole if isinstance(whole, str) else float(f"{whole:.4g}"))
 
     @pytest.mark.parametrize(("layers", "experts"), [(16, 64)])
     def test_a_large_model_fits_and_says_what_was_cut(

@@ -95,7 +95,8 @@ def summarize(run: Run) -> None:
     errors.print(
         f"{tokens:,} tokens of {counted(len(run.domains), 'domain')} through "
         f"{coverage['routers_seen']}/{coverage['routers_expected']} routers"
-        + (f", in {run.precision}" if run.precision else "")
+        + (f", in {run.precision}" if run.precision else ""),
+        soft_wrap=True,
     )
     missing = coverage.get("shards_missing")
     if isinstance(missing, list) and missing:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from itertools import count
-from typing import Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
-import pyarrow as pa
 from rich.cells import cell_len
 from rich.text import Text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 GAP = 2
 """Columns of the terminal between two of the table."""
@@ -56,7 +58,7 @@ class Head(NamedTuple):
     @classmethod
     def of_type(cls, name: str, kind: pa.DataType) -> Self:
         """The column of a table about which nothing else is known."""
-        return cls(name, "name" if pa.types.is_string(kind) else "number")
+        return cls(name, "name" if str(kind) in ("string", "large_string") else "number")
 
 
 class Layout(NamedTuple):

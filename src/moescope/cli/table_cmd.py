@@ -85,7 +85,7 @@ def table(settings: TableArgs) -> None:
         errors.print("empty: this run kept aggregates only; trace it with --keep sample or all")
     heads = heads_of(data, known_as.columns, known_as.meaning)
     computed = f", in {opened.precision}" if opened.precision else ""
-    title = f"{settings.name} of {settings.run}{computed}"
+    title = f"{settings.name} of {settings.run}{computed}" if output.is_terminal else ""
     print_table(data, settings, title, heads, first)
     if remark:
         note(remark, "")

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pyarrow as pa
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
@@ -26,6 +25,8 @@ from moescope.cli.verb import flagged
 from moescope.words import listing
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from moescope.metrics.table import Column
 
 Cell = str | float | bool | Text | None

@@ -41,7 +41,7 @@ def read_messages(value: Any, turns: Turns) -> tuple[Message, ...]:
     made = tuple(_message(m, n, turns) for n, m in enumerate(value))
     if not any(m.counted and m.text.strip() for m in made):
         raise ValueError(
-            f"none of its {counted(len(made), 'message')} counts, by the roles that they have"
+            f"of its {counted(len(made), 'message')} none counts, by the roles that they have"
         )
     return made
 

@@ -44,7 +44,7 @@ def run_demo(
     out: str | Path,
     *,
     corpus: Literal["queries", "samples"] = "queries",
-    model: AnyModel = MODEL,
+    model: AnyModel | None = None,
     engine: EngineName = "auto",
     memory: str | None = None,
     limit: int | None = None,
@@ -58,7 +58,7 @@ def run_demo(
     Args:
         out: folder of the run; a demo run that is there already is taken up where it stopped.
         corpus: the query set or the domain samples.
-        model: a hub id, a folder, a `ModelSpec`, or a `LoadedModel`.
+        model: a hub id, a folder, a `ModelSpec`, or a `LoadedModel`; the shipped one by default.
         engine: see `moescope.models.loading.open_model`.
         memory: see `moescope.models.loading.open_model`.
         limit: stop each domain after this many tokens.
@@ -74,6 +74,7 @@ def run_demo(
         MoescopeError: as `analyze`.
     """
     text, options = f"demo:{corpus}", TraceOptions(limit=limit)
+    model = str(MODEL) if model is None else model
     spec = None if isinstance(model, LoadedModel) else as_spec(model)
     if step is not None and (spec is None or spec.model != str(MODEL)):
         raise BadInputError("`step` is of the shipped model; leave `model` or `step` out")

@@ -106,7 +106,9 @@ def mean_gap(
             chance="mean_abs_gap_chance",
             interval=True,
         ),
-        "mean_abs_gap_chance": "the same if documents fell into domains at random",
+        "mean_abs_gap_chance": Column(
+            "the same if documents fell into domains at random", of="mean_abs_gap"
+        ),
         "i_expert_domain_bits": Column("see information; all domains only", "bits", chance="0"),
         "i_expert_token_bits": Column("see information; all domains only", "bits", chance="0"),
         "i_expert_domain_given_token_bits": Column(

@@ -13,6 +13,7 @@ import torch
 from moescope.memory import readable
 from moescope.models.loading import Holding
 from moescope.models.source import is_here
+from moescope.models.spec import local_folder
 from moescope.words import about_time, counted
 
 _OF_THE_PEAK = 0.6
@@ -49,11 +50,17 @@ class Outlook(NamedTuple):
             else f"held in {need} of memory ({budget} may be taken)"
         )
         return (
-            f"{held.spec.model}: {weights} of weights in {precision}, "
+            f"{_called(held.spec.model)}: {weights} of weights in {precision}, "
             f"{'' if is_here(held.spec) else 'to be fetched first, '}{way}\n"
             f"{least}{counted(self.tokens, 'token')}, {least}{about_time(self.seconds)} at an "
             f"estimated {self.rate:,.0f} tokens a second; loading, tables and pages come on top"
         )
+
+
+def _called(model: str) -> str:
+    """A folder without those above it; a hub id whole."""
+    folder = local_folder(model)
+    return model if folder is None else folder.resolve().name
 
 
 def outlook(held: Holding, tokens: int, whole: bool = True) -> Outlook:

@@ -113,7 +113,7 @@ _CHATS = {
     "no message": (f"{_CHAT} --turns all", [], "an empty list"),
     "numbers for messages": (f"{_CHAT} --turns all", [7], "message 0: expected an object"),
     "a message without words": (f"{_CHAT} --turns all", [{"role": "user"}], "got null"),
-    "no answer": (f"{_CHAT} --turns assistant", [_TURN], "none of its 1 messages counts"),
+    "no answer": (f"{_CHAT} --turns assistant", [_TURN], "of its 1 message none counts"),
     "messages without a template": (f"{_CHAT} --turns all", [_TURN], "has no chat template"),
     "turns of another name": (f"{_CHAT} --turns user", [_TURN], "--turns"),
     "two ways to a chat": (f"{_CHAT} --turns all --chat-text", [_TURN], "exclude each other"),

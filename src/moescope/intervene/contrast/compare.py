@@ -259,8 +259,8 @@ def _tested_apart(
 ) -> _Picked:
     """Choose on one half of the documents, test on the other."""
     half = PlanSplit(seed=seed).first
-    first = half(sets[0].keys)
-    chosen_on = (first, first if paired else half(sets[1].keys))
+    first = np.array(half(sets[0].keys))
+    chosen_on = (first, first if paired else np.array(half(sets[1].keys)))
     one = [c.take(rows) for c, rows in zip(counts, chosen_on, strict=True)]
     other = [c.take(~rows) for c, rows in zip(counts, chosen_on, strict=True)]
     delta = rate_difference(one[0], one[1])

@@ -31,7 +31,7 @@ from textwrap import dedent
 from typing import Any, NamedTuple
 
 GIVEN = {
-    "demo": {"--limit": 150},
+    "demo": {"--limit": 400},
     "profile": {"--tokens": 100},
     "ablate": {"--tokens": 60, "--window": 32, "--controls": 3},
     "similarity": {"--total-tokens": 300},

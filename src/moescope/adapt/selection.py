@@ -180,7 +180,7 @@ def _verdict(made: Selection) -> Iterator[str]:
     if "chose" not in made.about["documents"]:
         which, on = "expert of the plan", f"on the documents of {made.about['run']}"
     less = any((e.setting or "").startswith("-") for e in made.plan.entries)
-    used = f"used more{' (or less, as planned)' * less} in {where} than in the other text, {on}"
+    used = f"used more{' (or less, as planned)' * less} in {where} than in {_rest(made)}, {on}"
     if number == 1:
         text = f"The {which} is {'' if confirmed else 'not shown to be '}{used}"
     else:
@@ -190,6 +190,12 @@ def _verdict(made: Selection) -> Iterator[str]:
         text += f"{'are' if confirmed > 1 else 'is'} {'' if confirmed else 'shown to be '}{used}"
     text += f" (of all experts {percent(made.about['used_more'])} are)"
     yield f"{text}; {_worth(made.foretold)}."
+
+
+def _rest(made: Selection) -> str:
+    """What the domains were compared with: one or two by their names."""
+    against = made.about["against"]
+    return listing(against) if len(against) <= 2 else "the other text"
 
 
 def _worth(found: Foretold | None) -> str:
@@ -237,8 +243,8 @@ def _covers(made: Selection) -> str:
         text += f", {c['parameters']:,} of {c['of_parameters']:,} parameters ({share})"
     return (
         f"{text}. They take {percent(c['target'])} of the assignments of {where} and "
-        f"{percent(c['elsewhere'])} of the other text's; as many random experts of the same layers "
-        f"would take {percent(c['by_chance'])}."
+        f"{percent(c['elsewhere'])} of those of {_rest(made)}; as many random experts of the same "
+        f"layers would take {percent(c['by_chance'])}."
     )
 
 

@@ -27,6 +27,7 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
         "weights_sha256": loaded.weights_hash,
         "tokenizer_sha256": loaded.tokenizer_hash,
         "dtype": loaded.dtype,
+        "processor": loaded.processor,
         "decoder_layers": loaded.anatomy.num_decoder_layers,
         "layers": list(loaded.anatomy.layer_numbers),
         "num_experts": [layer.num_experts for layer in loaded.anatomy.layers],

@@ -34,8 +34,9 @@ def label(name: object) -> str:
 
 def model_facts(model: Mapping[str, Any]) -> dict[str, Any]:
     """What a page says of the model that something was measured on."""
-    shown = ("model_type", "revision", "dtype", "config_sha256", "weights_sha256")
-    return {"name": label(model["name"]), **{name: model[name] for name in shown}}
+    shown = ("model_type", "revision", "dtype", "processor", "config_sha256", "weights_sha256")
+    # results of before name no processor
+    return {"name": label(model["name"]), **{n: model[n] for n in shown if n in model}}
 
 
 def about(run: Run, domains: list[str]) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def about(run: Run, domains: list[str]) -> dict[str, Any]:
             **{
                 key: model.get(key)
                 for key in (
-                    "model_type", "revision", "dtype", "decoder_layers", "total_params",
+                    "model_type", "revision", "dtype", "processor", "decoder_layers", "total_params",
                     "active_params", "scoring", "normalized", "selection_bias", "config_sha256",
                     "tokenizer_sha256", "weights_sha256",
                 )

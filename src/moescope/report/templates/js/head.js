@@ -40,7 +40,7 @@
     M.fill(M.id("plot-facts"),
       fact(M.fmt.text(about.model.model_type), "architecture"),
       fact(`${big(about.model.active_params)} of ${big(about.model.total_params)}`, "parameters at work per token, of all"),
-      about.source ? fact([about.source.engine, about.source.engine_version].filter(Boolean).join(" "), "reported the experts while serving") : fact(M.fmt.text(about.model.dtype), "precision of the weights"),
+      about.source ? fact([about.source.engine, about.source.engine_version].filter(Boolean).join(" "), "reported the experts while serving") : fact(M.fmt.text(about.model.dtype), ["precision of the weights", about.model.processor && `computed on ${about.model.processor}`].filter(Boolean).join("; ")),
       fact(`${M.fmt.text(c.routers_seen)} of ${M.fmt.text(c.routers_expected)}`, "routers seen", c.routers_seen === c.routers_expected ? null : "loud"),
       fact(`${M.fmt.count(silent)} of ${M.fmt.count(cells)}`, "experts never chosen", silent ? "watch" : null),
       fact(M.fmt.count(d3.sum(left, (d) => d[1])), `tokens left out (${left.map((d) => d[0]).join(", ") || "none"})`),

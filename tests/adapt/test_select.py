@@ -14,7 +14,9 @@ from tests.adapt.invented import EXPERTS, LAYERS, InventedRun, drawn
 from moescope import confirm_experts, select_experts
 from moescope.adapt import confirm
 from moescope.adapt.evidence import read_evidence
+from moescope.adapt.selection import confirmed_on
 from moescope.errors import BadInputError, RunError
+from moescope.intervene.contrast.statistics import RateDifferences
 from moescope.metrics.runs import AnalyzedRun
 from moescope.plan import Plan, PlanEntry, PlanSplit
 from moescope.result import Result
@@ -262,3 +264,35 @@ def test_what_a_sweep_in_the_run_measured_stands_in_the_verdict(
     two = select_experts(run, ["law", "news"], per_layer=1).foretold
     assert two is not None
     assert two.text == "all text"
+
+
+@pytest.mark.parametrize(("sign", "edge"), [(1, -0.003), (1, 0.003), (-1, 0.003), (-1, -0.003)])
+def test_an_interval_that_reaches_zero_confirms_nothing(
+    sign: int, edge: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = (edge, 0.09) if sign > 0 else (-0.09, edge)
+    one = [np.array([v]) for v in (0.1, 0.06, 0.04 * sign, *ends, 0.001)]
+    found = RateDifferences(*one)
+    monkeypatch.setattr("moescope.adapt.selection.compare_rates", lambda *_, **__: found)
+    evidence = read_evidence(planted())
+    every = np.ones(len(DOMAINS), np.bool_)
+    made = confirmed_on(evidence, np.array([0]), every, every, np.array([sign]), seed=0)
+    assert made.q[0] < 0.05
+    assert bool(made.confirmed[0]) == (edge * sign > 0)
+
+
+@pytest.mark.parametrize("given", [5, [5], "law", {"law": 1}])
+@pytest.mark.parametrize("what", ["domains", "against"])
+def test_a_plan_that_was_edited_by_hand_is_refused_in_words(what: str, given: Any) -> None:
+    plan = select_experts(planted(), "law", budget=0.05).plan
+    edited = plan.model_copy(update={"found_by": {**plan.found_by, what: given}})
+    with pytest.raises(BadInputError, match=f"found_by.{what}: expected a list of names, got"):
+        confirm_experts(planted(1, "other"), edited)
+
+
+def test_where_it_is_not_known_which_documents_chose_the_verdict_says_so() -> None:
+    run = planted()
+    plan = select_experts(run, "law", budget=0.05).plan
+    by = {name: value for name, value in plan.found_by.items() if name != "fingerprint"}
+    made = confirm_experts(run, plan.model_copy(update={"found_by": by}))
+    assert "some of which may have chosen them" in made.answers[0]

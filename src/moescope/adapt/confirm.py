@@ -48,8 +48,8 @@ def confirm_experts(
     require_seed(seed)
     opened, by = open_run(run), plan.found_by
     plan.require_model(dict(opened.manifest.model))
-    compared = against or [d for d in by.get("against", ()) if d in opened.domains]
-    target, others = require_domains(opened, domains or by.get("domains", ()), compared)
+    compared = against or [d for d in _names(by, "against") if d in opened.domains]
+    target, others = require_domains(opened, domains or _names(by, "domains"), compared)
     shape = opened.shape
     require_experts(
         plan.experts, dict(zip(shape.layers, shape.num_experts, strict=True)), str(opened.path)
@@ -77,6 +77,14 @@ def confirm_experts(
     return Selection(plan, tables, about, None)
 
 
+def _names(found_by: dict[str, Any], what: str) -> list[str]:
+    """Domains that a plan names; it may have been edited by hand."""
+    given = found_by.get(what, [])
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise BadInputError(f"the plan's found_by.{what}: expected a list of names, got {given!r}")
+    return given
+
+
 def _other_documents(
     run: AnalyzedRun, evidence: Evidence, found_by: dict[str, Any]
 ) -> tuple[Mask, str]:
@@ -87,12 +95,12 @@ def _other_documents(
     """
     fresh = np.ones(evidence.tokens.size, np.bool_)
     fingerprint, where = found_by.get("fingerprint"), found_by.get("run")
-    if fingerprint is None or where is None:
+    if not isinstance(fingerprint, str) or not isinstance(where, str):
         return fresh, "the plan does not say on which documents it was chosen"
     if fingerprint == run.manifest.progress["fingerprint"]:
         raise BadInputError(
             f"the plan was chosen on the documents of {run.path} itself, whose other half "
-            "confirmed it already; give a run of other documents"
+            "confirmed it already; give a run of other documents, such as one traced with `split=test`"
         )
     try:
         source = open_run(where)
@@ -105,6 +113,6 @@ def _other_documents(
     if not fresh.any():
         raise BadInputError(
             f"all {counted(fresh.size, 'document')} of {run.path} are among those that the plan "
-            "was chosen on; give a run of other documents"
+            "was chosen on; give a run of other documents, such as one traced with `split=test`"
         )
     return fresh, ""

@@ -29,8 +29,8 @@ LEVEL = 0.05
 class Tested(NamedTuple):
     """Of each chosen expert, on documents that did not choose: ``rates`` with interval and p.
 
-    ``q``: Benjamini–Hochberg over the chosen. ``confirmed``: q < 0.05, and the difference has the
-    sign that is expected.
+    ``q``: Benjamini–Hochberg over the chosen. ``confirmed``: q < 0.05, and the whole interval of
+    the difference has the sign that is expected.
     """
 
     rates: RateDifferences
@@ -64,7 +64,8 @@ def confirmed_on(
     # experts of different layers lend each other nothing
     made = compare_rates(one, other, paired=False, seed=seed, families=[1] * rows.size)
     q = benjamini_hochberg(made.p)
-    return Tested(made, q, (q < LEVEL) & (made.delta * signs > 0))
+    nearest = np.where(np.asarray(signs) > 0, made.low, -made.high)
+    return Tested(made, q, (q < LEVEL) & (nearest > 0))
 
 
 def used_more(evidence: Evidence, inside: Mask, outside: Mask) -> float:
@@ -148,7 +149,13 @@ class Selection(Tabular):
     @property
     def answers(self) -> list[str]:
         """The findings as sentences; the first is the verdict."""
-        return [*_verdict(self), *_importance(self.foretold), _covers(self), *_stability(self)]
+        return [
+            *_verdict(self),
+            *_importance(self.foretold),
+            _covers(self),
+            *_whose(self),
+            *_stability(self),
+        ]
 
     @property
     def notes(self) -> list[Note]:
@@ -179,6 +186,8 @@ def _verdict(made: Selection) -> Iterator[str]:
     on = "on documents that had no part in the choice"
     if "chose" not in made.about["documents"]:
         which, on = "expert of the plan", f"on the documents of {made.about['run']}"
+        if made.about.get("unknown"):
+            on += ", some of which may have chosen them"
     less = any((e.setting or "").startswith("-") for e in made.plan.entries)
     used = f"used more{' (or less, as planned)' * less} in {where} than in {_rest(made)}, {on}"
     if number == 1:
@@ -188,7 +197,7 @@ def _verdict(made: Selection) -> Iterator[str]:
         who = {0: f"None of the {number}", number: f"All {number}"}
         text = f"{who.get(confirmed, f'{confirmed} of the {number}')} {many} "
         text += f"{'are' if confirmed > 1 else 'is'} {'' if confirmed else 'shown to be '}{used}"
-    text += f" (of all experts {percent(made.about['used_more'])} are)"
+    text += f" (of all experts {percent(made.about['used_more'])} are, by their intervals)"
     yield f"{text}; {_worth(made.foretold)}."
 
 
@@ -269,6 +278,26 @@ def _stability(made: Selection) -> Iterator[str]:
             f"By the same rule {most['shared']} of the {number} would also be chosen for "
             f"{most['domain']} (by chance {most['shared_by_chance']:.1f}); no other domain shares "
             "more."
+        )
+
+
+def _whose(made: Selection) -> Iterator[str]:
+    """What the choice is not: of the domains' own, or comparable with so much text."""
+    against, rows = made.about["against"], made.tables.get("domains")
+    if rows is not None:
+        table = rows.to_pylist()
+        own = max((r["covered"] for r in table if r["role"] == "target"), default=0.0)
+        more = [r for r in table if r["role"] != "target" and r["covered"] >= own]
+        if more:
+            named = listing(f"{r['domain']} ({percent(r['covered'])})" for r in more)
+            yield (
+                f"These experts are not of {listing(made.about['domains'])} alone: as large a share "
+                f"of the assignments ({percent(own)}) or a larger one is theirs in {named}."
+            )
+    if not made.confirmed and len(against) > 1:
+        yield (
+            f"The domain was compared with {counted(len(against), 'domain')} together. Where some "
+            f"of them are like it, no expert differs; `against` names those to compare with."
         )
 
 

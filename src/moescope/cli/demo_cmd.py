@@ -39,6 +39,7 @@ def demo(settings: DemoArgs) -> None:
     measures methods and gives no advice.
 
     Example: moescope demo -o demo-run
+
     Example: moescope demo --model allenai/OLMoE-1B-7B-0924 -o olmoe-run
     """
     from moescope.demo import MODEL, run_demo

@@ -165,5 +165,6 @@ def _next_step(settings: SelectArgs) -> None:
 
     targets = [word for name in settings.domain for word in ("--target", name)]
     path = str(Path(str(settings.out)))
-    words = ["moescope", "ablate", "--run", settings.run, "--plan", path, *targets]
+    out = str(Path(settings.run) / f"without-{Path(path).stem}")
+    words = ["moescope", "ablate", "--run", settings.run, "--plan", path, *targets, "-o", out]
     output.print("Does the model need them? " + join(words), soft_wrap=True)

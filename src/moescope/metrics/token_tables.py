@@ -150,10 +150,11 @@ def token_overlap(view: PhaseView) -> Rows:
 
 
 _ABOUT = {
-    "expert_domain": "what the expert carries about the domain",
-    "expert_token": "about the token id",
-    "expert_domain_given_token": "about the domain once the token id is known",
+    "expert_domain_given_token": "what the expert carries about the domain once the token id is "
+    "known",
     "expert_domain_given_pair": "about it once the previous token's id is known too",
+    "expert_token": "about the token id",
+    "expert_domain": "about the domain",
 }
 _PARTS = {
     "bits": Column("(raw − null)/(ceiling − null)·ceiling", "bits", chance="0"),

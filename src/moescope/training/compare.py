@@ -95,13 +95,13 @@ class Comparison:
     def table(self) -> pa.Table:
         """One row a run: how it ended, its seed, and the settings that differ."""
         columns: dict[str, list[Any]] = {"run": [str(run.folder) for run in self.runs]}
+        for knob, values in self.knobs.items():
+            columns[knob] = [None if v is None else str(v) for v in values]
         for measure in ("heldout_loss", *ROUTING):
             if measure in self.measures:
                 columns[measure] = [_known(run.end(measure)) for run in self.runs]
         columns["seed"] = [run.recipe.seed for run in self.runs]
         columns["step"] = [run.step for run in self.runs]
-        for knob, values in self.knobs.items():
-            columns[knob] = [None if v is None else str(v) for v in values]
         return pa.table(columns)
 
     def remarks(self) -> list[str]:

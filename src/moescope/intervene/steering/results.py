@@ -228,7 +228,8 @@ def _on_controls(result: SteeringResult) -> str:
         finding = f"The edit moves {finding.format('no more')}"
     elif controls.p_lowest > _LEVEL:
         few = f"{counted(count, 'control')} cannot show whether the edit moves"
-        help_ = "; `controls` asks for more" if count == controls.asked else ""
+        few_here = "; this prompt has no more of them, `ablate` over texts has"
+        help_ = "; `controls` asks for more" if count == controls.asked else few_here
         finding = f"{few} {finding.format('more')} (p is {controls.p_lowest:.2g} at best{help_})"
     else:
         shown = "moves" if p <= _LEVEL else "is not shown to move"

@@ -226,7 +226,8 @@ def _caveat(view: dict[str, Any], facts: dict[str, Any]) -> str:
         name, loss, unigram = max(bad, key=lambda row: row[1] - row[2])
         how = "worse" if loss > unigram else "hardly better"
         parts.append(
-            f"the model predicts some of this text {how} than token frequencies do ({name}: {loss:.1f} against {unigram:.1f} nats)"
+            f"the model predicts some of this text {how} than token frequencies do "
+            f"({name}: {loss:.1f} against {unigram:.1f} nats)"
         )
     parts.append(
         "choosing an expert is not the same as needing it: only removing experts shows what they do"

@@ -36,7 +36,7 @@
       marks: [
         Plot.cell(rows, { x: "layer", y: "pair", fill: (r) => color(r.rho) }),
         ...(room >= 38 ? [Plot.text(rows, { x: "layer", y: "pair", text: (r) => two(r.rho), fill: (r) => on(r.rho), dx: room >= 52 ? -4 : 0 })] : []),
-        Plot.dot(passed, { x: "layer", y: "pair", r: 2.1, fill: (r) => on(r.rho), dx: room >= 52 ? 17 : room >= 38 ? 0 : 0, dy: room >= 52 || room < 38 ? 0 : 9 }),
+        Plot.dot(passed, { x: "layer", y: "pair", r: 2.1, fill: (r) => on(r.rho), dx: room >= 52 ? 21 : 0, dy: room >= 52 || room < 38 ? 0 : 9 }),
         Plot.tip(rows, Plot.pointer({ x: "layer", y: "pair", maxRadius: 60, title: (r) => `layer ${r.layer}: ${r.pair}\nρ = ${two(r.rho)} over ${M.fmt.count(r.pairs)} pairs of ${r.experts} experts\np ${M.fmt.p(r.p)}, q ${M.fmt.p(r.q)}` })),
       ],
     });

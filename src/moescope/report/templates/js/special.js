@@ -42,6 +42,9 @@
       words: r.by_token !== null && r.on_shared > 0 ? Math.max(FLOOR, (r.lift_over_others * r.by_token) / r.on_shared) : null,
     }));
     if (!points.length) return M.absent(found.length ? "These experts are never chosen here, or never elsewhere, so there is no lift; see the table." : `None: ${none}.`);
+    // An interval may end at any height; one that would press all others together goes on beyond the figure.
+    const roof = 20 * d3.max(points.flatMap((p) => [p.lift_over_others, p.words, 1]));
+    points.forEach((p) => (p.high = p.high && Math.min(p.high, roof)));
     const room = M.state.specialDomain ? 58 : Math.min(170, width / 3);
     const ends = points.flatMap((p) => [p.low, p.high, p.words, Math.max(FLOOR, p.lift_over_others), 1]).filter((v) => v);
     const color = (p) => M.domainColor(M.view().domains.indexOf(p.domain));

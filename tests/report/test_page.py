@@ -207,7 +207,7 @@ def test_a_report_opens_with_what_taking_experts_away_showed(
     renewed = page.read_text("utf-8")
     assert build_report(run).read_text("utf-8").count("Measured by") == renewed.count("Measured by")
     short = renewed.split('id="measured">')[1].split("</div>")[0]
-    assert "Measured by taking experts away: They matter &lt;no&gt; more, 0." in short
+    assert "Measured by taking experts away. They matter &lt;no&gt; more, 0." in short
     assert '<a href="out-0/ablation.html">' in short
     assert "out-3" not in short
     assert "2 more measurements" in short

@@ -300,6 +300,8 @@ def _q(q: float) -> str:
 def _end(value: float) -> str:
     if not math.isfinite(value):
         return "∞"
+    if value >= 1e6:  # its digits mean nothing
+        return "> 1,000,000"
     return f"{value:.1f}" if value >= 1.95 else f"{value:.2f}"
 
 

@@ -187,9 +187,12 @@ def _say_loss(loss: dict[str, list[Any]], say: Any) -> None:
     bad = badly_predicted(loss)
     if bad:
         listed = ", ".join(f"{n} {v:.1f} against {u:.1f}" for n, v, u in bad[:8])
+        worse = [v > u for _, v, u in bad]
+        how = "hardly better, or worse," if any(worse) else "hardly better"
+        how = "worse" if all(worse) else how
         say(
             "warn",
-            f"The model predicts this text hardly better than the frequency of its tokens does "
+            f"The model predicts this text {how} than the frequency of its tokens does "
             f"(loss in nats per token: {listed}{' …' if len(bad) > 8 else ''}). "
             "Experts of text that a model does not model say little about that text.",
         )

@@ -38,7 +38,7 @@ def measured_beside(run: AnalyzedRun) -> tuple[tuple[str, str], ...]:
 
 def measured_words(folder: Path, model: Mapping[str, Any]) -> Markup:
     """`measured_beside` of a run in a folder, each with a link to its page."""
-    line = Markup('<p class="finding">Measured by taking experts away: {}{}</p>')
+    line = Markup('<p class="finding">Measured by taking experts away. {}{}</p>')
     link = Markup(' <a href="{}">{}</a>')
     found = _measured(folder, model)
     parts = []

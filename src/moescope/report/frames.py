@@ -97,9 +97,9 @@ def times(value: float) -> str:
 
 
 def bits(value: float) -> str:
-    """Information: three decimals, four when tiny, and no '-0'."""
+    """Information: two decimals, four when tiny; the sign is a minus, and 0 has none."""
     text = f"{value:.4f}" if abs(value) < 0.0995 else f"{value:.2f}"
-    return text.replace("-0.0000", "0.0000")
+    return text.replace("-0.0000", "0.0000").replace("-", "−")
 
 
 def p_text(value: float) -> str:

@@ -224,8 +224,9 @@ def _caveat(view: dict[str, Any], facts: dict[str, Any]) -> str:
         parts.append(f"the smallest domain has only {counted(few, 'document')}")
     if bad := badly_predicted(view["loss"]):
         name, loss, unigram = max(bad, key=lambda row: row[1] - row[2])
+        how = "worse" if loss > unigram else "hardly better"
         parts.append(
-            f"the model predicts some of this text hardly better than token frequencies do "
+            f"the model predicts some of this text {how} than token frequencies do "
             f"({name}: {loss:.1f} against {unigram:.1f} nats)"
         )
     parts.append(

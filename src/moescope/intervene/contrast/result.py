@@ -141,8 +141,8 @@ class ContrastResult(Tabular):
         first = confirmed[0]
         out.append(
             f"Where both sides have the same tokens, {first.expert} differs by "
-            f"{100 * first.delta_shared:+.1f} points; which tokens there are, alone, would give "
-            f"{100 * first.by_token:+.1f}."
+            f"{_points(first.delta_shared)} points; which tokens there are, alone, would give "
+            f"{_points(first.by_token)}."
         )
         return out
 
@@ -185,8 +185,12 @@ class ContrastResult(Tabular):
 
 
 def _in_short(p: Proposal) -> str:
-    low, high = 100 * p.low, 100 * p.high
-    return f"{p.expert} ({100 * p.delta:+.1f} points [{low:+.1f}, {high:+.1f}], q = {p.q:.2g})"
+    low, high = _points(p.low), _points(p.high)
+    return f"{p.expert} ({_points(p.delta)} points [{low}, {high}], q = {p.q:.2g})"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
 
 
 def contrast_result(found: ContrastResult, strength: float = 2.0) -> Result:

@@ -25,8 +25,8 @@
     const rows = d3.sort(M.layerExperts(M.state.group), (e) => -e[key]);
     const shown = rows.filter((e) => clear(e, "ce_change")).length;
     const layer = M.layers[M.state.layer].layer;
-    M.title("ranking", key === "ce_change" ? `Layer ${layer}: taking away ${shown} of ${rows.length} experts does harm (the interval lies above 0)` : `${m.long} without each expert of layer ${layer}`,
-      `${m.unit} · ${M.groupName(group)}, ${M.fmt.count(group.tokens)} tokens of ${M.fmt.count(group.documents)} documents · experts ${M.data.edit}`);
+    M.title("ranking", key === "ce_change" ? `Layer ${layer}: for ${shown} of ${rows.length} experts, taken away one at a time, the interval lies above 0` : `${m.long} without each expert of layer ${layer}`,
+      `${m.unit} · ${M.groupName(group)}, ${M.fmt.count(group.tokens)} tokens of ${M.fmt.count(group.documents)} documents · experts ${M.data.edit}${key === "ce_change" ? ` · intervals not corrected for ${rows.length} experts` : ""}`);
     const width = Math.max(M.width("ranking"), rows.length * 12 + 80);
     const order = rows.map((e) => e.expert);
     M.fill(M.id("plot-ranking"), M.h("div", { class: "scroll" }, Plot.plot({

@@ -4,6 +4,7 @@
   if (M.data.kind !== "each") return;
   const names = Object.keys(M.data.scores);
   const said = (name) => M.data.score_names[name];
+  const first = (text) => text.charAt(0).toUpperCase() + text.slice(1);
   M.state.basis = "layer";
   M.state.against = "ce_change";
 
@@ -22,7 +23,7 @@
       return M.fill(M.id("plot-rho"), M.absent("No correlation is known."));
     }
     const clear = known[0].low > 0 && known[0].q <= M.data.level;
-    M.title("rho", `${clear ? "" : "No score is shown to follow importance; the closest: "}${said(known[0].score)}${clear ? " follows measured importance most closely:" : ","} ρ = ${M.fmt.two(known[0].rho)}`,
+    M.title("rho", `${clear ? first(said(known[0].score)) : `No score is shown to follow importance; the closest: ${said(known[0].score)}`}${clear ? " follows measured importance most closely:" : ","} ρ = ${M.fmt.two(known[0].rho)}`,
       `Spearman's ρ with ${M.measures[M.state.against].label}, ${where} · ${known[0].experts} experts${self === null || self === undefined ? "" : ` · dashed: importance between halves of the documents, ${M.fmt.two(self)}`}`);
     const dots = known.map((r) => ({
       ...r, key: r.score, name: said(r.score), value: r.rho, color: r.low > 0 || r.high < 0 ? M.css("d0") : M.css("grey"),
@@ -52,7 +53,7 @@
     const rows = M.layerExperts(0).filter((e) => e.chosen && e[M.state.score] !== null);
     const layer = M.layers[M.state.layer].layer;
     const found = M.data.correlations.find((r) => r.basis === "layer" && r.layer === layer && r.importance === key && r.score === M.state.score);
-    M.title("scatter", `${said(M.state.score)} and ${m.label} in layer ${layer}${found && found.rho !== null ? `: ρ = ${M.fmt.two(found.rho)}` : ""}`, `${M.data.scores[M.state.score]} · importance in ${m.unit}`);
+    M.title("scatter", `${first(said(M.state.score))} and ${m.label} in layer ${layer}${found && found.rho !== null ? `: ρ = ${M.fmt.two(found.rho)}` : ""}`, `${M.data.scores[M.state.score]} · importance in ${m.unit}`);
     if (!rows.length) return M.fill(M.id("plot-scatter"), M.absent("This model has no such score."));
     const named = d3.sort(rows, (e) => -e[key]).slice(0, 3);
     M.fill(M.id("plot-scatter"), M.h("div", { class: "scroll" }, Plot.plot({

@@ -51,7 +51,7 @@
     const color = (r) => M.domainColor(r.group);
     const bar = (way, look) => Plot.barY(rows.filter((r) => (r.group < 0 ? "more" : r.used) === way), { x: "expert", y: (r) => r.rate * 100, fy: "domain", href: (r) => `#${r.name}`, ...look });
     const plot = Plot.plot({
-      width, height: names.length * 118 + 46, marginLeft: 46, marginRight: 8, marginTop: 26, marginBottom: 38,
+      width, height: names.length * 118 + 52, marginLeft: 46, marginRight: 8, marginTop: 26, marginBottom: 44,
       ariaLabel: `Activation rate of the experts of layer ${layer.layer} by domain`,
       style: M.style,
       x: { type: "band", domain: order, label: `expert of layer ${layer.layer}${M.state.barSort === "rate" ? ", busiest over all text first" : ""} →`, labelAnchor: "left", labelArrow: "none", ticks: order.filter((_, i) => i % step === 0), tickSize: 0, padding: 0.22 },

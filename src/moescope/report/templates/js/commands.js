@@ -12,7 +12,11 @@
     }
     setTimeout(() => (button.textContent = "copy"), 1500);
   }
+  // Lines end between words: "--plan" is not cut after its hyphens.
+  const words = (text) => text.split(/(\s+)/).map((part) => (part.trim() ? M.h("span", {}, part) : part));
   function withButton(pre) {
+    const code = pre.querySelector("code");
+    M.fill(code, words(code.textContent));
     const button = M.h("button", { type: "button", class: "copy", "aria-label": "Copy the command", onclick: () => copy(pre, button) }, "copy");
     const frame = M.h("div", { class: "command-frame" });
     pre.replaceWith(frame);

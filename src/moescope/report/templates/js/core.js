@@ -74,7 +74,7 @@ const M = {};
   M.fmt = {
     percent: known((v) => `${(100 * v).toFixed(v !== 0 && Math.abs(v) < 0.01 ? 2 : 1)} %`),
     points: known((v) => `${v > 0 ? "+" : ""}${(100 * v).toFixed(1)}`),
-    lift: known((v) => (v >= 100 ? v.toFixed(0) : v.toFixed(2))),
+    lift: known((v) => (v >= 1e6 ? "> 1,000,000" : v >= 100 ? d3.format(",.0f")(v) : v.toFixed(2))),
     two: known((v) => v.toFixed(2)),
     three: known((v) => v.toFixed(3)),
     bits: known((v) => (Math.abs(v) < 0.0995 ? v.toFixed(4) : v.toFixed(2))),

@@ -2,7 +2,8 @@
 // The foot: what is needed to make this run again.
 (function () {
   const about = M.data.about;
-  const shown = (v) => (v === null || v === undefined || v === "" ? "–" : typeof v === "object" ? JSON.stringify(v) : String(v));
+  const none = (v) => v === null || v === undefined || v === "" || (Array.isArray(v) && !v.length);
+  const shown = (v) => (none(v) ? "–" : typeof v === "boolean" ? (v ? "yes" : "no") : Array.isArray(v) ? v.map(shown).join(", ") : typeof v === "object" ? JSON.stringify(v) : String(v));
   const listing = (title, entries) =>
     M.h("div", {}, M.h("h3", {}, title), M.table([{ key: "name", label: "", text: true }, { key: "value", label: "", mono: true }],
       entries.map(([name, value]) => ({ name: name.replaceAll("_", " "), value: shown(value) })), { fixed: true, label: title }));

@@ -104,7 +104,7 @@
     const cell = (r, i) => (r.values[i] === null ? "absent" : [M.meter(r.parts[i], r.m.format(r.values[i]), `var(--d${[0, 2, 3][i]})`), r.m.known ? limits(bands[i], r.m) : null]);
     M.fill(M.id("plot-bands"), M.table([
       { key: "measure", label: "", text: true },
-      ...bands.map((b, i) => ({ key: b.band, label: `${b.band} (${b.layers})`, text: true, render: (r) => cell(r, i) })),
+      ...bands.map((b, i) => ({ key: b.band, label: `${b.band} (${b.layers.replace("–", "\u2060–\u2060")})`, text: true, render: (r) => cell(r, i) })),
     ], rows, { fixed: true, label: "Early, middle and late layers" }));
     M.asTable("bands", [{ key: "domain", label: "domain", text: true }, { key: "band", label: "third", name: true }, ...MEASURES.flatMap((m) => [
       { key: m.key, label: m.label, format: m.format },

@@ -87,7 +87,8 @@
         `${view.rates.groups[b]}: ${M.fmt.percent(M.share("rate", b, M.cell(i, j)))}${interval(b, M.cell(i, j))}`,
         `difference ${M.fmt.points(gap(i, j))} points`, ...[a, b].map((g) => `${view.rates.groups[g]}: ${M.WAYS[M.wayOf(g, M.cell(i, j))]}`)],
     });
-    const ticks = [[0, M.fmt.points(-limit)], [0.5, "0"], [1, `${M.fmt.points(limit)} points`]];
+    const beyond = d3.max(sizes) > limit; // the ramp ends before the largest gap
+    const ticks = [[0, `${M.fmt.points(-limit)}${beyond ? " or less" : ""}`], [0.5, "0"], [1, `${M.fmt.points(limit)} points${beyond ? " or more" : ""}`]];
     M.fill(host, M.scaleLegend(color, -limit, limit, ticks, "difference"),
       M.h("p", { class: "small" }, "orange: more in ", M.h("b", {}, view.rates.groups[a]), " · blue: more in ", M.h("b", {}, view.rates.groups[b])), map);
     M.asTable("difference", [

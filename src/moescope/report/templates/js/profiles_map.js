@@ -47,14 +47,17 @@ M.start(function () {
     const legend = M.scaleLegend(color, 0, top, [[0, "0"], [1, quantity.format(top) + (quantity.top ? "" : " or more")]], quantity.label);
     return { color: (i) => (values[i] === null ? null : color(values[i])), legend, told };
   }
+  const flagColor = (flag) => (flag === "super" ? "warn" : "bad");
   function roleLegend() {
     const domains = M.data.domains.map((name, i) => ({ name, i })).filter((d) => (M.data.uses[d.name] || {}).more);
     const entries = domains.map((d) => ({ color: M.domainColor(d.i), label: `${signs ? `${signs[d.i]}: ` : ""}serves ${M.shorten(d.name, 26)} (${M.data.uses[d.name].more})` }));
     const others = d3.rollup(d3.range(M.size).map(M.profile).filter((p) => p.role_kind !== "domain"), (v) => v.length, (p) => p.role_kind);
-    for (const [kind, n] of others) entries.push({ color: roleColor({ role_kind: kind }), label: `${ROLES[kind] || kind} (${n})`, style: { outline: "1px solid var(--faint)" } });
+    for (const [kind, n] of others) entries.push({ color: roleColor({ role_kind: kind }), label: `${ROLES[kind] || kind} (${M.fmt.count(n)})`, style: { outline: "1px solid var(--faint)" } });
     const legend = M.legend(entries);
     const flags = new Set(M.data.tables.experts.flags.flat().filter((f) => f !== "token expert"));
-    if (flags.size) legend.append(M.h("span", {}, `● flag: ${[...flags].sort().join(", ")}`));
+    for (const [color, named] of d3.group([...flags].sort(), flagColor)) {
+      legend.append(M.h("span", {}, M.h("span", { style: { color: M.css(color) } }, "●"), `flag: ${named.join(", ")}`));
+    }
     if (!domains.length) return legend;
     const strengths = LIFTS.map((l) => ({ color: d3.interpolateRgb(M.css("panel"), M.domainColor(domains[0].i))(l.part), label: l.words }));
     return M.h("div", {}, legend, M.legend(strengths));
@@ -156,7 +159,7 @@ M.start(function () {
     if (!p.flags.some((f) => f !== "token expert") || cw < 6) return;
     pen.beginPath();
     pen.arc(x + cw / 2 - 0.5, y + ch / 2 - 0.5, Math.min(3, cw / 4, ch / 4), 0, 7);
-    pen.fillStyle = p.flags.includes("super") ? M.css("warn") : M.css("bad");
+    pen.fillStyle = M.css(p.flags.some((f) => flagColor(f) === "warn") ? "warn" : "bad");
     pen.fill();
     pen.strokeStyle = M.css("panel");
     pen.lineWidth = 1;

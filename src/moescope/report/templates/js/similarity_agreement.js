@@ -20,6 +20,9 @@
     const room = (width - left - 12) / layers.length;
     const every = M.step(layers.length, room, 24);
     const color = M.diverging(1);
+    // what is written on a cell: the one of the two colours of text that stands out from it
+    const light = (c) => d3.lab(c).l > 58;
+    const on = (rho) => M.css(light(color(rho)) === light(M.css("ink")) ? "bg" : "ink");
     const passed = rows.filter((r) => r.q !== null && r.q < M.data.level);
     const best = d3.greatest(passed, (r) => Math.abs(r.rho));
     M.title("agreement", passed.length ? `The strongest link: ${best.pair} in layer ${best.layer}, ρ = ${two(best.rho)}` : "No two measures agree beyond chance",
@@ -32,8 +35,8 @@
       color: { type: "identity" },
       marks: [
         Plot.cell(rows, { x: "layer", y: "pair", fill: (r) => color(r.rho) }),
-        ...(room >= 38 ? [Plot.text(rows, { x: "layer", y: "pair", text: (r) => two(r.rho), fill: (r) => (Math.abs(r.rho) > 0.6 ? M.css("bg") : M.css("ink")), dx: room >= 52 ? -4 : 0 })] : []),
-        Plot.dot(passed, { x: "layer", y: "pair", r: 2.1, fill: (r) => (Math.abs(r.rho) > 0.6 ? M.css("bg") : M.css("ink")), dx: room >= 52 ? 17 : room >= 38 ? 0 : 0, dy: room >= 52 || room < 38 ? 0 : 9 }),
+        ...(room >= 38 ? [Plot.text(rows, { x: "layer", y: "pair", text: (r) => two(r.rho), fill: (r) => on(r.rho), dx: room >= 52 ? -4 : 0 })] : []),
+        Plot.dot(passed, { x: "layer", y: "pair", r: 2.1, fill: (r) => on(r.rho), dx: room >= 52 ? 21 : 0, dy: room >= 52 || room < 38 ? 0 : 9 }),
         Plot.tip(rows, Plot.pointer({ x: "layer", y: "pair", maxRadius: 60, title: (r) => `layer ${r.layer}: ${r.pair}\nρ = ${two(r.rho)} over ${M.fmt.count(r.pairs)} pairs of ${r.experts} experts\np ${M.fmt.p(r.p)}, q ${M.fmt.p(r.q)}` })),
       ],
     });

@@ -32,17 +32,21 @@
     const wide = total >= 760 && parts.length > 1;
     const width = wide ? Math.floor((total - 24) / 2) : total;
     M.fill(host, M.h("div", { class: wide ? "panels wide" : "panels one" }, parts.map(([title, found, none]) => M.h("div", { class: "panel" }, M.h("h4", {}, title), forest(title, found, none, width)))),
-      M.h("div", { class: "legend" }, M.h("span", {}, "● q < 0.05"), M.h("span", {}, "○ not"), M.h("span", {}, "× what the words alone predict"), M.h("span", {}, "line: 95 % interval"), M.h("span", {}, "dashed: no difference")));
+      M.h("div", { class: "legend" }, M.h("span", {}, "● q < 0.05"), M.h("span", {}, "○ not"), M.h("span", {}, "× what the words alone predict"), M.h("span", {}, "line: 95 % interval"), M.h("span", {}, "dashed: no difference"),
+        Object.values(some).flat().some((r) => r.lift_over_others > 0 && r.lift_over_others < FLOOR) ? M.h("span", {}, `a lift below ${FLOOR} is drawn there`) : null));
   }
 
   function forest(title, found, none, width) {
     const points = found.filter((r) => r.lift_over_others > 0).slice(0, SHOWN).map((r) => ({
-      ...r, key: M.state.specialDomain ? r.name : `${r.name} · ${r.domain}`, low: Math.max(FLOOR, r.lift_low || FLOOR), high: r.lift_high,
+      ...r, key: M.state.specialDomain ? r.name : `${r.name} · ${r.domain}`, low: Math.max(FLOOR, r.lift_low || FLOOR), high: r.lift_high && Math.max(FLOOR, r.lift_high),
       words: r.by_token !== null && r.on_shared > 0 ? Math.max(FLOOR, (r.lift_over_others * r.by_token) / r.on_shared) : null,
     }));
     if (!points.length) return M.absent(found.length ? "These experts are never chosen here, or never elsewhere, so there is no lift; see the table." : `None: ${none}.`);
+    // An interval may end at any height; one that would press all others together goes on beyond the figure.
+    const roof = 20 * d3.max(points.flatMap((p) => [p.lift_over_others, p.words, 1]));
+    points.forEach((p) => (p.high = p.high && Math.min(p.high, roof)));
     const room = M.state.specialDomain ? 58 : Math.min(170, width / 3);
-    const ends = points.flatMap((p) => [p.low, p.high, p.words, p.lift_over_others, 1]).filter((v) => v);
+    const ends = points.flatMap((p) => [p.low, p.high, p.words, Math.max(FLOOR, p.lift_over_others), 1]).filter((v) => v);
     const color = (p) => M.domainColor(M.view().domains.indexOf(p.domain));
     const axis = M.logAxis("lift over the other domains (log scale) →", Math.max(FLOOR, d3.min(ends) * 0.92), d3.max(ends) * 1.08, width - room - 16);
     return Plot.plot({
@@ -56,8 +60,8 @@
         Plot.ruleX([1], { stroke: "currentColor", strokeDasharray: "4 3" }),
         Plot.ruleY(points.filter((p) => p.high), { y: "key", x1: "low", x2: "high", stroke: color, strokeWidth: 2 }),
         Plot.dot(points.filter((p) => p.words), { x: "words", y: "key", symbol: "times", stroke: "currentColor", strokeWidth: 1.6, r: 4 }),
-        Plot.dot(points, { x: "lift_over_others", y: "key", r: 4.5, href: (p) => `#${p.name}`, fill: (p) => (p.used ? color(p) : M.css("panel")), stroke: color, strokeWidth: 2 }),
-        Plot.tip(points, Plot.pointer({ x: "lift_over_others", y: "key", title: tipText })),
+        Plot.dot(points, { x: (p) => Math.max(FLOOR, p.lift_over_others), y: "key", r: 4.5, href: (p) => `#${p.name}`, fill: (p) => (p.used ? color(p) : M.css("panel")), stroke: color, strokeWidth: 2 }),
+        Plot.tip(points, Plot.pointer({ x: (p) => Math.max(FLOOR, p.lift_over_others), y: "key", title: tipText })),
       ],
     });
   }

@@ -48,9 +48,11 @@
     M.title("strengths", "What it writes at each strength", swept.before ? "the first token that differs from the unedited text is marked" : "no text was generated");
     const text = (p) => (!p.text ? "–" : p.first_difference === null ? M.h("span", { class: "w same" }, "as unedited") : p.text.pieces.map((piece, i) =>
       M.h("span", { class: i < p.first_difference ? "w same" : i === p.first_difference ? "w first" : "w" }, i === p.first_difference ? M.marked(piece) : piece || "∅")));
+    const texts = { key: "text", label: "text", text: true, render: text };
+    const narrow = M.width("strengths") < 520; // the texts are what matters, so they must not be cut off
     M.fill(M.id("plot-strengths"), M.table([
-      { key: "strength", label: unit, format: strength }, { key: "chosen", label: "chosen", format: M.fmt.text }, { key: "kl", label: "KL", format: M.fmt.small },
-      { key: "next", label: "next token", name: true }, { key: "text", label: "text", text: true, render: text },
+      { key: "strength", label: unit, format: strength }, ...(narrow ? [texts] : []), { key: "chosen", label: "chosen", format: M.fmt.text }, { key: "kl", label: "KL", format: M.fmt.small },
+      { key: "next", label: "next token", name: true }, ...(narrow ? [] : [texts]),
     ], points.map((p) => ({ ...p, chosen: `${p.chosen}/${p.places}`, next: `${M.shown(p.token)} ${M.fmt.prob(p.prob)}` })), { label: "Texts by strength", fixed: true }));
   });
 })();

@@ -43,7 +43,7 @@
     let order = { key: options.sort || null, down: options.down !== false };
     const shown = M.h("p", { class: "small" });
     const heads = columns.map((c) =>
-      M.h("th", { scope: "col", class: c.text || c.mono || c.name ? null : "num", title: c.title || null },
+      M.h("th", { scope: "col", class: c.name ? "name" : c.text || c.mono ? null : "num", title: c.title || null },
         options.fixed ? c.label : headButton(c.label, () => {
           order = { key: c.key, down: order.key === c.key ? !order.down : !(c.text || c.mono || c.name) };
           draw();

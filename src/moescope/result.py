@@ -138,7 +138,8 @@ def refuse_finished(folder: str | Path | None, resume: bool = False) -> None:
         RunError: one lies there, and ``resume`` is off.
     """
     if folder is not None and not resume and (Path(folder) / RESULT).is_file():
-        raise RunError(f"{folder} already holds a result; resume it, or give another folder, such "
+        raise RunError(
+            f"{folder} already holds a result; resume it, or give another folder, such "
             f"as `out={folder}-2`"
         )
 

@@ -106,7 +106,8 @@ def is_begun(folder: Path) -> bool:
 def _refuse_begun(folder: Path, resume: bool) -> None:
     path = folder / JOURNAL
     if not resume and path.is_file() and path.stat().st_size:
-        raise RunError(f"{folder} already holds a measurement; resume it, or give another folder, such "
+        raise RunError(
+            f"{folder} already holds a measurement; resume it, or give another folder, such "
             f"as `out={folder}-2`"
         )
     if not path.is_file():

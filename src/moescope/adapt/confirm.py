@@ -100,7 +100,8 @@ def _other_documents(
     if fingerprint == run.manifest.progress["fingerprint"]:
         raise BadInputError(
             f"the plan was chosen on the documents of {run.path} itself, whose other half "
-            "confirmed it already; give a run of other documents, such as one traced with `split=test`"
+            "confirmed it already; give a run of other documents, such as one traced with "
+            "`split=test`"
         )
     try:
         source = open_run(where)

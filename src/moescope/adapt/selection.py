@@ -291,8 +291,8 @@ def _whose(made: Selection) -> Iterator[str]:
         if more:
             named = listing(f"{r['domain']} ({percent(r['covered'])})" for r in more)
             yield (
-                f"These experts are not of {listing(made.about['domains'])} alone: as large a share "
-                f"of the assignments ({percent(own)}) or a larger one is theirs in {named}."
+                f"These experts are not of {listing(made.about['domains'])} alone: as large a "
+                f"share of the assignments ({percent(own)}) or a larger one is theirs in {named}."
             )
     if not made.confirmed and len(against) > 1:
         yield (

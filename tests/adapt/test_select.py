@@ -41,9 +41,7 @@ def test_planted_experts_are_found_and_confirmed(score: str) -> None:
     assert all(r["confirmed"] and r["delta_low"] > 0 for r in rows.values())
     assert np.mean([r["chosen_again"] for r in rows.values()]) > 0.8
     assert sum(r["chosen_by_other_half"] for r in rows.values()) >= 2
-    assert found.answers[0].startswith(
-        "All 3 chosen experts are used more in law than in news, plays"
-    )
+    assert "All 3 chosen experts are used more in law than in news, plays" in found.answers[0]
     assert "was not measured" in found.answers[0]
     [own] = [r for r in found.tables["domains"].to_pylist() if r["domain"] == "law"]
     assert (own["role"], own["shared"], own["documents"]) == ("target", 3, 40)

@@ -58,6 +58,7 @@ _FENCE = re.compile(
 )
 _SHELL = re.compile(r" [|<>] |\$['\"A-Z]|/\*|^[A-Z_]+=")
 GIVEN_RUN = "a-run"
+MADE = ["source", ".venv/bin/activate"]
 _MAKES_IT = re.compile(r"-o my-run|\banalyze\(")
 
 
@@ -121,7 +122,7 @@ def _command(line: str) -> None:
     from moescope.cli.main import app
 
     words = shlex.split(line, comments=True)
-    if words == ["pip", "install", "-e", "."] or words[:2] == ["make", "test"]:
+    if words == ["pip", "install", "-e", "."] or words[:2] in (["make", "test"], MADE):
         return  # what made the environment
     if words == ["make", "demo"]:
         words = ["moescope", "demo", "-o", "demo-run"]

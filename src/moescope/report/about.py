@@ -53,8 +53,8 @@ def about(run: Run, domains: list[str]) -> dict[str, Any]:
                 key: model.get(key)
                 for key in (
                     "model_type", "revision", "dtype", "processor", "decoder_layers",
-                    "total_params", "active_params", "scoring", "normalized", "selection_bias", "config_sha256",
-                    "tokenizer_sha256", "weights_sha256",
+                    "total_params", "active_params", "scoring", "normalized", "selection_bias",
+                    "config_sha256", "tokenizer_sha256", "weights_sha256",
                 )
             },
         },

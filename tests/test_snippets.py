@@ -25,6 +25,9 @@ PAGES = [
     ROOT / "docs" / "tutorial.md",
     *(p for p in sorted((ROOT / "docs" / "how-to").glob("*.md")) if p.name not in WALKED),
 ]
+FAST = ("tutorial", "notebook", "own-corpus", "select-experts", "steer")
+"""Pages that the fast tests run too, besides README; the rest take minutes together."""
+
 SHOWN = {p: [b for b in snippets.blocks_of(p) if b.language in ("python", "console")]
          for p in [ROOT / "README.md", *PAGES]}  # fmt: skip
 
@@ -44,7 +47,11 @@ def place(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (ROOT / "README.md", "console"),
         (ROOT / "README.md", "python"),
-        *((page, "") for page in PAGES if any(block.why is None for block in SHOWN[page])),
+        *(
+            pytest.param(page, "", marks=() if page.stem in FAST else pytest.mark.slow)
+            for page in PAGES
+            if any(block.why is None for block in SHOWN[page])
+        ),
     ],
     ids=lambda given: getattr(given, "stem", given),
 )

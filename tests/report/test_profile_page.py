@@ -266,6 +266,7 @@ class TestBrowser:
             told.hidden = String(box("plot-map").bottom < box("above").bottom);
             told.below = String(Math.abs(box("plot-panel").top - box("above").bottom) < 40);
             window.scrollBy({ top: 600, behavior: "instant" });
+            window.dispatchEvent(new Event("scroll"));  // a page that is not drawn may send none
             setTimeout(() => {
               told.shown = String(document.getElementById("above").classList.contains("shown"));
               told.small = document.querySelector("#plot-above canvas").dataset.marks;

@@ -42,7 +42,7 @@ def test_the_figures_of_the_readme_come_out_whatever_the_precision(tmp_path: Pat
         assert said == pytest.approx([100 * share for share in found], abs=0.1)
     bits = run.table("information").to_pandas().filter(like="_bits").mean()
     names = ["expert_token", "expert_domain", "expert_domain_given_token"]
-    said = quoted("# bits about the token, # about the domain, and # when")
+    said = quoted("# bits about the token, # about the domain, and # about the domain when")
     assert said == pytest.approx([bits[f"i_{name}_bits"] for name in names], abs=0.01)
 
 

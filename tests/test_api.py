@@ -111,7 +111,7 @@ class TestAModelInMemory:
         changed = wrap_model(hf, AutoTokenizer.from_pretrained(tiny_folder))
         with pytest.raises(RunError, match=r"cannot resume .*: the model has other weights"):
             trace(changed, tiny_corpus, tmp_path / "run", SHORT, resume=True)
-        with pytest.raises(RunError, match="weights"):
+        with pytest.raises(RunError, match="weights not the same"):
             run_windows(changed, open_run(tmp_path / "run"))
 
     def test_that_changed_since_it_was_wrapped_is_refused_until_it_is_wrapped_again(
@@ -151,7 +151,7 @@ class TestAModelInMemory:
         with torch.no_grad():
             next(model.model.parameters()).mul_(1.5)
         other = wrap_model(model.model, model.tokenizer)
-        with pytest.raises(RunError, match="weights"):  # though figures are kept
+        with pytest.raises(RunError, match="weights not the same"):  # though figures are kept
             moescope.profile_expert(run, "L1E0", plain, model=other)
 
     def test_is_refused_in_one_line(self, tiny_folder: Path, tiny_loaded: LoadedModel) -> None:

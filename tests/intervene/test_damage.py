@@ -285,7 +285,7 @@ class TestPlanted:
         begin = f"{made.carrier} matters more than random ones of like load on d0: with it chosen"
         assert said[0].startswith(begin) == (damage.chance[0] <= 0.05)
         assert f"none of {damage.num_controls} random plans does as much harm or more" in said[0]
-        assert "their ratio would say nothing" in " ".join(said)  # off target it is nil
+        assert "Off target the change is not clearly above 0, so their ratio" in " ".join(said)
         assert damage.selectivity is not None
         assert damage.selectivity.difference_low > 0.1
         assert damage.selectivity.p == pytest.approx(1 / (1 + damage.num_controls))

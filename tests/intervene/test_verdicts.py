@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from tests.support.planted import exchangeable
+from tests.support.planted import exchangeable, planted
 
 from moescope.axes import ExpertRef
 from moescope.intervene import measure_damage
@@ -148,3 +148,18 @@ def test_of_several_layers_the_mean_and_the_extremes_are_told() -> None:
     assert f"matter in layers 0-1: ρ = {mean:.2f} [" in first
     span = f"from {single[low]:.2f} in layer {low} to {single[high]:.2f} in layer {high}"
     assert f"(mean of 2 layers, {span}; by chance within ±" in first
+
+
+def test_a_ratio_without_an_interval_blames_no_other_change() -> None:
+    """Two documents of the target: what lacks is its interval, not the change off target."""
+    made = planted(3, documents=2)
+    found = measure_damage(
+        made.loaded, made.windows, [made.carrier or ExpertRef(1, 0)], targets=["d0"], controls=4,
+        match="size",
+    )  # fmt: skip
+    said = " ".join(damage_answers(found))
+    assert "[no interval]" in said
+    assert "An interval is missing, so their ratio would say nothing" in said
+    assert "not clearly above 0" not in said
+    [few] = [n.text for n in damage_notes(found) if n.text.startswith("Fewer than")]
+    assert few.count("d0 (2)") == 1

@@ -118,10 +118,9 @@ def _on_target(damage: Damage, rows: dict[str, dict[str, Any]]) -> list[str]:
         ratio = f"{made.ratio:.1f} times as much [{made.ratio_low:.1f}, {made.ratio_high:.1f}]"
         out = [f"{first}: {ratio}, a difference of {difference}."]
     else:
-        out = [
-            f"{first}. Off target the change is not clearly above 0, so their ratio would say "
-            f"nothing; the difference is {difference}."
-        ]
+        known = math.isfinite(on["ce_change_low"]) and math.isfinite(off["ce_change_low"])
+        why = "Off target the change is not clearly above 0" if known else "An interval is missing"
+        out = [f"{first}. {why}, so their ratio would say nothing; the difference is {difference}."]
     if damage.num_controls:
         shown = "" if made.p_overlap <= LEVEL else "not "
         out += [
@@ -232,7 +231,8 @@ def _matching(match: Match, controls: Controls) -> Note:
 
 def few_documents(rows: Sequence[dict[str, Any]]) -> list[Note]:
     """Groups of documents without an interval."""
-    few = [f"{r['domain']} ({r['documents']})" for r in rows if r["documents"] < MIN_CLUSTERS]
+    known = (f"{r['domain']} ({r['documents']})" for r in rows if r["documents"] < MIN_CLUSTERS)
+    few = list(dict.fromkeys(known))  # a target stands there as a domain too
     text = (
         f"Fewer than {MIN_CLUSTERS} documents: {listing(few, 8)}. The document is the unit of "
         "every interval, so these have none; give more text with `tokens` or a shorter `window`."

@@ -70,8 +70,9 @@ def wrap_model(model: nn.Module, tokenizer: Any, name: str | None = None) -> Loa
 
     It is used as it is, in its precision and on its device, and set to evaluation. Its hashes are
     taken now, by the same rules as those of a model that is loaded, so a run can be resumed with
-    either, as long as weights, configuration and tokenizer are the same. A weight that is changed
-    later is noticed when the model is given next: wrap it again then.
+    either, as long as weights, configuration and tokenizer are the same. Weights that are
+    changed later are refused when the model is given next, if their fingerprint (64 elements of
+    each parameter) shows it: wrap it again after every change.
 
     Args:
         model: a causal language model of transformers with MoE layers.
